@@ -1,0 +1,78 @@
+"""What happens to a batch once it is on the device: normalise, erase, mix, and make the targets."""
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from torch import Tensor, nn
+
+from data.plan import DeviceDraws, Mix
+
+
+class DeviceAugment(nn.Module):
+    """From uint8 images and labels to what the loss takes; shared by the backends, on CPU and GPU.
+
+    The arithmetic is timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, one group at a time); what to
+    do comes from the plan. Only the noise inside erased boxes is drawn here, from torch's default generator.
+
+    Args:
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+        num_classes: width of the targets.
+        smoothing: label smoothing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float], num_classes: int, smoothing: float = 0.0):
+        super().__init__()
+        self.num_classes = num_classes
+        self.smoothing = smoothing
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``(n, 3, side, side)`` to float32 of the same shape."""
+        return (images.float() - self.mean) / self.std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise`, clipped to uint8."""
+        return (images * self.std + self.mean).round().clamp(0, 255).byte()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, labels: Tensor, draws: DeviceDraws) -> tuple[Tensor, Tensor]:
+        """uint8 ``(n, 3, side, side)`` and labels ``(n,)`` to float32 images and targets ``(n, num_classes)``."""
+        images = self.normalise(images)
+        if draws.erase is not None:
+            self._erase(images, draws.erase)
+        targets = self._targets(labels, 1.0)
+        for mix in draws.mix:
+            rows = slice(mix.rows.start, mix.rows.stop)
+            _mix(images[rows], mix)
+            targets[rows] = self._targets(labels[rows], mix.share)
+        return images, targets
+
+    def _targets(self, labels: Tensor, share: float) -> Tensor:
+        return mixup_target(labels, self.num_classes, share, self.smoothing)
+
+    @staticmethod
+    def _erase(images: Tensor, boxes) -> None:
+        for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
+            if height > 0:
+                image[:, top : top + height, left : left + width].normal_()
+
+
+def _mix(images: Tensor, mix: Mix) -> None:
+    """Mix each image of a group with its mirror in the group, in place."""
+    partners = images.flip(0)
+    if mix.box is None:
+        images.mul_(mix.share).add_(partners, alpha=1 - mix.share)
+    else:
+        top, left, height, width = mix.box
+        area = (..., slice(top, top + height), slice(left, left + width))
+        images[area] = partners[area]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with dense targets, *summed* over the batch, in float32: logits and targets ``(n, classes)``."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")

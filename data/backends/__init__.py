@@ -1,0 +1,94 @@
+"""Backends: from crops to uint8 batches. Each reads, decodes, crops, resizes and mirrors, and draws nothing itself."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.config import DataConfig
+from data.crops import Crops
+from data.errors import DataError
+from data.index import ImageIndex
+
+BACKENDS = ("dali", "torch", "synthetic")
+CPU_BACKEND = "torch"  # the faster of the two on a CPU: python scripts/bench_loader.py
+
+
+class Backend(Protocol):
+    """Makes batches of one data set."""
+
+    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+        """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
+
+        Requests are taken ahead of the batches handed out, so that work goes on in the background. The batch lies
+        on the backend's device or in host memory.
+
+        Raises:
+            DataError: naming the file, where one cannot be read or decoded.
+        """
+        ...
+
+
+def resolve_backend(cfg: DataConfig, device: torch.device) -> str:
+    """The backend that ``data.backend`` means on this machine.
+
+    ``auto`` is a fixed rule: DALI on a GPU, on a CPU the one that won the benchmark; torch where DALI is missing.
+
+    Raises:
+        DataError: if it is no known backend, or DALI is asked for and not installed.
+    """
+    if cfg.name == "synthetic":
+        return "synthetic"
+    have_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    if cfg.backend == "auto":
+        return ("dali" if device.type == "cuda" else CPU_BACKEND) if have_dali else "torch"
+    if cfg.backend == "dali" and not have_dali:
+        raise DataError("data.backend=dali needs NVIDIA DALI: install requirements.txt, or set data.backend=torch")
+    return cfg.backend
+
+
+def build_backend(
+    kind: str, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int
+) -> Backend:
+    """Build a backend.
+
+    Args:
+        kind: ``"dali"``, ``"torch"`` or ``"synthetic"``.
+        index: the images.
+        cfg: sizes and interpolation.
+        device: where the model is; DALI decodes there.
+        workers: most threads or processes to use.
+        max_batch: images in the largest request.
+    """
+    if kind == "dali":
+        from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
+
+        return DaliBackend(index, cfg, device, workers, max_batch)
+    if kind == "torch":
+        from data.backends.torch_backend import TorchBackend
+
+        return TorchBackend(index, cfg, device, workers)
+    if kind == "synthetic":
+        from data.backends.synthetic import SyntheticBackend
+
+        return SyntheticBackend(cfg)
+    raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
+
+
+def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataError:
+    """The error that names the file of a failed request, found by reading its files one by one."""
+    for i in crops.index:
+        path = index.path(int(i))
+        try:
+            with Image.open(path) as image:
+                image.load()
+                if (image.height, image.width) != (index.heights[i], index.widths[i]):
+                    return DataError(f"{path} has changed since the index was written: touch its folder to index anew")
+        except OSError as error:
+            return DataError(
+                f"{path} cannot be decoded ({error.strerror or error}): mend or remove it, then start again to resume"
+            )
+    return DataError(f"a batch that holds {index.path(int(crops.index[0]))} could not be decoded: {cause}")

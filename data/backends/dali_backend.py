@@ -1,0 +1,106 @@
+"""The DALI backend: one pipeline for CPU and GPU, training and evaluation, fed with paths and crops by the plan.
+
+On a GPU JPEGs are decoded there (``mixed``); on a CPU the same pipeline runs without one. Settings that make its
+pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from torch import Tensor
+
+from data.backends import unreadable
+from data.config import DataConfig
+from data.crops import Crops
+from data.index import ImageIndex
+
+PREFETCH = 2  # batches decoded ahead
+INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+
+
+@pipeline_def(enable_conditionals=False)
+def crop_pipeline(source, device: str, side: int, interpolation):
+    """Paths and crops to uint8 images in (channels, height, width)."""
+    path, start, extent, size, window, flip = fn.external_source(
+        source=source,
+        num_outputs=6,
+        batch=True,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32],
+    )
+    images = fn.decoders.image_slice(
+        fn.io.file.read(path),
+        start=start,
+        shape=extent,
+        axes=[0, 1],
+        device="mixed" if device == "gpu" else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
+    images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
+    images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
+    return fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
+
+
+class DaliBackend:
+    """Makes batches with DALI.
+
+    Args:
+        index: the images.
+        cfg: sizes and interpolation.
+        device: a GPU to decode on, or the CPU.
+        workers: threads.
+        max_batch: images in the largest request.
+    """
+
+    def __init__(self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int):
+        self.index = index
+        self.cfg = cfg
+        self.device = device
+        self.workers = max(1, workers)
+        self.max_batch = max_batch
+
+    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+        """See :class:`data.backends.Backend`."""
+        on_gpu = self.device.type == "cuda"
+        ahead: list[Crops] = []
+
+        def source():
+            crops = next(requests)
+            ahead.append(crops)
+            return self._arrays(crops)
+
+        pipeline = crop_pipeline(
+            source,
+            "gpu" if on_gpu else "cpu",
+            self.cfg.crop,
+            INTERPOLATION[self.cfg.interpolation],
+            batch_size=self.max_batch,
+            num_threads=self.workers,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=PREFETCH,
+        )
+        pipeline.build()
+        while True:
+            try:
+                (images,) = pipeline.run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise unreadable(self.index, _merge(ahead), error) from error
+            ahead.pop(0)
+            # The pipeline reuses its buffers at the next run, hence the copy.
+            yield torch.from_dlpack(images.as_tensor()).clone()
+
+    def _arrays(self, crops: Crops) -> tuple[list[np.ndarray], ...]:
+        paths = [np.frombuffer(self.index.path(int(i)).encode(), dtype=np.uint8) for i in crops.index]
+        columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
+        return paths, *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
+
+
+def _merge(requests: list[Crops]) -> Crops:
+    """Several requests as one: with prefetching, any of them may be the one that failed."""
+    fields = ("index", "box", "size", "window", "flip")
+    return Crops(*(np.concatenate([getattr(crops, name) for crops in requests]) for name in fields))

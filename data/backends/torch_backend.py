@@ -1,0 +1,90 @@
+"""The backend for machines without DALI: torchvision decodes and resizes in DataLoader workers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from data.backends import unreadable
+from data.config import DataConfig
+from data.crops import Crops
+from data.errors import DataError
+from data.index import ImageIndex
+
+
+class CropDataset(Dataset):
+    """Answers a request for a batch with its uint8 images; runs in the workers."""
+
+    def __init__(self, index: ImageIndex, side: int, interpolation: str):
+        self.index = index
+        self.side = side
+        self.interpolation = InterpolationMode(interpolation)
+
+    def __getitem__(self, crops: Crops) -> Tensor | DataError:
+        """``(n, 3, side, side)``; an error is returned, not raised, to cross the process border in one line."""
+        out = torch.empty(len(crops), 3, self.side, self.side, dtype=torch.uint8)
+        try:
+            for row in range(len(crops)):
+                out[row] = self._image(crops, row)
+        except (RuntimeError, OSError) as error:
+            return unreadable(self.index, crops, error)
+        return out
+
+    def _image(self, crops: Crops, row: int) -> Tensor:
+        i = int(crops.index[row])
+        image = decode_image(read_file(self.index.path(i)), mode=ImageReadMode.RGB)
+        if image.shape[1:] != (self.index.heights[i], self.index.widths[i]):
+            raise RuntimeError("size differs from the index")
+        top, left, height, width = crops.box[row].tolist()
+        image = image[:, top : top + height, left : left + width]
+        image = F.resize(image, crops.size[row].tolist(), interpolation=self.interpolation, antialias=True)
+        top, left = crops.window[row].tolist()
+        if top < 0 or left < 0 or image.shape[1:] != (self.side, self.side):
+            image = F.crop(image, top, left, self.side, self.side)
+        return image.flip(-1) if crops.flip[row] else image
+
+
+class RequestSampler(Sampler[Crops]):
+    """Hands requests to the workers as they are asked for."""
+
+    def __init__(self, requests: Iterator[Crops]):
+        self.requests = requests
+
+    def __iter__(self) -> Iterator[Crops]:
+        return self.requests
+
+
+class TorchBackend:
+    """Makes batches with torchvision in worker processes.
+
+    Args:
+        index: the images.
+        cfg: sizes and interpolation.
+        device: where the model is; batches for a GPU lie in pinned memory.
+        workers: worker processes; 0 works in this process.
+    """
+
+    def __init__(self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int):
+        self.dataset = CropDataset(index, cfg.crop, cfg.interpolation)
+        self.workers = workers
+        self.pin_memory = device.type == "cuda"
+
+    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+        """See :class:`data.backends.Backend`."""
+        loader = DataLoader(
+            self.dataset,
+            sampler=RequestSampler(requests),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+            # Its default seeds the workers from torch's global generator, which is the model's, not ours.
+            generator=torch.Generator().manual_seed(0),
+        )
+        for images in loader:
+            if isinstance(images, DataError):
+                raise images
+            yield images

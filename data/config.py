@@ -1,0 +1,44 @@
+"""The options of the data room: where images come from and how they are changed."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DataConfig:
+    """One data set and how its images reach the model (``data.*``)."""
+
+    name: str = MISSING  # label in logs; "synthetic" needs no files
+    root: str | None = None  # folder that holds <split>/<class>/<image>
+    archive: str | None = None  # tar file that holds the folder, unpacked into the user's cache on first use
+    archive_sha256: str | None = None
+    train_split: str = "train"
+    split: str = "val"  # what is evaluated
+    backend: str = "auto"  # dali | torch | auto: dali on a GPU, the faster of the two on this project's CPU benchmark
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    resize: int = 256  # shorter side before the centre crop of evaluation
+    crop: int = 224  # side of the images the model sees
+    interpolation: str = "bicubic"  # bicubic | bilinear, always with antialiasing
+    index_dir: str | None = None  # where the index lies; null: in root if writable, else in the user's cache
+    on_bad_image: str = "error"  # error | skip
+    synthetic_images: int = 5120  # size of the training split of data=synthetic; a tenth of it is evaluated
+    synthetic_classes: int = 1000
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are changed (``augment.*``)."""
+
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # area of the random crop, share of the image
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # aspect ratio of the random crop
+    hflip: float = 0.5  # probability of a horizontal flip
+    auto: str | None = None  # automatic augmentation policy; none is available yet
+    mixup: float = 0.0  # alpha of mixup's Beta distribution, 0 = off
+    cutmix: float = 0.0  # alpha of cutmix's Beta distribution, 0 = off
+    mix_prob: float = 1.0  # probability that a group is mixed at all
+    mix_switch: float = 0.5  # probability of cutmix where both are on
+    mix_group: int = 32  # consecutive images that share one mixing draw and are partners of each other
+    erase: float = 0.0  # probability of random erasing with noise
+    smoothing: float = 0.1  # label smoothing

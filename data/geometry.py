@@ -1,0 +1,80 @@
+"""How the global batch is cut: into mix groups, over processes, and into micro-batches.
+
+A mix group is a run of consecutive positions whose images are mixed with one another. Processes and micro-batches
+are cut on group borders, so that no draw and no pairing depends on how many processes there are.
+"""
+
+from dataclasses import dataclass
+
+from data.errors import DataError
+
+
+@dataclass(frozen=True)
+class BatchGeometry:
+    """The cut of one global batch.
+
+    Args:
+        batch_size: images in the global batch.
+        mix_group: images in a group; the last group of a batch may be smaller.
+        world_size: processes.
+        rank: this process.
+        micro_batch_size: most images a process takes at once, in whole groups; ``None`` for its whole share. Where
+            processes have unequal shares of very few groups, one group more may come.
+
+    Raises:
+        DataError: if there are fewer groups than processes.
+    """
+
+    batch_size: int
+    mix_group: int
+    world_size: int = 1
+    rank: int = 0
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups < self.world_size:
+            smaller = max(1, self.batch_size // self.world_size)
+            raise DataError(
+                f"batch_size={self.batch_size} has {self.groups} groups of augment.mix_group={self.mix_group} images, "
+                f"too few for {self.world_size} processes: set batch_size={self.mix_group * self.world_size} or more"
+                + (f", or augment.mix_group={smaller} or less" if self.batch_size >= self.world_size else "")
+            )
+
+    @property
+    def groups(self) -> int:
+        """Mix groups in a global batch."""
+        return -(-self.batch_size // self.mix_group)
+
+    def _groups_of(self, rank: int) -> range:
+        return range(rank * self.groups // self.world_size, (rank + 1) * self.groups // self.world_size)
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches a process takes for one optimizer step; the same on every process."""
+        shares = [len(self._groups_of(rank)) for rank in range(self.world_size)]
+        if self.micro_batch_size is None:
+            return 1
+        at_once = max(1, self.micro_batch_size // self.mix_group)
+        return min(-(-max(shares) // at_once), min(shares))
+
+    def micro_batches(self) -> list[range]:
+        """Positions inside the global batch of each micro-batch of this process."""
+        mine, steps = self._groups_of(self.rank), self.micro_steps
+        cuts = [mine.start + step * len(mine) // steps for step in range(steps + 1)]
+        ends = [min(cut * self.mix_group, self.batch_size) for cut in cuts]
+        return [range(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """Images in the largest micro-batch of this process."""
+        return max(len(positions) for positions in self.micro_batches())
+
+    def groups_in(self, positions: range) -> list[range]:
+        """The mix groups of a micro-batch, as ranges inside it."""
+        size = len(positions)
+        return [range(start, min(start + self.mix_group, size)) for start in range(0, size, self.mix_group)]
+
+
+def shard(count: int, world_size: int, rank: int) -> range:
+    """This process's contiguous share of ``count`` items: over all processes each item once."""
+    return range(rank * count // world_size, (rank + 1) * count // world_size)

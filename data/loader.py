@@ -1,0 +1,83 @@
+"""Loaders: the plan carried out by a backend, as batches on the device."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.backends import Backend
+from data.crops import Crops
+from data.geometry import shard
+from data.plan import DeviceDraws, EvalPlan, TrainPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device.
+
+    Attributes:
+        images: uint8 ``(n, 3, side, side)``.
+        labels: int64 ``(n,)``.
+        index: rows of the image index, on the host.
+        draws: what the device augmentation does to it; ``None`` in evaluation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: NDArray[np.int64]
+    draws: DeviceDraws | None
+
+
+class Loader:
+    """Binds a backend to labels and a device.
+
+    Args:
+        backend: makes the images.
+        labels: label of every row of the image index, int64.
+        device: where batches go.
+    """
+
+    def __init__(self, backend: Backend, labels: NDArray[np.int64], device: torch.device):
+        self.backend = backend
+        self.labels = labels
+        self.device = device
+
+    def train(self, plan: TrainPlan, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This process's micro-batches of the optimizer steps ``first_step … last_step - 1``, in order."""
+        return self._batches(
+            (plan.crops(epoch, positions), plan.device_draws(epoch, positions))
+            for step in range(first_step, last_step)
+            for epoch, positions in plan.positions(step)
+        )
+
+    def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Iterator[Batch]:
+        """This process's share of all images, in batches; over all processes every image comes once."""
+        mine = shard(len(plan.index), world_size, rank)
+        return self._batches(
+            (plan.crops(range(start, min(start + batch_size, mine.stop))), None)
+            for start in range(mine.start, mine.stop, batch_size)
+        )
+
+    def _batches(self, work: Iterator[tuple[Crops, DeviceDraws | None]]) -> Iterator[Batch]:
+        pending: deque[tuple[Crops, DeviceDraws | None]] = deque()
+
+        def requests() -> Iterator[Crops]:
+            for item in work:
+                pending.append(item)
+                yield item[0]
+
+        for images in self.backend.batches(requests()):
+            crops, draws = pending.popleft()
+            labels = torch.from_numpy(self.labels[crops.index])
+            if self.device.type == "cuda":
+                labels = labels.pin_memory()
+            yield Batch(
+                images=images.to(self.device, non_blocking=True),
+                labels=labels.to(self.device, non_blocking=True),
+                index=crops.index,
+                draws=draws,
+            )

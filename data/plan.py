@@ -1,0 +1,134 @@
+"""The plan: which image comes next and how it is changed, as pure functions of (seed, epoch, position).
+
+A position is a place in the epoch's global order. The training plan is the same for any number of processes; the
+backends and the device augmentation only carry it out.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import AugmentConfig, DataConfig
+from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
+from data.draws import Stream, generator_at, raw_words, uniforms
+from data.geometry import BatchGeometry
+from data.index import ImageIndex
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images ``rows`` of a micro-batch are mixed with one another, each with its mirror in the group.
+
+    ``share`` is the weight of the image itself. With ``box`` (top, left, height, width) cutmix, without mixup.
+    """
+
+    rows: range
+    share: float
+    box: tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True)
+class DeviceDraws:
+    """Draws for the augmentation that happens on the device batch."""
+
+    erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
+    mix: list[Mix]
+
+
+class TrainPlan:
+    """The plan of a training run.
+
+    Args:
+        index: the training images.
+        seed: the run's seed.
+        data: crop size.
+        augment: what is drawn.
+        geometry: the cut of the global batch.
+    """
+
+    def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
+        self.index = index
+        self.seed = seed
+        self.side = data.crop
+        self.augment = augment
+        self.geometry = geometry
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in an epoch; the rest of the order is left out, other images each time."""
+        return len(self.index) // self.geometry.batch_size
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        words = raw_words(self.seed, epoch, Stream.ORDER, len(self.index))
+        return np.argsort(words, kind="stable")
+
+    def positions(self, step: int) -> list[tuple[int, range]]:
+        """``(epoch, positions)`` of each micro-batch of this process at an optimizer step counted from 0."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        first = step_in_epoch * self.geometry.batch_size
+        return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches()]
+
+    def crops(self, epoch: int, positions: range) -> Crops:
+        """Which images stand at these positions, and where to crop and whether to mirror them."""
+        index = self.order(epoch)[positions.start : positions.stop]
+        n, start = len(positions), positions.start
+        u = uniforms(self.seed, epoch, Stream.CROP, start, n, 4 * TRIES)
+        height, width = self.index.heights[index], self.index.widths[index]
+        augment = self.augment
+        box = random_resized_boxes(u, height, width, tuple(augment.scale), tuple(augment.ratio))
+        flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < augment.hflip
+        size = np.full((n, 2), self.side, dtype=np.int32)
+        return Crops(index=index, box=box, size=size, window=np.zeros((n, 2), dtype=np.int32), flip=flip)
+
+    def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
+        """What the device augmentation does to the batch at these positions."""
+        erase = None
+        if self.augment.erase > 0:
+            u = uniforms(self.seed, epoch, Stream.ERASE, positions.start, len(positions), 1 + 4 * TRIES)
+            erase = random_erase_boxes(u, self.augment.erase, self.side)
+        mix = []
+        if self.augment.mixup > 0 or self.augment.cutmix > 0:
+            groups = self.geometry.groups_in(positions)
+            mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
+        return DeviceDraws(erase, mix)
+
+    def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
+        """One group's draw, distributed as timm's Mixup in batch mode."""
+        a = self.augment
+        rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
+        if rng.random() >= a.mix_prob:
+            return None
+        cut = a.cutmix > 0 and (a.mixup == 0 or rng.random() < a.mix_switch)
+        alpha = a.cutmix if cut else a.mixup
+        share = float(rng.beta(alpha, alpha))
+        if not cut:
+            return Mix(rows, share, None)
+        side = self.side
+        cut_side = int(side * np.sqrt(1 - share))
+        y, x = (int(rng.integers(side)) for _ in range(2))
+        top, bottom = max(y - cut_side // 2, 0), min(y + (cut_side + 1) // 2, side)
+        left, right = max(x - cut_side // 2, 0), min(x + (cut_side + 1) // 2, side)
+        box = (top, left, bottom - top, right - left)
+        return Mix(rows, 1 - box[2] * box[3] / side**2, box)
+
+
+class EvalPlan:
+    """The plan of an evaluation: every image once, in index order, resized and cropped at the centre.
+
+    Args:
+        index: the images.
+        data: sizes.
+    """
+
+    def __init__(self, index: ImageIndex, data: DataConfig):
+        self.index = index
+        self.data = data
+
+    def crops(self, rows: range) -> Crops:
+        """The crops of the images ``rows`` of the index."""
+        index = np.arange(rows.start, rows.stop)
+        height, width = self.index.heights[index], self.index.widths[index]
+        return centre_crops(index, height, width, self.data.resize, self.data.crop)

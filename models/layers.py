@@ -1,0 +1,100 @@
+"""The parts every LipsFormer shares: CenterNorm, the weighted residual and the convolution branches.
+
+All of them work on maps of tokens in channels-last layout, ``(batch, height, width, channels)``, so that
+Linear layers need no transpose and a convolution sees a channels-last view of the same memory.
+Source: Qi et al., "LipsFormer: Introducing Lipschitz Continuity to Vision Transformers", ICLR 2023.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class CenterNorm(nn.Module):
+    """Centre each token and scale it by a constant, never by its own deviation (LipsFormer, section 4.1.1).
+
+    ``y = weight * d / (d - 1) * (x - mean(x)) + bias`` over the last dimension of size ``d``. Unlike LayerNorm it
+    is Lipschitz: its constant is ``max|weight| * d / (d - 1)``.
+
+    Args:
+        dim: channels ``d``, at least 2.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.gain = dim / (dim - 1)
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., dim)``."""
+        centred = x - x.mean(dim=-1, keepdim=True)
+        return torch.addcmul(self.bias, centred, self.weight * self.gain)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}"
+
+
+class WeightedResidual(nn.Module):
+    """``x + DropPath(scale * branch(x))`` with one learned scale a channel (LipsFormer, section 4.1.3).
+
+    Args:
+        branch: maps ``(..., dim)`` to the same shape.
+        dim: channels.
+        init_scale: starting value of every scale; the released models use ``1 / number of blocks``.
+        drop_path: probability that a sample skips the branch in training.
+    """
+
+    def __init__(self, branch: nn.Module, dim: int, init_scale: float, drop_path: float = 0.0):
+        super().__init__()
+        self.branch = branch
+        self.scale = nn.Parameter(torch.full((dim,), init_scale))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., dim)``."""
+        return x + self.drop_path(self.scale * self.branch(x))
+
+
+class ConvBranch(nn.Module):
+    """Depthwise convolution and GELU, followed on request by a 1x1 convolution and GELU.
+
+    Args:
+        dim: channels.
+        pointwise: whether the 1x1 convolution follows.
+        kernel_size: side of the depthwise kernel, odd.
+    """
+
+    def __init__(self, dim: int, pointwise: bool, kernel_size: int = 7):
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.pointwise = nn.Conv2d(dim, dim, 1) if pointwise else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, height, width, dim)`` to the same shape."""
+        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if self.pointwise is not None:
+            # On tokens a 1x1 convolution is a Linear layer, and faster as one.
+            x = F.gelu(F.linear(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches: a convolution whose kernel is its stride, then CenterNorm.
+
+    Args:
+        in_chans: image channels.
+        dim: channels of a token.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+        self.norm = CenterNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, in_chans, height, width)`` to ``(batch, height / patch, width / patch, dim)``."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
