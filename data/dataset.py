@@ -12,7 +12,7 @@ from data.cache import unpacked
 from data.config import DataConfig
 from data.errors import DataError
 from data.index import ImageIndex, load_index, synthetic_index
-from data.labels import class_labels
+from data.labels import class_labels, label_space
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -25,11 +25,13 @@ class ImageSet:
         index: the images.
         labels: int64, one for each row of the index.
         names: name of the class folder of each label that occurs.
+        num_classes: labels there are, of which only some may occur.
     """
 
     index: ImageIndex
     labels: NDArray[np.int64]
     names: dict[int, str]
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.index)
@@ -76,7 +78,7 @@ def open_split(
     index = _index(cfg, split)
     labels = class_labels(index.classes, num_classes, trained_on)
     names = {int(label): name for label, name in zip(labels, index.classes, strict=True)}
-    return ImageSet(index, labels[index.targets], names)
+    return ImageSet(index, labels[index.targets], names, int(label_space(index.classes, labels)))
 
 
 def _index(cfg: DataConfig, split: str) -> ImageIndex:

@@ -52,6 +52,12 @@ def _by_name(classes: Sequence[str], num_classes: int | None) -> NDArray[np.int6
     return np.arange(len(classes))
 
 
+def label_space(classes: Sequence[str], labels: NDArray[np.int64]) -> int:
+    """How many labels there are where the folders may be a part of them: all of ImageNet's, or up to the largest."""
+    in_order = np.array_equal(labels, np.arange(len(classes)))
+    return IMAGENET_CLASSES if not in_order and set(classes) <= set(ImageNetInfo().label_names()) else labels.max() + 1
+
+
 def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
     """Raise where the training and validation folders do not hold the same classes."""
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))

@@ -1,0 +1,45 @@
+# Everything runs in .venv; nothing has to be activated. `make` alone lists the targets.
+# Arguments for the command behind a target: make train ARGS="epochs=2", make test ARGS="-k loader -x".
+
+# The first of these that runs; another one with `make setup PYTHON=/path/to/python3.11`.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+# Written last, so an interrupted installation is taken up again.
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv and install everything (about 6 GB); instant when nothing changed
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 is needed and '$(PYTHON)' is not: install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) or say where it is with 'make setup PYTHON=/path/to/python3.11'." >&2; \
+		exit 1; }
+	@# A .venv without pip is what an earlier attempt without ensurepip left behind.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+		echo "'$(PYTHON) -m venv' failed. If ensurepip is missing, install Python's venv package (Debian, Ubuntu: apt-get install python3.11-venv) and try again." >&2; \
+		exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+train: setup ## train a small model on the embedded images, with or without a GPU
+	$(BIN)/python train.py experiment=quickstart $(ARGS)
+
+test: setup ## run all but the slow tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## run the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## fix what ruff can fix, then format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format

@@ -1,0 +1,138 @@
+"""Checkpoints that survive a crash at any moment, a full disk and a damaged file."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when what a checkpoint holds changes
+
+
+class Checkpoints:
+    """The checkpoints of a run: ``last.pt``, ``best.pt`` and some older ones, ``step_<n>.pt``.
+
+    A file is written beside its place, synced to the disk and renamed, so a name always stands for a whole file.
+
+    Args:
+        folder: where they lie.
+        keep: older checkpoints kept beside the last.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+        self.last = folder / "last.pt"
+        self.best = folder / "best.pt"
+
+    def save(self, state: dict[str, Any], is_best: bool) -> None:
+        """Write ``last.pt``; the one before stays under the number of its step. On one process only.
+
+        Args:
+            state: what to save; ``state["step"]`` is its number.
+            is_best: whether to make it ``best.pt`` as well.
+
+        Raises:
+            UserError: if it cannot be written; the checkpoints before are untouched.
+        """
+        scratch = self.folder / f".saving-{os.getpid()}.tmp"
+        try:
+            with open(scratch, "wb") as file:
+                torch.save({"format": FORMAT} | state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._retire_last(state["step"])
+            os.replace(scratch, self.last)
+            if is_best:
+                self._mark_best(scratch)
+            _sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:
+            scratch.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({reason}): "
+                "free space and run the same command again to go on from the last good checkpoint"
+            ) from error
+        self._prune()
+
+    def _retire_last(self, step: int) -> None:
+        """Give ``last.pt`` the name of its step."""
+        if not self.last.exists():
+            return
+        try:
+            number = torch.load(self.last, map_location="meta", weights_only=True, mmap=True)["step"]
+        except Exception:  # damaged: not worth keeping
+            self.last.unlink()
+            return
+        if number != step:
+            os.replace(self.last, self.folder / f"step_{number:08d}.pt")
+
+    def _mark_best(self, scratch: Path) -> None:
+        try:
+            os.link(self.last, scratch)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.last, scratch)
+        os.replace(scratch, self.best)
+
+    def _older(self) -> list[Path]:
+        """Older checkpoints, the newest first."""
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+    def _prune(self) -> None:
+        for path in self._older()[self.keep :]:
+            path.unlink(missing_ok=True)
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None where there is none at all.
+
+        Raises:
+            UserError: if there are some and none can be read.
+        """
+        candidates = [path for path in (self.last, *self._older(), self.best) if path.is_file()]
+        for path in candidates:
+            try:
+                return load_checkpoint(path)
+            except UserError as error:
+                log.warning("%s; trying the one before", error)
+        if candidates:
+            raise UserError(f"none of the checkpoints in {self.folder} can be read: set another name=… to start anew")
+        return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """One of our checkpoints, on the CPU.
+
+    Raises:
+        UserError: if the file is missing, damaged, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+    if not is_ours(state):
+        raise UserError(f"{path} is no checkpoint of this project")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def is_ours(content: Any) -> bool:
+    """Whether a file's content is a checkpoint of this project."""
+    return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""The command line of the entries: Hydra composes, a user's mistake becomes one line, anything else a traceback."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.config import register
+from engine.errors import USER_ERRORS, RunStopped
+from engine.log import log_to
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+PATIENCE = 30.0  # seconds that other processes leave the first one to print its error
+
+Task = Callable[[DictConfig, dict[str, Any], list[str], bool], None]
+
+
+def launch(config_name: str, task: Task) -> None:
+    """Compose the config of the command line and hand it to ``task``.
+
+    ``task`` gets the composed config, the chosen file of each group, what the user typed, and whether this is one
+    of many runs (``--multirun``, or a job array). The process exits with 2 for a user's mistake.
+    """
+    register()
+    # Hydra's own handling of errors prints several lines and exits with 1; with this it lets them pass to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    def main(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        many = hydra_cfg.mode == RunMode.MULTIRUN or "SLURM_ARRAY_TASK_ID" in os.environ
+        task(cfg, dict(hydra_cfg.runtime.choices), list(hydra_cfg.overrides.task), many)
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    log_to(None, speaks)
+    try:
+        main()
+    except USER_ERRORS as error:
+        _fail(str(error), 2)
+    except RunStopped as stopped:
+        _fail(str(stopped), stopped.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, config_name), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    """Print one line, once a machine, and exit; other processes wait for the one that prints."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+    else:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def _explain(error: BaseException, config_name: str) -> str:
+    """Hydra's and OmegaConf's message as one line, with the nearest valid name where a name is unknown."""
+    message = f"{error}\n{error.__cause__ or ''}"
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
+        return _unknown_key(match[1] or match[2], message, config_name)
+    if match := re.search(r"Could not find '([^/']+)/([^']+)'", message):
+        names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
+        return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
+    if match := re.search(r"Value '(.*)' .*could not be converted to (\w+)", message):
+        key = re.search(r"full_key: (\S+)", message)
+        typed = re.search(r"Error merging override (\S+)", message)
+        name = key[1] if key else typed[1] if typed else "an option"
+        return f"{name}: '{match[1]}' is no {match[2].lower()}"
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def _unknown_key(key: str, message: str, config_name: str) -> str:
+    if full := re.search(r"full_key: (\S+)", message):
+        key = full[1]
+    return f"there is no option '{key}': {_nearest(key, list(_all_keys(config_name)))}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    if not near:  # perhaps the right leaf under the wrong parent
+        leaf = name.rsplit(".", 1)[-1]
+        near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose {', '.join(names)}" if len(names) < 30 else "--help lists all"
+
+
+def _all_keys(config_name: str) -> Iterable[str]:
+    """Every option of an entry's default config."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return list(_flatten(OmegaConf.to_container(hydra.compose(config_name))))
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")

@@ -1,0 +1,94 @@
+"""Every option of a run, with its type. YAML files under conf/ choose values; these classes refuse the rest."""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from data import AugmentConfig, DataConfig
+from models import FAMILIES, ModelConfig
+from optim import OptimConfig, ScheduleConfig
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save (``checkpoint.*``); the last and the best checkpoint are always kept."""
+
+    every_steps: int | None = None
+    every_epochs: int | None = 1
+    every_minutes: float | None = 30.0
+    keep: int = 1  # older checkpoints kept beside the last
+
+
+@dataclass
+class LoggerConfig:
+    """Weights & Biases (``logger.*``)."""
+
+    name: str = MISSING  # wandb | none
+    mode: str = "offline"  # offline | online | auto: online where an API key is present
+    project: str = "coldstart"
+    entity: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class EvalOptions:
+    """Evaluation (``eval.*``)."""
+
+    weights: str = "ema"  # ema (where there are any) | raw
+    batch_size: int = 128  # images a process takes at once; changes no result
+
+
+@dataclass
+class RunConfig:
+    """What training and evaluation share."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    device: str = "auto"  # auto | cpu | cuda
+    amp: str = "bf16"  # bf16 | fp16 | fp32
+    channels_last: bool = False  # memory layout of convolutional networks
+    compile: bool = False  # torch.compile
+    max_workers: int | None = None  # data threads or processes for each process; null: its share of the cores
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Everything that ``train.py`` takes."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = MISSING
+    name: str | None = None  # of the run; null: the experiment or the model
+    output_dir: str | None = None  # null: outputs/<name>
+    resume: str = "auto"  # auto: go on where the run stopped | never | path of a checkpoint
+    epochs: int = 300
+    max_steps: int | None = None  # stop early; the schedule stays that of all epochs
+    batch_size: int = 1024  # global: over all processes and micro-batches
+    micro_batch_size: int | None = None  # most images a process takes at once; null: its whole share
+    seed: int = 0
+    ema: float | None = None  # decay of the weights' moving average, such as 0.9998; null: none
+    sync_bn: bool = False  # share batch statistics between processes
+    log_every: int = 50  # optimizer steps
+    eval_every: int = 1  # epochs
+    profile: bool = False  # save a trace of a few steps
+
+
+@dataclass
+class EvalConfig(RunConfig):
+    """Everything that ``eval.py`` takes. Null model or data: those the checkpoint was trained with."""
+
+    checkpoint: str | None = None
+    output: str = "eval.json"
+
+
+def register() -> None:
+    """Make the classes known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="eval_schema", node=EvalConfig)
+    for family, node in FAMILIES.items():
+        store.store(group="schema/model", name=family, node=node)

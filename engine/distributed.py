@@ -1,0 +1,81 @@
+"""The processes of a run and what they tell each other."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all processes of the run.
+
+    ``rank`` and ``size`` count over all machines, ``local_rank`` and ``local_size`` on this one.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """As torchrun says; without it a world of one."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Join the process group for as long as the context lasts; nothing to do in a world of one."""
+        if self.size == 1:
+            yield
+            return
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def first_on_machine(self, work: Callable[[], object], is_done: Callable[[], bool]) -> None:
+        """Let the first process of each machine do ``work`` while its others wait until ``is_done``.
+
+        Works before the process group exists, so that work of any length meets no time-out.
+        """
+        if self.local_rank == 0:
+            work()
+            return
+        while not is_done():
+            time.sleep(0.5)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, row: Tensor) -> list[list[float]]:
+        """Every process's row of numbers, read on the host: the one place where the host waits for the device."""
+        if self.size == 1:
+            return [row.tolist()]
+        rows = [torch.empty_like(row) for _ in range(self.size)]
+        dist.all_gather(rows, row)
+        return torch.stack(rows).tolist()

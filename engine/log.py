@@ -1,0 +1,27 @@
+"""What a run says: on the console and in its log file."""
+
+import logging
+import sys
+from pathlib import Path
+
+
+def log_to(path: Path | None, speaks: bool) -> None:
+    """Send the project's messages to the console and, on the first process, to a file.
+
+    Args:
+        path: the file, appended to; None for none.
+        speaks: whether this process says more than errors.
+    """
+    console = logging.StreamHandler(sys.stdout)
+    console.setLevel(logging.INFO if speaks else logging.ERROR)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [console]
+    if path is not None and speaks:
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    for room in ("engine", "data", "models", "optim", "stability"):
+        logger = logging.getLogger(room)
+        logger.handlers = handlers
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False

@@ -1,0 +1,74 @@
+"""Pictures of a run: its curves, and one training batch as the model sees it."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+GRID = (4, 8)  # rows and columns of the batch picture
+
+
+def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy, learning rate and gradient norm over the steps.
+
+    Args:
+        metrics: lines of ``metrics.jsonl``.
+        path: PNG to write.
+    """
+    train = [line for line in metrics if line["split"] == "train"]
+    val = [line for line in metrics if line["split"] == "val"]
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+
+    def curve(axis, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
+        axis.plot([line["step"] for line in lines], [line[key] for line in lines], **style)
+
+    curve(axes[0, 0], train, "loss", label="training (augmented, smoothed targets)")
+    curve(axes[0, 0], val, "loss", label="validation", marker=".")
+    axes[0, 0].set(title="loss", xlabel="step")
+    curve(axes[0, 1], val, "top1", label="top-1", marker=".")
+    curve(axes[0, 1], val, "top5", label="top-5", marker=".")
+    axes[0, 1].set(title="validation accuracy", xlabel="step", ylabel="%")
+    curve(axes[1, 0], train, "lr", color="C2")
+    axes[1, 0].set(title="learning rate", xlabel="step", ylim=(0, None))
+    curve(axes[1, 1], train, "grad_norm", color="C3")
+    axes[1, 1].set(title="gradient norm before clipping", xlabel="step", ylim=(0, None))
+    for axis in axes[0]:
+        axis.legend()
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Path) -> None:
+    """Draw the first images of a batch with their classes; a mixed image names both, with their weights.
+
+    Args:
+        images: uint8 ``(n, 3, side, side)`` on the CPU.
+        targets: ``(n, classes)`` on the CPU.
+        names: name of each class.
+        path: PNG to write.
+    """
+    rows, columns = GRID
+    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 2 * rows), constrained_layout=True)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, target in zip(axes.flat, images, targets, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(_caption(target.numpy(), names), fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _caption(target: np.ndarray, names: dict[int, str]) -> str:
+    first, second = np.argsort(target)[::-1][:2]
+    rest = target.min()  # what label smoothing gives every class
+    share = (target[first] - rest) / max(target[first] + target[second] - 2 * rest, 1e-9)
+    if share > 0.99:
+        return names[int(first)]
+    return f"{names[int(first)]} {share:.0%}\n{names[int(second)]} {1 - share:.0%}"

@@ -1,0 +1,58 @@
+"""The live line a person watches."""
+
+import logging
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """A bar of optimizer steps on a terminal; where there is none, one line at each reading.
+
+    Args:
+        first: steps done before.
+        total: steps at the end.
+        shown: whether this process speaks.
+    """
+
+    def __init__(self, first: int, total: int, shown: bool):
+        self.on_terminal = shown and sys.stderr.isatty()
+        self.bar = tqdm(
+            initial=first,
+            total=total,
+            disable=not self.on_terminal,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix} ETA {remaining}",
+        )
+        self.redirect = logging_redirect_tqdm()
+        if self.on_terminal:
+            self.redirect.__enter__()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.bar.update()
+
+    def show(self, epoch: int, epochs: int, line: dict[str, Any]) -> None:
+        """Show a line of training metrics."""
+        text = (
+            f"loss {line['loss']:.4f}  lr {line['lr']:.2e}  {line['images_per_second']:.0f} img/s  "
+            f"data {100 * line['data_wait']:.0f}%"
+        )
+        self.bar.set_description_str(f"epoch {epoch}/{epochs}", refresh=False)
+        self.bar.set_postfix_str(text)
+        record = f"epoch {epoch}/{epochs}  step {line['step']}  {text}  ETA {self._remaining(line)}"
+        # On a terminal the bar says it already; the file gets it in any case.
+        log.log(logging.DEBUG if self.on_terminal else logging.INFO, record)
+
+    def _remaining(self, line: dict[str, Any]) -> str:
+        return tqdm.format_interval(line["seconds_left"])
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.close()
+        if self.on_terminal:
+            self.redirect.__exit__(None, None, None)

@@ -1,0 +1,115 @@
+"""One run, one directory: what lies where, and whether a command may go on with what is there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from engine.config import TrainConfig
+from engine.errors import UserError
+from engine.settings import as_container, write_settings
+
+# What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
+MAY_DIFFER = (
+    *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size", "checkpoint"),
+    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "data.on_bad_image"),
+)
+
+
+class RunDirectory:
+    """The directory of a run: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/`` and ``plots/``.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "train.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+
+    def has_checkpoints(self) -> bool:
+        """Whether there is anything to go on with."""
+        return any(self.checkpoints.glob("*.pt"))
+
+    def refuse_unwritable(self) -> None:
+        """Raise where the directory cannot be made or written."""
+        try:
+            for folder in (self.checkpoints, self.plots):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_bytes(b" ")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to a folder that can"
+            ) from error
+
+    def adopt(self, settings: TrainConfig) -> None:
+        """Compare the settings with those of the run that is already here, if one is.
+
+        What ``data.backend=auto`` meant at the start is kept.
+
+        Raises:
+            UserError: if ``resume=never`` and there is one, or it had another recipe.
+        """
+        if not self.has_checkpoints():
+            return
+        if settings.resume == "never":
+            raise UserError(
+                f"{self.path} holds a run and resume=never: set another name=…, or resume=auto to go on with it"
+            )
+        if not self.config.is_file():
+            return
+        before = OmegaConf.to_container(OmegaConf.load(self.config))
+        assert isinstance(before, dict)
+        if settings.data.backend == "auto":
+            settings.data.backend = before["data"]["backend"]
+        refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
+
+    def write_config(self, settings: TrainConfig) -> None:
+        """Write ``config.yaml``, the resolved settings."""
+        write_settings(settings, self.config)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines of ``metrics.jsonl`` after ``step``: the run goes on from there and writes them again."""
+        lines = [line for line in self.read_metrics() if line["step"] <= step]
+        scratch = self.metrics.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(scratch, self.metrics)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+
+def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
+    """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
+    old, new = _flat(before), _flat(as_container(settings))
+    differing = [
+        f"{key} {old.get(key)} → {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+    ]
+    if differing:
+        raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

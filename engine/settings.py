@@ -1,0 +1,171 @@
+"""From what the user typed to the settings of a run: names filled in, mistakes refused."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from engine.config import EvalConfig, RunConfig, TrainConfig
+from engine.errors import UserError
+
+CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "amp": ("bf16", "fp16", "fp32"),
+    "data.backend": ("auto", "dali", "torch"),
+    "data.interpolation": ("bicubic", "bilinear"),
+    "data.on_bad_image": ("error", "skip"),
+    "eval.weights": ("ema", "raw"),
+    "logger.name": ("wandb", "none"),
+    "logger.mode": ("offline", "online", "auto"),
+}
+POSITIVE = (
+    *("epochs", "max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "eval.batch_size"),
+    *("data.crop", "data.resize", "data.synthetic_images", "data.synthetic_classes", "augment.mix_group"),
+    *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
+    *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
+)
+NOT_NEGATIVE = (
+    *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
+    *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
+)
+SHARES = (
+    *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
+    *("model.drop_path_rate", "ema"),
+)
+# Options that say where and how a run runs, not what it is: they never enter a run's name.
+UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}
+
+
+def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Iterable[str], many: bool) -> TrainConfig:
+    """The settings of a training run.
+
+    Args:
+        composed: what Hydra composed.
+        choices: the chosen file of each config group.
+        overrides: what the user typed.
+        many: whether this is one of several runs of a sweep or job array, each named after its overrides.
+
+    Raises:
+        UserError: naming the first option that makes no sense.
+    """
+    if composed.name is None:
+        composed.name = choices.get("experiment") or choices["model"]
+        if many:
+            composed.name = "-".join([str(composed.name), *_override_names(overrides)])
+    if composed.output_dir is None:
+        composed.output_dir = f"outputs/{composed.name}"
+    _refuse_nonsense(composed)
+    settings = OmegaConf.to_object(composed)
+    assert isinstance(settings, TrainConfig)
+    if settings.augment.auto is not None:
+        raise UserError(f"augment.auto={settings.augment.auto} is not available yet: leave it null")
+    return settings
+
+
+def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, overrides: Iterable[str]) -> EvalConfig:
+    """The settings of an evaluation.
+
+    Args:
+        composed: what Hydra composed.
+        trained: the config of the checkpoint's run, where it is one of ours: its model and data are taken unless
+            the user chose others by ``model=`` or ``data=``; single options typed beside it still count.
+        overrides: what the user typed.
+
+    Raises:
+        UserError: naming the first option that makes no sense.
+    """
+    typed = [override.lstrip("+") for override in overrides]
+    if trained is not None:
+        for group in ("model", "data"):
+            if not any(override.startswith(f"{group}=") for override in typed):
+                _take(composed, group, trained[group], [o for o in typed if o.startswith(f"{group}.")])
+        for key in ("amp", "channels_last"):
+            if not any(override.startswith(f"{key}=") for override in typed):
+                composed[key] = trained[key]
+    _refuse_nonsense(composed)
+    settings = OmegaConf.to_object(composed)
+    assert isinstance(settings, EvalConfig)
+    return settings
+
+
+def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: list[str]) -> None:
+    """Put the trained settings of a group in place, and on top of them what the user typed."""
+    chosen = {o.split("=", 1)[0].split(".", 1)[1]: OmegaConf.select(composed, o.split("=", 1)[0]) for o in typed}
+    node = OmegaConf.create(trained)
+    for key, value in chosen.items():
+        OmegaConf.update(node, key, value)
+    if group == "model":  # the family's class is not known to this config
+        composed._set_flag("struct", False)
+        composed.model = OmegaConf.structured(_family(trained))
+    composed[group] = OmegaConf.merge(composed[group], node)
+
+
+def _family(trained: dict[str, Any]) -> type:
+    """The dataclass whose fields the trained model's settings are."""
+    from models import FAMILIES
+
+    fitting = [c for c in FAMILIES.values() if set(c.__dataclass_fields__) == set(trained)]
+    if not fitting:
+        raise UserError("the checkpoint is of another version of this project: its model has other options")
+    return fitting[0]
+
+
+def _override_names(overrides: Iterable[str]) -> list[str]:
+    named = (o.lstrip("+~") for o in overrides)
+    named = (o for o in named if o.split("=")[0] not in UNNAMED and not o.startswith(("logger.", "data.root=")))
+    return [re.sub(r"[^\w.=+-]+", "_", override) for override in named]
+
+
+def as_container(settings: RunConfig) -> dict[str, Any]:
+    """Settings as plain dictionaries, lists, strings and numbers."""
+    container = OmegaConf.to_container(OmegaConf.structured(settings), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def write_settings(settings: RunConfig, path: Path) -> None:
+    """Write settings as YAML, so that a reader sees either none or all of it."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))))
+    os.replace(scratch, path)
+
+
+def _refuse_nonsense(cfg: DictConfig) -> None:
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{missing[0]} is not set: add {missing[0]}=… to the command")
+    for key, allowed in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value not in allowed and not (key == "data.backend" and value == "synthetic"):
+            near = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(allowed)}"
+            raise UserError(f"{key}={value} is unknown: {hint}")
+    for keys, fits, what in (
+        (POSITIVE, lambda v: v > 0, "more than 0"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (SHARES, lambda v: 0 <= v < 1 or v == 1, "between 0 and 1"),
+    ):
+        for key in keys:
+            value = OmegaConf.select(cfg, key)
+            if value is not None and not fits(value):
+                raise UserError(f"{key}={value} must be {what}")
+    _refuse_sizes(cfg)
+
+
+def _refuse_sizes(cfg: DictConfig) -> None:
+    if cfg.data.resize < cfg.data.crop:
+        raise UserError(
+            f"data.resize={cfg.data.resize} is smaller than data.crop={cfg.data.crop}: "
+            f"set data.resize={cfg.data.crop} or more"
+        )
+    if cfg.model.img_size not in (None, cfg.data.crop):
+        raise UserError(
+            f"model.img_size={cfg.model.img_size} differs from data.crop={cfg.data.crop}: "
+            "set data.crop alone, the model follows"
+        )
+    for key in ("data.mean", "data.std"):
+        if len(OmegaConf.select(cfg, key)) != 3:
+            raise UserError(f"{key} must have three values, one for each of red, green and blue")

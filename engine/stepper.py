@@ -1,0 +1,148 @@
+"""One optimizer step: forward, backward, accumulation, clipping, update, moving average."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from data import Batch, DeviceAugment, soft_cross_entropy
+from engine.config import TrainConfig
+from engine.device import AMP_DTYPES
+from engine.distributed import World
+from models import load_weights
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    """The context in which the model computes in the wanted precision."""
+    return torch.autocast(device.type, AMP_DTYPES[amp]) if amp != "fp32" else nullcontext()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step: drop path and erase noise are a function of (seed, step, rank), nothing else.
+
+    No generator's state has to be kept for a resume to be exact.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+class Stepper:
+    """Everything that changes when the model learns.
+
+    Args:
+        model: on its device.
+        optimizer: of the model's parameters.
+        schedule: of the optimizer's learning rate.
+        augment: from uint8 batches to what the loss takes.
+        cfg: precision, clipping, moving average, compilation.
+        world: this process among all.
+        device: the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Scheduler,
+        augment: DeviceAugment,
+        cfg: TrainConfig,
+        world: World,
+        device: torch.device,
+    ):
+        self.model, self.optimizer, self.schedule, self.augment = model, optimizer, schedule, augment
+        self.cfg, self.world, self.device = cfg, world, device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
+        self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.ddp = self._distribute(model)
+        network: nn.Module = self.ddp if self.ddp is not None else model
+        self.network = torch.compile(network) if cfg.compile else network
+
+    def _distribute(self, model: nn.Module) -> DistributedDataParallel | None:
+        if self.world.size == 1:
+            return None
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def step(self, step: int, batches: Iterable[Batch], micro_steps: int) -> tuple[Tensor, Tensor]:
+        """Take the optimizer step number ``step``, counted from 0.
+
+        Args:
+            step: decides the learning rate and the noise.
+            batches: this process's micro-batches of the step, ``micro_steps`` of them.
+            micro_steps: the same on every process.
+
+        Returns:
+            This process's part of the mean loss over the global batch (the parts of all processes add up), and the
+            gradient's norm before clipping; both on the device, not waited for.
+        """
+        self.model.train()
+        self.schedule.step_update(step)
+        seed_step(self.cfg.seed, step, self.world.rank)
+        loss = torch.zeros((), device=self.device)
+        for micro, batch in enumerate(batches):
+            is_last = micro == micro_steps - 1
+            with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
+                loss += self._backward(batch)
+        norm = self._update()
+        if self.ema is not None:
+            self.ema.update(self.model, step=step)
+        return loss, norm
+
+    def _backward(self, batch: Batch) -> Tensor:
+        images, targets = self.augment(batch.images, batch.labels, batch.draws)
+        images = images.contiguous(memory_format=self.memory_format)
+        with autocast(self.device, self.cfg.amp):
+            logits = self.network(images)
+        # A share of the global mean. DDP divides the sum of gradients by the world size, so multiply by it.
+        loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size
+        self.scaler.scale(loss * self.world.size).backward()
+        return loss.detach()
+
+    def _update(self) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.cfg.optim.clip if self.cfg.optim.clip is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def best_network(self) -> nn.Module:
+        """What is evaluated: the moving average where there is one and it is wanted, else the model itself."""
+        use_ema = self.ema is not None and self.cfg.eval.weights == "ema"
+        return self.ema.module if use_ema and self.ema is not None else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state to go on from. The schedule is a function of the step and the config, and has none."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Go on from a state.
+
+        Raises:
+            ModelError: if it is of another model.
+        """
+        load_weights(self.model, state["model"], source)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])

@@ -1,0 +1,228 @@
+"""A training run, from its settings to its last line."""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data import (
+    BatchGeometry,
+    DeviceAugment,
+    EvalPlan,
+    ImageSet,
+    Loader,
+    TrainPlan,
+    build_backend,
+    is_prepared,
+    open_split,
+    refuse_different_classes,
+    resolve_backend,
+)
+from engine.checkpoint import Checkpoints, load_checkpoint
+from engine.config import TrainConfig
+from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
+from engine.distributed import World
+from engine.errors import UserError
+from engine.evaluate import Scores, evaluate
+from engine.flops import forward_flops
+from engine.loggers import build_logger
+from engine.log import log_to
+from engine.run_dir import RunDirectory, refuse_other_recipe
+from engine.settings import as_container
+from engine.stepper import Stepper
+from engine.trainer import Trainer
+from models import build_model
+from optim import build_optimizer, build_schedule, peak_lr
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: TrainConfig) -> None:
+    """Train, evaluate and save; go on where the run stopped.
+
+    Raises:
+        UserError: or another of ``engine.errors.USER_ERRORS``, before any training, if it cannot be done as asked.
+        RunStopped: if the run ended early.
+    """
+    world = World.from_environment()
+    device = choose_device(cfg.device, world.local_rank)
+    check_amp(cfg.amp, device)
+    tune(device)
+    run = RunDirectory(str(cfg.output_dir))
+    run.adopt(cfg)
+    cfg.data.backend = resolve_backend(cfg.data, device)
+    geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, cfg.micro_batch_size)
+    train_set, val_set, num_classes = _open_data(cfg, world)
+    model = _new_model(cfg, num_classes)
+    run.refuse_unwritable()
+    log_to(run.log, world.is_main)
+    with world.joined(device):
+        trainer, state = _build(cfg, world, device, run, geometry, train_set, val_set, model, num_classes)
+        if state is None and trainer.done == 0:
+            _describe(cfg, world, device, geometry, train_set, val_set, model, trainer)
+        if trainer.done >= trainer.stop_at:
+            log.info("the run had ended at step %d: set epochs or max_steps higher to train on", trainer.done)
+        scores = trainer.fit()
+        trainer.logger.finish()
+    if world.is_main:
+        _conclude(cfg, run, trainer, scores)
+
+
+def _open_data(cfg: TrainConfig, world: World) -> tuple[ImageSet, ImageSet, int]:
+    """Both splits with their labels, and the number of classes the model needs."""
+    splits = (cfg.data.train_split, cfg.data.split)
+
+    def prepare() -> None:
+        for split in splits:
+            open_split(cfg.data, split, cfg.model.num_classes)
+
+    world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits))
+    train_set, val_set = (open_split(cfg.data, split, cfg.model.num_classes) for split in splits)
+    refuse_different_classes(train_set.index.classes, val_set.index.classes)
+    if len(train_set) < cfg.batch_size:
+        raise UserError(f"batch_size={cfg.batch_size} is more than the {len(train_set)} training images: set it lower")
+    return train_set, val_set, _count_classes(cfg, train_set)
+
+
+def _count_classes(cfg: TrainConfig, train_set: ImageSet) -> int:
+    """Classes of the model: the labels of the training images must be all of them."""
+    present = len(train_set.names)
+    wanted = cfg.model.num_classes or train_set.num_classes
+    if wanted != present:
+        raise UserError(
+            f"the model has {wanted} classes and the training images {present}: set model.num_classes={present}"
+        )
+    return wanted
+
+
+def _new_model(cfg: TrainConfig, num_classes: int) -> nn.Module:
+    torch.manual_seed(cfg.seed)
+    return build_model(cfg.model, num_classes, cfg.data.crop)
+
+
+def _build(
+    cfg: TrainConfig,
+    world: World,
+    device: torch.device,
+    run: RunDirectory,
+    geometry: BatchGeometry,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    model: nn.Module,
+    num_classes: int,
+) -> tuple[Trainer, dict[str, Any] | None]:
+    """The trainer, standing where the run stopped, and the checkpoint it stands on."""
+    state = _find_checkpoint(cfg, run, train_set)
+    peak = peak_flops(device)
+    flops = forward_flops(model, cfg.data.crop) if peak else None
+    model = model.to(device)
+    if cfg.sync_bn and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
+    steps = cfg.epochs * plan.steps_per_epoch
+    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size, device)
+    schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, plan.steps_per_epoch)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, cfg.augment.smoothing).to(device)
+    stepper = Stepper(model, optimizer, schedule, augment, cfg, world, device)
+    train_loader = _loader(cfg, world, device, train_set, geometry.largest_micro_batch)
+    val_loader = _loader(cfg, world, device, val_set, cfg.eval.batch_size)
+
+    def validate() -> Scores:
+        batches = val_loader.evaluate(EvalPlan(val_set.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
+        network = stepper.best_network
+        return evaluate(network, batches, augment, world, device, cfg.amp, stepper.memory_format)
+
+    run_id = state["wandb_id"] if state else None
+    trainer = Trainer(
+        cfg=cfg,
+        run=run,
+        world=world,
+        plan=plan,
+        batches=lambda first, last: train_loader.train(plan, first, last),
+        stepper=stepper,
+        validate=validate,
+        logger=build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main),
+        names=train_set.names,
+        fingerprint=train_set.index.fingerprint(),
+        model_flops=flops,
+        peak_flops=peak,
+    )
+    if state is not None:
+        trainer.load(state, str(run.checkpoints))
+        log.info("going on from step %d of %s", trainer.done, run.path)
+    if world.is_main:
+        run.cut_metrics(trainer.done)
+        run.write_config(cfg)
+    return trainer, state
+
+
+def _loader(cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int) -> Loader:
+    workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
+    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch)
+    return Loader(backend, images.labels, device)
+
+
+def _find_checkpoint(cfg: TrainConfig, run: RunDirectory, train_set: ImageSet) -> dict[str, Any] | None:
+    """The checkpoint to go on from: the run's own, or the one named by ``resume`` where the run has none yet.
+
+    A checkpoint of this very run that is named by ``resume`` counts first: it rewinds the run.
+    """
+    named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
+    if named is not None and (not run.has_checkpoints() or named.resolve().parent == run.checkpoints.resolve()):
+        state: dict[str, Any] | None = load_checkpoint(named)
+    else:
+        state = Checkpoints(run.checkpoints, cfg.checkpoint.keep).load_last()
+    if state is None:
+        return None
+    refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
+    if state["fingerprint"] != train_set.index.fingerprint():
+        raise UserError(
+            "the training images are not those the run began with: restore them, or set another name=… to start anew"
+        )
+    return state
+
+
+def _describe(
+    cfg: TrainConfig,
+    world: World,
+    device: torch.device,
+    geometry: BatchGeometry,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    model: nn.Module,
+    trainer: Trainer,
+) -> None:
+    """Say what is about to happen."""
+    parameters = sum(p.numel() for p in model.parameters())
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    warmup = f"{cfg.schedule.warmup_epochs:g} epochs of warm-up" if cfg.schedule.warmup_epochs else "no warm-up"
+    log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
+    log.info(
+        "data: %s, %d training and %d validation images, %d classes, read by %s",
+        *(cfg.data.name, len(train_set), len(val_set), len(train_set.names), cfg.data.backend),
+    )
+    log.info(
+        "recipe: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",
+        *(cfg.epochs, trainer.per_epoch, cfg.batch_size, world.size, geometry.micro_steps),
+        *(peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
+    )
+
+
+def _conclude(cfg: TrainConfig, run: RunDirectory, trainer: Trainer, scores: Scores | None) -> None:
+    """Say what came out and how to go on."""
+    lines = [line for line in run.read_metrics() if line["split"] == "val"]
+    if scores is None and not lines:
+        return
+    last = dataclasses.asdict(scores) if scores is not None else lines[-1]
+    best = trainer.best or {"step": lines[-1]["step"], "top1": last["top1"]}
+    log.info("")
+    log.info("top-1 %.2f %%, top-5 %.2f %% on %d images", last["top1"], last["top5"], last["images"])
+    log.info("best  %.2f %% at step %d", best["top1"], best["step"])
+    log.info("run         %s", os.path.relpath(run.path))
+    log.info("curves      %s", os.path.relpath(run.plots / "curves.png"))
+    log.info("first batch %s", os.path.relpath(run.plots / "batch.png"))
+    log.info("evaluate    python eval.py checkpoint=%s", os.path.relpath(run.checkpoints / "last.pt"))

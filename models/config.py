@@ -1,0 +1,39 @@
+"""The options of the models room; one dataclass a family, so that an option of another family is refused."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """What every model has (``model.*``)."""
+
+    name: str = MISSING  # a model of this project or of timm
+    num_classes: int | None = None  # null: the classes of the data
+    img_size: int | None = None  # null: data.crop
+    drop_path_rate: float = 0.0  # stochastic depth
+    grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+
+
+@dataclass
+class LipsFormerSwinConfig(ModelConfig):
+    """LipsFormer-Swin; see :class:`models.lipsformer_swin.LipsFormerSwin`."""
+
+    patch_size: int = 4
+    embed_dim: int = 96
+    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
+    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
+    window_size: int = 7
+    mlp_ratio: float = 4.0
+
+
+@dataclass
+class TimmConfig(ModelConfig):
+    """Any model of timm: ``model=timm model.name=resnet50``."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments: +model.kwargs.patch_size=8
+
+
+FAMILIES = {"lipsformer_swin": LipsFormerSwinConfig, "timm": TimmConfig}

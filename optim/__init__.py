@@ -1,0 +1,16 @@
+"""Optimizers, schedules and parameter groups: plain torch.optim citizens."""
+
+from optim.build import build_optimizer, build_schedule, peak_lr
+from optim.config import OptimConfig, ScheduleConfig
+from optim.errors import OptimError
+from optim.groups import param_groups
+
+__all__ = [
+    "OptimConfig",
+    "OptimError",
+    "ScheduleConfig",
+    "build_optimizer",
+    "build_schedule",
+    "param_groups",
+    "peak_lr",
+]
