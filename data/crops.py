@@ -72,9 +72,7 @@ def _central_boxes(height: NDArray, width: NDArray, ratio: tuple[float, float]) 
     return np.stack([(H - h) // 2, (W - w) // 2, h, w], axis=1)
 
 
-def centre_crops(
-    index: NDArray[np.int64], height: NDArray, width: NDArray, resize: int, crop: int
-) -> Crops:
+def centre_crops(index: NDArray[np.int64], height: NDArray, width: NDArray, resize: int, crop: int) -> Crops:
     """Evaluation crops: shorter side to ``resize``, then the central ``crop`` square, as torchvision rounds them."""
     H, W = height.astype(np.int64), width.astype(np.int64)
     shorter = np.minimum(H, W)

@@ -5,6 +5,7 @@ are cut on group borders, so that no draw and no pairing depends on how many pro
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from data.errors import DataError
 
@@ -62,7 +63,7 @@ class BatchGeometry:
         mine, steps = self._groups_of(self.rank), self.micro_steps
         cuts = [mine.start + step * len(mine) // steps for step in range(steps + 1)]
         ends = [min(cut * self.mix_group, self.batch_size) for cut in cuts]
-        return [range(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+        return [range(start, stop) for start, stop in pairwise(ends)]
 
     @property
     def largest_micro_batch(self) -> int:

@@ -1,10 +1,11 @@
 """The command line of the entries: Hydra composes, a user's mistake becomes one line, anything else a traceback."""
 
+import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.config import register
 from engine.errors import USER_ERRORS, RunStopped
 from engine.log import log_to
+from engine.settings import flatten
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 PATIENCE = 30.0  # seconds that other processes leave the first one to print its error
@@ -40,16 +42,17 @@ def launch(config_name: str, task: Task) -> None:
     def main(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
         many = hydra_cfg.mode == RunMode.MULTIRUN or "SLURM_ARRAY_TASK_ID" in os.environ
-        task(cfg, dict(hydra_cfg.runtime.choices), list(hydra_cfg.overrides.task), many)
+        try:
+            task(cfg, dict(hydra_cfg.runtime.choices), list(hydra_cfg.overrides.task), many)
+        # Caught in here: an exception that leaves the job makes Hydra print lines of its own.
+        except USER_ERRORS as error:
+            _fail(str(error), 2)
+        except RunStopped as stopped:
+            _fail(str(stopped), stopped.exit_code)
 
-    speaks = os.environ.get("RANK", "0") == "0"
-    log_to(None, speaks)
+    log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
         main()
-    except USER_ERRORS as error:
-        _fail(str(error), 2)
-    except RunStopped as stopped:
-        _fail(str(stopped), stopped.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_name), 2)
     except KeyboardInterrupt:
@@ -73,12 +76,16 @@ def _explain(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Could not find '([^/']+)/([^']+)'", message):
         names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
-    if match := re.search(r"Value '(.*)' .*could not be converted to (\w+)", message):
+    if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
         key = re.search(r"full_key: (\S+)", message)
         typed = re.search(r"Error merging override (\S+)", message)
         name = key[1] if key else typed[1] if typed else "an option"
         return f"{name}: '{match[1]}' is no {match[2].lower()}"
-    return re.sub(r"\s+", " ", str(error)).strip()
+    return re.sub(r"\s+", " ", ": ".join(filter(None, (str(error), _first_line(error.__cause__))))).strip()
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).split("\n", 1)[0] if error else ""
 
 
 def _unknown_key(key: str, message: str, config_name: str) -> str:
@@ -97,14 +104,9 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"choose {', '.join(names)}" if len(names) < 30 else "--help lists all"
 
 
-def _all_keys(config_name: str) -> Iterable[str]:
-    """Every option of an entry's default config."""
+def _all_keys(config_name: str) -> Iterator[str]:
+    """Every option of an entry's default config, and every group."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return list(_flatten(OmegaConf.to_container(hydra.compose(config_name))))
-
-
-def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+        composed = OmegaConf.to_container(hydra.compose(config_name))
+    assert isinstance(composed, dict)
+    return itertools.chain(composed, flatten(composed))

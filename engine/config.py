@@ -43,8 +43,8 @@ class EvalOptions:
 class RunConfig:
     """What training and evaluation share."""
 
-    model: ModelConfig = MISSING
-    data: DataConfig = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     eval: EvalOptions = field(default_factory=EvalOptions)
     device: str = "auto"  # auto | cpu | cuda
     amp: str = "bf16"  # bf16 | fp16 | fp32

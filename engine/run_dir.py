@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from engine.config import TrainConfig
 from engine.errors import UserError
-from engine.settings import as_container, write_settings
+from engine.settings import as_container, flatten, write_settings
 
 # What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
 MAY_DIFFER = (
@@ -98,7 +98,7 @@ class RunDirectory:
 
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
     """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
-    old, new = _flat(before), _flat(as_container(settings))
+    old, new = flatten(before), flatten(as_container(settings))
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -106,10 +106,3 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -58,8 +58,7 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
             composed.name = "-".join([str(composed.name), *_override_names(overrides)])
     if composed.output_dir is None:
         composed.output_dir = f"outputs/{composed.name}"
-    _refuse_nonsense(composed)
-    settings = OmegaConf.to_object(composed)
+    settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
     if settings.augment.auto is not None:
         raise UserError(f"augment.auto={settings.augment.auto} is not available yet: leave it null")
@@ -86,9 +85,19 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
         for key in ("amp", "channels_last"):
             if not any(override.startswith(f"{key}=") for override in typed):
                 composed[key] = trained[key]
+    settings = _checked(composed)
+    assert isinstance(settings, EvalConfig)
+    return settings
+
+
+def _checked(composed: DictConfig) -> RunConfig:
+    """Composed options as objects, once they make sense."""
     _refuse_nonsense(composed)
     settings = OmegaConf.to_object(composed)
-    assert isinstance(settings, EvalConfig)
+    assert isinstance(settings, RunConfig)
+    # Hydra lets +name=value add an option that nothing reads.
+    if added := sorted(set(flatten(_container(composed))) - set(flatten(as_container(settings)))):
+        raise UserError(f"there is no option '{added[0]}': --help lists all")
     return settings
 
 
@@ -122,9 +131,21 @@ def _override_names(overrides: Iterable[str]) -> list[str]:
 
 def as_container(settings: RunConfig) -> dict[str, Any]:
     """Settings as plain dictionaries, lists, strings and numbers."""
-    container = OmegaConf.to_container(OmegaConf.structured(settings), resolve=True)
+    return _container(OmegaConf.structured(settings))
+
+
+def _container(node: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(node, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def write_settings(settings: RunConfig, path: Path) -> None:

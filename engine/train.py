@@ -27,15 +27,15 @@ from engine.config import TrainConfig
 from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
-from engine.evaluate import Scores, evaluate
 from engine.flops import forward_flops
-from engine.loggers import build_logger
 from engine.log import log_to
+from engine.loggers import build_logger
 from engine.run_dir import RunDirectory, refuse_other_recipe
+from engine.scoring import Scores, evaluate
 from engine.settings import as_container
 from engine.stepper import Stepper
 from engine.trainer import Trainer
-from models import build_model
+from models import build_model, refuse_unknown
 from optim import build_optimizer, build_schedule, peak_lr
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def train(cfg: TrainConfig) -> None:
         UserError: or another of ``engine.errors.USER_ERRORS``, before any training, if it cannot be done as asked.
         RunStopped: if the run ended early.
     """
+    refuse_unknown(cfg.model.name)
     world = World.from_environment()
     device = choose_device(cfg.device, world.local_rank)
     check_amp(cfg.amp, device)

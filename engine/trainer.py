@@ -15,13 +15,13 @@ from engine.checkpoint import Checkpoints
 from engine.config import TrainConfig
 from engine.distributed import World
 from engine.errors import RunStopped
-from engine.evaluate import Scores
 from engine.loggers import Logger
 from engine.meter import Meter, Reading
 from engine.plots import draw_batch, draw_curves
 from engine.profiler import step_profiler
 from engine.progress import Progress
 from engine.run_dir import RunDirectory
+from engine.scoring import Scores
 from engine.settings import as_container
 from engine.signals import StopRequest
 from engine.stepper import Stepper
@@ -180,8 +180,7 @@ class Trainer:
         speed = (time.monotonic() - self.started) / max(self.done - first, 1)
         line: dict[str, Any] = {
             "split": "train",
-            "step": self.done,
-            "epoch": round(self.done / self.per_epoch, 4),
+            **self._place(),
             "loss": reading.loss,
             "lr": self.stepper.lr,
             "grad_norm": reading.grad_norm,
@@ -197,6 +196,9 @@ class Trainer:
         self._write(line)
         left = (self.stop_at - self.done) * speed
         self.progress.show(epoch, self.cfg.epochs, line | {"seconds_left": left})
+
+    def _place(self) -> dict[str, float]:
+        return {"step": self.done, "epoch": round(self.done / self.per_epoch, 4)}
 
     def _memory(self) -> float:
         """Most memory used so far in GiB: of the GPU, or of this process on a CPU."""
@@ -231,7 +233,9 @@ class Trainer:
         is_best = self.best is None or scores.top1 > self.best["top1"]
         if is_best:
             self.best = {"step": self.done, "top1": scores.top1}
-        self._write({"split": "val", "step": self.done, "epoch": round(self.done / self.per_epoch, 4)} | scores.as_dict())
+        self._write(
+            {"split": "val", "step": self.done, "epoch": round(self.done / self.per_epoch, 4)} | scores.as_dict()
+        )
         log.info(
             "epoch %d/%d  top-1 %.2f %%  top-5 %.2f %%  validation loss %.4f%s",
             *(epoch, self.cfg.epochs, scores.top1, scores.top5, scores.loss, "  (best)" if is_best else ""),

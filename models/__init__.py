@@ -1,9 +1,9 @@
 """Backbones, registered in timm on import; nothing here knows of training."""
 
 from models import lipsformer_swin as lipsformer_swin
-from models.build import build_model
+from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig
 from models.errors import ModelError
 from models.weights import load_weights, read_weights
 
-__all__ = ["FAMILIES", "ModelConfig", "ModelError", "build_model", "load_weights", "read_weights"]
+__all__ = ["FAMILIES", "ModelConfig", "ModelError", "build_model", "load_weights", "read_weights", "refuse_unknown"]

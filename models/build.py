@@ -23,10 +23,7 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     Raises:
         ModelError: if no model has that name, or it cannot be built with these options.
     """
-    if not timm.is_model(cfg.name):
-        near = difflib.get_close_matches(cfg.name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
-        raise ModelError(f"there is no model '{cfg.name}': {hint}")
+    refuse_unknown(cfg.name)
     fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in _NOT_ARGUMENTS}
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     arguments |= getattr(cfg, "kwargs", {})
@@ -44,6 +41,14 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     if cfg.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise where no model has that name, with the nearest that there are."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
+        raise ModelError(f"there is no model '{name}': {hint}")
 
 
 def _takes_img_size(name: str) -> bool:

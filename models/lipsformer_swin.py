@@ -120,9 +120,7 @@ class LipsFormerSwin(nn.Module):
             dim = embed_dim * 2**stage
             blocks: list[nn.Module] = [PatchMerging(dim // 2)] if stage > 0 else []
             for rate in rates:
-                blocks.append(
-                    LipsFormerSwinBlock(dim, num_heads[stage], window_size, mlp_ratio, 1 / sum(depths), rate)
-                )
+                blocks.append(LipsFormerSwinBlock(dim, num_heads[stage], window_size, mlp_ratio, 1 / sum(depths), rate))
             self.stages.append(nn.Sequential(*blocks))
         self.norm = CenterNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()

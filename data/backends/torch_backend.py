@@ -1,11 +1,12 @@
-"""The backend for machines without DALI: torchvision decodes and resizes in DataLoader workers."""
+"""The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -30,17 +31,19 @@ class CropDataset(Dataset):
         try:
             for row in range(len(crops)):
                 out[row] = self._image(crops, row)
-        except (RuntimeError, OSError) as error:
+        except (OSError, ValueError, SyntaxError) as error:
             return unreadable(self.index, crops, error)
         return out
 
     def _image(self, crops: Crops, row: int) -> Tensor:
         i = int(crops.index[row])
-        image = decode_image(read_file(self.index.path(i)), mode=ImageReadMode.RGB)
-        if image.shape[1:] != (self.index.heights[i], self.index.widths[i]):
-            raise RuntimeError("size differs from the index")
         top, left, height, width = crops.box[row].tolist()
-        image = image[:, top : top + height, left : left + width]
+        with Image.open(self.index.path(i)) as file:
+            if file.size != (self.index.widths[i], self.index.heights[i]):
+                raise OSError("size differs from the index")
+            pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
+        # (height, width, 3) in memory seen as (3, height, width): torchvision resizes that without a copy.
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
         image = F.resize(image, crops.size[row].tolist(), interpolation=self.interpolation, antialias=True)
         top, left = crops.window[row].tolist()
         if top < 0 or left < 0 or image.shape[1:] != (self.side, self.side):
@@ -59,7 +62,7 @@ class RequestSampler(Sampler[Crops]):
 
 
 class TorchBackend:
-    """Makes batches with torchvision in worker processes.
+    """Makes batches with Pillow and torchvision in worker processes.
 
     Args:
         index: the images.

@@ -1,0 +1,103 @@
+"""Evaluation of a checkpoint, from its settings to its last line."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import DeviceAugment, EvalPlan, Loader, build_backend, is_prepared, open_split, resolve_backend
+from engine.checkpoint import is_ours, load_checkpoint
+from engine.config import EvalConfig
+from engine.device import check_amp, choose_device, default_workers, tune
+from engine.distributed import World
+from engine.errors import UserError
+from engine.log import log_to
+from engine.scoring import Scores, evaluate
+from models import build_model, load_weights, read_weights, refuse_unknown
+
+log = logging.getLogger(__name__)
+
+
+def open_trained(checkpoint: str | None) -> dict[str, Any] | None:
+    """The content of one of our checkpoints, or None where the file holds bare weights of somebody else.
+
+    Raises:
+        UserError: if none is named or there is no such file.
+    """
+    if checkpoint is None:
+        raise UserError("no checkpoint: add checkpoint=PATH, such as outputs/quickstart/checkpoints/last.pt")
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: set checkpoint=PATH to a file")
+    if path.suffix == ".safetensors":
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    return load_checkpoint(path) if is_ours(content) else None
+
+
+def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scores:
+    """Score a checkpoint on the images of ``data.split`` and write the scores.
+
+    Args:
+        cfg: the settings.
+        trained: the checkpoint's content, where it is one of ours.
+
+    Raises:
+        UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
+    """
+    refuse_unknown(cfg.model.name)
+    world = World.from_environment()
+    device = choose_device(cfg.device, world.local_rank)
+    check_amp(cfg.amp, device)
+    tune(device)
+    log_to(None, world.is_main)
+    classes = trained["classes"] if trained else None
+    known = len(classes) if classes else cfg.model.num_classes
+    splits = (cfg.data.split,)
+    world.first_on_machine(
+        lambda: open_split(cfg.data, cfg.data.split, known, classes), lambda: is_prepared(cfg.data, splits)
+    )
+    images = open_split(cfg.data, cfg.data.split, known, classes)
+    num_classes = known or images.num_classes
+    model = build_model(cfg.model, num_classes, cfg.data.crop)
+    load_weights(model, _weights(cfg, trained), str(cfg.checkpoint))
+    model = model.to(device)
+    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    network: nn.Module = torch.compile(model) if cfg.compile else model
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(device)
+    workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
+    kind = resolve_backend(cfg.data, device)
+    backend = build_backend(kind, images.index, cfg.data, device, workers, cfg.eval.batch_size)
+    with world.joined(device):
+        loader = Loader(backend, images.labels, device)
+        batches = loader.evaluate(EvalPlan(images.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
+        scores = evaluate(network, batches, augment, world, device, cfg.amp, memory_format)
+    if world.is_main:
+        _report(cfg, scores, kind)
+    return scores
+
+
+def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tensor]:
+    if trained is None:
+        return read_weights(Path(str(cfg.checkpoint)))
+    use_ema = cfg.eval.weights == "ema" and trained["ema"] is not None
+    return trained["ema" if use_ema else "model"]
+
+
+def _report(cfg: EvalConfig, scores: Scores, backend: str) -> None:
+    path = Path(cfg.output)
+    content = {"checkpoint": str(cfg.checkpoint), "data": cfg.data.name, "split": cfg.data.split}
+    try:
+        path.write_text(json.dumps(content | scores.as_dict(), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"output={path} cannot be written ({error.strerror}): set output to another file") from error
+    log.info("%s on %d images of %s (read by %s)", cfg.checkpoint, scores.images, cfg.data.name, backend)
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", scores.top1, scores.top5, scores.loss)
+    log.info("written to %s", os.path.relpath(path))
