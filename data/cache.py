@@ -37,9 +37,7 @@ def unpacked(archive: Path, sha256: str, unpack: bool = True) -> Path:
         raise DataError(f"the archive {archive} is missing: set data.archive to where it lies")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != sha256:
-        raise DataError(
-            f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): fetch it again"
-        )
+        raise DataError(f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): fetch it again")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

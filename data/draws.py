@@ -40,7 +40,8 @@ def uniforms(seed: int, epoch: int, stream: Stream, start: int, count: int, draw
     blocks = -(-draws // WORDS_PER_BLOCK)
     generator = np.random.Philox(key=_key(seed, epoch, stream), counter=start * blocks)
     words = generator.random_raw(count * blocks * WORDS_PER_BLOCK)
-    return ((words >> np.uint64(11)) * 2.0**-53).reshape(count, -1)[:, :draws]
+    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers.reshape(count, -1)[:, :draws]
 
 
 def generator_at(seed: int, epoch: int, stream: Stream, position: int) -> np.random.Generator:

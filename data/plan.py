@@ -78,7 +78,8 @@ class TrainPlan:
         u = uniforms(self.seed, epoch, Stream.CROP, start, n, 4 * TRIES)
         height, width = self.index.heights[index], self.index.widths[index]
         augment = self.augment
-        box = random_resized_boxes(u, height, width, tuple(augment.scale), tuple(augment.ratio))
+        scale, ratio = augment.scale, augment.ratio
+        box = random_resized_boxes(u, height, width, (scale[0], scale[1]), (ratio[0], ratio[1]))
         flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < augment.hflip
         size = np.full((n, 2), self.side, dtype=np.int32)
         return Crops(index=index, box=box, size=size, window=np.zeros((n, 2), dtype=np.int32), flip=flip)

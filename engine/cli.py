@@ -107,6 +107,5 @@ def _nearest(name: str, names: list[str]) -> str:
 def _all_keys(config_name: str) -> Iterator[str]:
     """Every option of an entry's default config, and every group."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = OmegaConf.to_container(hydra.compose(config_name))
-    assert isinstance(composed, dict)
+        composed: Any = OmegaConf.to_container(hydra.compose(config_name))
     return itertools.chain(composed, flatten(composed))

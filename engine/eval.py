@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scor
     load_weights(model, _weights(cfg, trained), str(cfg.checkpoint))
     model = model.to(device)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    network: nn.Module = torch.compile(model) if cfg.compile else model
+    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
     augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(device)
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
     kind = resolve_backend(cfg.data, device)

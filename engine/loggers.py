@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,8 +63,8 @@ class WandbLogger:
     def __init__(self, cfg: LoggerConfig, name: str, folder: Path, config: dict[str, Any], run_id: str | None):
         import wandb  # takes seconds, and only the first process needs it
 
-        self.wandb = wandb
-        self.run_id: str | None = run_id or wandb.util.generate_id()
+        self.wandb: Any = wandb
+        self.run_id: str | None = run_id or secrets.token_hex(4)
         arguments = {
             "project": cfg.project,
             "entity": cfg.entity,
@@ -78,7 +79,7 @@ class WandbLogger:
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
-    def _start(self, mode: str, arguments: dict[str, Any]):
+    def _start(self, mode: str, arguments: dict[str, Any]) -> Any:
         # Its lines stay out of ours; an online run still shows its address in train.log.
         settings = self.wandb.Settings(silent=True, init_timeout=ONLINE_TIMEOUT)
         try:

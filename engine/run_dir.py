@@ -66,8 +66,7 @@ class RunDirectory:
             )
         if not self.config.is_file():
             return
-        before = OmegaConf.to_container(OmegaConf.load(self.config))
-        assert isinstance(before, dict)
+        before: Any = OmegaConf.to_container(OmegaConf.load(self.config))
         if settings.data.backend == "auto":
             settings.data.backend = before["data"]["backend"]
         refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")

@@ -1,5 +1,6 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
+import dataclasses
 import difflib
 import os
 import re
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
+from models import FAMILIES
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -115,9 +117,7 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: list
 
 def _family(trained: dict[str, Any]) -> type:
     """The dataclass whose fields the trained model's settings are."""
-    from models import FAMILIES
-
-    fitting = [c for c in FAMILIES.values() if set(c.__dataclass_fields__) == set(trained)]
+    fitting = [c for c in FAMILIES.values() if {f.name for f in dataclasses.fields(c)} == set(trained)]
     if not fitting:
         raise UserError("the checkpoint is of another version of this project: its model has other options")
     return fitting[0]

@@ -63,7 +63,7 @@ class Stepper:
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.ddp = self._distribute(model)
         network: nn.Module = self.ddp if self.ddp is not None else model
-        self.network = torch.compile(network) if cfg.compile else network
+        self.network: Any = torch.compile(network) if cfg.compile else network
 
     def _distribute(self, model: nn.Module) -> DistributedDataParallel | None:
         if self.world.size == 1:

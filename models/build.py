@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from typing import Any
 
 import timm
 from torch import nn
@@ -25,7 +26,7 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     """
     refuse_unknown(cfg.name)
     fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in _NOT_ARGUMENTS}
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     arguments |= getattr(cfg, "kwargs", {})
     arguments |= {"num_classes": cfg.num_classes or num_classes}
     side = cfg.img_size or img_size
@@ -33,7 +34,7 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     if _takes_img_size(cfg.name):
         arguments["img_size"] = side
     try:
-        model = timm.create_model(cfg.name, pretrained=False, **arguments)
+        model: Any = timm.create_model(cfg.name, pretrained=False, **arguments)
     except ModelError:
         raise
     except (TypeError, ValueError, AssertionError) as error:

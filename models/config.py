@@ -36,4 +36,4 @@ class TimmConfig(ModelConfig):
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments: +model.kwargs.patch_size=8
 
 
-FAMILIES = {"lipsformer_swin": LipsFormerSwinConfig, "timm": TimmConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {"lipsformer_swin": LipsFormerSwinConfig, "timm": TimmConfig}

@@ -11,7 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Mlp, calculate_drop_path_rates, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint_sequential
 
 from models.attention import WindowAttention
 from models.errors import ModelError
@@ -115,13 +115,16 @@ class LipsFormerSwin(nn.Module):
         self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
-        self.stages = nn.ModuleList()
-        for stage, rates in enumerate(calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)):
+        stages: list[nn.Sequential] = []
+        ramp: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))
+        rates_by_stage = [[ramp.pop(0) for _ in range(depth)] for depth in depths]
+        for stage, rates in enumerate(rates_by_stage):
             dim = embed_dim * 2**stage
             blocks: list[nn.Module] = [PatchMerging(dim // 2)] if stage > 0 else []
             for rate in rates:
                 blocks.append(LipsFormerSwinBlock(dim, num_heads[stage], window_size, mlp_ratio, 1 / sum(depths), rate))
-            self.stages.append(nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
         self.norm = CenterNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         spectral_init_(self)
@@ -162,12 +165,11 @@ class LipsFormerSwin(nn.Module):
                 f"set model.img_size (it follows data.crop) or resize the images"
             )
         x = self.patch_embed(x)
-        for stage in self.stages:
-            for block in stage:
-                if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+        if self.grad_checkpointing and self.training:
+            blocks = [block for stage in self.stages.children() for block in stage.children()]
+            x = checkpoint_sequential(blocks, len(blocks), x, use_reentrant=False)
+        else:
+            x = self.stages(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

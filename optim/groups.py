@@ -11,8 +11,10 @@ def param_groups(model: nn.Module, weight_decay: float, light_decay: float) -> l
     Biases, vectors (gains, residual scales) and what the model's ``no_weight_decay()`` names (position-bias tables,
     tokens) get ``light_decay``; every other weight gets ``weight_decay``. Frozen parameters are left out.
     """
-    named: set[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    weights, light = [], []
+    exempt = getattr(model, "no_weight_decay", set)  # timm's convention
+    named = set(exempt())
+    weights: list[nn.Parameter] = []
+    light: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_light = parameter.ndim <= 1 or name.endswith(".bias") or name in named
