@@ -83,7 +83,7 @@ def open_split(
 
 def _index(cfg: DataConfig, split: str) -> ImageIndex:
     if cfg.name == "synthetic":
-        count = cfg.synthetic_images // (1 if split == cfg.train_split else 10)
+        count = cfg.synthetic_images // (1 if split == cfg.train_split else 40)
         return synthetic_index(count, cfg.synthetic_classes, cfg.crop)
     index = load_index(find_root(cfg), split, cfg.index_dir, cfg.on_bad_image)
     assert index is not None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,7 +48,7 @@ def launch(config_name: str, task: Task) -> None:
         except USER_ERRORS as error:
             _fail(str(error), 2)
         except RunStopped as stopped:
-            _fail(str(stopped), stopped.exit_code)
+            _fail(str(stopped), stopped.exit_code, patience=1.0)
 
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
@@ -59,10 +59,14 @@ def launch(config_name: str, task: Task) -> None:
         _fail("interrupted", 130)
 
 
-def _fail(message: str, exit_code: int) -> None:
-    """Print one line, once a machine, and exit; other processes wait for the one that prints."""
+def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
+    """Print one line, once a machine, and exit; other processes wait for the one that prints.
+
+    torchrun ends all processes as soon as one has gone, so waiting longer than printing takes costs nothing, unless
+    torchrun itself was told to stop and waits for its processes.
+    """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE)
+        time.sleep(patience)
     else:
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(exit_code)

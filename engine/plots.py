@@ -10,7 +10,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
 
-GRID = (4, 8)  # rows and columns of the batch picture
+COLUMNS, MOST_ROWS = 8, 4  # of the batch picture
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
@@ -54,8 +54,10 @@ def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Pat
         names: name of each class.
         path: PNG to write.
     """
-    rows, columns = GRID
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 2 * rows), constrained_layout=True)
+    columns = COLUMNS
+    rows = min(-(-len(images) // columns), MOST_ROWS)
+    size = (1.7 * columns, 2 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, target in zip(axes.flat, images, targets, strict=False):

@@ -220,7 +220,9 @@ class Trainer:
         if not self.world.is_main or path.exists() or batch.draws is None:
             return
         augment = self.stepper.augment
-        with torch.random.fork_rng(devices=[]):
+        # The noise drawn for the picture is the noise of the step: drawing it must not use it up.
+        device = self.stepper.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             images, targets = augment(batch.images, batch.labels, batch.draws)
         draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.names, path)
         self.logger.picture("batch", path, 0)

@@ -228,6 +228,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "lipsformer_swin_mini.untrained": _cfg(input_size=(3, 28, 28), num_classes=10),
         "lipsformer_swin_tiny.untrained": _cfg(),
         "lipsformer_swin_small.untrained": _cfg(),
         "lipsformer_swin_base.untrained": _cfg(),
@@ -237,6 +238,13 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> LipsFormerSwin:
     return build_model_with_cfg(LipsFormerSwin, variant, pretrained, **(architecture | kwargs))
+
+
+@register_model
+def lipsformer_swin_mini(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
+    """LipsFormer-Swin for 28-pixel images, of this project: small enough to learn on two CPU cores in minutes."""
+    architecture = {"img_size": 28, "patch_size": 2, "embed_dim": 48, "depths": (1, 2), "num_heads": (3, 6)}
+    return _create("lipsformer_swin_mini", pretrained, architecture, kwargs)
 
 
 @register_model

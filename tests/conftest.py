@@ -1,0 +1,69 @@
+"""Photographs in the forms image folders hold them in, and what several test files need to open them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import skimage.data
+from omegaconf import OmegaConf
+from PIL import Image
+
+from data.cache import unpacked
+
+CLASSES = ("astronaut", "chelsea", "coffee", "rocket")
+ORIENTATION = 0x0112  # EXIF tag; 6 = turn by 90 degrees to view
+
+
+def photograph(name: str) -> Image.Image:
+    """One of the photographs that scikit-image ships, by the name of its function."""
+    return Image.fromarray(getattr(skimage.data, name)())
+
+
+def write_variants(folder: Path, image: Image.Image) -> None:
+    """Write an RGB image in every form that has its own path through a decoder."""
+    folder.mkdir(parents=True)
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    half_clear = image.copy()
+    half_clear.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "420.jpg", quality=90, subsampling="4:2:0")
+    image.save(folder / "444.jpg", quality=90, subsampling="4:4:4")
+    image.save(folder / "rgb.jpg", quality=90, keep_rgb=True)
+    image.save(folder / "progressive.JPG", quality=80, progressive=True)
+    image.save(folder / "rotated.jpeg", quality=90, exif=turned)
+    image.convert("L").save(folder / "grey.jpg", quality=90)
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+    image.save(folder / "rgb.png")
+    image.convert("L").save(folder / "grey.png")
+    image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(folder / "palette.png")
+    half_clear.save(folder / "rgba.png")
+    image.save(folder / "png.JPEG", format="PNG")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder: every form of every photograph in ``train``, two of each in ``val``. Not to be changed."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name in CLASSES:
+        image = photograph(name)
+        write_variants(root / "train" / name, image)
+        (root / "val" / name).mkdir(parents=True)
+        image.save(root / "val" / name / "420.jpg", quality=90)
+        image.convert("L").save(root / "val" / name / "grey.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image folder cut from the embedded set: 32 training and 8 validation images a class."""
+    config = OmegaConf.load("conf/data/fashion_mnist.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        source = unpacked(Path(config.archive), config.archive_sha256)
+    root = tmp_path_factory.mktemp("small")
+    for split, count in (("train", 32), ("val", 8)):
+        for folder in sorted((source / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:count]:
+                shutil.copy(image, root / split / folder.name)
+    return root

@@ -1,0 +1,83 @@
+"""Running the real commands, and small image folders to run them on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+
+from engine.config import register
+from engine.settings import train_settings
+from engine.train import train
+
+PROJECT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+# A model that takes a step in milliseconds, with every part of the real ones.
+SMALL = (
+    *("experiment=quickstart", "data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0"),
+    *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=32", "augment.mix_group=8"),
+    *("epochs=2", "log_every=1", "logger=none", "eval.batch_size=64", "device=cpu"),
+)
+# Every source of randomness there is.
+ALL_AUGMENTATION = (
+    *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase=0.5", "augment.smoothing=0.1"),
+    *("model.drop_path_rate=0.3", "augment.scale=[0.3,1.0]", "ema=0.9"),
+)
+NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.erase=0", "model.drop_path_rate=0")
+
+
+def command(entry: str, *overrides: str, processes: int = 1) -> list[str]:
+    """The command line of an entry, under torchrun where there is more than one process."""
+    start = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    return [*start, str(PROJECT / entry), *overrides]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a process, so that arithmetic is the same on any number of cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | extra
+
+
+def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: float = 240, **extra: str):
+    """Run an entry as a user does; its exit code, output and errors as text."""
+    return subprocess.run(
+        command(entry, *overrides, processes=processes),
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def train_here(*overrides: str) -> None:
+    """Train in this process, in the current folder."""
+    register()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        composed = hydra.compose("train", overrides=list(overrides))
+    train(train_settings(composed, {"model": "small"}, overrides, many=False))
+
+
+def metrics(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if split is None or line["split"] == split]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss of each step."""
+    return {line["step"]: line["loss"] for line in metrics(run_dir, "train")}
+
+
+def checkpoint(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
+    """A run's checkpoint."""
+    return torch.load(run_dir / "checkpoints" / name, weights_only=True)
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
