@@ -77,7 +77,7 @@ def centre_crops(index: NDArray[np.int64], height: NDArray, width: NDArray, resi
     H, W = height.astype(np.int64), width.astype(np.int64)
     shorter = np.minimum(H, W)
     size = np.stack([H * resize // shorter, W * resize // shorter], axis=1)
-    window = np.rint((size - crop) / 2)
+    window = np.where(size < crop, -((crop - size) // 2), np.rint((size - crop) / 2))
     zeros = np.zeros_like(H)
     return Crops(
         index=index,

@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class ImageIndex:
 
     def fingerprint(self) -> str:
         """A digest of which images there are, in which classes; the same wherever the folder lies."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in self.classes))
         for array in (self.paths.blob, self.paths.ends, self.targets):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -110,6 +111,8 @@ def load_index(
         raise DataError(f"{folder} is no folder: data.root must hold {split}/<class>/<image>")
     cached = _file(root, split, index_dir)
     found = _read(cached, folder)
+    if found is not None and build and found[0].bad and on_bad_image == "error":
+        found = None  # a file mended in place does not change its folder's modification time
     if found is None:
         if not build:
             return None
@@ -196,7 +199,7 @@ def _walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
     """
     mtime = os.stat(root / relative).st_mtime_ns
     entries = [entry for entry in os.scandir(root / relative) if not entry.name.startswith(".")]
-    images = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in EXTENSIONS and e.is_file()]
+    images = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in EXTENSIONS and not e.is_dir()]
     yield relative, mtime, [os.path.join(relative, image) for image in images]
     for entry in entries:
         if entry.is_dir():
@@ -214,8 +217,8 @@ def _image_size(path: Path) -> tuple[int, int] | str:
         return "is no JPEG or PNG image"
     except Image.DecompressionBombError:
         return "has too many pixels"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -246,7 +249,8 @@ def _write(path: Path, index: ImageIndex, folders: Folders) -> None:
             )
         os.replace(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise DataError(
             f"cannot write the index {path} ({error.strerror}): set data.index_dir to a folder that can be written"
         ) from error
@@ -274,7 +278,7 @@ def _read(path: Path, folder: Path) -> tuple[ImageIndex, Folders] | None:
             return index, folders
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("the index %s cannot be read (%s): building it anew", path, error)
         return None
 

@@ -1,11 +1,10 @@
 """The command line of the entries: Hydra composes, a user's mistake becomes one line, anything else a traceback."""
 
-import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,7 +94,7 @@ def _first_line(error: BaseException | None) -> str:
 def _unknown_key(key: str, message: str, config_name: str) -> str:
     if full := re.search(r"full_key: (\S+)", message):
         key = full[1]
-    return f"there is no option '{key}': {_nearest(key, list(_all_keys(config_name)))}"
+    return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(config_name)))}"
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -108,8 +107,8 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"choose {', '.join(names)}" if len(names) < 30 else "--help lists all"
 
 
-def _all_keys(config_name: str) -> Iterator[str]:
+def _all_keys(config_name: str) -> set[str]:
     """Every option of an entry's default config, and every group."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra.compose(config_name))
-    return itertools.chain(composed, flatten(composed))
+    return composed.keys() | flatten(composed).keys()

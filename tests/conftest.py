@@ -1,31 +1,28 @@
-"""Photographs in the forms image folders hold them in, and what several test files need to open them."""
+"""Photographs in the forms image folders hold them in, for the tests that need real images."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import skimage.data
+from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
 
 from data.cache import unpacked
 
-CLASSES = ("astronaut", "chelsea", "coffee", "rocket")
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ORIENTATION = 0x0112  # EXIF tag; 6 = turn by 90 degrees to view
 
+# The same examples at every run, and no time limit on each: machines are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
-def photograph(name: str) -> Image.Image:
-    """One of the photographs that scikit-image ships, by the name of its function."""
-    return Image.fromarray(getattr(skimage.data, name)())
 
-
-def write_variants(folder: Path, image: Image.Image) -> None:
-    """Write an RGB image in every form that has its own path through a decoder."""
-    folder.mkdir(parents=True)
+def write_jpegs(folder: Path, image: Image.Image) -> None:
+    """Write an RGB image as each kind of JPEG that has its own way through a decoder."""
     turned = Image.Exif()
     turned[ORIENTATION] = 6
-    half_clear = image.copy()
-    half_clear.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(folder / "420.jpg", quality=90, subsampling="4:2:0")
     image.save(folder / "444.jpg", quality=90, subsampling="4:4:4")
     image.save(folder / "rgb.jpg", quality=90, keep_rgb=True)
@@ -33,23 +30,32 @@ def write_variants(folder: Path, image: Image.Image) -> None:
     image.save(folder / "rotated.jpeg", quality=90, exif=turned)
     image.convert("L").save(folder / "grey.jpg", quality=90)
     image.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+
+
+def write_pngs(folder: Path, image: Image.Image) -> None:
+    """Write an RGB image as each kind of PNG, one with a wrong name and one smaller than any crop."""
+    half_clear = image.copy()
+    half_clear.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(folder / "rgb.png")
     image.convert("L").save(folder / "grey.png")
     image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(folder / "palette.png")
     half_clear.save(folder / "rgba.png")
     image.save(folder / "png.JPEG", format="PNG")
+    image.resize((37, 25)).save(folder / "tiny.png")
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder: every form of every photograph in ``train``, two of each in ``val``. Not to be changed."""
+    """An image folder of four classes, each one photograph in many forms. Tests leave it as it is."""
     root = tmp_path_factory.mktemp("photographs")
-    for name in CLASSES:
-        image = photograph(name)
-        write_variants(root / "train" / name, image)
-        (root / "val" / name).mkdir(parents=True)
+    for name in PHOTOGRAPHS:
+        image = Image.fromarray(getattr(skimage.data, name)())
+        for split in ("train", "val"):
+            (root / split / name).mkdir(parents=True)
+        write_jpegs(root / "train" / name, image)
         image.save(root / "val" / name / "420.jpg", quality=90)
-        image.convert("L").save(root / "val" / name / "grey.png")
+        image.convert("L").save(root / "val" / name / "grey.jpg", quality=90)
+    write_pngs(root / "train" / "chelsea", Image.fromarray(skimage.data.chelsea()))
     return root
 
 

@@ -84,11 +84,13 @@ def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataErr
         path = index.path(int(i))
         try:
             with Image.open(path) as image:
+                image.verify()  # every part of a PNG, also those after the pixels
+            with Image.open(path) as image:
                 image.load()
                 if (image.height, image.width) != (index.heights[i], index.widths[i]):
                     return DataError(f"{path} has changed since the index was written: touch its folder to index anew")
-        except OSError as error:
-            return DataError(
-                f"{path} cannot be decoded ({error.strerror or error}): mend or remove it, then start again to resume"
-            )
-    return DataError(f"a batch that holds {index.path(int(crops.index[0]))} could not be decoded: {cause}")
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return DataError(f"{path} cannot be decoded ({reason}): mend or remove it, then start again to resume")
+    reason = " ".join(str(cause).split())
+    return DataError(f"a batch that holds {index.path(int(crops.index[0]))} could not be decoded: {reason}")

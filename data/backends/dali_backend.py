@@ -4,6 +4,7 @@ On a GPU JPEGs are decoded there (``mixed``); on a CPU the same pipeline runs wi
 pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing.
 """
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,15 +23,16 @@ INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 
 @pipeline_def(enable_conditionals=False)
 def crop_pipeline(source, device: str, side: int, interpolation):
-    """Paths and crops to uint8 images in (channels, height, width)."""
+    """Paths and crops to uint8 images in (channels, height, width), and the shapes of the files' images."""
     path, start, extent, size, window, flip = fn.external_source(
         source=source,
         num_outputs=6,
         batch=True,
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32],
     )
+    encoded = fn.io.file.read(path)
     images = fn.decoders.image_slice(
-        fn.io.file.read(path),
+        encoded,
         start=start,
         shape=extent,
         axes=[0, 1],
@@ -41,7 +43,8 @@ def crop_pipeline(source, device: str, side: int, interpolation):
     )
     images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
     images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
-    return fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
+    images = fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
+    return images, fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
 class DaliBackend:
@@ -85,17 +88,20 @@ class DaliBackend:
         pipeline.build()
         while True:
             try:
-                (images,) = pipeline.run()
+                images, shapes = pipeline.run()
             except StopIteration:
                 return
             except RuntimeError as error:
                 raise unreadable(self.index, _merge(ahead), error) from error
-            ahead.pop(0)
+            crops = ahead.pop(0)
+            sizes = np.stack([self.index.heights[crops.index], self.index.widths[crops.index]], axis=1)
+            if not np.array_equal(shapes.as_array()[:, :2], sizes):
+                raise unreadable(self.index, crops, ValueError("sizes differ from the index"))
             # The pipeline reuses its buffers at the next run, hence the copy.
             yield torch.from_dlpack(images.as_tensor()).clone()
 
     def _arrays(self, crops: Crops) -> tuple[list[np.ndarray], ...]:
-        paths = [np.frombuffer(self.index.path(int(i)).encode(), dtype=np.uint8) for i in crops.index]
+        paths = [np.frombuffer(os.fsencode(self.index.path(int(i))), dtype=np.uint8) for i in crops.index]
         columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
         return paths, *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
 

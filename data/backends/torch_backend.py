@@ -1,5 +1,6 @@
 """The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -61,6 +62,12 @@ class RequestSampler(Sampler[Crops]):
         return self.requests
 
 
+def _outlive_signals(worker: int) -> None:
+    """A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class TorchBackend:
     """Makes batches with Pillow and torchvision in worker processes.
 
@@ -86,6 +93,7 @@ class TorchBackend:
             pin_memory=self.pin_memory,
             # Its default seeds the workers from torch's global generator, which is the model's, not ours.
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_outlive_signals,
         )
         for images in loader:
             if isinstance(images, DataError):

@@ -1,0 +1,161 @@
+"""The arithmetic on the device is timm's, and the same however a batch is cut."""
+
+import numpy as np
+import pytest
+import torch
+from timm.data.mixup import Mixup, mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor
+
+from data.augment import DeviceAugment, soft_cross_entropy
+from data.config import AugmentConfig, DataConfig
+from data.geometry import BatchGeometry
+from data.index import synthetic_index
+from data.plan import DeviceDraws, Mix, TrainPlan
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CLASSES, SIDE = 10, 32
+NOTHING = DeviceDraws(None, [])
+
+
+@pytest.fixture
+def augment() -> DeviceAugment:
+    return DeviceAugment(MEAN, STD, CLASSES, smoothing=0.1)
+
+
+def make_batch(n: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(CLASSES, (n,), generator=generator)
+
+
+def test_images_are_normalised_by_channel(augment: DeviceAugment) -> None:
+    images, labels = make_batch()
+    out, _ = augment(images, labels, NOTHING)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
+    assert out.dtype == torch.float32
+    assert torch.allclose(out.double(), (images.double() / 255 - mean) / std, rtol=0, atol=2e-6)
+
+
+def test_denormalise_gives_the_images_back(augment: DeviceAugment) -> None:
+    every_value = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(augment.denormalise(augment.normalise(every_value)), every_value)
+    beyond = torch.tensor([-100.0, 100.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert augment.denormalise(beyond)[0, 0, 0].tolist() == [0, 255]
+
+
+def test_targets_are_smoothed_labels(augment: DeviceAugment) -> None:
+    images, labels = make_batch()
+    _, targets = augment(images, labels, NOTHING)
+    assert torch.equal(targets.argmax(1), labels)
+    assert targets[0, labels[0]].item() == pytest.approx(0.91)
+    assert targets.sum(1).tolist() == pytest.approx([1.0] * 8)
+    assert torch.equal(targets, mixup_target(labels, CLASSES, 1.0, 0.1))
+
+
+def test_the_batch_given_stays_as_it_is(augment: DeviceAugment) -> None:
+    images, labels = make_batch()
+    augment(images, labels, DeviceDraws(np.full((8, 4), 8, dtype=np.int32), [Mix(range(8), 0.3, None)]))
+    assert torch.equal(images, make_batch()[0])
+    assert torch.equal(labels, make_batch()[1])
+
+
+def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAugment) -> None:
+    images, labels = make_batch(64)
+    boxes = np.tile(np.array([3, 5, 20, 11], dtype=np.int32), (64, 1))
+    boxes[1::2] = 0
+    plain, _ = augment(images, labels, NOTHING)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        erased, _ = augment(images, labels, DeviceDraws(boxes, []))
+    inside = torch.zeros(64, SIDE, SIDE, dtype=torch.bool)
+    inside[::2, 3:23, 5:16] = True
+    inside = inside.unsqueeze(1).expand(-1, 3, -1, -1)
+    assert torch.equal(erased[~inside], plain[~inside])
+    noise = erased[inside].double()
+    assert noise.mean().item() == pytest.approx(0, abs=5 / len(noise) ** 0.5)
+    assert noise.std().item() == pytest.approx(1, abs=5 / len(noise) ** 0.5)
+    assert len(noise.unique()) > 0.99 * len(noise)  # each pixel and channel its own
+
+
+def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """What timm's Mixup in batch mode makes of one group when it draws this share or box."""
+    timm = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm, "_params_per_batch", lambda: (mix.share, mix.box is not None))
+        if mix.box is not None:
+            top, left, height, width = mix.box
+            patch.setattr("timm.data.mixup.rand_bbox", lambda *_, **__: (top, top + height, left, left + width))
+        return timm(images, labels)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+@pytest.mark.parametrize(
+    ("share", "box"),
+    [
+        (0.3, None),
+        (0.999, None),
+        (0.0, None),
+        (1 - 10 * 14 / SIDE**2, (4, 9, 10, 14)),
+        (0.0, (0, 0, SIDE, SIDE)),
+        (1 - SIDE / SIDE**2, (31, 0, 1, SIDE)),
+    ],
+)
+def test_mixing_is_timms(
+    augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, n: int, share: float, box: tuple[int, int, int, int] | None
+) -> None:
+    images, labels = make_batch(n)
+    mix = Mix(range(n), share, box)
+    ours, our_targets = augment(images, labels, DeviceDraws(None, [mix]))
+    theirs, their_targets = by_timm(augment.normalise(images), labels, mix, monkeypatch)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+    assert torch.allclose(our_targets, their_targets, rtol=0, atol=1e-7)
+    assert torch.allclose(our_targets, mixup_target(labels, CLASSES, share, 0.1), rtol=0, atol=1e-7)
+
+
+def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:
+    images, labels = make_batch(11)
+    groups = [Mix(range(0, 4), 0.3, None), Mix(range(8, 11), 0.75, (0, 0, 16, 16))]  # an odd one, one left out
+    together, targets = augment(images, labels, DeviceDraws(None, groups))
+    for group in (*groups, Mix(range(4, 8), 1.0, None)):
+        rows = slice(group.rows.start, group.rows.stop)
+        draws = DeviceDraws(None, [Mix(range(len(group.rows)), group.share, group.box)])
+        alone, alone_targets = augment(images[rows], labels[rows], draws)
+        assert torch.equal(together[rows], alone)
+        assert torch.equal(targets[rows], alone_targets)
+    plain, _ = augment(images, labels, NOTHING)
+    assert torch.equal(together[4:8], plain[4:8])
+    assert torch.equal(together[9], plain[9])  # in the middle of its group: its own partner
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_batch_augmented_in_parts_is_the_whole_one(augment: DeviceAugment, world: int, micro: int | None) -> None:
+    batch = 38
+    config = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.7, mix_group=4)
+    index, data = synthetic_index(batch, CLASSES, SIDE), DataConfig(name="any", crop=SIDE)
+    images, labels = make_batch(batch)
+
+    def parts(world: int, micro: int | None) -> tuple[Tensor, Tensor]:
+        done = []
+        for rank in range(world):
+            plan = TrainPlan(index, 0, data, config, BatchGeometry(batch, 4, world, rank, micro))
+            for epoch, positions in plan.positions(0):
+                rows = slice(positions.start, positions.stop)
+                done.append(augment(images[rows], labels[rows], plan.device_draws(epoch, positions)))
+        out, targets = zip(*done, strict=True)
+        return torch.cat(out), torch.cat(targets)
+
+    (whole, whole_targets), (cut, cut_targets) = parts(1, None), parts(world, micro)
+    assert torch.equal(cut, whole)
+    assert torch.equal(cut_targets, whole_targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_soft_cross_entropy_is_the_sum_of_timms(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, CLASSES, generator=generator).to(dtype)
+    targets = mixup_target(make_batch(16)[1], CLASSES, 0.3, 0.1)
+    loss = soft_cross_entropy(logits, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(16 * SoftTargetCrossEntropy()(logits.float(), targets).item(), rel=1e-5)

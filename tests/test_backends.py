@@ -1,0 +1,349 @@
+"""Every backend makes Pillow's pixels, the same ones each time, and names the file that cannot be read.
+
+With ``TEST_IMAGES=/path/to/images`` the pixels of up to 200 images found below it are compared too.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from data.backends import Backend, build_backend, resolve_backend
+from data.config import DataConfig
+from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
+from data.errors import DataError
+from data.index import EXTENSIONS, ImageIndex, load_index
+
+BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MODES = ("train", "eval")
+BACKENDS = ("torch", "dali")
+PICTURES = (("bicubic", 224), ("bicubic", 64), ("bilinear", 64))  # interpolation and crop
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def options(interpolation: str, crop: int) -> DataConfig:
+    return DataConfig(name="photographs", crop=crop, resize=crop * 8 // 7, interpolation=interpolation)
+
+
+def index_of(root: Path) -> ImageIndex:
+    index = load_index(root, "train", on_bad_image="skip")
+    assert index is not None
+    return index
+
+
+@pytest.fixture(scope="module", params=["photographs", "TEST_IMAGES"])
+def index(request: pytest.FixtureRequest, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    if request.param == "photographs":
+        return index_of(photographs)
+    if "TEST_IMAGES" not in os.environ:
+        pytest.skip("TEST_IMAGES names no folder")
+    found = sorted(p.resolve() for p in Path(os.environ["TEST_IMAGES"]).rglob("*") if p.suffix.lower() in EXTENSIONS)
+    root = tmp_path_factory.mktemp("images")
+    (root / "train" / "all").mkdir(parents=True)
+    for i, path in enumerate(found[:: -(-len(found) // 200)]):
+        (root / "train" / "all" / f"{i:03}-{path.name}").symlink_to(path)
+    return index_of(root)
+
+
+def make_crops(index: ImageIndex, cfg: DataConfig, mode: str, seed: int = 0) -> Crops:
+    """One crop of each image, as the plans make them."""
+    rows = np.arange(len(index))
+    if mode == "eval":
+        return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop)
+    rng = np.random.default_rng(seed)
+    u = rng.random((len(rows), 4 * TRIES))
+    return Crops(
+        index=rows,
+        box=random_resized_boxes(u, index.heights, index.widths, (0.08, 1.0), (3 / 4, 4 / 3)),
+        size=np.full((len(rows), 2), cfg.crop, dtype=np.int32),
+        window=np.zeros((len(rows), 2), dtype=np.int32),
+        flip=rng.random(len(rows)) < 0.5,
+    )
+
+
+def take(crops: Crops, rows: slice) -> Crops:
+    return Crops(crops.index[rows], crops.box[rows], crops.size[rows], crops.window[rows], crops.flip[rows])
+
+
+def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.uint8]:
+    """What :class:`Crops` describes, in Pillow's own words."""
+    images = []
+    for i, n in enumerate(crops.index):
+        (top, left, height, width), (y, x) = crops.box[i].tolist(), crops.window[i].tolist()
+        with Image.open(index.path(int(n))) as file:
+            image = file.convert("RGB").crop((left, top, left + width, top + height))
+        image = image.resize(crops.size[i, ::-1].tolist(), FILTERS[cfg.interpolation])
+        image = image.crop((x, y, x + cfg.crop, y + cfg.crop))
+        images.append(np.asarray(image)[:, ::-1] if crops.flip[i] else np.asarray(image))
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def build(
+    kind: str, index: ImageIndex, cfg: DataConfig, workers: int = 0, max_batch: int = 8, device: torch.device = CPU
+) -> Backend:
+    return build_backend(kind, index, cfg, device, workers, max_batch)
+
+
+def run(backend: Backend, requests: list[Crops]) -> list[Tensor]:
+    batches = list(backend.batches(iter(requests)))
+    assert [len(images) for images in batches] == [len(crops) for crops in requests]
+    return batches
+
+
+def in_batches(crops: Crops, size: int) -> list[Crops]:
+    return [take(crops, slice(start, start + size)) for start in range(0, len(crops), size)]
+
+
+def compare(kind: str, index: ImageIndex, cfg: DataConfig, mode: str, device: torch.device, bound: float) -> None:
+    crops = make_crops(index, cfg, mode)
+    images = torch.cat(run(build(kind, index, cfg, device=device), in_batches(crops, 8)))
+    assert (images.dtype, images.device.type) == (torch.uint8, device.type)
+    off = np.abs(images.cpu().numpy().astype(np.int16) - by_pillow(index, cfg, crops)).mean((1, 2, 3))
+    worst = int(off.argmax())
+    print(f"{kind} {device.type} {mode} {cfg.interpolation} {cfg.crop}: at most {off[worst]:.3f}/255")
+    assert off[worst] <= bound, f"{index.paths[worst]} is {off[worst]:.2f}/255 off, box {crops.box[worst]}"
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
+def test_pixels_are_pillows(index: ImageIndex, kind: str, mode: str, interpolation: str, crop: int) -> None:
+    compare(kind, index, options(interpolation, crop), mode, CPU, BOUND)
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
+def test_pixels_of_dali_on_a_gpu_are_pillows(index: ImageIndex, mode: str, interpolation: str, crop: int) -> None:
+    compare("dali", index, options(interpolation, crop), mode, GPU, GPU_BOUND)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize(("resize", "crop"), [(56, 64), (61, 64)])
+def test_a_crop_larger_than_the_image_is_padded_with_black(
+    photographs: Path, kind: str, resize: int, crop: int
+) -> None:
+    cfg = DataConfig(name="photographs", crop=crop, resize=resize)
+    compare(kind, index_of(photographs), cfg, "eval", CPU, BOUND)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_flip_mirrors_left_and_right(photographs: Path, kind: str) -> None:
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    plain = take(make_crops(index, cfg, "eval"), slice(0, 4))
+    flipped = Crops(plain.index, plain.box, plain.size, plain.window, np.array([True, False, True, False]))
+    (before,), (after,) = (run(build(kind, index, cfg), [crops]) for crops in (plain, flipped))
+    for row, flip in enumerate(flipped.flip):
+        assert torch.equal(after[row], before[row].flip(-1) if flip else before[row])
+        assert not torch.equal(before[row], before[row].flip(-1))
+
+
+# --- the same each time ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_torch_workers_change_no_pixel(photographs: Path, mode: str) -> None:
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(index, cfg, mode), 5)
+    alone, beside = (run(build("torch", index, cfg, workers), requests) for workers in (0, 2))
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_stream_repeats_bit_by_bit(photographs: Path, kind: str) -> None:
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(index, cfg, "train"), 7)
+    assert len(requests[-1]) < 7
+    backend = build(kind, index, cfg, workers=2)
+    first, again = run(backend, requests), run(backend, requests)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_batch_sizes_change_no_pixel(photographs: Path, kind: str) -> None:
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    crops = make_crops(index, cfg, "train")
+    uneven = [take(crops, slice(*ends)) for ends in ((0, 1), (1, 8), (8, 10), (10, 16))]
+    parts = torch.cat(run(build(kind, index, cfg), uneven))
+    assert torch.equal(parts, torch.cat(run(build(kind, index, cfg), in_batches(take(crops, slice(0, 16)), 8))))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_no_requests_give_no_batches(photographs: Path, kind: str) -> None:
+    assert run(build(kind, index_of(photographs), options("bicubic", 64)), []) == []
+
+
+@pytest.mark.parametrize("name", ["two words.jpg", "müller 猫.jpg", os.fsdecode(b"caf\xe9.jpg")])
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_any_file_name_can_be_read(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (70, 70), (90, 90, 90)).save(tmp_path / "train" / "a" / name, format="JPEG")
+    index, cfg = index_of(tmp_path), options("bicubic", 64)
+    (images,) = run(build(kind, index, cfg), [make_crops(index, cfg, "eval")])
+    assert (images == 90).all()
+
+
+# --- files that cannot be read --------------------------------------------------------------------------------------
+
+
+def cut_short(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def larger(path: Path) -> None:
+    Image.open(path).resize((500, 400)).save(path)
+
+
+def turned(path: Path) -> None:
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+
+
+def smaller(path: Path) -> None:
+    Image.open(path).resize((300, 200)).save(path)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def text(path: Path) -> None:
+    path.write_text("this is text")
+
+
+def bad_chunk(path: Path) -> None:
+    """A damage inside a PNG at which Pillow raises something else than elsewhere."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT", len(content) // 2)
+    content[start : start + 4] = b"\0\1\2\3"
+    path.write_bytes(content)
+
+
+def without_end(path: Path) -> None:
+    """All pixels are there, the last chunk of the PNG is not; Pillow does not mind."""
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+DAMAGES = [
+    *((damage, ".jpg") for damage in (cut_short, larger, turned, smaller, gone, text)),
+    *((damage, ".png") for damage in (cut_short, larger, bad_chunk)),
+]
+
+
+def damaged(tmp_path: Path, damage: Callable[[Path], None], suffix: str) -> tuple[ImageIndex, Path]:
+    """Six images of which the fourth is damaged after it was indexed."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(skimage.data.chelsea()).save(folder / f"{i}{suffix}")
+    index = index_of(tmp_path)
+    damage(folder / f"3{suffix}")
+    return index, folder / f"3{suffix}"
+
+
+def corner_crops(index: ImageIndex, cfg: DataConfig, top: int, left: int) -> Crops:
+    """Training crops of 100 x 100 pixels."""
+    crops = make_crops(index, cfg, "train")
+    crops.box[:] = (top, left, 100, 100)
+    return crops
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("damage", "suffix"), DAMAGES)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, kind: str, mode: str, damage: Callable[[Path], None], suffix: str
+) -> None:
+    index, file = damaged(tmp_path, damage, suffix)
+    cfg = options("bicubic", 64)
+    # The lower left corner: cut off in the short file, there in files that are larger than before or turned.
+    crops = make_crops(index, cfg, mode) if mode == "eval" else corner_crops(index, cfg, 200, 0)
+    with pytest.raises(DataError) as caught:
+        run(build(kind, index, cfg, max_batch=2), in_batches(crops, 2))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("damage", [larger, turned])
+def test_a_file_of_another_size_is_named_also_where_the_box_fits(
+    tmp_path: Path, kind: str, damage: Callable[[Path], None]
+) -> None:
+    index, file = damaged(tmp_path, damage, ".jpg")
+    cfg = options("bicubic", 64)
+    with pytest.raises(DataError, match=r"3\.jpg has changed since the index was written") as caught:
+        run(build(kind, index, cfg, max_batch=6), [corner_crops(index, cfg, 0, 0)])
+    assert str(file) in str(caught.value)
+
+
+def test_dali_names_a_file_that_only_it_cannot_read(tmp_path: Path) -> None:
+    index, file = damaged(tmp_path, without_end, ".png")
+    cfg = options("bicubic", 64)
+    with pytest.raises(DataError) as caught:
+        run(build("dali", index, cfg), [make_crops(index, cfg, "eval")])
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dali_takes_from_a_file_cut_short_only_rows_that_are_there(tmp_path: Path) -> None:
+    """It stops decoding below the box, so it cannot see what is missing further down."""
+    index, _ = damaged(tmp_path, cut_short, ".jpg")
+    cfg = options("bicubic", 64)
+    (images,) = run(build("dali", index, cfg), [corner_crops(index, cfg, 0, 0)])
+    crops = corner_crops(index, cfg, 0, 0)
+    plain = images[3].flip(-1) if crops.flip[3] else images[3]
+    whole = images[0].flip(-1) if crops.flip[0] else images[0]
+    assert torch.equal(plain, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_before_a_damaged_file_arrive(tmp_path: Path, workers: int) -> None:
+    index, _ = damaged(tmp_path, gone, ".jpg")
+    cfg = options("bicubic", 64)
+    stream = build("torch", index, cfg, workers).batches(iter(in_batches(make_crops(index, cfg, "eval"), 2)))
+    assert len(next(stream)) == 2
+    with pytest.raises(DataError, match=r"3\.jpg"):
+        next(stream)
+
+
+# --- which one ------------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_dali_on_a_gpu_and_torch_on_a_cpu() -> None:
+    cfg = DataConfig(name="any")
+    assert resolve_backend(cfg, GPU) == "dali"
+    assert resolve_backend(cfg, CPU) == "torch"
+
+
+def test_without_dali_auto_is_torch_and_dali_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("nvidia") else find(name))
+    assert resolve_backend(DataConfig(name="any"), GPU) == "torch"
+    with pytest.raises(DataError, match=r"set data\.backend=torch"):
+        resolve_backend(DataConfig(name="any", backend="dali"), GPU)
+
+
+def test_the_backend_asked_for_is_taken() -> None:
+    assert resolve_backend(DataConfig(name="any", backend="torch"), GPU) == "torch"
+    assert resolve_backend(DataConfig(name="any", backend="dali"), CPU) == "dali"
+    assert resolve_backend(DataConfig(name="synthetic", backend="dali"), GPU) == "synthetic"
+
+
+def test_an_unknown_backend_is_refused(photographs: Path) -> None:
+    cfg = DataConfig(name="any", backend="ffcv")
+    with pytest.raises(DataError, match=r"data\.backend=ffcv is unknown"):
+        build(resolve_backend(cfg, CPU), index_of(photographs), cfg)

@@ -1,0 +1,177 @@
+"""What a user's mistake gets: one line that says what to do, exit code 2, nothing lost."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data import DataError
+from engine import cli
+from engine.errors import USER_ERRORS, UserError
+from tests.runs import PROJECT, SMALL, command, environment, run, train_here
+
+NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
+
+
+@pytest.fixture
+def fails(tmp_path, monkeypatch, capsys):
+    """Run an entry in this process until it exits; what it said on stderr."""
+
+    def attempt(*overrides: str, entry: str = "train") -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{entry}.py", *overrides])
+        monkeypatch.delenv("IMAGENET_DIR", raising=False)
+        module = __import__(entry)
+        with pytest.raises(SystemExit) as end:
+            cli.launch(entry, module.task)
+        said = capsys.readouterr()
+        assert end.value.code == 2, said
+        assert not NO_ERROR.search(said.err), said.err
+        assert said.err.count("\n") == 1 and said.err.startswith("error: "), said.err
+        return said.err
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=abc"], r"epochs: 'abc' is no integer"),
+        (["epochss=3"], r"no option 'epochss': did you mean epochs"),
+        (["model.embed_dimm=3"], r"no option 'model.embed_dimm': did you mean model.embed_dim"),
+        (["betas=[0.9,0.98]"], r"no option 'betas': did you mean optim.betas"),
+        (["+foo=3"], r"no option 'foo'"),
+        (["model=lipsformer_swim_tiny"], r"model=lipsformer_swim_tiny is unknown: did you mean lipsformer_swin_tiny"),
+        (["data=imagnet"], r"data=imagnet is unknown: did you mean imagenet"),
+        (["data.backend=dalli"], r"data.backend=dalli is unknown: did you mean dali"),
+        (["amp=bf61"], r"amp=bf61 is unknown: did you mean bf16"),
+        (["batch_size=0"], r"batch_size=0 must be more than 0"),
+        (["augment.erase=1.5"], r"augment.erase=1.5 must be between 0 and 1"),
+        (["model=timm"], r"model.name is not set"),
+        (["model=timm", "model.name=resnet5"], r"no model 'resnet5': did you mean resnet50"),
+        (["augment.auto=rand-m9"], r"augment.auto=rand-m9 is not available yet"),
+        (["data=synthetic", "data.crop=230"], r"image size 230 does not fit: .* such as 224 or 448"),
+        (["data=synthetic", "model.img_size=448"], r"model.img_size=448 differs from data.crop=224"),
+        (["data=synthetic", "data.resize=200"], r"data.resize=200 is smaller than data.crop=224"),
+        (["data=synthetic", "model.num_classes=10"], r"model has 10 classes"),
+        (["data=synthetic", "batch_size=20480"], r"batch_size=20480 is more than the 10240 training images"),
+        (["data=synthetic", "device=cuda"], r"device=cuda, but this machine has no GPU"),
+        ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),
+        (["data.root=/no/such/place"], r"data.root=/no/such/place is no folder"),
+        (["epochs"], r"Error parsing override 'epochs'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_line(overrides, message, fails):
+    if "device=cuda" in overrides and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert re.search(message, fails("device=cpu", *overrides) if "device=cuda" not in overrides else fails(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"no checkpoint: add checkpoint=PATH"),
+        (["checkpoint=none.pt"], r"no checkpoint none.pt"),
+        (["checkpoint=x", "split=val"], r"no option 'split': did you mean data.split"),
+    ],
+    ids=["nothing", "missing", "key"],
+)
+def test_mistakes_of_eval_get_one_line(overrides, message, fails):
+    assert re.search(message, fails(*overrides, entry="eval"))
+
+
+def test_a_folder_that_differs_between_splits(fails, tmp_path):
+    for split, names in (("train", "ab"), ("val", "ac")):
+        for name in names:
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (30, 30)).save(tmp_path / "images" / split / name / "1.png")
+    said = fails("experiment=quickstart", "data=folder", "data.root=images", "data.crop=28", "batch_size=1")
+    assert re.search(r"classes differ: 'b' only in the training folder", said)
+
+
+def test_an_unwritable_output_dir(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert re.search(r"output_dir=file/x cannot be written", fails("experiment=quickstart", "output_dir=file/x"))
+
+
+def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    images = shutil.copytree(small_images, tmp_path / "images")
+    bad = next((images / "train").iterdir()) / "zz.jpg"
+    bad.write_text("this is text")
+    common = (*SMALL, f"data.root={images}", "name=a", "max_steps=1")
+    with pytest.raises(DataError, match=r"zz.jpg is no JPEG or PNG image: .*data.on_bad_image=skip"):
+        train_here(*common)
+    assert not Path("outputs").exists(), "nothing is left behind"
+    train_here(*common, "data.on_bad_image=skip")
+    assert Path("outputs/a/checkpoints/last.pt").is_file()
+
+
+def test_a_process_too_many_is_told_once(small_images, tmp_path):
+    """Under torchrun every process finds the mistake and one prints it."""
+    out = run("train.py", *SMALL, f"data.root={small_images}", "batch_size=8", cwd=tmp_path, processes=2)
+    assert out.returncode != 0
+    ours = re.findall(r"error: .*mix_group.*", out.stderr)
+    assert len(ours) == 1 and "set batch_size=16 or more, or augment.mix_group=4 or less" in ours[0]
+    assert "Traceback" not in out.stderr[: out.stderr.index(ours[0])]
+
+
+def test_real_process_exits_with_two(tmp_path):
+    out = run("train.py", "epochss=3", cwd=tmp_path)
+    assert (out.returncode, out.stderr) == (2, "error: there is no option 'epochss': did you mean epochs?\n")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
+    shown = run("train.py", "--help", cwd=tmp_path).stdout
+    for option in ("micro_batch_size", "every_minutes", "mix_group", "base_lr", "warmup_epochs", "index_dir"):
+        assert option in shown
+    recipe = run("train.py", "--cfg", "job", cwd=tmp_path).stdout
+    for value in ("batch_size: 1024", "epochs: 300", "warmup_epochs: 0", "mixup: 0.8", "drop_path_rate: 0.2"):
+        assert value in recipe
+
+
+def test_every_room_s_error_is_a_users_mistake():
+    assert {UserError, DataError} <= set(USER_ERRORS)
+
+
+def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
+    out = run("train.py", "--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
+    assert len(names) == 2 and names[0].endswith("seed=1") and names[1].endswith("seed=2"), names
+
+
+def test_imagenet_dir_is_found(small_images, tmp_path):
+    arguments = [o for o in SMALL if o != "data=folder"]
+    code = command("train.py", *arguments, "data=imagenet", "max_steps=1", "name=a")
+    out = subprocess.run(
+        code, cwd=tmp_path, env=environment(IMAGENET_DIR=str(small_images)), capture_output=True, text=True, timeout=120
+    )
+    assert out.returncode == 0, out.stderr
+    assert str(small_images) in (tmp_path / "outputs/a/config.yaml").read_text()
+
+
+def test_entries_are_thin():
+    for entry in ("train.py", "eval.py"):
+        assert len((PROJECT / entry).read_text().splitlines()) < 100
+
+
+def test_arrows_go_one_way():
+    """models, data and optim import neither engine nor each other."""
+    rooms = ("models", "data", "optim")
+    for room in rooms:
+        for path in (PROJECT / room).rglob("*.py"):
+            imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M))
+            assert not imported & ({"engine", *rooms} - {room}), path
+
+
+def test_environment_is_untouched_by_tests():
+    assert "IMAGENET_DIR" not in os.environ

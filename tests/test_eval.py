@@ -1,0 +1,130 @@
+"""Evaluation is exact, needs only its split, and takes weights from anywhere."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from data import DeviceAugment
+from data.loader import Batch
+from engine.distributed import World
+from engine.scoring import evaluate
+from tests.runs import SMALL, checkpoint, run, train_here
+
+
+@pytest.fixture(scope="module")
+def trained(small_images, tmp_path_factory) -> Path:
+    """A short run with a moving average of its weights."""
+    here, back = tmp_path_factory.mktemp("trained"), os.getcwd()
+    os.chdir(here)
+    try:
+        train_here(*SMALL, f"data.root={small_images}", "name=a", "ema=0.5")
+    finally:
+        os.chdir(back)
+    return here / "outputs/a"
+
+
+def scores(here: Path) -> dict:
+    return json.loads((here / "eval.json").read_text())
+
+
+def test_every_image_counts_once_whatever_the_batch_and_world(trained, tmp_path):
+    found = []
+    for processes, batch in ((1, 80), (1, 7), (2, 33), (3, 1)):
+        arguments = (f"checkpoint={trained}/checkpoints/last.pt", f"eval.batch_size={batch}", "max_workers=0")
+        out = run("eval.py", *arguments, "device=cpu", cwd=tmp_path, processes=processes)
+        assert out.returncode == 0, out.stderr
+        found.append(scores(tmp_path))
+    assert {f["images"] for f in found} == {80}
+    assert len({(f["top1"], f["top5"]) for f in found}) == 1
+    assert max(f["loss"] for f in found) - min(f["loss"] for f in found) < 1e-5
+
+
+def test_scores_are_right():
+    """Against counting by hand, with fewer than five classes and batches of any size."""
+    logits = torch.randn(23, 3)
+    labels = torch.randint(3, (23,))
+    model = torch.nn.Identity()
+    augment = DeviceAugment([0.0] * 3, [1 / 255] * 3, 3)
+
+    class Table(torch.nn.Module):
+        """Logits of an image whose first pixel is its number."""
+
+        def forward(self, x):
+            return logits[x[:, 0, 0, 0].round().long()]
+
+    model = Table()
+    images = torch.zeros(23, 3, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(23)
+    batches = [Batch(images[a:b], labels[a:b], None, None) for a, b in ((0, 10), (10, 11), (11, 23))]
+    found = evaluate(model, batches, augment, World(0, 1, 0, 1), torch.device("cpu"), "fp32")
+    assert found.images == 23
+    assert found.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    assert found.top5 == 100
+    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_raw_and_averaged_weights(trained, tmp_path):
+    state = checkpoint(trained)
+    assert any(not torch.equal(v, state["ema"][k]) for k, v in state["model"].items())
+    losses = {}
+    for kind in ("ema", "raw"):
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"eval.weights={kind}", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        losses[kind] = scores(tmp_path)["loss"]
+    last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()][-1]
+    assert losses["ema"] == pytest.approx(last["loss"], abs=1e-6) and losses["ema"] != losses["raw"]
+
+
+def test_only_the_split_is_needed_and_the_folder_may_have_moved(trained, small_images, tmp_path):
+    shutil.copytree(small_images / "val", tmp_path / "elsewhere" / "val")
+    out = run("eval.py", f"checkpoint={trained}/checkpoints/best.pt", "data.root=elsewhere", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert scores(tmp_path)["images"] == 80
+
+
+def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path):
+    """Three of the ten classes: labels come from their names, not their order among the three."""
+    whole = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    correct = round(scores(tmp_path)["top1"] * 80 / 100)
+    parts = 0
+    folders = sorted((small_images / "val").iterdir())
+    for i, group in enumerate((folders[:3], folders[3:])):
+        for folder in group:
+            shutil.copytree(folder, tmp_path / f"part{i}" / "val" / folder.name)
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"data.root=part{i}", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        parts += round(scores(tmp_path)["top1"] * scores(tmp_path)["images"] / 100)
+    assert parts == correct
+
+
+def test_bare_weights_with_a_model(small_images, tmp_path):
+    model = timm.create_model("resnet18", num_classes=10)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    options = ("model=timm", "model.name=resnet18", "data=folder", f"data.root={small_images}", "data.crop=28")
+    out = run("eval.py", "checkpoint=w.safetensors", *options, "data.resize=28", "amp=fp32", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert scores(tmp_path)["images"] == 80
+    other = run("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
+    assert other.returncode == 2
+    assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
+
+
+@pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")
+@pytest.mark.skipif("TEST_WEIGHTS" not in os.environ, reason="TEST_WEIGHTS names no weights of tf_efficientnet_lite0")
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_pretrained_network_recognises_photographs(backend, tmp_path):
+    """With ``TEST_IMAGES`` holding ``val/<wnid>/`` and ``TEST_WEIGHTS`` a file of the network's weights."""
+    options = ("model=timm", "model.name=tf_efficientnet_lite0", f"checkpoint={os.environ['TEST_WEIGHTS']}")
+    pixels = ("data.mean=[0.498,0.498,0.498]", "data.std=[0.502,0.502,0.502]", "amp=fp32")
+    images = (f"data.root={os.environ['TEST_IMAGES']}", f"data.index_dir={tmp_path}", f"data.backend={backend}")
+    out = run("eval.py", *options, *pixels, *images, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert scores(tmp_path)["top1"] > 87

@@ -1,0 +1,83 @@
+"""Which label a class folder gets."""
+
+import numpy as np
+import pytest
+from timm.data import ImageNetInfo
+
+from data.errors import DataError
+from data.labels import class_labels, label_space, refuse_different_classes
+
+WNIDS = ImageNetInfo().label_names()
+
+
+def test_all_wordnet_ids_get_their_ilsvrc_index() -> None:
+    assert class_labels(sorted(WNIDS), 1000).tolist() == list(range(1000))
+    assert (WNIDS[0], WNIDS[207], WNIDS[999]) == ("n01440764", "n02099601", "n15075141")
+
+
+@pytest.mark.parametrize("num_classes", [None, 1000])
+def test_some_wordnet_ids_keep_their_ilsvrc_index(num_classes: int | None) -> None:
+    classes = ["n01440764", "n02099601", "n15075141"]  # tench, golden retriever, toilet tissue
+    assert class_labels(classes, num_classes).tolist() == [0, 207, 999]
+    assert label_space(classes, class_labels(classes, num_classes)) == 1000
+
+
+def test_wordnet_ids_of_a_model_with_as_many_classes_are_in_sorted_order() -> None:
+    classes = ["n01440764", "n02099601", "n15075141"]
+    labels = class_labels(classes, 3)
+    assert labels.tolist() == [0, 1, 2]
+    assert label_space(classes, labels) == 3
+
+
+def test_integers_are_labels_whatever_their_order() -> None:
+    assert class_labels(["0", "1", "10", "2"]).tolist() == [0, 1, 10, 2]
+    assert class_labels(["0", "1", "10", "2"], 11).tolist() == [0, 1, 10, 2]
+    assert label_space(["0", "1", "10", "2"], np.array([0, 1, 10, 2])) == 11
+    assert class_labels(["00007", "00012"], 1000).tolist() == [7, 12]
+
+
+def test_integers_of_a_model_with_as_many_classes_are_still_labels() -> None:
+    assert class_labels(["0", "1", "10", "2", *"3456789"], 11).tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog", "otter"], ["1", "2", "cat"], ["cat", "n01440764"]])
+def test_other_names_are_in_sorted_order(classes: list[str]) -> None:
+    assert class_labels(classes).tolist() == list(range(len(classes)))
+    assert class_labels(classes, len(classes)).tolist() == list(range(len(classes)))
+    assert class_labels(classes, 1000).tolist() == list(range(len(classes)))
+
+
+def test_names_the_model_was_trained_on_get_its_labels() -> None:
+    trained_on = ["zebra", "cat", "7", "n02099601"]
+    assert class_labels(["7", "cat"], 4, trained_on).tolist() == [2, 1]
+    assert class_labels(sorted(trained_on), 4, trained_on).tolist() == [2, 1, 3, 0]
+
+
+def test_a_name_the_model_was_not_trained_on_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'dog' is none of the 2 classes"):
+        class_labels(["cat", "dog"], 2, ["cat", "zebra"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "num_classes", "name"),
+    [(["1", "2", "3"], 3, "3"), (["cat", "dog", "otter"], 2, "otter"), (["n01440764", "n15075141"], 999, "n15075141")],
+)
+def test_more_labels_than_the_model_has_are_refused(classes: list[str], num_classes: int, name: str) -> None:
+    with pytest.raises(DataError, match=rf"'{name}' has label \d+, but the model has {num_classes} classes"):
+        class_labels(classes, num_classes)
+
+
+def test_same_classes_in_both_splits_pass() -> None:
+    refuse_different_classes(["a", "b"], ["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (["a", "b", "c", "d"], ["a", "d"], r"'b' and 1 more only in the training folder"),
+        (["a"], ["a", "b"], r"'b' only in the validation folder"),
+    ],
+)
+def test_different_classes_are_refused_by_name(train: list[str], val: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        refuse_different_classes(train, val)

@@ -1,0 +1,87 @@
+"""Weights & Biases: real offline files, one run across resumes, and no reason for training to stop."""
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from tests.runs import SMALL, checkpoint, metrics, run, train_here
+
+BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records with a header of 7 bytes
+
+
+def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of a ``.wandb`` file."""
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if BLOCK - place % BLOCK < 7:
+            place += BLOCK - place % BLOCK
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        if kind == 0:
+            break
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def read_run(folder: Path) -> dict:
+    """What a run wrote: id, config keys, history by key, summary keys."""
+    (path,) = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1:]
+    found: dict = {"id": None, "config": set(), "history": {}, "summary": {}}
+    for record in records(path):
+        if record.HasField("run"):
+            found["id"] = record.run.run_id
+            found["config"] |= {item.key for item in record.run.config.update}
+        for item in record.history.item:
+            found["history"].setdefault(item.key or "/".join(item.nested_key), []).append(item.value_json)
+        for item in record.summary.update:
+            found["summary"][item.key or "/".join(item.nested_key)] = item.value_json
+    return found
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    return tmp_path
+
+
+def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "logger=wandb", "amp=fp16")
+    train_here(*common, "max_steps=5")
+    found = read_run(here / "outputs/a")
+    assert {"optim", "model", "data", "batch_size"} <= found["config"]
+    history = found["history"]
+    written = [line["loss"] for line in metrics(here / "outputs/a", "train")]
+    assert [float(v) for v in history["train/loss"]] == pytest.approx(written)
+    for key in ("train/lr", "train/grad_norm", "train/loss_scale", "val/top1", "batch"):
+        assert key in history, key
+    assert float(found["summary"]["best_top1"]) == metrics(here / "outputs/a", "val")[-1]["top1"]
+    first_id = found["id"]
+    assert checkpoint(here / "outputs/a")["wandb_id"] == first_id
+    train_here(*common, "max_steps=7")
+    assert read_run(here / "outputs/a")["id"] == first_id, "a resumed run stays one run"
+
+
+def test_no_logger_leaves_no_files(small_images, here):
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=1")
+    assert not (here / "outputs/a/wandb").exists()
+
+
+def test_training_goes_on_where_the_server_cannot_be_reached(small_images, here):
+    unreachable = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    arguments = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "logger=wandb", "logger.mode=online")
+    out = run("train.py", *arguments, cwd=here, **unreachable)
+    assert out.returncode == 0, out.stderr
+    assert "Weights & Biases cannot be reached" in out.stdout and "going on offline" in out.stdout
+    assert read_run(here / "outputs/a")["history"]["train/loss"]
+    everything = out.stdout + out.stderr + "".join(p.read_text() for p in (here / "outputs/a").rglob("*.log"))
+    assert not re.search("0{40}", everything), "no secrets in logs"

@@ -1,0 +1,268 @@
+"""The backbones: exact sizes, the literal arithmetic of the paper, timm's manners, and clear refusals."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import nn
+
+import models
+from engine.flops import forward_flops
+from models.config import LipsFormerSwinConfig, TimmConfig
+from models.layers import CenterNorm, ConvBranch, WeightedResidual
+from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
+from models.spectral import largest_singular_value, spectral_init_
+
+# Parameters and GMACs at 224 of the released code.
+SIZES = {
+    "lipsformer_swin_tiny": (30_908_578, 4.98),
+    "lipsformer_swin_small": (54_479_794, 9.66),
+    "lipsformer_swin_base": (96_011_168, 16.97),
+}
+SMALL = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
+
+
+def small(**changes) -> nn.Module:
+    return timm.create_model("lipsformer_swin_tiny", **(SMALL | changes))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_to_the_last_parameter(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    parameters, gmacs = SIZES[name]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert forward_flops(model, 224) / 2e9 == pytest.approx(gmacs, abs=0.005)
+
+
+@pytest.mark.parametrize("path", sorted(Path("conf/model").glob("lipsformer_*.yaml")), ids=lambda path: path.stem)
+def test_config_file_and_registry_say_the_same(path):
+    options = OmegaConf.merge(LipsFormerSwinConfig, {k: v for k, v in OmegaConf.load(path).items() if k != "defaults"})
+    options.drop_path_rate = 0.0
+    side = timm.get_pretrained_cfg(options.name).input_size[-1]
+    with torch.device("meta"):
+        built = models.build_model(OmegaConf.to_object(options), 1000, side)
+        registered = timm.create_model(path.stem, num_classes=1000)
+    assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in registered.named_parameters()}
+
+
+def test_spectral_init_gives_every_matrix_norm_one():
+    model = small(embed_dim=24)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert len(layers) > 10
+    for name, layer in layers.items():
+        sigma = torch.linalg.matrix_norm(layer.weight.detach().double().flatten(1), 2)
+        assert sigma.item() == pytest.approx(1, abs=1e-5), name
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            assert not layer.bias.any(), name
+
+
+def test_largest_singular_value_is_exact():
+    for shape in ((5, 300), (300, 5), (64, 3, 4, 4), (32, 1, 7, 7)):
+        weight = torch.randn(shape)
+        expected = torch.linalg.svdvals(weight.double().flatten(1))[0]
+        assert largest_singular_value(weight).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_initial_scales():
+    block = timm.create_model("lipsformer_swin_tiny", **SMALL).stages[0][0]
+    assert block.attn.scale.tolist() == [0.5] * 12  # one over the number of blocks
+
+
+def test_center_norm_is_lipschitz_with_the_stated_constant():
+    norm = CenterNorm(6).double()
+    nn.init.normal_(norm.weight)
+    jacobian = torch.autograd.functional.jacobian(norm, torch.randn(6, dtype=torch.float64))
+    bound = norm.weight.abs().max() * 6 / 5
+    assert torch.linalg.matrix_norm(jacobian, 2) <= bound + 1e-12
+    x = torch.randn(4, 6, dtype=torch.float64)
+    expected = norm.weight * (6 / 5) * (x - x.mean(-1, keepdim=True)) + norm.bias
+    torch.testing.assert_close(norm(x), expected)
+
+
+def conv(branch: ConvBranch, x: torch.Tensor) -> torch.Tensor:
+    """A convolution branch written out in channels-first."""
+    x = F.gelu(branch.depthwise(x.permute(0, 3, 1, 2)))
+    if branch.pointwise is not None:
+        x = F.gelu(branch.pointwise(x))
+    return x.permute(0, 2, 3, 1)
+
+
+def window_attention(attention, x: torch.Tensor) -> torch.Tensor:
+    """Window attention one window, one head and one pair of tokens at a time."""
+    batch, height, width, dim = x.shape
+    side, heads = attention.window_size, attention.num_heads
+    table = attention.relative_position_bias_table.view(2 * side - 1, 2 * side - 1, heads)
+    places = [(r, c) for r in range(side) for c in range(side)]
+    mixed = torch.zeros_like(x)
+    for b in range(batch):
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                tokens = torch.stack([x[b, top + r, left + c] for r, c in places])
+                q, k, v = attention.qkv(tokens).view(len(places), 3, heads, dim // heads).unbind(1)
+                for h in range(heads):
+                    logits = torch.zeros(len(places), len(places), dtype=x.dtype)
+                    for i, (ri, ci) in enumerate(places):
+                        for j, (rj, cj) in enumerate(places):
+                            cosine = q[i, h] @ k[j, h] / (q[i, h].norm() * k[j, h].norm())
+                            logits[i, j] = 10 * cosine + table[ri - rj + side - 1, ci - cj + side - 1, h]
+                    out = logits.softmax(-1) @ v[:, h]
+                    for i, (r, c) in enumerate(places):
+                        mixed[b, top + r, left + c, h * dim // heads : (h + 1) * dim // heads] = out[i]
+    return attention.proj(mixed)
+
+
+def test_block_equals_the_paper_written_out():
+    torch.manual_seed(0)
+    block = LipsFormerSwinBlock(8, num_heads=2, window_size=3, mlp_ratio=4, init_scale=0.3, drop_path=0.0).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 6, 3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        y = x + block.conv1.scale * conv(block.conv1.branch, x)
+        y = y + block.conv2.scale * conv(block.conv2.branch, y)
+        y = block.norm1(y + block.attn.scale * window_attention(block.attn.branch, y))
+        mlp = block.mlp.branch
+        y = block.norm2(y + block.mlp.scale * mlp.fc2(F.gelu(mlp.fc1(y))))
+        torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
+
+
+def test_merging_takes_squares_in_the_released_order():
+    merge = PatchMerging(2)
+    x = torch.arange(2 * 4 * 2.0).view(1, 2, 4, 2)
+    squares = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+    torch.testing.assert_close(merge(x), merge.reduction(merge.norm(squares)))
+
+
+def test_drop_path_rises_linearly_and_shares_its_rate():
+    model = small(depths=(2, 2), drop_path_rate=0.3)
+    blocks = [b for stage in model.stages for b in stage if isinstance(b, LipsFormerSwinBlock)]
+    for i, block in enumerate(blocks):
+        rates = [getattr(r.drop_path, "drop_prob", 0.0) for r in block.modules() if isinstance(r, WeightedResidual)]
+        assert rates == pytest.approx([0.1 * i] * 4)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = small()
+    model(torch.randn(2, 3, 28, 28)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_timm_manners():
+    model = small()
+    x = torch.randn(2, 3, 28, 28)
+    features = model.forward_features(x)
+    assert features.shape == (2, 7, 7, model.num_features)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
+    torch.testing.assert_close(model(x), model.forward_head(features))
+    assert model.default_cfg["classifier"] == "head" and model.get_classifier() is model.head
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert largest_singular_value(model.head.weight).item() == pytest.approx(1, abs=1e-5)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    assert any("relative_position_bias_table" in name for name in model.no_weight_decay())
+
+
+def test_other_image_sizes_where_the_window_divides():
+    assert small(img_size=56)(torch.randn(1, 3, 56, 56)).shape == (1, 5)
+    assert small(img_size=32, window_size=4)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    assert small(img_size=(28, 56))(torch.randn(1, 3, 28, 56)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"img_size": 30}, "image size 30 does not fit: .* multiple of 28, such as 28 or 56"),
+        ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
+        ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
+    ],
+)
+def test_impossible_shapes_are_refused_in_one_line(changes, message):
+    with pytest.raises(models.ModelError, match=message):
+        small(**changes)
+
+
+def test_a_wrong_image_is_refused_in_one_line():
+    with pytest.raises(models.ModelError, match=r"takes images of \(28, 28\) pixels and got \(32, 32\)"):
+        small()(torch.randn(1, 3, 32, 32))
+
+
+def test_no_window_loop_and_no_host_sync_in_the_graph():
+    """A full graph exists: nothing in the forward pass needs the host to look at a value."""
+    exported = torch.export.export(small().eval(), (torch.randn(1, 3, 28, 28),))
+    assert exported.module()(torch.randn(1, 3, 28, 28)).shape == (1, 5)
+
+
+def test_unknown_model_gets_the_nearest_names():
+    with pytest.raises(models.ModelError, match=r"did you mean .*lipsformer_swin_tiny"):
+        models.build_model(TimmConfig(name="lipsformer_swim_tiny"), 10, 28)
+
+
+def test_an_argument_the_model_does_not_take_is_one_line():
+    with pytest.raises(models.ModelError, match=r"model 'resnet18' cannot be built with .*colour"):
+        models.build_model(TimmConfig(name="resnet18", kwargs={"colour": 3}), 10, 28)
+
+
+def test_timm_models_follow_the_image_size():
+    model = models.build_model(TimmConfig(name="deit_tiny_patch16_224"), 7, 64)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_weights_files_of_every_kind_load(tmp_path):
+    model = small()
+    weights = model.state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "a.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "b.pth")
+    torch.save({"model": {}, "state_dict_ema": weights, "state_dict": {"x": torch.zeros(1)}}, tmp_path / "c.pth")
+    torch.save(weights, tmp_path / "d.pth")
+    for file in tmp_path.iterdir():
+        other = small()
+        models.load_weights(other, models.read_weights(file), file.name)
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in weights.items()), file
+
+
+def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
+    weights = small(embed_dim=24, num_heads=(2, 4)).state_dict()
+    del weights["head.bias"]
+    weights["extra.weight"] = torch.zeros(1)
+    pattern = (
+        r"F is of another model: weights 1 missing \(head.bias\); 1 unexpected \(extra.weight\); .* of another shape"
+    )
+    with pytest.raises(models.ModelError, match=pattern):
+        models.load_weights(small(), weights, "F")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_files_that_hold_more_than_weights_are_refused(tmp_path, capsys):
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"a": 1}, tmp_path / "numbers.pth")
+    for name in ("evil.pth", "text.pth", "numbers.pth", "missing.pth"):
+        with pytest.raises(models.ModelError) as error:
+            models.read_weights(tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_families_list_their_arguments():
+    """Every field of a family's options is an argument of its model."""
+    arguments = {f.name for f in dataclasses.fields(LipsFormerSwinConfig)}
+    code = models.lipsformer_swin.LipsFormerSwin.__init__.__code__
+    assert arguments - {"name", "grad_checkpointing"} <= set(code.co_varnames[: code.co_argcount])
+
+
+def test_spectral_init_leaves_convolution_biases_random():
+    layer = nn.Conv2d(3, 8, 3)
+    before = layer.bias.clone()
+    spectral_init_(layer)
+    assert torch.equal(before, layer.bias)

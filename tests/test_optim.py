@@ -1,0 +1,90 @@
+"""Parameter groups, optimizer and schedule, as the recipe says."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import models  # registers the models
+import optim
+from optim import OptimConfig, ScheduleConfig
+
+CPU = torch.device("cpu")
+ADAMW = OptimConfig(name="adamw")
+COSINE = ScheduleConfig(name="cosine")
+
+
+def schedule(cfg: ScheduleConfig, steps: int, per_epoch: int = 10, adamw: OptimConfig = ADAMW, batch: int = 1024):
+    optimizer = optim.build_optimizer(adamw, nn.Linear(2, 2), batch, CPU)
+    built = optim.build_schedule(cfg, adamw, optimizer, batch, steps, per_epoch)
+
+    def rate(step: int) -> float:
+        built.step_update(step)
+        return optimizer.param_groups[0]["lr"]
+
+    return rate
+
+
+def test_groups_hold_each_parameter_once_with_the_recipe_s_decay():
+    model = timm.create_model("lipsformer_swin_mini")
+    groups = optim.param_groups(model, 0.05, 5e-4)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decay = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
+    assert decay.keys() == set(names.values())
+    assert sum(len(g["params"]) for g in groups) == len(names)
+    for name, parameter in model.named_parameters():
+        light = parameter.ndim == 1 or "relative_position_bias_table" in name
+        assert decay[name] == (5e-4 if light else 0.05), name
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad = False
+    assert [len(g["params"]) for g in optim.param_groups(model, 0.1, 0.0)] == [1]
+
+
+def test_adamw_is_torch_s_with_the_recipe_s_values():
+    optimizer = optim.build_optimizer(ADAMW, nn.Linear(2, 2), 1024, CPU)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (1e-3, (0.9, 0.98), 1e-8)
+
+
+@pytest.mark.parametrize(("lr", "batch", "peak"), [(None, 512, 5e-4), (None, 2048, 2e-3), (3e-3, 2048, 3e-3)])
+def test_peak_scales_with_the_global_batch_unless_given(lr, batch, peak):
+    assert optim.peak_lr(OptimConfig(name="adamw", lr=lr), batch) == pytest.approx(peak)
+
+
+def test_cosine_starts_at_the_peak_and_ends_at_a_hundredth():
+    rate = schedule(COSINE, 100)
+    rates = [rate(step) for step in range(101)]
+    assert rates[0] == 1e-3 and rates[100] == pytest.approx(1e-5)
+    assert rates[50] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_rate_of_a_step_depends_on_its_number_alone():
+    forward, jumping = schedule(COSINE, 100), schedule(COSINE, 100)
+    rates = [forward(step) for step in range(100)]
+    assert [jumping(step) for step in (70, 3, 99)] == [rates[70], rates[3], rates[99]]
+
+
+def test_warmup_exists_and_lasts_as_long_as_said():
+    rate = schedule(ScheduleConfig(name="cosine", warmup_epochs=2), 100)
+    rates = [rate(step) for step in range(100)]
+    assert rates[0] == 0 and rates[10] == pytest.approx(5e-4) and max(rates) == rates[20] == pytest.approx(1e-3)
+    with pytest.raises(optim.OptimError, match=r"schedule.warmup_epochs=10 is as long as the run"):
+        schedule(ScheduleConfig(name="cosine", warmup_epochs=10), 100)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(optim.OptimError, match="no optimizer 'adam'"):
+        optim.build_optimizer(OptimConfig(name="adam"), nn.Linear(2, 2), 1, CPU)
+    with pytest.raises(optim.OptimError, match="no schedule 'line'"):
+        schedule(ScheduleConfig(name="line"), 10)
+
+
+def test_the_paper_s_recipe():
+    """LipsFormer-Swin: peak 1e-3 at batch 1024, no warm-up."""
+    assert models.FAMILIES
+    assert COSINE.warmup_epochs == 0 and optim.peak_lr(ADAMW, 1024) == 1e-3

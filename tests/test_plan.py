@@ -1,0 +1,236 @@
+"""The plan: the same images in the same form for any number of processes, in any order of asking."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from timm.data.mixup import cutmix_bbox_and_lam
+
+from data.config import AugmentConfig, DataConfig
+from data.crops import Crops
+from data.geometry import BatchGeometry
+from data.index import ImageIndex, synthetic_index
+from data.plan import EvalPlan, Mix, TrainPlan
+
+SIDE = 64
+ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25)
+COUNTS = (1, 2, 3, 4, 8)  # processes
+
+
+def image_index(count: int = 230) -> ImageIndex:
+    """Images of many sizes, which exist nowhere."""
+    rng = np.random.default_rng(0)
+    heights, widths = rng.integers(50, 600, (2, count)).astype(np.int32)
+    return replace(synthetic_index(count, 10, SIDE), heights=heights, widths=widths)
+
+
+def make_plan(
+    count: int = 230,
+    seed: int = 1,
+    augment: AugmentConfig = ALL,
+    batch: int = 76,
+    world: int = 1,
+    rank: int = 0,
+    micro: int | None = None,
+) -> TrainPlan:
+    geometry = BatchGeometry(batch, augment.mix_group, world, rank, micro)
+    return TrainPlan(image_index(count), seed, DataConfig(name="any", crop=SIDE), augment, geometry)
+
+
+def columns(crops: Crops) -> NDArray:
+    """All there is to know of each crop, one row an image."""
+    return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip])
+
+
+def global_batch(step: int, world: int = 1, micro: int | None = None, **options) -> tuple[NDArray, list[Mix]]:
+    """Crops, erase boxes and mix groups of one step, put together from all processes; rows count from the step's."""
+    rows, mixes, done = [], [], 0
+    for rank in range(world):
+        plan = make_plan(world=world, rank=rank, micro=micro, **options)
+        for epoch, positions in plan.positions(step):
+            crops, draws = plan.crops(epoch, positions), plan.device_draws(epoch, positions)
+            assert draws.erase is not None
+            rows.append(np.column_stack([columns(crops), draws.erase]))
+            shift = [range(done + mix.rows.start, done + mix.rows.stop) for mix in draws.mix]
+            mixes += [replace(mix, rows=rows) for mix, rows in zip(draws.mix, shift, strict=True)]
+            done += len(positions)
+    return np.concatenate(rows), mixes
+
+
+@pytest.mark.parametrize("world", COUNTS)
+@pytest.mark.parametrize("micro", [None, 1, 8, 20, 76])
+def test_global_batch_does_not_depend_on_processes_and_micro_batches(world: int, micro: int | None) -> None:
+    for step in (0, 1, 5):
+        whole, whole_mixes = global_batch(step)
+        cut, cut_mixes = global_batch(step, world, micro)
+        assert len(whole) == 76
+        assert np.array_equal(cut, whole)
+        assert cut_mixes == whole_mixes
+        assert whole_mixes
+
+
+def epoch_order(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
+    """Images in the order in which an epoch takes them."""
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    return np.concatenate([plan.crops(*place).index for step in steps for place in plan.positions(step)])
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_takes_each_image_at_most_once_in_full_batches(epoch: int) -> None:
+    plan = make_plan()
+    taken = epoch_order(plan, epoch)
+    assert plan.steps_per_epoch == 3
+    assert len(taken) == 3 * 76
+    assert len(np.unique(taken)) == len(taken)
+    assert set(taken) < set(range(230))
+
+
+def test_an_epoch_of_full_batches_takes_every_image() -> None:
+    assert sorted(epoch_order(make_plan(count=228), 3)) == list(range(228))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [epoch_order(make_plan(seed=seed), epoch) for seed in (1, 2) for epoch in (0, 1, 2)]
+    for i, a in enumerate(orders):
+        for b in orders[:i]:
+            assert (a == b).mean() < 0.05
+    left_out = [frozenset(range(230)) - set(order) for order in orders]
+    assert len(set(left_out)) > 1
+
+
+def test_every_image_stands_anywhere_equally_often() -> None:
+    plan = make_plan(count=20)
+    first = [int(plan.order(epoch)[0]) for epoch in range(2000)]
+    assert stats.chisquare(np.bincount(first, minlength=20)).pvalue > 1e-3
+
+
+def test_any_step_can_be_asked_for_at_once() -> None:
+    walked = make_plan(micro=20)
+    for step in range(11):
+        fresh = make_plan(micro=20)
+        assert walked.positions(step) == fresh.positions(step)
+        for place in walked.positions(step):
+            assert np.array_equal(columns(walked.crops(*place)), columns(fresh.crops(*place)))
+            ours, theirs = walked.device_draws(*place), fresh.device_draws(*place)
+            assert np.array_equal(ours.erase, theirs.erase)
+            assert ours.mix == theirs.mix
+
+
+def test_steps_run_through_the_epochs() -> None:
+    plan = make_plan()
+    assert [plan.positions(step) for step in (0, 2, 3, 10)] == [
+        [(0, range(0, 76))],
+        [(0, range(152, 228))],
+        [(1, range(0, 76))],
+        [(3, range(76, 152))],
+    ]
+
+
+def test_an_image_is_cropped_anew_in_each_epoch() -> None:
+    plan = make_plan()
+    crops = [plan.crops(epoch, range(228)) for epoch in (0, 1)]
+    boxes = [dict(zip(c.index.tolist(), c.box.tolist(), strict=True)) for c in crops]
+    assert np.mean([boxes[0][i] == boxes[1][i] for i in boxes[0].keys() & boxes[1].keys()]) < 0.05
+
+
+def test_boxes_belong_to_their_images() -> None:
+    plan = make_plan()
+    crops = plan.crops(0, range(228))
+    sizes = np.stack([plan.index.heights, plan.index.widths], axis=1)[crops.index]
+    assert (crops.box[:, :2] + crops.box[:, 2:] <= sizes).all()
+    assert (crops.size == SIDE).all()
+    assert (crops.window == 0).all()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_as_many_images_are_flipped_and_erased_as_asked_for(probability: float) -> None:
+    augment = AugmentConfig(hflip=probability, erase=probability)
+    plan = make_plan(count=6000, augment=augment, batch=6000)
+    erase = plan.device_draws(0, range(6000)).erase
+    assert plan.crops(0, range(6000)).flip.mean() == pytest.approx(probability, abs=0.03)
+    assert (erase is not None) == (probability > 0)
+    if erase is not None:
+        assert (erase[:, 2] > 0).mean() == pytest.approx(probability, abs=0.03)
+
+
+def test_crop_scale_and_ratio_are_those_asked_for() -> None:
+    plan = make_plan(augment=AugmentConfig(scale=[1.0, 1.0], ratio=[0.01, 100.0]))
+    crops = plan.crops(0, range(228))
+    area = plan.index.heights[crops.index] * plan.index.widths[crops.index]
+    assert np.median(crops.box[:, 2] * crops.box[:, 3] / area) == pytest.approx(1, abs=0.02)
+
+
+# --- mixing ---------------------------------------------------------------------------------------------------------
+
+GROUPS = 4000
+
+
+def mixes(**options) -> list[Mix]:
+    """The mix draws of many groups of four images."""
+    count = 4 * GROUPS
+    plan = make_plan(count=count, augment=AugmentConfig(mix_group=4, **options), batch=count)
+    return plan.device_draws(0, range(count)).mix
+
+
+def test_mix_groups_cover_the_batch_once() -> None:
+    assert [mix.rows for mix in mixes(mixup=0.8)] == [range(start, start + 4) for start in range(0, 4 * GROUPS, 4)]
+
+
+def test_nothing_is_mixed_where_both_are_off() -> None:
+    assert mixes() == []
+
+
+def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:
+    half = mixes(mixup=0.8, cutmix=1.0)
+    assert len(half) == GROUPS
+    assert np.mean([mix.box is not None for mix in half]) == pytest.approx(0.5, abs=0.03)
+    fewer = mixes(mixup=0.8, cutmix=1.0, mix_prob=0.3, mix_switch=0.9)
+    assert len(fewer) / GROUPS == pytest.approx(0.3, abs=0.03)
+    assert np.mean([mix.box is not None for mix in fewer]) == pytest.approx(0.9, abs=0.04)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])
+def test_mixup_shares_are_beta_distributed(alpha: float) -> None:
+    drawn = mixes(mixup=alpha)
+    assert all(mix.box is None for mix in drawn)
+    assert stats.kstest([mix.share for mix in drawn], stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_cutmix_boxes_and_shares_are_timms(alpha: float) -> None:
+    boxes = np.array([mix.box for mix in mixes(cutmix=alpha)])
+    state = np.random.get_state()
+    np.random.seed(0)
+    theirs = []
+    for _ in range(GROUPS):
+        (top, bottom, left, right), _ = cutmix_bbox_and_lam((3, SIDE, SIDE), np.random.beta(alpha, alpha))
+        theirs.append((top, left, bottom - top, right - left))
+    np.random.set_state(state)
+    for column in range(4):
+        assert stats.ks_2samp(boxes[:, column], np.array(theirs)[:, column]).pvalue > 1e-3
+    areas = [of[:, 2] * of[:, 3] for of in (boxes, np.array(theirs))]
+    assert stats.ks_2samp(*areas).pvalue > 1e-3
+
+
+def test_cutmix_share_is_what_the_box_leaves() -> None:
+    for mix in mixes(cutmix=1.0):
+        assert mix.box is not None
+        top, left, height, width = mix.box
+        assert 0 <= top <= top + height <= SIDE
+        assert 0 <= left <= left + width <= SIDE
+        assert mix.share == pytest.approx(1 - height * width / SIDE**2, abs=1e-12)
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_takes_the_images_in_order() -> None:
+    index = image_index(20)
+    plan = EvalPlan(index, DataConfig(name="any", crop=SIDE, resize=80))
+    crops = plan.crops(range(5, 12))
+    assert crops.index.tolist() == list(range(5, 12))
+    assert crops.box.tolist() == [[0, 0, h, w] for h, w in zip(index.heights[5:12], index.widths[5:12], strict=True)]
+    assert (crops.size.min(axis=1) == 80).all()
+    assert not crops.flip.any()
