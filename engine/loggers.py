@@ -3,14 +3,16 @@
 import logging
 import os
 import secrets
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from engine.config import LoggerConfig
 
 log = logging.getLogger(__name__)
 
-ONLINE_TIMEOUT = 15.0  # seconds to wait for the server before going on offline
+PATIENCE = 15.0  # seconds to wait for the server
 
 
 class Logger(Protocol):
@@ -65,33 +67,28 @@ class WandbLogger:
 
         self.wandb: Any = wandb
         self.run_id: str | None = run_id or secrets.token_hex(4)
-        arguments = {
-            "project": cfg.project,
-            "entity": cfg.entity,
-            "group": cfg.group,
-            "name": name,
-            "dir": str(folder),
-            "config": config,
-            "id": self.run_id,
-            "resume": "allow",
-        }
-        self.run = self._start(_mode(cfg.mode), arguments)
+        mode = _mode(cfg.mode)
+        # Its lines stay out of ours.
+        settings = wandb.Settings(silent=True, init_timeout=PATIENCE)
+        if mode == "online" and not _reachable(settings.base_url):
+            log.warning("Weights & Biases cannot be reached at %s: going on offline", settings.base_url)
+            mode = "offline"
+        self.run: Any = wandb.init(
+            mode=mode,
+            project=cfg.project,
+            entity=cfg.entity,
+            group=cfg.group,
+            name=name,
+            dir=str(folder),
+            config=config,
+            id=self.run_id,
+            resume="allow",
+            settings=settings,
+        )
+        if mode == "online":
+            log.info("Weights & Biases: %s", self.run.url)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
-
-    def _start(self, mode: str, arguments: dict[str, Any]) -> Any:
-        # Its lines stay out of ours; an online run still shows its address in train.log.
-        settings = self.wandb.Settings(silent=True, init_timeout=ONLINE_TIMEOUT)
-        try:
-            run = self.wandb.init(mode=mode, settings=settings, **arguments)
-        except Exception as error:  # no network, no such project, a refused key: training goes on all the same
-            if mode == "offline":
-                raise
-            log.warning("Weights & Biases cannot be reached (%s): going on offline", str(error).splitlines()[0])
-            return self.wandb.init(mode="offline", settings=self.wandb.Settings(silent=True), **arguments)
-        if mode == "online":
-            log.info("Weights & Biases: %s", run.url)
-        return run
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Metrics of a step."""
@@ -110,16 +107,34 @@ class WandbLogger:
         self.run.finish()
 
 
-def _mode(wanted: str) -> str:
-    if wanted == "auto":
-        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    return wanted
+def _mode(wanted: str) -> Literal["online", "offline"]:
+    online = wanted == "online" or (wanted == "auto" and bool(os.environ.get("WANDB_API_KEY")))
+    return "online" if online else "offline"
+
+
+def _reachable(address: str) -> bool:
+    """Whether a server answers at all. Asked first, since a failed start of an online run takes its data with it."""
+    try:
+        urllib.request.urlopen(address, timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a friendly one
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def build_logger(
     cfg: LoggerConfig, name: str, folder: Path, config: dict[str, Any], run_id: str | None, is_main: bool
 ) -> Logger:
-    """The logger that ``cfg`` names, on the first process; the others log nothing."""
+    """The logger that ``cfg`` names, on the first process; the others log nothing.
+
+    Where Weights & Biases refuses the run (a wrong key, an unknown entity), training goes on without it.
+    """
     if not is_main or cfg.name == "none":
         return NullLogger()
-    return WandbLogger(cfg, name, folder, config, run_id)
+    try:
+        return WandbLogger(cfg, name, folder, config, run_id)
+    except Exception as error:  # of many kinds; none is worth a training run
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("Weights & Biases cannot start (%s): going on without it; metrics.jsonl holds everything", reason)
+        return NullLogger()

@@ -62,7 +62,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
     history = found["history"]
     written = [line["loss"] for line in metrics(here / "outputs/a", "train")]
     assert [float(v) for v in history["train/loss"]] == pytest.approx(written)
-    for key in ("train/lr", "train/grad_norm", "train/loss_scale", "val/top1", "batch"):
+    for key in ("train/lr", "train/grad_norm", "train/loss_scale", "val/top1", "batch/path"):
         assert key in history, key
     assert float(found["summary"]["best_top1"]) == metrics(here / "outputs/a", "val")[-1]["top1"]
     first_id = found["id"]
