@@ -70,8 +70,9 @@ class WandbLogger:
         mode = _mode(cfg.mode)
         # Its lines stay out of ours.
         settings = wandb.Settings(silent=True, init_timeout=PATIENCE)
-        if mode == "online" and not _reachable(settings.base_url):
-            log.warning("Weights & Biases cannot be reached at %s: going on offline", settings.base_url)
+        address = wandb.setup().settings.base_url  # as its environment variables and files say
+        if mode == "online" and not _reachable(address):
+            log.warning("Weights & Biases cannot be reached at %s: going on offline", address)
             mode = "offline"
         self.run: Any = wandb.init(
             mode=mode,
@@ -79,7 +80,7 @@ class WandbLogger:
             entity=cfg.entity,
             group=cfg.group,
             name=name,
-            dir=str(folder),
+            dir=str(folder.resolve()),
             config=config,
             id=self.run_id,
             resume="allow",

@@ -38,8 +38,9 @@ def command(entry: str, *overrides: str, processes: int = 1) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """One thread a process, so that arithmetic is the same on any number of cores."""
-    return os.environ | {"OMP_NUM_THREADS": "1"} | extra
+    """One thread a process, so that arithmetic is the same on any number of cores; no W&B service of another's."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return inherited | {"OMP_NUM_THREADS": "1"} | extra
 
 
 def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: float = 240, **extra: str):
