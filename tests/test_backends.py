@@ -42,16 +42,14 @@ def index_of(root: Path) -> ImageIndex:
     return index
 
 
-@pytest.fixture(scope="module", params=["photographs", "TEST_IMAGES"])
+@pytest.fixture(scope="module", params=["photographs", *(["TEST_IMAGES"] if "TEST_IMAGES" in os.environ else [])])
 def index(request: pytest.FixtureRequest, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     if request.param == "photographs":
         return index_of(photographs)
-    if "TEST_IMAGES" not in os.environ:
-        pytest.skip("TEST_IMAGES names no folder")
     found = sorted(p.resolve() for p in Path(os.environ["TEST_IMAGES"]).rglob("*") if p.suffix.lower() in EXTENSIONS)
     root = tmp_path_factory.mktemp("images")
     (root / "train" / "all").mkdir(parents=True)
-    for i, path in enumerate(found[:: -(-len(found) // 200)]):
+    for i, path in enumerate(found[:: max(1, -(-len(found) // 200))]):
         (root / "train" / "all" / f"{i:03}-{path.name}").symlink_to(path)
     return index_of(root)
 
@@ -99,6 +97,20 @@ def run(backend: Backend, requests: list[Crops]) -> list[Tensor]:
     batches = list(backend.batches(iter(requests)))
     assert [len(images) for images in batches] == [len(crops) for crops in requests]
     return batches
+
+
+def refusal(backend: Backend, requests: list[Crops]) -> str:
+    """The message, one line, with which a backend stops.
+
+    Without ``pytest.raises``, which would keep the frames and with them DALI's pipeline as garbage for later: where a
+    worker process that was forked meanwhile collects it, it waits for threads that it does not have.
+    """
+    try:
+        run(backend, requests)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    pytest.fail("no file was refused")
 
 
 def in_batches(crops: Crops, size: int) -> list[Crops]:
@@ -272,10 +284,7 @@ def test_a_damaged_file_is_named(
     cfg = options("bicubic", 64)
     # The lower left corner: cut off in the short file, there in files that are larger than before or turned.
     crops = make_crops(index, cfg, mode) if mode == "eval" else corner_crops(index, cfg, 200, 0)
-    with pytest.raises(DataError) as caught:
-        run(build(kind, index, cfg, max_batch=2), in_batches(crops, 2))
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(file) in refusal(build(kind, index, cfg, max_batch=2), in_batches(crops, 2))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -285,29 +294,32 @@ def test_a_file_of_another_size_is_named_also_where_the_box_fits(
 ) -> None:
     index, file = damaged(tmp_path, damage, ".jpg")
     cfg = options("bicubic", 64)
-    with pytest.raises(DataError, match=r"3\.jpg has changed since the index was written") as caught:
-        run(build(kind, index, cfg, max_batch=6), [corner_crops(index, cfg, 0, 0)])
-    assert str(file) in str(caught.value)
+    message = refusal(build(kind, index, cfg), [corner_crops(index, cfg, 0, 0)])
+    assert f"{file} has changed since the index was written" in message
 
 
 def test_dali_names_a_file_that_only_it_cannot_read(tmp_path: Path) -> None:
     index, file = damaged(tmp_path, without_end, ".png")
     cfg = options("bicubic", 64)
-    with pytest.raises(DataError) as caught:
-        run(build("dali", index, cfg), [make_crops(index, cfg, "eval")])
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(file) in refusal(build("dali", index, cfg), [make_crops(index, cfg, "eval")])
 
 
-def test_dali_takes_from_a_file_cut_short_only_rows_that_are_there(tmp_path: Path) -> None:
-    """It stops decoding below the box, so it cannot see what is missing further down."""
-    index, _ = damaged(tmp_path, cut_short, ".jpg")
-    cfg = options("bicubic", 64)
-    (images,) = run(build("dali", index, cfg), [corner_crops(index, cfg, 0, 0)])
-    crops = corner_crops(index, cfg, 0, 0)
-    plain = images[3].flip(-1) if crops.flip[3] else images[3]
-    whole = images[0].flip(-1) if crops.flip[0] else images[0]
-    assert torch.equal(plain, whole)
+def test_dali_hands_out_no_rows_that_are_missing(tmp_path: Path) -> None:
+    """It stops decoding below the box, so of a file cut short it may well hand out what is there, and only that."""
+    index, file = damaged(tmp_path, cut_short, ".jpg")
+    backend = build("dali", index, options("bicubic", 64))
+    refused = 0
+    for top in range(0, 201, 20):
+        crops = take(corner_crops(index, options("bicubic", 64), top, 0), slice(3, 5))
+        crops.flip[:] = False
+        try:
+            (images,) = run(backend, [crops])
+        except DataError as error:
+            assert str(file) in str(error)
+            refused += 1
+        else:
+            assert torch.equal(images[0], images[1])
+    assert refused > 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -146,7 +146,7 @@ def test_ranks_get_together_what_one_process_gets(photographs: Path) -> None:
 def test_synthetic_images_are_fixed_and_flipped(tmp_path: Path) -> None:
     cfg = DataConfig(name="synthetic", crop=16, synthetic_images=200, synthetic_classes=10)
     images = open_split(cfg, cfg.train_split)
-    assert (len(images), len(open_split(cfg, cfg.split)), images.num_classes) == (200, 20, 10)
+    assert (len(images), len(open_split(cfg, cfg.split)), images.num_classes) == (200, 5, 10)
 
     def epoch(hflip: float) -> dict[int, torch.Tensor]:
         plan = TrainPlan(images.index, 0, cfg, AugmentConfig(hflip=hflip), BatchGeometry(50, 32))
