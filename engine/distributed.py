@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -71,6 +71,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's buffers: running statistics of BatchNorm differ between them."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
     def gather(self, row: Tensor) -> list[list[float]]:
         """Every process's row of numbers, read on the host: the one place where the host waits for the device."""

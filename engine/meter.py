@@ -59,7 +59,9 @@ class Meter:
 
     def add(self, step: int, loss: Tensor, grad_norm: Tensor, images: int, waited: float) -> None:
         """Count one step (numbered from 1) of ``images`` images on all processes, ``waited`` seconds for data."""
-        self.totals += torch.stack([loss, grad_norm]).double()
+        # A gradient scaler probes for its scale with steps whose gradient overflows, and skips them.
+        norm = grad_norm if self.judge_gradient else torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
+        self.totals += torch.stack([loss, norm]).double()
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) if self.judge_gradient else torch.isfinite(loss)
         self.bad_step = torch.minimum(self.bad_step, torch.where(finite, NEVER, float(step)))
         self.steps += 1

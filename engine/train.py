@@ -135,6 +135,7 @@ def _build(
     def validate() -> Scores:
         batches = val_loader.evaluate(EvalPlan(val_set.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
         network = stepper.best_network
+        world.share_buffers(network)
         return evaluate(network, batches, augment, world, device, cfg.amp, stepper.memory_format)
 
     run_id = state["wandb_id"] if state else None
