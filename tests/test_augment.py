@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
@@ -75,6 +76,7 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAug
     noise = erased[inside].double()
     assert noise.mean().item() == pytest.approx(0, abs=5 / len(noise) ** 0.5)
     assert noise.std().item() == pytest.approx(1, abs=5 / len(noise) ** 0.5)
+    assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
     assert len(noise.unique()) > 0.99 * len(noise)  # each pixel and channel its own
 
 

@@ -61,6 +61,13 @@ def test_random_boxes_are_torchvisions(
     same_distribution(boxes_of_one_size(height, width, scale, ratio), theirs, height, width)
 
 
+def test_size_shape_and_place_of_a_box_are_independent() -> None:
+    top, left, height, width = boxes_of_one_size(1000, 1000, (0.1, 0.3), RATIO).T  # so small that all first tries fit
+    numbers = [height * width, np.log(width / height), top / (1000 - height), left / (1000 - width)]
+    off_diagonal = np.corrcoef(numbers)[~np.eye(4, dtype=bool)]
+    assert np.abs(off_diagonal).max() < 5 / np.sqrt(DRAWS)
+
+
 def test_every_image_has_its_own_size() -> None:
     u = np.random.default_rng(0).random((3, 4 * TRIES))
     height, width = np.array([300, 40, 500]), np.array([200, 400, 500])
@@ -128,13 +135,15 @@ def test_erase_boxes_are_timms(side: int) -> None:
     images = torch.ones(DRAWS, 1, side, side)
     state = random.getstate()
     random.seed(2)
-    RandomErasing(probability=1, mode="const", device="cpu")(images)
+    RandomErasing(probability=0.5, mode="const", device="cpu")(images)
     random.setstate(state)
     gone = images[:, 0] == 0
     starts = [gone.any(dim).int().argmax(1) for dim in (2, 1)]
     extents = [gone.any(dim).sum(1) for dim in (2, 1)]
     theirs = torch.stack([*starts, *extents], dim=1).numpy()
-    ours = random_erase_boxes(np.random.default_rng(0).random((DRAWS, 1 + 4 * TRIES)), 1.0, side)
+    ours = random_erase_boxes(np.random.default_rng(0).random((DRAWS, 1 + 4 * TRIES)), 0.5, side)
+    ours, theirs = (boxes[boxes[:, 2] > 0] for boxes in (ours, theirs))
+    assert len(ours) / DRAWS == pytest.approx(len(theirs) / DRAWS, abs=0.04)
     same_distribution(ours, theirs, side, side)
 
 

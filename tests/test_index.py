@@ -5,6 +5,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,8 @@ def test_fingerprint_tells_sets_apart_not_places(root: Path, tmp_path: Path) -> 
     (copy / "train" / "c" / "3.png").rename(copy / "train" / "a" / "3.png")
     moved = index_of(copy).fingerprint()
     assert len({first, renamed, moved}) == 3
+    index = index_of(root)
+    assert replace(index, targets=index.targets[::-1]).fingerprint() != first
 
 
 def test_synthetic_index_is_even_over_the_classes() -> None:

@@ -210,8 +210,9 @@ def test_cutmix_boxes_and_shares_are_timms(alpha: float) -> None:
     np.random.set_state(state)
     for column in range(4):
         assert stats.ks_2samp(boxes[:, column], np.array(theirs)[:, column]).pvalue > 1e-3
-    areas = [of[:, 2] * of[:, 3] for of in (boxes, np.array(theirs))]
+    areas, odd = zip(*((of[:, 2] * of[:, 3], (of[:, 2:] % 2).mean()) for of in (boxes, np.array(theirs))), strict=True)
     assert stats.ks_2samp(*areas).pvalue > 1e-3
+    assert odd[0] == pytest.approx(odd[1], abs=0.03)
 
 
 def test_cutmix_share_is_what_the_box_leaves() -> None:
