@@ -15,7 +15,7 @@ from engine.settings import eval_settings
 
 def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], many: bool) -> None:
     trained = open_trained(composed.checkpoint)
-    settings = eval_settings(composed, trained["config"] if trained else None, overrides)
+    settings = eval_settings(composed, trained, overrides)
     evaluate_checkpoint(settings, trained)
 
 

@@ -78,12 +78,12 @@ def open_split(
     index = _index(cfg, split)
     labels = class_labels(index.classes, num_classes, trained_on)
     names = {int(label): name for label, name in zip(labels, index.classes, strict=True)}
-    return ImageSet(index, labels[index.targets], names, int(label_space(index.classes, labels)))
+    return ImageSet(index, labels[index.targets], names, label_space(index.classes, labels))
 
 
 def _index(cfg: DataConfig, split: str) -> ImageIndex:
     if cfg.name == "synthetic":
-        count = cfg.synthetic_images // (1 if split == cfg.train_split else 40)
+        count = cfg.synthetic_images if split == cfg.train_split else max(1, cfg.synthetic_images // 40)
         return synthetic_index(count, cfg.synthetic_classes, cfg.crop)
     index = load_index(find_root(cfg), split, cfg.index_dir, cfg.on_bad_image)
     assert index is not None
@@ -96,5 +96,5 @@ def is_prepared(cfg: DataConfig, splits: Sequence[str]) -> bool:
         return True
     root = find_root(cfg, unpack=False)
     return root.is_dir() and all(
-        load_index(root, split, cfg.index_dir, on_bad_image="skip", build=False) is not None for split in splits
+        load_index(root, split, cfg.index_dir, cfg.on_bad_image, build=False) is not None for split in splits
     )

@@ -7,6 +7,7 @@ they never list the images. Paths are held in one array of bytes, so 1.28 millio
 import hashlib
 import logging
 import os
+import secrets
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +112,7 @@ def load_index(
         raise DataError(f"{folder} is no folder: data.root must hold {split}/<class>/<image>")
     cached = _file(root, split, index_dir)
     found = _read(cached, folder)
-    if found is not None and build and found[0].bad and on_bad_image == "error":
+    if found is not None and found[0].bad and on_bad_image == "error":
         found = None  # a file mended in place does not change its folder's modification time
     if found is None:
         if not build:
@@ -227,7 +228,8 @@ def _image_size(path: Path) -> tuple[int, int] | str:
 def _write(path: Path, index: ImageIndex, folders: Folders) -> None:
     """Write an index so that a reader sees either none or all of it."""
     bad, classes, names = (Strings.pack(s) for s in (index.bad, index.classes, folders.names))
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines may write to one folder, and process ids of two containers may be the same.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(scratch, "wb") as file:

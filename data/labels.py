@@ -16,7 +16,8 @@ def class_labels(
 ) -> NDArray[np.int64]:
     """The label of each class folder.
 
-    Folders named as the classes a model was trained on get that model's labels. Otherwise folders that are all
+    Folders named as the classes a model was trained on get that model's labels (folders that are all integers may
+    stand for labels instead of names). Otherwise folders that are all
     ImageNet WordNet ids get their ILSVRC index, folders that are all integers that integer, any others their sorted
     order; folders that match ``num_classes`` one by one without being all of ImageNet are taken in sorted order too.
 
@@ -28,12 +29,14 @@ def class_labels(
     Raises:
         DataError: if a folder has no label in the model.
     """
-    if trained_on is not None:
+    if trained_on is not None and not (all(map(str.isdecimal, classes)) and set(classes).isdisjoint(trained_on)):
         known = {name: label for label, name in enumerate(trained_on)}
         if unknown := [name for name in classes if name not in known]:
             raise DataError(f"class folder '{unknown[0]}' is none of the {len(known)} classes the model was trained on")
         return np.array([known[name] for name in classes])
     labels = _by_name(classes, num_classes)
+    if len(set(labels.tolist())) != len(classes):
+        raise DataError("two class folders mean the same label (such as 1 and 01): rename or merge them")
     if num_classes is not None and (labels.max() >= num_classes or labels.min() < 0):
         name = classes[int(labels.argmax())]
         raise DataError(f"class folder '{name}' has label {labels.max()}, but the model has {num_classes} classes")
@@ -54,8 +57,7 @@ def _by_name(classes: Sequence[str], num_classes: int | None) -> NDArray[np.int6
 
 def label_space(classes: Sequence[str], labels: NDArray[np.int64]) -> int:
     """How many labels there are where the folders may be a part of them: all of ImageNet's, or up to the largest."""
-    in_order = np.array_equal(labels, np.arange(len(classes)))
-    return IMAGENET_CLASSES if not in_order and set(classes) <= set(ImageNetInfo().label_names()) else labels.max() + 1
+    return IMAGENET_CLASSES if set(classes) <= set(ImageNetInfo().label_names()) else int(labels.max()) + 1
 
 
 def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ class Checkpoints:
         self.keep = keep
         self.last = folder / "last.pt"
         self.best = folder / "best.pt"
+        self.last_step: int | None = None  # of last.pt, where that is a whole file
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
         """Write ``last.pt``; the one before stays under the number of its step. On one process only.
@@ -41,14 +42,16 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written; the checkpoints before are untouched.
         """
-        scratch = self.folder / f".saving-{os.getpid()}.tmp"
+        scratch = self.folder / ".saving.tmp"
         try:
             with open(scratch, "wb") as file:
                 torch.save({"format": FORMAT} | state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            self._retire_last(state["step"])
+            if self.last_step is not None and self.last_step != state["step"]:
+                os.replace(self.last, self._of_step(self.last_step))
             os.replace(scratch, self.last)
+            self.last_step = state["step"]
             if is_best:
                 self._mark_best(scratch)
             _sync_folder(self.folder)
@@ -61,17 +64,8 @@ class Checkpoints:
             ) from error
         self._prune()
 
-    def _retire_last(self, step: int) -> None:
-        """Give ``last.pt`` the name of its step."""
-        if not self.last.exists():
-            return
-        try:
-            number = torch.load(self.last, map_location="meta", weights_only=True, mmap=True)["step"]
-        except Exception:  # damaged: not worth keeping
-            self.last.unlink()
-            return
-        if number != step:
-            os.replace(self.last, self.folder / f"step_{number:08d}.pt")
+    def _of_step(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
 
     def _mark_best(self, scratch: Path) -> None:
         try:
@@ -97,12 +91,25 @@ class Checkpoints:
         candidates = [path for path in (self.last, *self._older(), self.best) if path.is_file()]
         for path in candidates:
             try:
-                return load_checkpoint(path)
+                state = load_checkpoint(path)
+                self.last_step = state["step"] if path == self.last else None
+                return state
             except UserError as error:
                 log.warning("%s; trying the one before", error)
         if candidates:
             raise UserError(f"none of the checkpoints in {self.folder} can be read: set another name=… to start anew")
         return None
+
+    def rewind(self, path: Path) -> None:
+        """Make ``step_<n>.pt`` the last checkpoint. The one that was last stays as ``before_rewind.pt``.
+
+        The file is moved: running the same command again goes on from the last checkpoint instead of rewinding again.
+        """
+        if self.last.exists():
+            os.replace(self.last, self.folder / "before_rewind.pt")
+        for newer in (older for older in self._older() if older.name > path.name):
+            newer.unlink()
+        os.replace(path, self.last)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -117,11 +124,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
-    if not is_ours(state):
+    return checked(state, path)
+
+
+def checked(content: Any, path: Path) -> dict[str, Any]:
+    """A file's content, where it is a checkpoint that this version reads."""
+    if not is_ours(content):
         raise UserError(f"{path} is no checkpoint of this project")
-    if state["format"] != FORMAT:
-        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}")
-    return state
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
+    return content
 
 
 def is_ours(content: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -48,6 +49,8 @@ def launch(config_name: str, task: Task) -> None:
             _fail(str(error), 2)
         except RunStopped as stopped:
             _fail(str(stopped), stopped.exit_code, patience=1.0)
+        except torch.OutOfMemoryError as error:
+            _fail(f"{_first_line(error)} Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1)
 
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
@@ -64,10 +67,11 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     torchrun ends all processes as soon as one has gone, so waiting longer than printing takes costs nothing, unless
     torchrun itself was told to stop and waits for its processes.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(patience)
-    else:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    rank, who = os.environ.get("LOCAL_RANK", "0"), ""
+    if rank != "0":
+        time.sleep(patience)  # still alive after that: the first one did not have this error
+        who = f" (process {os.environ.get('RANK', rank)})"
+    print(f"error: {message}{who}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 

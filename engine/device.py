@@ -1,6 +1,7 @@
 """Which device a process runs on, and what that device can do."""
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -76,12 +77,12 @@ def tune(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The device's peak at 16 bits in FLOP/s, where known."""
-    if device.type != "cuda":
+def peak_flops(device: torch.device, amp: str) -> float | None:
+    """The device's peak in FLOP/s, where known: for 16 bits only."""
+    if device.type != "cuda" or amp == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def default_workers(local_world_size: int) -> int:

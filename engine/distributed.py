@@ -45,10 +45,9 @@ class World:
             return
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+        yield
+        # Not after an error: the others may be waiting in a collective, and destroying would wait for them.
+        dist.destroy_process_group()
 
     def first_on_machine(self, work: Callable[[], object], is_done: Callable[[], bool]) -> None:
         """Let the first process of each machine do ``work`` while its others wait until ``is_done``.
@@ -65,6 +64,14 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+    def any(self, answer: bool, device: torch.device) -> bool:
+        """Whether any process says yes; waits for the device."""
+        if self.size == 1:
+            return answer
+        answers = torch.tensor(float(answer), device=device)
+        dist.all_reduce(answers, dist.ReduceOp.MAX)
+        return bool(answers.item())
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import DeviceAugment, EvalPlan, Loader, build_backend, is_prepared, open_split, resolve_backend
-from engine.checkpoint import is_ours, load_checkpoint
+from engine.checkpoint import checked, is_ours
 from engine.config import EvalConfig
 from engine.device import check_amp, choose_device, default_workers, tune
 from engine.distributed import World
@@ -39,7 +39,7 @@ def open_trained(checkpoint: str | None) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
-    return load_checkpoint(path) if is_ours(content) else None
+    return checked(content, path) if is_ours(content) else None
 
 
 def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scores:
@@ -58,6 +58,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scor
     check_amp(cfg.amp, device)
     tune(device)
     log_to(None, world.is_main)
+    _refuse_unwritable(Path(cfg.output))
     classes = trained["classes"] if trained else None
     known = len(classes) if classes else cfg.model.num_classes
     splits = (cfg.data.split,)
@@ -91,13 +92,17 @@ def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tenso
     return trained["ema" if use_ema else "model"]
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Better said before the evaluation than after it."""
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"output={path} cannot be written: set output to another file")
+
+
 def _report(cfg: EvalConfig, scores: Scores, backend: str) -> None:
     path = Path(cfg.output)
     content = {"checkpoint": str(cfg.checkpoint), "data": cfg.data.name, "split": cfg.data.split}
-    try:
-        path.write_text(json.dumps(content | scores.as_dict(), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"output={path} cannot be written ({error.strerror}): set output to another file") from error
+    path.write_text(json.dumps(content | scores.as_dict(), indent=1) + "\n")
     log.info("%s on %d images of %s (read by %s)", cfg.checkpoint, scores.images, cfg.data.name, backend)
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", scores.top1, scores.top5, scores.loss)
     log.info("written to %s", os.path.relpath(path))

@@ -4,6 +4,15 @@ import logging
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
+
+class AboveBar(logging.StreamHandler):
+    """Prints above a progress bar, where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
 
 def log_to(path: Path | None, speaks: bool) -> None:
     """Send the project's messages to the console and, on the first process, to a file.
@@ -12,7 +21,7 @@ def log_to(path: Path | None, speaks: bool) -> None:
         path: the file, appended to; None for none.
         speaks: whether this process says more than errors.
     """
-    console = logging.StreamHandler(sys.stdout)
+    console = AboveBar(sys.stdout)
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     console.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [console]

@@ -5,6 +5,7 @@ import os
 import secrets
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -38,9 +39,14 @@ class Logger(Protocol):
 
 
 class NullLogger:
-    """Takes metrics and forgets them (``logger=none``, and every process but the first)."""
+    """Takes metrics and forgets them (``logger=none``, and every process but the first).
 
-    run_id: str | None = None
+    Args:
+        run_id: kept for a later start with a logger.
+    """
+
+    def __init__(self, run_id: str | None = None):
+        self.run_id = run_id
 
     def log(self, values: dict[str, Any], step: int) -> None: ...
 
@@ -67,6 +73,7 @@ class WandbLogger:
 
         self.wandb: Any = wandb
         self.run_id: str | None = run_id or secrets.token_hex(4)
+        self.broken = False
         mode = _mode(cfg.mode)
         # Its lines stay out of ours.
         settings = wandb.Settings(silent=True, init_timeout=PATIENCE)
@@ -93,19 +100,29 @@ class WandbLogger:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Metrics of a step."""
-        self.run.log(values | {"step": step})
+        self._attempt(lambda: self.run.log(values | {"step": step}))
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """A PNG file."""
-        self.run.log({name: self.wandb.Image(str(path)), "step": step})
+        self._attempt(lambda: self.run.log({name: self.wandb.Image(str(path)), "step": step}))
 
     def summarise(self, values: dict[str, Any]) -> None:
         """What the run came to."""
-        self.run.summary.update(values)
+        self._attempt(lambda: self.run.summary.update(values))
 
     def finish(self) -> None:
         """Flush."""
-        self.run.finish()
+        self._attempt(self.run.finish)
+
+    def _attempt(self, call: Callable[[], object]) -> None:
+        """Do it; if that fails, say so once and do no more."""
+        if self.broken:
+            return
+        try:
+            call()
+        except Exception as error:  # of many kinds; none is worth a training run
+            self.broken = True
+            log.warning("Weights & Biases failed (%s): going on without it; metrics.jsonl holds everything", error)
 
 
 def _mode(wanted: str) -> Literal["online", "offline"]:
@@ -132,10 +149,10 @@ def build_logger(
     Where Weights & Biases refuses the run (a wrong key, an unknown entity), training goes on without it.
     """
     if not is_main or cfg.name == "none":
-        return NullLogger()
+        return NullLogger(run_id)
     try:
         return WandbLogger(cfg, name, folder, config, run_id)
     except Exception as error:  # of many kinds; none is worth a training run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.warning("Weights & Biases cannot start (%s): going on without it; metrics.jsonl holds everything", reason)
-        return NullLogger()
+        return NullLogger(run_id)

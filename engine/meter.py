@@ -19,6 +19,7 @@ class Reading:
         loss: mean training loss.
         grad_norm: mean norm of the gradient before clipping.
         images_per_second: over all processes.
+        seconds_per_step: on the first process, so that all agree on it.
         data_wait: share of the time spent waiting for data, on the slowest process.
         bad_step: the first step whose loss or gradient was not finite, counted from 1, or None.
         votes: for each question put to the processes, whether any said yes.
@@ -27,6 +28,7 @@ class Reading:
     loss: float
     grad_norm: float
     images_per_second: float
+    seconds_per_step: float
     data_wait: float
     bad_step: int | None
     votes: list[bool]
@@ -74,7 +76,8 @@ class Meter:
         Args:
             votes: this process's answers to questions on which all must agree.
         """
-        host = torch.tensor([self.waited, *map(float, votes)], dtype=torch.float64, device=self.device)
+        elapsed = time.perf_counter() - self.started
+        host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
         rows = self.world.gather(torch.cat([self.totals, self.bad_step.view(1), host]))
         elapsed = time.perf_counter() - self.started
         steps = max(self.steps, 1)
@@ -83,9 +86,10 @@ class Meter:
             loss=sum(row[0] for row in rows) / steps,
             grad_norm=rows[0][1] / steps,
             images_per_second=self.images / elapsed,
+            seconds_per_step=rows[0][4] / steps,
             data_wait=max(row[3] for row in rows) / elapsed,
             bad_step=int(bad) if bad != NEVER else None,
-            votes=[any(row[4 + i] for row in rows) for i in range(len(votes))],
+            votes=[any(row[5 + i] for row in rows) for i in range(len(votes))],
         )
         self.restart()
         return reading

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,6 @@ class Progress:
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix} ETA {remaining}",
         )
-        self.redirect = logging_redirect_tqdm()
-        if self.on_terminal:
-            self.redirect.__enter__()
 
     def advance(self) -> None:
         """One step is done."""
@@ -54,5 +50,3 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.bar.close()
-        if self.on_terminal:
-            self.redirect.__exit__(None, None, None)

@@ -1,11 +1,15 @@
 """One run, one directory: what lies where, and whether a command may go on with what is there."""
 
+import fcntl
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from engine.config import TrainConfig
 from engine.errors import UserError
@@ -14,7 +18,7 @@ from engine.settings import as_container, flatten, write_settings
 # What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
 MAY_DIFFER = (
     *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size", "checkpoint"),
-    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "data.on_bad_image"),
+    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "eval.batch_size"),
 )
 
 
@@ -42,9 +46,7 @@ class RunDirectory:
         try:
             for folder in (self.checkpoints, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.write_bytes(b" ")
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UserError(
                 f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to a folder that can"
@@ -58,14 +60,12 @@ class RunDirectory:
         Raises:
             UserError: if ``resume=never`` and there is one, or it had another recipe.
         """
-        if not self.has_checkpoints():
-            return
-        if settings.resume == "never":
+        if settings.resume == "never" and (self.has_checkpoints() or self.read_metrics()):
             raise UserError(
                 f"{self.path} holds a run and resume=never: set another name=…, or resume=auto to go on with it"
             )
-        if not self.config.is_file():
-            return
+        if not self.has_checkpoints() or not self.config.is_file():
+            return  # a run that stopped before its first checkpoint starts anew
         before: Any = OmegaConf.to_container(OmegaConf.load(self.config))
         if settings.data.backend == "auto":
             settings.data.backend = before["data"]["backend"]
@@ -75,8 +75,29 @@ class RunDirectory:
         """Write ``config.yaml``, the resolved settings."""
         write_settings(settings, self.config)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the directory for as long as the context lasts.
+
+        Raises:
+            UserError: if another process trains here.
+        """
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process trains in {self.path}: set another name=…, or stop it") from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+
     def cut_metrics(self, step: int) -> None:
-        """Drop lines of ``metrics.jsonl`` after ``step``: the run goes on from there and writes them again."""
+        """Drop lines of ``metrics.jsonl`` after ``step``: the run goes on from there and writes them again.
+
+        Where it starts anew, what an earlier one left without a checkpoint is set aside.
+        """
+        if step == 0 and self.metrics.is_file():
+            os.replace(self.metrics, self.metrics.with_name("metrics.before.jsonl"))
         lines = [line for line in self.read_metrics() if line["step"] <= step]
         scratch = self.metrics.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -97,7 +118,9 @@ class RunDirectory:
 
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
     """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
-    old, new = flatten(before), flatten(as_container(settings))
+    # An option that came after the run began had its default then.
+    default = type(settings)(model=type(settings.model)())
+    old, new = flatten(_defaults(default)) | flatten(before), flatten(as_container(settings))
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -105,3 +128,8 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
+
+
+def _defaults(settings: TrainConfig) -> dict[str, Any]:
+    container: Any = OmegaConf.to_container(OmegaConf.structured(settings))
+    return {key: value for key, value in container.items() if value != MISSING}

@@ -1,6 +1,5 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
-import dataclasses
 import difflib
 import os
 import re
@@ -57,11 +56,13 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
     if composed.name is None:
         composed.name = choices.get("experiment") or choices["model"]
         if many:
-            composed.name = "-".join([str(composed.name), *_override_names(overrides)])
+            composed.name = "-".join([str(composed.name), *_override_names(overrides, bool(choices.get("experiment")))])
     if composed.output_dir is None:
         composed.output_dir = f"outputs/{composed.name}"
     settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
+    if settings.data.root is not None:  # a resume or evaluation may start from another folder
+        settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
     if settings.augment.auto is not None:
         raise UserError(f"augment.auto={settings.augment.auto} is not available yet: leave it null")
     return settings
@@ -72,21 +73,22 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
 
     Args:
         composed: what Hydra composed.
-        trained: the config of the checkpoint's run, where it is one of ours: its model and data are taken unless
-            the user chose others by ``model=`` or ``data=``; single options typed beside it still count.
+        trained: the checkpoint's content, where it is one of ours: its run's model and data are taken unless the
+            user chose others by ``model=`` or ``data=``; single options typed beside it still count.
         overrides: what the user typed.
 
     Raises:
         UserError: naming the first option that makes no sense.
     """
-    typed = [override.lstrip("+") for override in overrides]
+    typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
     if trained is not None:
+        config = trained["config"]
         for group in ("model", "data"):
-            if not any(override.startswith(f"{group}=") for override in typed):
-                _take(composed, group, trained[group], [o for o in typed if o.startswith(f"{group}.")])
+            if group not in typed:
+                _take(composed, group, config[group], typed, trained["family"])
         for key in ("amp", "channels_last"):
-            if not any(override.startswith(f"{key}=") for override in typed):
-                composed[key] = trained[key]
+            if key not in typed:
+                composed[key] = config[key]
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     return settings
@@ -103,30 +105,28 @@ def _checked(composed: DictConfig) -> RunConfig:
     return settings
 
 
-def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: list[str]) -> None:
-    """Put the trained settings of a group in place, and on top of them what the user typed."""
-    chosen = {o.split("=", 1)[0].split(".", 1)[1]: OmegaConf.select(composed, o.split("=", 1)[0]) for o in typed}
-    node = OmegaConf.create(trained)
-    for key, value in chosen.items():
-        OmegaConf.update(node, key, value)
-    if group == "model":  # the family's class is not known to this config
-        composed._set_flag("struct", False)
-        composed.model = OmegaConf.structured(_family(trained))
-    composed[group] = OmegaConf.merge(composed[group], node)
+def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[str], family: str) -> None:
+    """Put the trained settings of a group in place of the composed ones, except for what the user typed.
+
+    Where images and their index lie and who reads them is a matter of this machine, not of the training.
+    """
+    here = {"index_dir", "backend"} if group == "data" else set()
+    if group == "data" and trained["name"] == "imagenet" and composed.data.root is not None:
+        here.add("root")  # IMAGENET_DIR
+    kept = {key: composed[group][key] for key in here | {t.split(".")[1] for t in typed if t.startswith(f"{group}.")}}
+    if trained.get("name") == "synthetic":
+        kept.pop("backend", None)
+    composed._set_flag("struct", False)
+    base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
+    composed[group] = OmegaConf.merge(base, trained, kept)
 
 
-def _family(trained: dict[str, Any]) -> type:
-    """The dataclass whose fields the trained model's settings are."""
-    fitting = [c for c in FAMILIES.values() if {f.name for f in dataclasses.fields(c)} == set(trained)]
-    if not fitting:
-        raise UserError("the checkpoint is of another version of this project: its model has other options")
-    return fitting[0]
-
-
-def _override_names(overrides: Iterable[str]) -> list[str]:
+def _override_names(overrides: Iterable[str], with_model: bool) -> list[str]:
+    unnamed = UNNAMED - {"model"} if with_model else UNNAMED
     named = (o.lstrip("+~") for o in overrides)
-    named = (o for o in named if o.split("=")[0] not in UNNAMED and not o.startswith(("logger.", "data.root=")))
-    return [re.sub(r"[^\w.=+-]+", "_", override) for override in named]
+    named = (o for o in named if o.split("=")[0] not in unnamed and not o.startswith(("logger.", "data.root=")))
+    # No "=": Hydra would not take the path of such a run on a command line.
+    return [re.sub(r"[^\w.+-]+", "_", override) for override in named]
 
 
 def as_container(settings: RunConfig) -> dict[str, Any]:
@@ -160,14 +160,16 @@ def _refuse_nonsense(cfg: DictConfig) -> None:
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=… to the command")
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(cfg, key)
-        if value is not None and value not in allowed and not (key == "data.backend" and value == "synthetic"):
+        if key == "data.backend" and value == cfg.data.name == "synthetic":
+            continue  # what auto was resolved to
+        if value is not None and value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(allowed)}"
             raise UserError(f"{key}={value} is unknown: {hint}")
     for keys, fits, what in (
         (POSITIVE, lambda v: v > 0, "more than 0"),
         (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
-        (SHARES, lambda v: 0 <= v < 1 or v == 1, "between 0 and 1"),
+        (SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
     ):
         for key in keys:
             value = OmegaConf.select(cfg, key)
@@ -187,6 +189,18 @@ def _refuse_sizes(cfg: DictConfig) -> None:
             f"model.img_size={cfg.model.img_size} differs from data.crop={cfg.data.crop}: "
             "set data.crop alone, the model follows"
         )
-    for key in ("data.mean", "data.std"):
-        if len(OmegaConf.select(cfg, key)) != 3:
-            raise UserError(f"{key} must have three values, one for each of red, green and blue")
+    lengths = {"data.mean": 3, "data.std": 3, "optim.betas": 2, "augment.scale": 2, "augment.ratio": 2}
+    for key, length in lengths.items():
+        values = OmegaConf.select(cfg, key)
+        if values is not None and (len(values) != length or (key != "data.mean" and min(values) <= 0)):
+            raise UserError(f"{key}={list(values)} must be {length} numbers more than 0")
+    resume = OmegaConf.select(cfg, "resume")
+    if resume is not None and resume not in ("auto", "never") and not resume.endswith(".pt"):
+        raise UserError(f"resume={resume} is unknown: choose auto, never, or the path of a .pt file")
+    mixes = (OmegaConf.select(cfg, "augment.mixup") or 0) + (OmegaConf.select(cfg, "augment.cutmix") or 0) > 0
+    micro = OmegaConf.select(cfg, "micro_batch_size")
+    if mixes and micro is not None and micro < cfg.augment.mix_group:
+        raise UserError(
+            f"micro_batch_size={micro} is smaller than augment.mix_group={cfg.augment.mix_group}, whose images are "
+            f"mixed with one another: set micro_batch_size={cfg.augment.mix_group} or more"
+        )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,16 @@ def train(cfg: TrainConfig) -> None:
     model = _new_model(cfg, num_classes)
     run.refuse_unwritable()
     log_to(run.log, world.is_main)
-    with world.joined(device):
-        trainer, state = _build(cfg, world, device, run, geometry, train_set, val_set, model, num_classes)
-        if state is None and trainer.done == 0:
+    with run.locked() if world.is_main else nullcontext(), world.joined(device):
+        trainer = _build(cfg, world, device, run, geometry, train_set, val_set, model, num_classes)
+        if trainer.done == 0:
             _describe(cfg, world, device, geometry, train_set, val_set, model, trainer)
         if trainer.done >= trainer.stop_at:
             log.info("the run had ended at step %d: set epochs or max_steps higher to train on", trainer.done)
-        scores = trainer.fit()
-        trainer.logger.finish()
+        try:
+            scores = trainer.fit()
+        finally:
+            trainer.logger.finish()
     if world.is_main:
         _conclude(cfg, run, trainer, scores)
 
@@ -115,10 +118,11 @@ def _build(
     val_set: ImageSet,
     model: nn.Module,
     num_classes: int,
-) -> tuple[Trainer, dict[str, Any] | None]:
-    """The trainer, standing where the run stopped, and the checkpoint it stands on."""
-    state = _find_checkpoint(cfg, run, train_set)
-    peak = peak_flops(device)
+) -> Trainer:
+    """The trainer, standing where the run stopped."""
+    checkpoints = Checkpoints(run.checkpoints, cfg.checkpoint.keep)
+    state = _find_checkpoint(cfg, run, checkpoints, train_set, world)
+    peak = peak_flops(device, cfg.amp)
     flops = forward_flops(model, cfg.data.crop) if peak else None
     model = model.to(device)
     if cfg.sync_bn and world.size > 1:
@@ -148,6 +152,7 @@ def _build(
         stepper=stepper,
         validate=validate,
         logger=build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main),
+        checkpoints=checkpoints,
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,
@@ -156,10 +161,22 @@ def _build(
     if state is not None:
         trainer.load(state, str(run.checkpoints))
         log.info("going on from step %d of %s", trainer.done, run.path)
+    _refuse_different_starts(world, device, trainer)
     if world.is_main:
         run.cut_metrics(trainer.done)
         run.write_config(cfg)
-    return trainer, state
+    return trainer
+
+
+def _refuse_different_starts(world: World, device: torch.device, trainer: Trainer) -> None:
+    """Raise where processes found different checkpoints, or one found none."""
+    weights = sum(p.detach().double().abs().sum() for p in trainer.stepper.parameters)
+    start = torch.tensor([trainer.done, float(weights)], dtype=torch.float64, device=device)
+    if any(row != start.tolist() for row in world.gather(start)):
+        raise UserError(
+            f"the processes would go on from different steps: output_dir={trainer.run.path} must be on storage "
+            "that all machines share"
+        )
 
 
 def _loader(cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int) -> Loader:
@@ -168,16 +185,21 @@ def _loader(cfg: TrainConfig, world: World, device: torch.device, images: ImageS
     return Loader(backend, images.labels, device)
 
 
-def _find_checkpoint(cfg: TrainConfig, run: RunDirectory, train_set: ImageSet) -> dict[str, Any] | None:
-    """The checkpoint to go on from: the run's own, or the one named by ``resume`` where the run has none yet.
+def _find_checkpoint(
+    cfg: TrainConfig, run: RunDirectory, checkpoints: Checkpoints, train_set: ImageSet, world: World
+) -> dict[str, Any] | None:
+    """The checkpoint to go on from: the run's last, or the one that ``resume`` names.
 
-    A checkpoint of this very run that is named by ``resume`` counts first: it rewinds the run.
+    A checkpoint of this very run rewinds it, once: where it is gone, its run has gone on since. Another run's is a
+    start for a run that has none of its own yet, and brings neither that run's best nor its W&B id.
     """
     named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
-    if named is not None and (not run.has_checkpoints() or named.resolve().parent == run.checkpoints.resolve()):
-        state: dict[str, Any] | None = load_checkpoint(named)
+    if named is not None and not run.has_checkpoints():
+        state: dict[str, Any] | None = load_checkpoint(named) | {"wandb_id": None, "best": None}
     else:
-        state = Checkpoints(run.checkpoints, cfg.checkpoint.keep).load_last()
+        if named is not None and named.is_file() and named.resolve().parent == run.checkpoints.resolve():
+            _rewind(named, checkpoints, world)
+        state = checkpoints.load_last()
     if state is None:
         return None
     refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
@@ -186,6 +208,17 @@ def _find_checkpoint(cfg: TrainConfig, run: RunDirectory, train_set: ImageSet) -
             "the training images are not those the run began with: restore them, or set another name=… to start anew"
         )
     return state
+
+
+def _rewind(named: Path, checkpoints: Checkpoints, world: World) -> None:
+    if not named.name.startswith("step_"):
+        raise UserError(
+            f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
+        )
+    world.barrier()  # every process has seen that the file is there
+    if world.is_main:
+        checkpoints.rewind(named)
+    world.barrier()
 
 
 def _describe(

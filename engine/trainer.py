@@ -25,8 +25,12 @@ from engine.scoring import Scores
 from engine.settings import as_container
 from engine.signals import StopRequest
 from engine.stepper import Stepper
+from models import family_of
 
 log = logging.getLogger(__name__)
+
+SECONDS_TO_NOTICE = 5.0  # between a signal to one process and the others' knowing of it
+LEAST_LOSS_SCALE = 2.0**-20
 
 
 class Trainer:
@@ -41,6 +45,7 @@ class Trainer:
         stepper: takes the optimizer steps.
         validate: scores the model on the validation split.
         logger: takes the metrics beside the run's own file.
+        checkpoints: takes the states.
         names: name of each class, for pictures.
         fingerprint: of the training images.
         model_flops: of the forward pass of one image.
@@ -57,6 +62,7 @@ class Trainer:
         stepper: Stepper,
         validate: Callable[[], Scores],
         logger: Logger,
+        checkpoints: Checkpoints,
         names: dict[int, str],
         fingerprint: str,
         model_flops: int | None = None,
@@ -65,13 +71,16 @@ class Trainer:
         self.cfg, self.run, self.world, self.plan, self.batches = cfg, run, world, plan, batches
         self.stepper, self.validate, self.logger, self.names = stepper, validate, logger, names
         self.fingerprint, self.model_flops, self.peak_flops = fingerprint, model_flops, peak_flops
-        self.checkpoints = Checkpoints(run.checkpoints, cfg.checkpoint.keep)
+        self.checkpoints = checkpoints
         self.meter = Meter(world, stepper.device, judge_gradient=cfg.amp != "fp16")
         self.per_epoch = plan.steps_per_epoch
         self.total = cfg.epochs * self.per_epoch
         self.stop_at = min(self.total, cfg.max_steps or self.total)
         self.done = 0  # optimizer steps
         self.best: dict[str, Any] | None = None  # the best validation so far: step, top1
+        self.validated = 0  # step of the last validation
+        self.vote_every = 1  # steps between questions whether to stop
+        self.read_at = 0  # step of the last reading
         self.last_scores: Scores | None = None
         self.saved = -1  # step of the last checkpoint
         self.saved_at = time.monotonic()
@@ -82,7 +91,7 @@ class Trainer:
         """Go on from a checkpoint's state."""
         self.stepper.load_state_dict(state["stepper"] | {"model": state["model"], "ema": state["ema"]}, source)
         self.done = self.saved = state["step"]
-        self.best = state["best"]
+        self.best, self.validated = state["best"], state["validated"]
 
     def _state(self) -> dict[str, Any]:
         """All that a resume or an evaluation needs. Random numbers are functions of seed and step: nothing to keep."""
@@ -95,6 +104,8 @@ class Trainer:
             "ema": state.pop("ema"),
             "stepper": state,
             "best": self.best,
+            "validated": self.validated,
+            "family": family_of(self.cfg.model),
             "config": as_container(self.cfg),
             "classes": [self.names[label] for label in sorted(self.names)],
             "fingerprint": self.fingerprint,
@@ -114,6 +125,8 @@ class Trainer:
         self.progress = Progress(first, self.stop_at, self.world.is_main)
         self.started = time.monotonic()
         try:
+            if 0 < first != self.validated and self._validation_is_due():
+                self._validate()  # the run was stopped between a save and its validation
             with step_profiler(self.run.path, self.cfg.profile and self.world.is_main) as after_step:
                 batches = self.batches(first, self.stop_at)
                 self.meter.restart()
@@ -146,30 +159,44 @@ class Trainer:
         self.progress.advance()
 
     def _after_step(self, stop: StopRequest, first: int) -> None:
-        at_end = self.done == self.stop_at
-        epoch_ends = self.done % self.per_epoch == 0
-        epoch = -(-self.done // self.per_epoch)
-        validate_now = at_end or (epoch_ends and epoch % self.cfg.eval_every == 0)
-        save_now = validate_now or self._save_is_due(epoch_ends, epoch)
-        alone_and_stopped = self.world.size == 1 and bool(stop)
-        if not (self.done % self.cfg.log_every == 0 or self.done == first + 1 or save_now or alone_and_stopped):
+        validate_now = self._validation_is_due()
+        save_now = self.done == self.stop_at or self._save_is_due()
+        read_now = self.done % self.cfg.log_every == 0 or self.done == first + 1 or validate_now or save_now
+        if not read_now and not self._stop_is_wanted(stop):
             return
         reading = self.meter.read(votes=[bool(stop), self._minutes_are_over()])
-        self._report(reading, epoch, first)
+        self._report(reading, first)
         stop_wanted, save_wanted = reading.votes
-        is_best = self._validate(epoch) if validate_now else False
+        # The save comes first: nothing that goes wrong in a validation can then cost the steps before it.
         if save_now or save_wanted or stop_wanted:
-            self._save(is_best)
-        self.meter.restart()
-        if stop_wanted and not at_end:
+            self._save(is_best=False)
+        if stop_wanted and self.done < self.stop_at:
             raise RunStopped(
                 f"stopped as asked after step {self.done}, which is saved: run the same command again to go on",
                 128 + (stop.signal or 15),
             )
+        if validate_now:
+            self._validate()
+        self.meter.restart()
+
+    def _stop_is_wanted(self, stop: StopRequest) -> bool:
+        """Whether any process was asked to stop; asked every few seconds, for asking waits for the device."""
+        if self.world.size > 1 and (self.done - self.read_at) % self.vote_every:
+            return False
+        return self.world.any(bool(stop), self.stepper.device)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return -(-self.done // self.per_epoch)
+
+    def _validation_is_due(self) -> bool:
+        epoch_ends = self.done % self.per_epoch == 0
+        return self.done == self.stop_at or (epoch_ends and self.epoch % self.cfg.eval_every == 0)
 
     # --- readings -------------------------------------------------------------------------------------------------
 
-    def _report(self, reading: Reading, epoch: int, first: int) -> None:
+    def _report(self, reading: Reading, first: int) -> None:
         if reading.bad_step is not None:
             raise RunStopped(
                 f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "
@@ -177,6 +204,8 @@ class Trainer:
                 "try a lower optim.lr, or optim.clip",
                 1,
             )
+        self.read_at = self.done
+        self.vote_every = max(1, int(SECONDS_TO_NOTICE / reading.seconds_per_step))
         speed = (time.monotonic() - self.started) / max(self.done - first, 1)
         line: dict[str, Any] = {
             "split": "train",
@@ -190,12 +219,14 @@ class Trainer:
         }
         if self.cfg.amp == "fp16":
             line["loss_scale"] = self.stepper.scaler.get_scale()
+            if line["loss_scale"] < LEAST_LOSS_SCALE:
+                raise RunStopped("gradients overflow in fp16 at any scale: set amp=bf16, or a lower optim.lr", 1)
         if self.model_flops and self.peak_flops:
             arithmetic = 3 * self.model_flops * reading.images_per_second  # backward is twice the forward pass
             line["mfu"] = arithmetic / (self.peak_flops * self.world.size)
         self._write(line)
         left = (self.stop_at - self.done) * speed
-        self.progress.show(epoch, self.cfg.epochs, line | {"seconds_left": left})
+        self.progress.show(self.epoch, self.cfg.epochs, line | {"seconds_left": left})
 
     def _place(self) -> dict[str, float]:
         return {"step": self.done, "epoch": round(self.done / self.per_epoch, 4)}
@@ -229,28 +260,29 @@ class Trainer:
 
     # --- evaluations and checkpoints ------------------------------------------------------------------------------
 
-    def _validate(self, epoch: int) -> bool:
-        """Score the model; whether it is the best so far."""
+    def _validate(self) -> None:
+        """Score the model, and save it if it is the best so far."""
         scores = self.last_scores = self.validate()
+        self.validated = self.done
         is_best = self.best is None or scores.top1 > self.best["top1"]
         if is_best:
             self.best = {"step": self.done, "top1": scores.top1}
-        self._write(
-            {"split": "val", "step": self.done, "epoch": round(self.done / self.per_epoch, 4)} | scores.as_dict()
-        )
+        self._write({"split": "val"} | self._place() | scores.as_dict())
         log.info(
             "epoch %d/%d  top-1 %.2f %%  top-5 %.2f %%  validation loss %.4f%s",
-            *(epoch, self.cfg.epochs, scores.top1, scores.top5, scores.loss, "  (best)" if is_best else ""),
+            *(self.epoch, self.cfg.epochs, scores.top1, scores.top5, scores.loss, "  (best)" if is_best else ""),
         )
+        if is_best or self.saved == self.done:  # a saved step is saved again, now as validated
+            self._save(is_best)
         if self.world.is_main:
             self.logger.summarise({"best_top1": self.best["top1"] if self.best else None})
             draw_curves(self.run.read_metrics(), self.run.plots / "curves.png")
-        return is_best
 
-    def _save_is_due(self, epoch_ends: bool, epoch: int) -> bool:
+    def _save_is_due(self) -> bool:
         every = self.cfg.checkpoint
+        epoch_ends = self.done % self.per_epoch == 0
         by_steps = every.every_steps is not None and self.done % every.every_steps == 0
-        by_epochs = every.every_epochs is not None and epoch_ends and epoch % every.every_epochs == 0
+        by_epochs = every.every_epochs is not None and epoch_ends and self.epoch % every.every_epochs == 0
         return by_steps or by_epochs
 
     def _minutes_are_over(self) -> bool:

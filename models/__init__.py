@@ -2,8 +2,17 @@
 
 from models import lipsformer_swin as lipsformer_swin
 from models.build import build_model, refuse_unknown
-from models.config import FAMILIES, ModelConfig
+from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
 from models.weights import load_weights, read_weights
 
-__all__ = ["FAMILIES", "ModelConfig", "ModelError", "build_model", "load_weights", "read_weights", "refuse_unknown"]
+__all__ = [
+    "FAMILIES",
+    "ModelConfig",
+    "ModelError",
+    "build_model",
+    "family_of",
+    "load_weights",
+    "read_weights",
+    "refuse_unknown",
+]

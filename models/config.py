@@ -37,3 +37,8 @@ class TimmConfig(ModelConfig):
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {"lipsformer_swin": LipsFormerSwinConfig, "timm": TimmConfig}
+
+
+def family_of(cfg: ModelConfig) -> str:
+    """The name of a config's family."""
+    return next(name for name, kind in FAMILIES.items() if type(cfg) is kind)

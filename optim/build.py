@@ -42,14 +42,14 @@ def build_schedule(
     """
     if cfg.name != "cosine":
         raise OptimError(f"there is no schedule '{cfg.name}': choose schedule=cosine")
-    peak = peak_lr(optim, batch_size)
+    min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
     warmup = round(cfg.warmup_epochs * steps_per_epoch)
     if warmup >= steps:
         raise OptimError(f"schedule.warmup_epochs={cfg.warmup_epochs:g} is as long as the run: make it shorter")
     return CosineLRScheduler(
         optimizer,
         t_initial=steps - warmup,
-        lr_min=optim.min_lr if optim.min_lr is not None else peak / 100,
+        lr_min=min_lr,
         warmup_t=warmup,
         warmup_lr_init=cfg.warmup_lr,
         warmup_prefix=True,

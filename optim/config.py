@@ -12,7 +12,8 @@ class OptimConfig:
     name: str = MISSING
     lr: float | None = None  # peak at the global batch; null: base_lr * batch_size / 512
     base_lr: float = 5e-4
-    min_lr: float | None = None  # end of the schedule; null: a hundredth of the peak
+    base_min_lr: float = 5e-6
+    min_lr: float | None = None  # end of the schedule; null: base_min_lr * batch_size / 512
     weight_decay: float = 0.05
     light_decay: float = 5e-4  # weight decay of biases, gains and position-bias tables
     clip: float | None = 5.0  # largest gradient norm; null: no clipping

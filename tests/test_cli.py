@@ -50,6 +50,11 @@ def fails(tmp_path, monkeypatch, capsys):
         (["data.backend=dalli"], r"data.backend=dalli is unknown: did you mean dali"),
         (["amp=bf61"], r"amp=bf61 is unknown: did you mean bf16"),
         (["batch_size=0"], r"batch_size=0 must be more than 0"),
+        (["resume=atuo"], r"resume=atuo is unknown: choose auto, never"),
+        (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be 2 numbers"),
+        (["data.std=[1,0,1]"], r"data.std=\[1.0, 0.0, 1.0\] must be 3 numbers more than 0"),
+        (["micro_batch_size=8"], r"micro_batch_size=8 is smaller than augment.mix_group=32"),
+        (["data.backend=synthetic"], r"data.backend=synthetic is unknown"),
         (["augment.erase=1.5"], r"augment.erase=1.5 must be between 0 and 1"),
         (["model=timm"], r"model.name is not set"),
         (["model=timm", "model.name=resnet5"], r"no model 'resnet5': did you mean resnet50"),
@@ -146,7 +151,7 @@ def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
     out = run("train.py", "--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
-    assert len(names) == 2 and names[0].endswith("seed=1") and names[1].endswith("seed=2"), names
+    assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names
 
 
 def test_imagenet_dir_is_found(small_images, tmp_path):

@@ -81,3 +81,8 @@ def test_same_classes_in_both_splits_pass() -> None:
 def test_different_classes_are_refused_by_name(train: list[str], val: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         refuse_different_classes(train, val)
+
+
+def test_two_folders_of_one_label_are_refused() -> None:
+    with pytest.raises(DataError, match="same label"):
+        class_labels(["01", "1", "2"])

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.errors import UserError
 from tests.runs import (
     ALL_AUGMENTATION,
     NO_LOCAL_NOISE,
     SMALL,
+    TORCHRUN,
     checkpoint,
     command,
     environment,
@@ -178,8 +180,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_images, here):
 
 
 def test_another_recipe_in_the_same_directory_is_refused(small_images, here):
-    from engine.errors import UserError
-
     common = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2")
     train_here(*common)
     before = (here / "outputs/a/config.yaml").read_text()
@@ -193,8 +193,6 @@ def test_another_recipe_in_the_same_directory_is_refused(small_images, here):
 
 
 def test_other_images_are_refused(small_images, here):
-    from engine.errors import UserError
-
     images = shutil.copytree(small_images, here / "images")
     common = (*SMALL, f"data.root={images}", "name=a")
     train_here(*common, "max_steps=2")
@@ -241,16 +239,96 @@ def test_a_finished_run_says_so(small_images, here, capsys):
     assert same_tensors(weights, checkpoint(here / "outputs/a")["model"])
 
 
-def test_a_run_can_be_rewound_and_branched(small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "checkpoint.every_steps=2", "checkpoint.keep=2")
-    train_here(*common, "name=a", "max_steps=6")
+def test_a_run_can_be_rewound_and_branched(small_images, here, capsys):
+    common = (*SMALL, f"data.root={small_images}", "checkpoint.every_steps=2", "checkpoint.keep=2", "max_steps=6")
+    train_here(*common, "name=a")
     folder = here / "outputs/a/checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "last.pt", "step_00000002.pt", "step_00000004.pt"]
     whole = checkpoint(here / "outputs/a")
-    train_here(*common, "name=a", "max_steps=6", f"resume={folder / 'step_00000002.pt'}")
-    assert same_tensors(whole["model"], checkpoint(here / "outputs/a")["model"])
-    train_here(*common, "name=b", "max_steps=6", f"resume={folder / 'step_00000004.pt'}")
+    train_here(*common, "name=b", f"resume={folder / 'step_00000004.pt'}")
     assert same_tensors(whole["model"], checkpoint(here / "outputs/b")["model"])
+    rewind = (*common, "name=a", f"resume={folder / 'step_00000002.pt'}")
+    capsys.readouterr()
+    train_here(*rewind)
+    assert "going on from step 2" in capsys.readouterr().out
+    assert same_tensors(whole["model"], checkpoint(here / "outputs/a")["model"])
+    assert checkpoint(here / "outputs/a", "before_rewind.pt")["step"] == 6
+    train_here(*rewind)
+    assert "the run had ended at step 6" in capsys.readouterr().out, "the same command does not rewind twice"
+    with pytest.raises(UserError, match=r"best\.pt cannot rewind its own run"):
+        train_here(*common, "name=a", f"resume={folder / 'best.pt'}")
+
+
+def test_a_run_killed_before_its_validation_makes_up_for_it(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=10", "max_steps=10")
+    train_here(*common)
+    state = checkpoint(here / "outputs/a") | {"validated": 0, "best": None}
+    torch.save(state, here / "outputs/a/checkpoints/last.pt")
+    (here / "outputs/a/metrics.jsonl").write_text("")
+    train_here(*common)
+    assert [line["step"] for line in metrics(here / "outputs/a", "val")] == [10]
+    assert checkpoint(here / "outputs/a")["validated"] == 10
+
+
+def test_two_runs_do_not_share_a_directory(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a")
+    process = subprocess.Popen(
+        command("train.py", *common, "epochs=500"), cwd=here, env=environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (here / "outputs/a/metrics.jsonl").is_file():
+            time.sleep(0.1)
+        with pytest.raises(UserError, match="another process trains in outputs/a"):
+            train_here(*common, "epochs=500")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_checkpoints_of_different_steps_are_refused(small_images, here):
+    """Machines without shared storage: one process finds a checkpoint and the other none."""
+    common = (*SMALL, f"data.root={small_images}", "name=a")
+    train_here(*common, "max_steps=2")
+    shutil.copytree(here / "outputs", here / "one" / "outputs")
+    (here / "other").mkdir()
+    script = here / "start.sh"
+    script.write_text('cd "$([ "$RANK" = 0 ] && echo one || echo other)" && exec "$@"\n')
+    out = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", "--no-python", "bash", str(script), *command("train.py", *common)],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert out.returncode != 0
+    assert re.search("error: the processes would go on from different steps", out.stderr), out.stderr
+
+
+def test_a_new_option_does_not_orphan_old_runs(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a")
+    train_here(*common, "max_steps=2")
+    folder = here / "outputs/a"
+    state = checkpoint(folder)
+    del state["config"]["optim"]["eps"], state["config"]["model"]["mlp_ratio"]
+    torch.save(state, folder / "checkpoints/last.pt")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("  eps: 1.0e-08\n", ""))
+    assert "eps" not in (folder / "config.yaml").read_text()
+    train_here(*common, "max_steps=3")
+    assert checkpoint(folder)["step"] == 3
+
+
+def test_a_bad_image_found_in_one_process_is_named(small_images, here):
+    images = shutil.copytree(small_images, here / "images")
+    common = (*SMALL, f"data.root={images}", "name=a", "epochs=1")
+    train_here(*common, "max_steps=1")
+    for bad in sorted((images / "train").glob("*/*.png"))[:3]:
+        bad.write_bytes(bad.read_bytes()[:300])
+    shutil.rmtree(here / "outputs")
+    out = run("train.py", *common, cwd=here, processes=2)
+    assert out.returncode != 0
+    assert re.search(r"error: .*\.png cannot be decoded .* in its place", out.stderr), out.stderr
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataErr
                     return DataError(f"{path} has changed since the index was written: touch its folder to index anew")
         except (OSError, ValueError, SyntaxError) as error:
             reason = getattr(error, "strerror", None) or error
-            return DataError(f"{path} cannot be decoded ({reason}): mend or remove it, then start again to resume")
+            return DataError(
+                f"{path} cannot be decoded ({reason}): put a readable image of that name in its place, "
+                "then run the same command again to go on"
+            )
     reason = " ".join(str(cause).split())
     return DataError(f"a batch that holds {index.path(int(crops.index[0]))} could not be decoded: {reason}")
