@@ -101,10 +101,7 @@ class Checkpoints:
         return None
 
     def rewind(self, path: Path) -> None:
-        """Make ``step_<n>.pt`` the last checkpoint. The one that was last stays as ``before_rewind.pt``.
-
-        The file is moved: running the same command again goes on from the last checkpoint instead of rewinding again.
-        """
+        """Make ``step_<n>.pt`` the last checkpoint. The one that was last stays as ``before_rewind.pt``."""
         if self.last.exists():
             os.replace(self.last, self.folder / "before_rewind.pt")
         for newer in (older for older in self._older() if older.name > path.name):

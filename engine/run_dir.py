@@ -1,5 +1,6 @@
 """One run, one directory: what lies where, and whether a command may go on with what is there."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -119,8 +120,7 @@ class RunDirectory:
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
     """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
     # An option that came after the run began had its default then.
-    default = type(settings)(model=type(settings.model)())
-    old, new = flatten(_defaults(default)) | flatten(before), flatten(as_container(settings))
+    old, new = _defaults(settings) | flatten(before), flatten(as_container(settings))
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -131,5 +131,7 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
 
 
 def _defaults(settings: TrainConfig) -> dict[str, Any]:
-    container: Any = OmegaConf.to_container(OmegaConf.structured(settings))
-    return {key: value for key, value in container.items() if value != MISSING}
+    """The default of every option that has one, for settings of the same kinds of model, optimizer and so on."""
+    groups = {name: type(value)() for name, value in vars(settings).items() if dataclasses.is_dataclass(value)}
+    container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
+    return {key: value for key, value in flatten(container).items() if value != MISSING}

@@ -197,9 +197,12 @@ def _find_checkpoint(
     if named is not None and not run.has_checkpoints():
         state: dict[str, Any] | None = load_checkpoint(named) | {"wandb_id": None, "best": None}
     else:
-        if named is not None and named.is_file() and named.resolve().parent == run.checkpoints.resolve():
-            _rewind(named, checkpoints, world)
         state = checkpoints.load_last()
+        is_own = named is not None and named.is_file() and named.resolve().parent == run.checkpoints.resolve()
+        # Where this very command wrote the last checkpoint, it has rewound already and went on since.
+        if named is not None and is_own and state is not None and state["config"]["resume"] != cfg.resume:
+            _rewind(named, checkpoints, world)
+            state = checkpoints.load_last()
     if state is None:
         return None
     refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
