@@ -243,7 +243,7 @@ def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs
 @register_model
 def lipsformer_swin_mini(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
     """LipsFormer-Swin for 28-pixel images, of this project: small enough to learn on two CPU cores in minutes."""
-    architecture = {"img_size": 28, "patch_size": 2, "embed_dim": 48, "depths": (1, 2), "num_heads": (3, 6)}
+    architecture = {"img_size": 28, "patch_size": 2, "embed_dim": 40, "depths": (1, 2), "num_heads": (2, 4)}
     return _create("lipsformer_swin_mini", pretrained, architecture, kwargs)
 
 
