@@ -132,8 +132,10 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
 
 def _defaults(settings: TrainConfig) -> dict[str, Any]:
     """The default of every option that has one, for settings of the same kinds of model, optimizer and so on."""
-    groups: dict[str, Any] = {
-        name: type(value)() for name, value in vars(settings).items() if dataclasses.is_dataclass(value)
-    }
+    values: dict[str, Any] = vars(settings)
+    groups: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            groups[name] = value.__class__()
     container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
     return {key: value for key, value in flatten(container).items() if value != MISSING}

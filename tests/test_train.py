@@ -73,6 +73,7 @@ def test_two_processes_follow_one(small_images, here):
     assert final_one["images"] == final_two["images"] == 80
 
 
+@pytest.mark.slow
 def test_mixing_does_not_depend_on_processes(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "augment.mixup=0.8", "augment.cutmix=1.0", "max_steps=6")
     train_here(*common, "name=one", "batch_size=24")
@@ -150,6 +151,7 @@ def test_sigterm_saves_and_the_run_goes_on(small_images, here):
     assert checkpoint(folder)["step"] == state["step"] + 2
 
 
+@pytest.mark.slow
 def test_torchrun_stopped_by_sigterm_has_saved(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "epochs=99", "eval_every=99", "name=a", "checkpoint.every_epochs=99")
     process = subprocess.Popen(
@@ -286,6 +288,7 @@ def test_two_runs_do_not_share_a_directory(small_images, here):
         process.wait()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_different_steps_are_refused(small_images, here):
     """Machines without shared storage: one process finds a checkpoint and the other none."""
     common = (*SMALL, f"data.root={small_images}", "name=a")
@@ -319,6 +322,7 @@ def test_a_new_option_does_not_orphan_old_runs(small_images, here):
     assert checkpoint(folder)["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_bad_image_found_in_one_process_is_named(small_images, here):
     images = shutil.copytree(small_images, here / "images")
     common = (*SMALL, f"data.root={images}", "name=a", "epochs=1")
@@ -375,6 +379,7 @@ def test_profile_leaves_a_trace(small_images, here):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_compiled_follows_eager(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=5")
     train_here(*common, "name=eager")
@@ -384,6 +389,7 @@ def test_compiled_follows_eager(small_images, here):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_quickstart_learns(here):
     """The README's claim; the time is a matter of the machine and not tested."""
     out = run("train.py", "experiment=quickstart", cwd=here, timeout=1500, OMP_NUM_THREADS="2")
@@ -392,6 +398,7 @@ def test_the_quickstart_learns(here):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_full_size_model_takes_real_steps(here):
     arguments = ("model=lipsformer_swin_tiny", "data=synthetic", "max_steps=3", "device=cpu", "batch_size=8")
     out = run("train.py", *arguments, "log_every=1", cwd=here, timeout=900, OMP_NUM_THREADS="2")
