@@ -78,7 +78,7 @@ def open_split(
     index = _index(cfg, split)
     labels = class_labels(index.classes, num_classes, trained_on)
     names = {int(label): name for label, name in zip(labels, index.classes, strict=True)}
-    return ImageSet(index, labels[index.targets], names, label_space(index.classes, labels))
+    return ImageSet(index, labels[index.targets], names, num_classes or label_space(index.classes, labels))
 
 
 def _index(cfg: DataConfig, split: str) -> ImageIndex:

@@ -7,11 +7,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-class AboveBar(logging.StreamHandler):
-    """Prints above a progress bar, where one is shown."""
+class AboveBar(logging.Handler):
+    """Prints to the console, above a progress bar where one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        tqdm.write(self.format(record), file=sys.stdout)
 
 
 def log_to(path: Path | None, speaks: bool) -> None:
@@ -21,7 +21,7 @@ def log_to(path: Path | None, speaks: bool) -> None:
         path: the file, appended to; None for none.
         speaks: whether this process says more than errors.
     """
-    console = AboveBar(sys.stdout)
+    console = AboveBar()
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     console.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [console]

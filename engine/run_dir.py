@@ -136,6 +136,7 @@ def _defaults(settings: TrainConfig) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
-            groups[name] = value.__class__()
+            kind: Any = type(value)
+            groups[name] = kind()
     container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
     return {key: value for key, value in flatten(container).items() if value != MISSING}

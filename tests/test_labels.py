@@ -24,9 +24,11 @@ def test_some_wordnet_ids_keep_their_ilsvrc_index(num_classes: int | None) -> No
 
 def test_wordnet_ids_of_a_model_with_as_many_classes_are_in_sorted_order() -> None:
     classes = ["n01440764", "n02099601", "n15075141"]
-    labels = class_labels(classes, 3)
-    assert labels.tolist() == [0, 1, 2]
-    assert label_space(classes, labels) == 3
+    assert class_labels(classes, 3).tolist() == [0, 1, 2]
+
+
+def test_wordnet_ids_are_a_part_of_all_even_where_they_are_the_first() -> None:
+    assert label_space(WNIDS[:10], class_labels(WNIDS[:10])) == 1000
 
 
 def test_integers_are_labels_whatever_their_order() -> None:
