@@ -32,7 +32,7 @@ class Progress:
         """One step is done."""
         self.bar.update()
 
-    def show(self, epoch: int, epochs: int, line: dict[str, Any]) -> None:
+    def show(self, epoch: int, epochs: int, line: dict[str, Any], seconds_left: float) -> None:
         """Show a line of training metrics."""
         text = (
             f"loss {line['loss']:.4f}  lr {line['lr']:.2e}  {line['images_per_second']:.0f} img/s  "
@@ -40,12 +40,9 @@ class Progress:
         )
         self.bar.set_description_str(f"epoch {epoch}/{epochs}", refresh=False)
         self.bar.set_postfix_str(text)
-        record = f"epoch {epoch}/{epochs}  step {line['step']}  {text}  ETA {self._remaining(line)}"
+        record = f"epoch {epoch}/{epochs}  step {line['step']}  {text}  ETA {tqdm.format_interval(seconds_left)}"
         # On a terminal the bar says it already; the file gets it in any case.
         log.log(logging.DEBUG if self.on_terminal else logging.INFO, record)
-
-    def _remaining(self, line: dict[str, Any]) -> str:
-        return tqdm.format_interval(line["seconds_left"])
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -1,6 +1,5 @@
 """The loop: steps, readings, evaluations, checkpoints, and the end."""
 
-import contextlib
 import json
 import logging
 import resource
@@ -226,7 +225,7 @@ class Trainer:
             line["mfu"] = arithmetic / (self.peak_flops * self.world.size)
         self._write(line)
         left = (self.stop_at - self.done) * speed
-        self.progress.show(self.epoch, self.cfg.epochs, line | {"seconds_left": left})
+        self.progress.show(self.epoch, self.cfg.epochs, line, left)
 
     def _place(self) -> dict[str, float]:
         return {"step": self.done, "epoch": round(self.done / self.per_epoch, 4)}
@@ -290,8 +289,7 @@ class Trainer:
         return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
     def _save(self, is_best: bool) -> None:
-        with contextlib.ExitStack() as after:
-            after.callback(self.world.barrier)
-            if self.world.is_main:
-                self.checkpoints.save(self._state(), is_best)
+        if self.world.is_main:
+            self.checkpoints.save(self._state(), is_best)
+        self.world.barrier()
         self.saved, self.saved_at = self.done, time.monotonic()

@@ -73,3 +73,10 @@ def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for image in sorted(folder.iterdir())[:count]:
                 shutil.copy(image, root / split / folder.name)
     return root
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
