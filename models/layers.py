@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from models.depthwise import DepthwiseConv2d
+
 
 class CenterNorm(nn.Module):
     """Centre each token and scale it by a constant, never by its own deviation (LipsFormer, section 4.1.1).
@@ -69,7 +71,7 @@ class ConvBranch(nn.Module):
 
     def __init__(self, dim: int, pointwise: bool, kernel_size: int = 7):
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.depthwise = DepthwiseConv2d(dim, kernel_size)
         self.pointwise = nn.Conv2d(dim, dim, 1) if pointwise else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int, device:
     lr = peak_lr(cfg, batch_size)
     if cfg.name == "adamw":
         betas = (cfg.betas[0], cfg.betas[1])
-        return AdamW(groups, lr=lr, betas=betas, eps=cfg.eps, fused=device.type == "cuda")
+        return AdamW(groups, lr=lr, betas=betas, eps=cfg.eps, fused=True)
     raise OptimError(f"there is no optimizer '{cfg.name}': choose optim=adamw")
 
 
