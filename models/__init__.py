@@ -1,5 +1,7 @@
 """Backbones, registered in timm on import; nothing here knows of training."""
 
+from models import cswin as cswin
+from models import lipsformer_cswin as lipsformer_cswin
 from models import lipsformer_swin as lipsformer_swin
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of

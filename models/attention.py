@@ -1,31 +1,88 @@
-"""Attention whose logits are bounded: cosine similarity times a constant temperature (LipsFormer, section 4.1.2)."""
+"""Attention in windows and in stripes, by dot products or by similarities whose logits are bounded."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.layers import gen_relative_position_index
 from torch import Tensor, nn
 
+from models.depthwise import DepthwiseConv2d
+from models.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What happens to queries, keys and values before the softmax, and to the output after it.
+
+    Attributes:
+        scale: constant that multiplies every product of a query and a key.
+        normalise: ``"none"``; ``"qk"``: queries and keys to unit length; ``"qkv"``: all three to x / √(‖x‖² + ε).
+        epsilon: ε of ``"qkv"``; it bounds the slope near zero.
+        gain: constant that multiplies the output.
+    """
+
+    scale: float
+    normalise: str = "none"
+    epsilon: float = 0.0
+    gain: float = 1.0
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise over the last dimension; shapes and the dtype of ``v`` stay."""
+        if self.normalise == "none":
+            return q, k, v
+        if self.normalise == "qk":
+            return F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
+        q, k, v = self._soft_unit(q), self._soft_unit(k), self._soft_unit(v)
+        return q, k, v
+
+    def _soft_unit(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return (wide * (wide.square().sum(dim=-1, keepdim=True) + self.epsilon).rsqrt()).to(x.dtype)
+
+
+def lipsformer_similarity(
+    attention: str, temperature: float, epsilon: float, nu: float, gain: float = 1.0
+) -> Similarity:
+    """The two forms of LipsFormer's attention (section 4.1.2).
+
+    Args:
+        attention: ``"released"``: cosine of queries and keys, values as they are, as in the authors' code; or
+            ``"certified"``: the paper's, with the values normalised too, the one with a finite Lipschitz constant.
+        temperature: constant τ that multiplies the cosines.
+        epsilon: ε of the certified form, above 0.
+        nu: factor ν of the certified form's output.
+        gain: factor of the output in both forms.
+
+    Raises:
+        ModelError: for another name, or an ε that is not positive.
+    """
+    if attention == "released":
+        return Similarity(temperature, "qk", gain=gain)
+    if attention != "certified":
+        raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
+    if epsilon <= 0:
+        raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: make it positive")
+    return Similarity(temperature, "qkv", epsilon, nu * gain)
+
 
 class WindowAttention(nn.Module):
-    """Cosine attention inside non-overlapping windows, with a learned relative position bias.
-
-    Queries and keys are normalised to unit length, so every logit lies in ``[-temperature, temperature]`` plus the
-    bias; values are used as they are (the released form of the paper's attention).
+    """Attention inside non-overlapping windows, with a learned relative position bias.
 
     Args:
         dim: channels, divisible by ``num_heads``.
         window_size: side of a window in tokens.
         num_heads: attention heads.
-        temperature: constant that multiplies the cosines.
+        similarity: of queries and keys.
     """
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, window_size: int, num_heads: int, temperature: float = 10.0):
+    def __init__(self, dim: int, window_size: int, num_heads: int, similarity: Similarity):
         super().__init__()
         self.window_size = window_size
         self.num_heads = num_heads
-        self.temperature = temperature
+        self.similarity = similarity
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
@@ -46,9 +103,84 @@ class WindowAttention(nn.Module):
         rows, columns = height // side, width // side
         qkv = self.qkv(x).view(batch, rows, side, columns, side, 3, heads, dim // heads)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, side**2, dim // heads)
-        q, k, v = qkv.unbind(0)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        q, k, v = self.similarity.prepare(*qkv.unbind(0))
         bias = self.position_bias().to(q.dtype).unsqueeze(0)
-        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=bias, scale=self.temperature)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.similarity.scale)
         out = out.view(batch, rows, columns, heads, side, side, dim // heads)
-        return self.proj(out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim))
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim)
+        return self.proj(_times(out, self.similarity.gain))
+
+
+class StripeAttention(nn.Module):
+    """One branch of cross-shaped attention: attention inside stripes, plus a convolution of the values (LePE).
+
+    LePE, the locally-enhanced positional encoding, is a depthwise 3x3 convolution that sees one stripe at a time.
+
+    Args:
+        dim: channels of the branch, divisible by ``num_heads``.
+        stripe: (height, width) of a stripe in tokens.
+        num_heads: attention heads of the branch.
+        similarity: of queries and keys.
+    """
+
+    def __init__(self, dim: int, stripe: tuple[int, int], num_heads: int, similarity: Similarity):
+        super().__init__()
+        self.stripe = stripe
+        self.num_heads = num_heads
+        self.similarity = similarity
+        self.lepe = DepthwiseConv2d(dim, 3)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values ``(batch, height, width, 3, dim)`` to ``(batch, height, width, dim)``."""
+        batch, height, width, _, dim = qkv.shape
+        tall, wide = self.stripe
+        rows, columns = height // tall, width // wide
+        qkv = qkv.view(batch, rows, tall, columns, wide, 3, dim).permute(5, 0, 1, 3, 2, 4, 6)
+        qkv = qkv.reshape(3, batch * rows * columns, tall * wide, self.num_heads, dim // self.num_heads)
+        q, k, v = self.similarity.prepare(*qkv.unbind(0))
+        heads_first = (t.transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(*heads_first, scale=self.similarity.scale).transpose(1, 2)
+        values = v.reshape(-1, tall, wide, dim)
+        out = out.reshape(values.shape) + self.lepe(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out = _times(out, self.similarity.gain).view(batch, rows, columns, tall, wide, dim)
+        return out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, dim)
+
+    def extra_repr(self) -> str:
+        return f"stripe={self.stripe}, num_heads={self.num_heads}"
+
+
+class CrossShapedAttention(nn.Module):
+    """Half of the heads attend in vertical stripes, half in horizontal ones (CSwin, section 3.2).
+
+    Args:
+        dim: channels, divisible by ``num_heads``.
+        size: (height, width) of the map in tokens.
+        num_heads: attention heads, even unless ``stripe_width`` is None.
+        stripe_width: of both kinds of stripes; None: a single branch over the whole map.
+        similarity: of queries and keys.
+    """
+
+    def __init__(
+        self, dim: int, size: tuple[int, int], num_heads: int, stripe_width: int | None, similarity: Similarity
+    ):
+        super().__init__()
+        height, width = size
+        stripes = [size] if stripe_width is None else [(height, stripe_width), (stripe_width, width)]
+        count = len(stripes)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.stripes = nn.ModuleList(
+            StripeAttention(dim // count, stripe, num_heads // count, similarity) for stripe in stripes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, *size, dim)`` to the same shape."""
+        batch, height, width, dim = x.shape
+        count = len(self.stripes)
+        qkv = self.qkv(x).view(batch, height, width, 3, count, dim // count)
+        branches = [stripe(qkv[..., i, :]) for i, stripe in enumerate(self.stripes)]
+        return self.proj(torch.cat(branches, dim=-1))
+
+
+def _times(x: Tensor, gain: float) -> Tensor:
+    return x if gain == 1 else x * gain

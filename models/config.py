@@ -27,6 +27,29 @@ class LipsFormerSwinConfig(ModelConfig):
     num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
     window_size: int = 7
     mlp_ratio: float = 4.0
+    attention: str = "released"  # released | certified: values normalised too, a finite Lipschitz bound
+    epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
+    nu: float = 1.0  # factor of certified attention's output
+
+
+@dataclass
+class CSwinConfig(ModelConfig):
+    """CSWin; see :class:`models.cswin.CSwin`."""
+
+    embed_dim: int = 64
+    depths: list[int] = field(default_factory=lambda: [1, 2, 21, 1])
+    num_heads: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    stripes: list[int] = field(default_factory=lambda: [1, 2, 7, 7])
+    mlp_ratio: float = 4.0
+
+
+@dataclass
+class LipsFormerCSwinConfig(CSwinConfig):
+    """LipsFormer-CSwin; see :class:`models.lipsformer_cswin.LipsFormerCSwin`."""
+
+    attention: str = "released"  # released | certified: values normalised too, a finite Lipschitz bound
+    epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
+    nu: float = 1.0  # factor of certified attention's output
 
 
 @dataclass
@@ -36,7 +59,12 @@ class TimmConfig(ModelConfig):
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments: +model.kwargs.patch_size=8
 
 
-FAMILIES: dict[str, type[ModelConfig]] = {"lipsformer_swin": LipsFormerSwinConfig, "timm": TimmConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {
+    "lipsformer_swin": LipsFormerSwinConfig,
+    "lipsformer_cswin": LipsFormerCSwinConfig,
+    "cswin": CSwinConfig,
+    "timm": TimmConfig,
+}
 
 
 def family_of(cfg: ModelConfig) -> str:

@@ -83,20 +83,44 @@ class ConvBranch(nn.Module):
         return x
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches: a convolution whose kernel is its stride, then CenterNorm.
+class ConvEmbed(nn.Module):
+    """A strided convolution and a norm: images to the first map of tokens.
 
     Args:
         in_chans: image channels.
         dim: channels of a token.
-        patch_size: side of a patch in pixels.
+        norm: over the last dimension.
+        kernel_size: side of the convolution's kernel in pixels.
+        stride: pixels between tokens.
+        padding: of the image with zeros, in pixels.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int):
+    def __init__(self, in_chans: int, dim: int, norm: nn.Module, kernel_size: int, stride: int, padding: int = 0):
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-        self.norm = CenterNorm(dim)
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding)
+        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, in_chans, height, width)`` to ``(batch, height / patch, width / patch, dim)``."""
+        """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``."""
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class ConvMerge(nn.Module):
+    """A convolution of stride 2 and a norm: halve the map.
+
+    Args:
+        dim: channels going in.
+        out_dim: channels coming out.
+        norm: over the last dimension.
+        kernel_size: side of the convolution's kernel in tokens.
+        padding: of the map with zeros, in tokens.
+    """
+
+    def __init__(self, dim: int, out_dim: int, norm: nn.Module, kernel_size: int, padding: int = 0):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=padding)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, height, width, dim)`` to ``(batch, height / 2, width / 2, out_dim)``."""
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

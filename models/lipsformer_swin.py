@@ -6,17 +6,16 @@ information across window borders instead. Architecture as released by the autho
 
 from typing import Any
 
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Mlp, calculate_drop_path_rates, to_2tuple
+from timm.layers import Mlp, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
 
-from models.attention import WindowAttention
-from models.errors import ModelError
-from models.layers import CenterNorm, ConvBranch, PatchEmbed, WeightedResidual
+from models.attention import Similarity, WindowAttention, lipsformer_similarity
+from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
+from models.pyramid import Pyramid, build_stages, check_heads, check_side, pretrained_cfg
 from models.spectral import spectral_init_
+
+TEMPERATURE = 10.0  # of the cosine attention, in the released code
 
 
 class LipsFormerSwinBlock(nn.Module):
@@ -29,10 +28,18 @@ class LipsFormerSwinBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over ``dim``.
         init_scale: starting value of the residual scales.
         drop_path: stochastic-depth rate of all four branches.
+        similarity: of the attention.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, init_scale: float, drop_path: float
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        init_scale: float,
+        drop_path: float,
+        similarity: Similarity,
     ):
         super().__init__()
 
@@ -41,7 +48,7 @@ class LipsFormerSwinBlock(nn.Module):
 
         self.conv1 = residual(ConvBranch(dim, pointwise=True))
         self.conv2 = residual(ConvBranch(dim, pointwise=False))
-        self.attn = residual(WindowAttention(dim, window_size, num_heads))
+        self.attn = residual(WindowAttention(dim, window_size, num_heads, similarity))
         self.norm1 = CenterNorm(dim)
         self.mlp = residual(Mlp(dim, int(dim * mlp_ratio)))
         self.norm2 = CenterNorm(dim)
@@ -73,7 +80,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x.reshape(batch, height // 2, width // 2, 4 * dim)))
 
 
-class LipsFormerSwin(nn.Module):
+class LipsFormerSwin(Pyramid):
     """LipsFormer-Swin as a timm model.
 
     Args:
@@ -86,6 +93,9 @@ class LipsFormerSwin(nn.Module):
         num_heads: attention heads of each stage.
         window_size: side of the attention window in tokens.
         mlp_ratio: hidden width of the MLPs over their channels.
+        attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
+        epsilon: ε of certified attention.
+        nu: ν of certified attention.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
         global_pool: ``"avg"``, or ``""`` to keep the map.
 
@@ -104,134 +114,43 @@ class LipsFormerSwin(nn.Module):
         num_heads: tuple[int, ...] = (3, 6, 12, 24),
         window_size: int = 7,
         mlp_ratio: float = 4.0,
+        attention: str = "released",
+        epsilon: float = 1e-6,
+        nu: float = 1.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
     ):
-        super().__init__()
-        self.img_size = to_2tuple(img_size)
-        _check_geometry(self.img_size, patch_size, embed_dim, depths, num_heads, window_size)
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
-        self.grad_checkpointing = False
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
-        stages: list[nn.Sequential] = []
-        ramp: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))
-        rates_by_stage = [[ramp.pop(0) for _ in range(depth)] for depth in depths]
-        for stage, rates in enumerate(rates_by_stage):
-            dim = embed_dim * 2**stage
-            blocks: list[nn.Module] = [PatchMerging(dim // 2)] if stage > 0 else []
-            for rate in rates:
-                blocks.append(LipsFormerSwinBlock(dim, num_heads[stage], window_size, mlp_ratio, 1 / sum(depths), rate))
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.norm = CenterNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        spectral_init_(self)
+        size = to_2tuple(img_size)
+        check_heads(embed_dim, depths, num_heads)
+        unit = patch_size * window_size * 2 ** (len(depths) - 1)
+        check_side(size, unit, f"patch {patch_size}, window {window_size} and {len(depths)} stages")
+        similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu)
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights in the sense of weight decay: the position-bias tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+        def block(stage: int, drop_path: float) -> nn.Module:
+            dim, heads = embed_dim * 2**stage, num_heads[stage]
+            return LipsFormerSwinBlock(dim, heads, window_size, mlp_ratio, 1 / sum(depths), drop_path, similarity)
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, spectrally initialised, for ``num_classes`` classes."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = global_pool
-        device = self.norm.weight.device
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        spectral_init_(self.head)
-        self.head.to(device)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, height, width, num_features)``.
-
-        Raises:
-            ModelError: if the image is of another size than the model was built for.
-        """
-        if x.shape[-2:] != self.img_size:
-            raise ModelError(
-                f"the model takes images of {self.img_size} pixels and got {tuple(x.shape[-2:])}: "
-                f"set model.img_size (it follows data.crop) or resize the images"
-            )
-        x = self.patch_embed(x)
-        if self.grad_checkpointing and self.training:
-            blocks = [block for stage in self.stages.children() for block in stage.children()]
-            x = checkpoint_sequential(blocks, len(blocks), x, use_reentrant=False)
-        else:
-            x = self.stages(x)
-        return self.norm(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """``(batch, height, width, num_features)`` to ``(batch, num_classes)``."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(1, 2))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _check_geometry(
-    img_size: tuple[int, int],
-    patch_size: int,
-    embed_dim: int,
-    depths: tuple[int, ...],
-    num_heads: tuple[int, ...],
-    window_size: int,
-) -> None:
-    """Refuse sizes that do not fit together, in one line that names sizes that would."""
-    if len(depths) != len(num_heads):
-        raise ModelError(f"model.depths has {len(depths)} stages and model.num_heads {len(num_heads)}: give one each")
-    for stage, heads in enumerate(num_heads):
-        if (embed_dim * 2**stage) % heads:
-            raise ModelError(f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels")
-    unit = patch_size * window_size * 2 ** (len(depths) - 1)
-    for side in img_size:
-        if side % unit:
-            below = side // unit * unit
-            near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
-            raise ModelError(
-                f"image size {side} does not fit: with patch {patch_size}, window {window_size} and "
-                f"{len(depths)} stages it must be a multiple of {unit}, such as {near}"
-            )
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
+        num_features = embed_dim * 2 ** (len(depths) - 1)
+        super().__init__(
+            img_size=size,
+            patch_embed=ConvEmbed(in_chans, embed_dim, CenterNorm(embed_dim), patch_size, stride=patch_size),
+            stages=build_stages(
+                depths, drop_path_rate, lambda stage: PatchMerging(embed_dim * 2 ** (stage - 1)), block
+            ),
+            norm=CenterNorm(num_features),
+            num_features=num_features,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            init=spectral_init_,
+        )
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "lipsformer_swin_mini.untrained": _cfg(input_size=(3, 28, 28), num_classes=10),
-        "lipsformer_swin_tiny.untrained": _cfg(),
-        "lipsformer_swin_small.untrained": _cfg(),
-        "lipsformer_swin_base.untrained": _cfg(),
+        "lipsformer_swin_mini.untrained": pretrained_cfg(input_size=(3, 28, 28), num_classes=10),
+        "lipsformer_swin_tiny.untrained": pretrained_cfg(),
+        "lipsformer_swin_small.untrained": pretrained_cfg(),
+        "lipsformer_swin_base.untrained": pretrained_cfg(),
     }
 )
 

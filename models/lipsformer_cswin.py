@@ -1,0 +1,129 @@
+"""LipsFormer-CSwin: LipsFormer's blocks with cross-shaped attention (Qi et al., ICLR 2023).
+
+Architecture as in the authors' history; their unused norm in each block is left out.
+"""
+
+from typing import Any
+
+from timm.layers import Mlp
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from models.attention import CrossShapedAttention, Similarity, lipsformer_similarity
+from models.cswin import PATCH, CSwinPyramid
+from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
+from models.pyramid import pretrained_cfg
+from models.spectral import spectral_init_
+
+TEMPERATURE = 12.0  # of the cosine attention
+INIT_SCALE = 0.2  # of the residuals: the value in effect, whatever the released configuration says
+
+
+class LipsFormerCSwinBlock(nn.Module):
+    """Two convolution branches, cross-shaped attention and an MLP, each a weighted residual, then one CenterNorm.
+
+    Args:
+        dim: channels.
+        size: (height, width) of the map in tokens.
+        num_heads: attention heads.
+        stripe_width: of the attention; None: a single branch over the whole map.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        drop_path: stochastic-depth rate of all four branches.
+        similarity: of the attention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        size: tuple[int, int],
+        num_heads: int,
+        stripe_width: int | None,
+        mlp_ratio: float,
+        drop_path: float,
+        similarity: Similarity,
+    ):
+        super().__init__()
+
+        def residual(branch: nn.Module) -> WeightedResidual:
+            return WeightedResidual(branch, dim, INIT_SCALE, drop_path)
+
+        self.conv1 = residual(ConvBranch(dim, pointwise=True))
+        self.conv2 = residual(ConvBranch(dim, pointwise=False))
+        self.attn = residual(CrossShapedAttention(dim, size, num_heads, stripe_width, similarity))
+        self.mlp = residual(Mlp(dim, int(dim * mlp_ratio)))
+        self.norm = CenterNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, *size, dim)`` to the same shape."""
+        return self.norm(self.mlp(self.attn(self.conv2(self.conv1(x)))))
+
+
+class LipsFormerCSwin(CSwinPyramid):
+    """LipsFormer-CSwin as a timm model.
+
+    Args:
+        img_size: side of the image in pixels, or (height, width), a multiple of 4 * 2^(stages - 1).
+        in_chans: image channels.
+        num_classes: classes, or 0 for no classifier.
+        embed_dim: channels of the first stage; each later stage doubles them.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage, even in all but the last.
+        stripes: width of the stripes of each stage; the last stage attends over its whole map.
+        mlp_ratio: hidden width of the MLPs over their channels.
+        attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
+        epsilon: ε of certified attention.
+        nu: ν of certified attention.
+        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
+        global_pool: ``"avg"``, or ``""`` to keep the map.
+
+    Raises:
+        ModelError: where the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 64,
+        depths: tuple[int, ...] = (1, 2, 21, 1),
+        num_heads: tuple[int, ...] = (2, 4, 8, 16),
+        stripes: tuple[int, ...] = (1, 2, 7, 7),
+        mlp_ratio: float = 4.0,
+        attention: str = "released",
+        epsilon: float = 1e-6,
+        nu: float = 1.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+    ):
+        def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
+            # The released code divides a branch's output by the root of its number of heads.
+            branch_heads = heads if stripe is None else heads // 2
+            similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu, branch_heads**-0.5)
+            return LipsFormerCSwinBlock(dim, size, heads, stripe, mlp_ratio, drop_path, similarity)
+
+        super().__init__(
+            img_size=img_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            stripes=stripes,
+            global_pool=global_pool,
+            drop_path_rate=drop_path_rate,
+            embed=lambda i, o: ConvEmbed(i, o, CenterNorm(o), kernel_size=PATCH, stride=PATCH),
+            merge=lambda i, o: ConvMerge(i, o, CenterNorm(o), kernel_size=2),
+            block=block,
+            norm=lambda _: nn.Identity(),
+            init=spectral_init_,
+        )
+
+
+default_cfgs = generate_default_cfgs({"lipsformer_cswin_tiny.untrained": pretrained_cfg()})
+
+
+@register_model
+def lipsformer_cswin_tiny(pretrained: bool = False, **kwargs: Any) -> LipsFormerCSwin:
+    """LipsFormer-CSwin-Tiny: 23.8 M parameters, 83.5 % top-1 on ImageNet-1K in the paper."""
+    return build_model_with_cfg(LipsFormerCSwin, "lipsformer_cswin_tiny", pretrained, **kwargs)
