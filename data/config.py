@@ -1,5 +1,6 @@
 """The options of the data room: where images come from and how they are changed."""
 
+import math
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -18,13 +19,19 @@ class DataConfig:
     backend: str = "auto"  # dali | torch | auto: dali on a GPU, the faster of the two on this project's CPU benchmark
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    resize: int = 256  # shorter side before the centre crop of evaluation
     crop: int = 224  # side of the images the model sees
+    crop_ratio: float = 0.875  # evaluation sees this share of the shorter side, through a crop at the centre
+    resize: int | None = None  # shorter side before that crop; null: crop / crop_ratio
     interpolation: str = "bicubic"  # bicubic | bilinear, always with antialiasing
     index_dir: str | None = None  # where the index lies; null: in root if writable, else in the user's cache
     on_bad_image: str = "error"  # error | skip
     synthetic_images: int = 10240  # training images of data=synthetic; a fortieth as many are evaluated
     synthetic_classes: int = 1000
+
+
+def evaluation_side(data: DataConfig) -> int:
+    """The shorter side in pixels that images are resized to before evaluation's centre crop."""
+    return data.resize if data.resize is not None else math.floor(data.crop / data.crop_ratio)
 
 
 @dataclass

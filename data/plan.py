@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import AugmentConfig, DataConfig
+from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
 from data.draws import Stream, generator_at, raw_words, uniforms
 from data.geometry import BatchGeometry
@@ -132,4 +132,4 @@ class EvalPlan:
         """The crops of the images ``rows`` of the index."""
         index = np.arange(rows.start, rows.stop)
         height, width = self.index.heights[index], self.index.widths[index]
-        return centre_crops(index, height, width, self.data.resize, self.data.crop)
+        return centre_crops(index, height, width, evaluation_side(self.data), self.data.crop)

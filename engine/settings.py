@@ -25,17 +25,25 @@ CHOICES = {
 }
 POSITIVE = (
     *("epochs", "max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "eval.batch_size"),
-    *("data.crop", "data.resize", "data.synthetic_images", "data.synthetic_classes", "augment.mix_group"),
+    *(
+        "data.crop",
+        "data.crop_ratio",
+        "data.resize",
+        "data.synthetic_images",
+        "data.synthetic_classes",
+        "augment.mix_group",
+    ),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
     *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
 )
 NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
+    "schedule.cooldown_epochs",
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
-    *("model.drop_path_rate", "ema"),
+    *("model.drop_path_rate", "ema", "data.crop_ratio"),
 )
 # Options that say where and how a run runs, not what it is: they never enter a run's name.
 UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}
@@ -179,7 +187,7 @@ def _refuse_nonsense(cfg: DictConfig) -> None:
 
 
 def _refuse_sizes(cfg: DictConfig) -> None:
-    if cfg.data.resize < cfg.data.crop:
+    if cfg.data.resize is not None and cfg.data.resize < cfg.data.crop:
         raise UserError(
             f"data.resize={cfg.data.resize} is smaller than data.crop={cfg.data.crop}: "
             f"set data.resize={cfg.data.crop} or more"

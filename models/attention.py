@@ -138,8 +138,9 @@ class StripeAttention(nn.Module):
         qkv = qkv.view(batch, rows, tall, columns, wide, 3, dim).permute(5, 0, 1, 3, 2, 4, 6)
         qkv = qkv.reshape(3, batch * rows * columns, tall * wide, self.num_heads, dim // self.num_heads)
         q, k, v = self.similarity.prepare(*qkv.unbind(0))
-        heads_first = (t.transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads_first, scale=self.similarity.scale).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=self.similarity.scale
+        ).transpose(1, 2)
         values = v.reshape(-1, tall, wide, dim)
         out = out.reshape(values.shape) + self.lepe(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         out = _times(out, self.similarity.gain).view(batch, rows, columns, tall, wide, dim)

@@ -44,11 +44,15 @@ def build_schedule(
         raise OptimError(f"there is no schedule '{cfg.name}': choose schedule=cosine")
     min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
     warmup = round(cfg.warmup_epochs * steps_per_epoch)
-    if warmup >= steps:
-        raise OptimError(f"schedule.warmup_epochs={cfg.warmup_epochs:g} is as long as the run: make it shorter")
+    cooldown = round(cfg.cooldown_epochs * steps_per_epoch)
+    if warmup + cooldown >= steps:
+        raise OptimError(
+            f"schedule.warmup_epochs={cfg.warmup_epochs:g} and schedule.cooldown_epochs={cfg.cooldown_epochs:g} "
+            f"are as long as the run: make them shorter"
+        )
     return CosineLRScheduler(
         optimizer,
-        t_initial=steps - warmup,
+        t_initial=steps - warmup - cooldown,
         lr_min=min_lr,
         warmup_t=warmup,
         warmup_lr_init=cfg.warmup_lr,

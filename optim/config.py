@@ -28,3 +28,4 @@ class ScheduleConfig:
     name: str = MISSING
     warmup_epochs: float = 0.0  # the point of this project
     warmup_lr: float = 0.0  # where a warm-up starts
+    cooldown_epochs: float = 0.0  # at the end of the run, at its smallest rate

@@ -63,6 +63,12 @@ def fails(tmp_path, monkeypatch, capsys):
         (["data=synthetic", "data.crop=230"], r"image size 230 does not fit: .* such as 224 or 448"),
         (["data=synthetic", "model.img_size=448"], r"model.img_size=448 differs from data.crop=224"),
         (["data=synthetic", "data.resize=200"], r"data.resize=200 is smaller than data.crop=224"),
+        (["data=synthetic", "data.crop_ratio=1.1"], r"data.crop_ratio=1.1 must be between 0 and 1"),
+        (
+            ["model=cswin_tiny", "data=synthetic", "model.stripes=[1,3,7,7]"],
+            r"stripes of width 3 do not divide its map",
+        ),
+        (["model=lipsformer_cswin_tiny", "model.attention=certifed"], r"no attention 'certifed': choose"),
         (["data=synthetic", "model.num_classes=10"], r"model has 10 classes"),
         (["data=synthetic", "batch_size=20480"], r"batch_size=20480 is more than the 10240 training images"),
         ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),

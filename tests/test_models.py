@@ -1,21 +1,21 @@
 """The backbones: exact sizes, the literal arithmetic of the paper, timm's manners, and clear refusals."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import timm
 import torch
-import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
 import models
 from engine.flops import forward_flops
-from models.config import LipsFormerSwinConfig, TimmConfig
-from models.layers import CenterNorm, ConvBranch, WeightedResidual
-from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
+from models.config import TimmConfig
+from models.layers import WeightedResidual
+from models.lipsformer_swin import LipsFormerSwinBlock
 from models.spectral import largest_singular_value, spectral_init_
 
 # Parameters and GMACs at 224 of the released code.
@@ -23,6 +23,10 @@ SIZES = {
     "lipsformer_swin_tiny": (30_908_578, 4.98),
     "lipsformer_swin_small": (54_479_794, 9.66),
     "lipsformer_swin_base": (96_011_168, 16.97),
+    "lipsformer_cswin_tiny": (23_767_720, 4.67),
+    "cswin_tiny": (22_320_552, 4.32),
+    "cswin_small": (34_643_304, 6.80),
+    "cswin_base": (77_382_184, 14.96),
 }
 SMALL = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
 
@@ -40,10 +44,14 @@ def test_sizes_to_the_last_parameter(name):
     assert forward_flops(model, 224) / 2e9 == pytest.approx(gmacs, abs=0.005)
 
 
-@pytest.mark.parametrize("path", sorted(Path("conf/model").glob("lipsformer_*.yaml")), ids=lambda path: path.stem)
+OURS = [path for path in sorted(Path("conf/model").glob("*.yaml")) if "schema/model/timm" not in path.read_text()]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_config_file_and_registry_say_the_same(path):
-    options = OmegaConf.merge(LipsFormerSwinConfig, {k: v for k, v in OmegaConf.load(path).items() if k != "defaults"})
-    options.drop_path_rate = 0.0
+    written = OmegaConf.load(path)
+    family = written.defaults[0].removeprefix("/schema/model/").removesuffix("@_here_")
+    options = OmegaConf.merge(models.FAMILIES[family], {k: v for k, v in written.items() if k != "defaults"})
     side = timm.get_pretrained_cfg(options.name).input_size[-1]
     with torch.device("meta"):
         built = models.build_model(OmegaConf.to_object(options), 1000, side)
@@ -72,71 +80,6 @@ def test_largest_singular_value_is_exact():
 def test_initial_scales():
     block = timm.create_model("lipsformer_swin_tiny", **SMALL).stages[0][0]
     assert block.attn.scale.tolist() == [0.5] * 12  # one over the number of blocks
-
-
-def test_center_norm_is_lipschitz_with_the_stated_constant():
-    norm = CenterNorm(6).double()
-    nn.init.normal_(norm.weight)
-    jacobian = torch.autograd.functional.jacobian(norm, torch.randn(6, dtype=torch.float64))
-    bound = norm.weight.abs().max() * 6 / 5
-    assert torch.linalg.matrix_norm(jacobian, 2) <= bound + 1e-12
-    x = torch.randn(4, 6, dtype=torch.float64)
-    expected = norm.weight * (6 / 5) * (x - x.mean(-1, keepdim=True)) + norm.bias
-    torch.testing.assert_close(norm(x), expected)
-
-
-def conv(branch: ConvBranch, x: torch.Tensor) -> torch.Tensor:
-    """A convolution branch written out in channels-first."""
-    x = F.gelu(branch.depthwise(x.permute(0, 3, 1, 2)))
-    if branch.pointwise is not None:
-        x = F.gelu(branch.pointwise(x))
-    return x.permute(0, 2, 3, 1)
-
-
-def window_attention(attention, x: torch.Tensor) -> torch.Tensor:
-    """Window attention one window, one head and one pair of tokens at a time."""
-    batch, height, width, dim = x.shape
-    side, heads = attention.window_size, attention.num_heads
-    table = attention.relative_position_bias_table.view(2 * side - 1, 2 * side - 1, heads)
-    places = [(r, c) for r in range(side) for c in range(side)]
-    mixed = torch.zeros_like(x)
-    for b in range(batch):
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                tokens = torch.stack([x[b, top + r, left + c] for r, c in places])
-                q, k, v = attention.qkv(tokens).view(len(places), 3, heads, dim // heads).unbind(1)
-                for h in range(heads):
-                    logits = torch.zeros(len(places), len(places), dtype=x.dtype)
-                    for i, (ri, ci) in enumerate(places):
-                        for j, (rj, cj) in enumerate(places):
-                            cosine = q[i, h] @ k[j, h] / (q[i, h].norm() * k[j, h].norm())
-                            logits[i, j] = 10 * cosine + table[ri - rj + side - 1, ci - cj + side - 1, h]
-                    out = logits.softmax(-1) @ v[:, h]
-                    for i, (r, c) in enumerate(places):
-                        mixed[b, top + r, left + c, h * dim // heads : (h + 1) * dim // heads] = out[i]
-    return attention.proj(mixed)
-
-
-def test_block_equals_the_paper_written_out():
-    torch.manual_seed(0)
-    block = LipsFormerSwinBlock(8, num_heads=2, window_size=3, mlp_ratio=4, init_scale=0.3, drop_path=0.0).double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    x = torch.randn(2, 6, 3, 8, dtype=torch.float64)
-    with torch.no_grad():
-        y = x + block.conv1.scale * conv(block.conv1.branch, x)
-        y = y + block.conv2.scale * conv(block.conv2.branch, y)
-        y = block.norm1(y + block.attn.scale * window_attention(block.attn.branch, y))
-        mlp = block.mlp.branch
-        y = block.norm2(y + block.mlp.scale * mlp.fc2(F.gelu(mlp.fc1(y))))
-        torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
-
-
-def test_merging_takes_squares_in_the_released_order():
-    merge = PatchMerging(2)
-    x = torch.arange(2 * 4 * 2.0).view(1, 2, 4, 2)
-    squares = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
-    torch.testing.assert_close(merge(x), merge.reduction(merge.norm(squares)))
 
 
 def test_drop_path_rises_linearly_and_shares_its_rate():
@@ -254,11 +197,13 @@ def test_files_that_hold_more_than_weights_are_refused(tmp_path, capsys):
     assert "code was run" not in capsys.readouterr().out
 
 
-def test_families_list_their_arguments():
-    """Every field of a family's options is an argument of its model."""
-    arguments = {f.name for f in dataclasses.fields(LipsFormerSwinConfig)}
-    code = models.lipsformer_swin.LipsFormerSwin.__init__.__code__
-    assert arguments - {"name", "grad_checkpointing"} <= set(code.co_varnames[: code.co_argcount])
+@pytest.mark.parametrize("family", sorted(models.FAMILIES.keys() - {"timm"}))
+def test_families_list_their_arguments(family):
+    """Every field of a family's options is an argument of its models."""
+    with torch.device("meta"):
+        model = timm.create_model(f"{family}_tiny")
+    arguments = {f.name for f in dataclasses.fields(models.FAMILIES[family])}
+    assert arguments - {"name", "grad_checkpointing"} <= set(inspect.signature(type(model).__init__).parameters)
 
 
 def test_spectral_init_leaves_convolution_biases_random():

@@ -73,8 +73,17 @@ def test_warmup_exists_and_lasts_as_long_as_said():
     rate = schedule(ScheduleConfig(name="cosine", warmup_epochs=2), 100)
     rates = [rate(step) for step in range(100)]
     assert rates[0] == 0 and rates[10] == pytest.approx(5e-4) and max(rates) == rates[20] == pytest.approx(1e-3)
-    with pytest.raises(optim.OptimError, match=r"schedule.warmup_epochs=10 is as long as the run"):
+    with pytest.raises(optim.OptimError, match=r"schedule.warmup_epochs=10 and .* are as long as the run"):
         schedule(ScheduleConfig(name="cosine", warmup_epochs=10), 100)
+
+
+def test_cooldown_stays_at_the_smallest_rate():
+    rate = schedule(ScheduleConfig(name="cosine", cooldown_epochs=2), 100)
+    rates = [rate(step) for step in range(100)]
+    assert rates[40] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[79] > rates[80] and set(rates[80:]) == {1e-5}
+    with pytest.raises(optim.OptimError, match=r"schedule.cooldown_epochs=8 are as long as the run"):
+        schedule(ScheduleConfig(name="cosine", warmup_epochs=2, cooldown_epochs=8), 100)
 
 
 def test_unknown_names_are_refused():

@@ -235,3 +235,9 @@ def test_evaluation_takes_the_images_in_order() -> None:
     assert crops.box.tolist() == [[0, 0, h, w] for h, w in zip(index.heights[5:12], index.widths[5:12], strict=True)]
     assert (crops.size.min(axis=1) == 80).all()
     assert not crops.flip.any()
+
+
+@pytest.mark.parametrize(("crop", "ratio", "side"), [(224, 0.875, 256), (224, 0.9, 248), (384, 1.0, 384)])
+def test_evaluation_resizes_as_the_crop_ratio_says(crop: int, ratio: float, side: int) -> None:
+    plan = EvalPlan(image_index(3), DataConfig(name="any", crop=crop, crop_ratio=ratio))
+    assert (plan.crops(range(3)).size.min(axis=1) == side).all()

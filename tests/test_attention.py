@@ -1,0 +1,65 @@
+"""Window and cross-shaped attention against their arithmetic written out, and the forms of similarity."""
+
+import literal
+import pytest
+import torch
+from torch import nn
+
+from models import ModelError
+from models.attention import CrossShapedAttention, Similarity, WindowAttention, lipsformer_similarity
+
+SIMILARITIES = {
+    "dot": Similarity(0.7),
+    "released": lipsformer_similarity("released", 10.0, 1e-6, 1.0, gain=0.5),
+    "certified": lipsformer_similarity("certified", 12.0, 0.1, 1.5),
+}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module.double()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
+@torch.no_grad()
+def test_window_attention_equals_its_arithmetic(similarity):
+    torch.manual_seed(0)
+    attention = randomised(WindowAttention(8, 3, 2, similarity))
+    x = torch.randn(2, 6, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(attention(x), literal.window_attention(attention, x), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
+@pytest.mark.parametrize(("size", "width"), [((4, 6), 2), ((3, 3), 1), ((3, 4), None)])
+@torch.no_grad()
+def test_cross_shaped_attention_equals_its_arithmetic(similarity, size, width):
+    torch.manual_seed(0)
+    attention = randomised(CrossShapedAttention(8, size, 4, width, similarity))
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    torch.testing.assert_close(attention(x), literal.cross_shaped_attention(attention, x), atol=1e-10, rtol=0)
+
+
+def test_stripes_stand_first_and_lie_second():
+    attention = CrossShapedAttention(8, (4, 6), 2, 1, Similarity(1.0))
+    assert [stripe.stripe for stripe in attention.stripes] == [(4, 1), (1, 6)]
+
+
+def test_certified_vectors_are_shorter_than_one_and_smooth_at_zero():
+    q, k, v = (torch.randn(2, 3, 4, dtype=torch.float64) * scale for scale in (0, 1e3, 0.1))
+    for before, after in zip((q, k, v), SIMILARITIES["certified"].prepare(q, k, v), strict=True):
+        assert after.isfinite().all() and (after.norm(dim=-1) < 1).all()
+        torch.testing.assert_close(after * (before.square().sum(-1, keepdim=True) + 0.1).sqrt(), before)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_bf16_stays_bf16(name):
+    q, k, v = SIMILARITIES[name].prepare(*torch.randn(3, 2, 4, 8, dtype=torch.bfloat16).unbind(0))
+    assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
+
+
+def test_unknown_forms_are_refused():
+    with pytest.raises(ModelError, match=r"no attention 'certifed': choose model.attention=released or certified"):
+        lipsformer_similarity("certifed", 10.0, 1e-6, 1.0)
+    with pytest.raises(ModelError, match=r"model\.epsilon=0 gives certified attention no finite bound"):
+        lipsformer_similarity("certified", 10.0, 0.0, 1.0)

@@ -1,0 +1,92 @@
+"""CSWin and LipsFormer-CSwin: their blocks against the arithmetic written out, their geometry, their refusals."""
+
+import literal
+import pytest
+import timm
+import torch
+from torch import nn
+
+import models
+from models.attention import StripeAttention, lipsformer_similarity
+from models.cswin import CSwinBlock
+from models.lipsformer_cswin import LipsFormerCSwinBlock
+
+SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}
+
+
+def small(name: str, **changes) -> nn.Module:
+    return timm.create_model(name, **(SMALL | {"num_classes": 5} | changes))
+
+
+def randomised(block: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return block.double()
+
+
+@pytest.mark.parametrize("width", [2, None])
+@torch.no_grad()
+def test_plain_block_equals_the_released_arithmetic(width):
+    block = randomised(CSwinBlock(8, (4, 4), 4, width, mlp_ratio=4, drop_path=0.0))
+    x = torch.randn(2, 4, 4, 8, dtype=torch.float64)
+    y = x + literal.cross_shaped_attention(block.attn, literal.layer_norm(block.norm1, x))
+    y = y + literal.mlp(block.mlp, literal.layer_norm(block.norm2, y))
+    torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
+    assert block.attn.stripes[0].similarity.scale == 2**-0.5  # one over the root of a head's channels
+
+
+@pytest.mark.parametrize("width", [2, None])
+@torch.no_grad()
+def test_lipsformer_block_equals_the_released_arithmetic(width):
+    similarity = lipsformer_similarity("released", 12.0, 1e-6, 1.0, gain=0.5)
+    block = randomised(LipsFormerCSwinBlock(8, (4, 4), 4, width, 4, 0.0, similarity))
+    x = torch.randn(2, 4, 4, 8, dtype=torch.float64)
+    y = x + block.conv1.scale * literal.conv_branch(block.conv1.branch, x)
+    y = y + block.conv2.scale * literal.conv_branch(block.conv2.branch, y)
+    y = y + block.attn.scale * literal.cross_shaped_attention(block.attn.branch, y)
+    y = literal.center_norm(block.norm, y + block.mlp.scale * literal.mlp(block.mlp.branch, y))
+    torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
+
+
+def test_stripes_and_gains_of_the_published_model():
+    with torch.device("meta"):
+        model = timm.create_model("lipsformer_cswin_tiny")
+    stripes = [[m for m in stage[-1].modules() if isinstance(m, StripeAttention)] for stage in model.stages.children()]
+    assert [[s.stripe for s in stage] for stage in stripes] == [
+        [(56, 1), (1, 56)],
+        [(28, 2), (2, 28)],
+        [(14, 7), (7, 14)],
+        [(7, 7)],
+    ]
+    # Heads of a branch: half of 2, 4 and 8, and all 16 in the last stage.
+    assert [stage[0].similarity.gain for stage in stripes] == pytest.approx([1, 2**-0.5, 0.5, 0.25])
+    assert {stage[0].similarity.scale for stage in stripes} == {12.0}
+    assert model.stages[0][0].attn.scale.shape == (64,)
+
+
+@pytest.mark.parametrize("name", ["cswin_tiny", "lipsformer_cswin_tiny"])
+def test_other_image_sizes(name):
+    assert small(name, img_size=64)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+    assert small(name, img_size=(32, 64))(torch.randn(1, 3, 32, 64)).shape == (1, 5)
+    # A map as small as a stripe is attended as a whole, in any stage.
+    whole = small(name, img_size=16, stripes=(1, 2, 1))
+    assert [len([m for m in s.modules() if isinstance(m, StripeAttention)]) for s in whole.stages] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["cswin_tiny", "lipsformer_cswin_tiny"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"img_size": 36}, "image size 36 does not fit: with 3 stages it must be a multiple of 16, such as 32 or 48"),
+        ({"stripes": (3, 2, 2)}, r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens"),
+        ({"stripes": (0, 2, 2)}, "stage 1: stripes of width 0"),
+        ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes 2: give one each"),
+        ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be halved"),
+        ({"num_heads": (2, 3, 4)}, "stage 2: 3 heads do not divide 16 channels"),
+        ({"num_heads": (2, 2)}, "model.depths has 3 stages and model.num_heads 2"),
+    ],
+)
+def test_impossible_shapes_are_refused_in_one_line(name, changes, message):
+    with pytest.raises(models.ModelError, match=message):
+        small(name, **changes)

@@ -1,0 +1,72 @@
+"""The depthwise convolution is PyTorch's in every value and gradient."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.depthwise import DepthwiseConv2d, _CpuDepthwise
+
+
+def plain(layer: DepthwiseConv2d) -> nn.Conv2d:
+    conv = nn.Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding, groups=layer.groups
+    )
+    conv.load_state_dict(layer.state_dict())
+    return conv
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6, 4), (2, 16, 7, 7), (1, 8, 1, 9)])
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_values_and_gradients_are_those_of_a_convolution(shape, kernel, layout):
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(shape[1], kernel)
+    reference = plain(layer)
+    x = torch.randn(shape).to(memory_format=layout).requires_grad_()
+    y, expected = layer(x), reference(x)
+    assert "CpuDepthwise" in y.grad_fn.name() and "CpuDepthwise" not in expected.grad_fn.name()
+    torch.testing.assert_close(y, expected)
+    direction = torch.randn(shape)
+    got = torch.autograd.grad(y, [x, *layer.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [x, *reference.parameters()], direction)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_every_order_and_direction():
+    torch.manual_seed(0)
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4, 5), (3, 1, 3, 3), (3,))]
+    assert torch.autograd.gradcheck(_CpuDepthwise.apply, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(_CpuDepthwise.apply, inputs)
+
+
+def test_forward_mode_where_only_the_input_moves():
+    layer = DepthwiseConv2d(4, 3)
+    x, tangent = torch.randn(2, 2, 4, 5, 5).unbind(0)
+    got = torch.func.jvp(layer, (x,), (tangent,))[1]
+    expected = F.conv2d(tangent, layer.weight, padding=1, groups=4)
+    torch.testing.assert_close(got, expected)
+
+
+def test_under_autocast_it_computes_in_bf16_and_its_gradients_are_fp32():
+    layer = DepthwiseConv2d(8, 3)
+    reference = plain(layer)
+    x = torch.randn(2, 8, 5, 5)
+    outputs = []
+    for module in (layer, reference):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(module(x))
+        outputs[-1].float().square().mean().backward()
+    assert outputs[0].dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(layer.weight.grad, reference.weight.grad, atol=2e-2, rtol=2e-2)
+
+
+def test_it_copies_and_freezes_as_any_layer():
+    layer = copy.deepcopy(DepthwiseConv2d(4, 3)).requires_grad_(False)
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None and x.grad is not None
