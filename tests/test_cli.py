@@ -68,7 +68,7 @@ def fails(tmp_path, monkeypatch, capsys):
             ["model=cswin_tiny", "data=synthetic", "model.stripes=[1,3,7,7]"],
             r"stripes of width 3 do not divide its map",
         ),
-        (["model=lipsformer_cswin_tiny", "model.attention=certifed"], r"no attention 'certifed': choose"),
+        (["data=synthetic", "model.attention=certifed"], r"no attention 'certifed': choose"),
         (["data=synthetic", "model.num_classes=10"], r"model has 10 classes"),
         (["data=synthetic", "batch_size=20480"], r"batch_size=20480 is more than the 10240 training images"),
         ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),

@@ -1,0 +1,116 @@
+"""Time a training step of a LipsFormer against the same model computed by the authors' operations, in one run.
+
+python scripts/bench_models.py --model lipsformer_swin_tiny
+
+The variants take turns, one step each, so that a noisy machine is noisy for all; the table gives the median step and
+the ratio of the released form's to it, turn by turn. Peak memory is that of a process of its own for each variant.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import timm
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import models  # noqa: F401  (registers the models)
+from engine.device import tune
+from scripts.as_released import AsReleased
+
+VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "as released": lambda model: AsReleased(model),  # type: ignore[arg-type]
+    "as released, nothing recomputed": lambda model: AsReleased(model, recompute=False),  # type: ignore[arg-type]
+    "ours": lambda model: model,
+    "ours, compiled": lambda model: torch.compile(model, fullgraph=True),
+}
+RELEASED = "as released"
+
+
+class Step:
+    """A training step of a variant: forward, backward, AdamW."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        torch.manual_seed(0)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tune(self.device)
+        model = timm.create_model(args.model, img_size=args.img_size).to(self.device).train()
+        self.forward = VARIANTS[name](model)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        self.images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=self.device)
+        self.labels = torch.randint(model.num_classes, (args.batch_size,), device=self.device)
+        self.bf16 = args.amp == "bf16"
+
+    def __call__(self) -> float:
+        """Take the step; seconds."""
+        self.wait()
+        started = time.perf_counter()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.forward(self.images)
+        nn.functional.cross_entropy(logits.float(), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.wait()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_memory(name: str, args: argparse.Namespace) -> float:
+    """GiB that two training steps of a variant add to what model and optimizer take; in a fresh process."""
+    step = Step(name, args)
+    if step.device.type == "cuda":
+        held = torch.cuda.memory_allocated()
+        step(), step()
+        return (torch.cuda.max_memory_allocated() - held) / 2**30
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(), step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lipsformer_swin_tiny", help="a LipsFormer")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--amp", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled variant, minutes on a CPU")
+    args = parser.parse_args()
+    names = [name for name in VARIANTS if not (args.no_compile and "compiled" in name)]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak_memory, (name, args)) for name in tqdm(names, "memory", disable=None)}
+    steps = {name: Step(name, args) for name in names}
+    for step in steps.values():
+        step(), step()  # compilation and first allocations
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in tqdm(range(args.turns), "turns", disable=None):
+        for name, step in steps.items():
+            times[name].append(step())
+    report(args, times, memory)
+
+
+def report(args: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]) -> None:
+    """Print the table in Markdown."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"\n{args.model}, batch {args.batch_size}, {args.img_size} pixels, {args.amp}, {device}; {args.turns} turns\n"
+    )
+    print("| variant | step, ms | speed over the released form | peak memory, GiB |\n| --- | --- | --- | --- |")
+    for name, found in times.items():
+        ratio = median(a / b for a, b in zip(times[RELEASED], found, strict=True))
+        print(f"| {name} | {median(found) * 1e3:.0f} | {ratio:.2f} | {memory[name]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Every family of models learns: 20 steps through the real loop, in each precision, eager and compiled, on 2 processes."""
+
+from statistics import mean
+
+import pytest
+from runs import SMALL, losses, run, train_here
+
+# A family is represented by a small configuration for 32 pixels.
+CSWIN = (
+    *("model.embed_dim=16", "model.depths=[1,1,1]", "model.num_heads=[2,4,4]", "model.stripes=[1,2,2]"),
+    *("data.crop=32", "data.resize=32"),
+)
+FAMILIES = {
+    "lipsformer_swin": ("model=lipsformer_swin_mini",),
+    "lipsformer_swin, certified": ("model=lipsformer_swin_mini", "model.attention=certified", "model.epsilon=0.01"),
+    "lipsformer_cswin": ("model=lipsformer_cswin_tiny", *CSWIN),
+    "lipsformer_cswin, certified": ("model=lipsformer_cswin_tiny", *CSWIN, "model.attention=certified"),
+    "cswin": ("model=cswin_tiny", *CSWIN),
+    "swin": (
+        *("model=swin_tiny", "model.kwargs={embed_dim:16,depths:[1,1],num_heads:[2,4],window_size:4,patch_size:2}"),
+        *("data.crop=32", "data.resize=32"),
+    ),
+}
+SWIN_SIZES = ("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]")
+
+
+def options(family: str) -> tuple[str, ...]:
+    """The options of a small run of a family."""
+    own = FAMILIES[family]
+    shared = [option for option in SMALL if not option.startswith("model.")]
+    return (*shared, *own, *(SWIN_SIZES if own[0] == "model=lipsformer_swin_mini" else ()), "ema=null", "output_dir=run")
+
+
+@pytest.mark.parametrize("amp", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
+    train_here(*options(family), f"amp={amp}", f"data.root={small_images}", "epochs=3", "max_steps=20", "optim.lr=2e-3")
+    found = losses(here / "run")
+    first, last = (mean(found[step] for step in steps) for steps in (range(1, 6), range(16, 21)))
+    assert last < first - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_steps_follow_eager_ones(family, amp, small_images, here):
+    found = []
+    for compiled in ("false", "true"):
+        out = run(
+            "train.py",
+            *options(family),
+            *(f"amp={amp}", f"data.root={small_images}", "epochs=3", "max_steps=20", "optim.lr=2e-3"),
+            *(f"compile={compiled}", f"name={compiled}", f"output_dir={compiled}"),
+            cwd=here,
+        )
+        assert out.returncode == 0, out.stderr
+        found.append(list(losses(here / compiled).values()))
+    assert found[1] == pytest.approx(found[0], abs=1e-2 if amp == "fp32" else 1e-1)
+    assert mean(found[1][-5:]) < mean(found[1][:5]) - 0.1
+
+
+@pytest.mark.parametrize("family", ["lipsformer_cswin", "cswin"])
+def test_two_processes_find_no_unused_parameter(family, small_images, here):
+    out = run("train.py", *options(family), f"data.root={small_images}", "max_steps=3", cwd=here, processes=2)
+    assert out.returncode == 0, out.stderr
+    assert sorted(losses(here / "run")) == [1, 2, 3]
