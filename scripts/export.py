@@ -1,0 +1,91 @@
+"""Export a model for serving with torch.export and ONNX, and check both against the model itself.
+
+python scripts/export.py --model lipsformer_swin_tiny --weights outputs/lipsformer_swin_tiny/checkpoints/best.pt --out out
+
+Writes OUT/MODEL.pt2 and OUT/MODEL.onnx; any number of images goes in. Needs requirements-dev.txt (onnx, onnxruntime).
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import models
+
+TOLERANCE = 1e-4  # of the largest logit: float32 in another order
+
+
+def difference(outputs: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected value."""
+    return float((outputs - expected).abs().max() / expected.abs().max())
+
+
+def export(model: nn.Module, side: int, path: Path) -> dict[str, float]:
+    """Write ``path`` with suffixes .pt2 and .onnx.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        side: side of the images in pixels.
+        path: without a suffix.
+
+    Returns:
+        How far each of the two, read back from its file, is from the model on images it was not traced with: the
+        largest difference over the largest logit.
+    """
+    traced, fresh = torch.randn(2, 3, side, side), torch.randn(3, 3, side, side)
+    batch = {"x": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' remarks on their own deprecations
+        expected = model(fresh)
+        program = torch.export.export(model, (traced,), dynamic_shapes=batch)
+        torch.export.save(program, path.with_suffix(".pt2"))
+        from_export = torch.export.load(path.with_suffix(".pt2")).module()(fresh)
+        torch.onnx.export(program, (), str(path.with_suffix(".onnx")), external_data=False, verbose=False)
+    from_onnx = run_onnx(path.with_suffix(".onnx"), fresh)
+    return {"torch.export": difference(from_export, expected), "ONNX": difference(from_onnx, expected)}
+
+
+def run_onnx(path: Path, images: Tensor) -> Tensor:
+    """The outputs of an ONNX file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(outputs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a model of this project or of timm")
+    parser.add_argument("--weights", type=Path, help="a checkpoint or a file of weights; without: untrained")
+    parser.add_argument("--num-classes", type=int, default=1000)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--out", type=Path, default=Path("exported"))
+    args = parser.parse_args()
+    try:
+        models.refuse_unknown(args.model)
+        model = timm.create_model(args.model, num_classes=args.num_classes).eval()
+        if args.weights is not None:
+            models.load_weights(model, models.read_weights(args.weights), str(args.weights))
+    except models.ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = export(model, args.img_size, args.out / args.model)
+    for kind, value in found.items():
+        print(f"{kind:12}  largest difference {value:.1e} of the largest logit")
+    if max(found.values()) > TOLERANCE:
+        print(f"error: more than {TOLERANCE:g}: do not serve these files", file=sys.stderr)
+        return 1
+    print(f"written      {args.out / args.model}.pt2 and .onnx")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
