@@ -4,7 +4,7 @@ from models import lipsformer_swin as lipsformer_swin
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
-from models.weights import load_weights, read_weights
+from models.weights import load_weights, read_file, read_weights
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +13,7 @@ __all__ = [
     "build_model",
     "family_of",
     "load_weights",
+    "read_file",
     "read_weights",
     "refuse_unknown",
 ]
