@@ -4,6 +4,7 @@ from models import lipsformer_swin as lipsformer_swin
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
+from models.finetune import start_from
 from models.weights import load_weights, read_file, read_weights
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "read_file",
     "read_weights",
     "refuse_unknown",
+    "start_from",
 ]
