@@ -25,6 +25,9 @@ from engine.settings import flatten
 CONF = Path(__file__).resolve().parent.parent / "conf"
 PATIENCE = 30.0  # seconds that other processes leave the first one to print its error
 
+# For each entry, options that have a short form, and what it stands for.
+SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
+
 Task = Callable[[DictConfig, dict[str, Any], list[str], bool], None]
 
 
@@ -35,6 +38,7 @@ def launch(config_name: str, task: Task) -> None:
     of many runs (``--multirun``, or a job array). The process exits with 2 for a user's mistake.
     """
     register()
+    sys.argv[1:] = [_in_full(argument, SHORT_FORMS.get(config_name, {})) for argument in sys.argv[1:]]
     # Hydra's own handling of errors prints several lines and exits with 1; with this it lets them pass to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -59,6 +63,13 @@ def launch(config_name: str, task: Task) -> None:
         _fail(_explain(error, config_name), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _in_full(argument: str, short_forms: dict[str, str]) -> str:
+    """An argument of the command line with a short form of an option spelt out."""
+    key, equals, value = argument.partition("=")
+    is_node = value.startswith("{")  # all options of a group at once
+    return f"{short_forms[key]}={value}" if equals and key in short_forms and not is_node else argument
 
 
 def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:

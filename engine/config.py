@@ -12,8 +12,9 @@ from optim import OptimConfig, ScheduleConfig
 
 @dataclass
 class CheckpointConfig:
-    """When to save (``checkpoint.*``); the last and the best checkpoint are always kept."""
+    """Where to start and when to save (``checkpoint.*``); the last and the best checkpoint are always kept."""
 
+    start: str | None = None  # a file of weights that a new run starts from; checkpoint=PATH for short
     every_steps: int | None = None
     every_epochs: int | None = 1
     every_minutes: float | None = 30.0

@@ -17,7 +17,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.log import log_to
 from engine.scoring import Scores, evaluate
-from models import build_model, load_weights, read_weights, refuse_unknown
+from models import build_model, load_weights, read_file, read_weights, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +27,14 @@ def open_trained(checkpoint: str | None) -> dict[str, Any] | None:
 
     Raises:
         UserError: if none is named or there is no such file.
+        ModelError: if it cannot be read.
     """
     if checkpoint is None:
         raise UserError("no checkpoint: add checkpoint=PATH, such as outputs/quickstart/checkpoints/last.pt")
     path = Path(checkpoint)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no checkpoint {path}: set checkpoint=PATH to a file")
-    if path.suffix == ".safetensors":
-        return None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    content = read_file(path)
     return checked(content, path) if is_ours(content) else None
 
 
@@ -86,10 +82,10 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scor
 
 
 def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tensor]:
+    averaged = cfg.eval.weights == "ema"
     if trained is None:
-        return read_weights(Path(str(cfg.checkpoint)))
-    use_ema = cfg.eval.weights == "ema" and trained["ema"] is not None
-    return trained["ema" if use_ema else "model"]
+        return read_weights(str(cfg.checkpoint), averaged)
+    return trained["ema" if averaged and trained["ema"] is not None else "model"]
 
 
 def _refuse_unwritable(path: Path) -> None:

@@ -18,7 +18,8 @@ from engine.settings import as_container, flatten, write_settings
 
 # What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
 MAY_DIFFER = (
-    *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size", "checkpoint"),
+    *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size"),
+    *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
     *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "eval.batch_size"),
 )
 

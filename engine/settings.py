@@ -71,6 +71,8 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
     assert isinstance(settings, TrainConfig)
     if settings.data.root is not None:  # a resume or evaluation may start from another folder
         settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
+    if settings.checkpoint.start is not None:
+        settings.checkpoint.start = os.path.abspath(os.path.expanduser(settings.checkpoint.start))
     if settings.augment.auto is not None:
         raise UserError(f"augment.auto={settings.augment.auto} is not available yet: leave it null")
     return settings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data import (
     BatchGeometry,
@@ -36,7 +36,7 @@ from engine.scoring import Scores, evaluate
 from engine.settings import as_container
 from engine.stepper import Stepper
 from engine.trainer import Trainer
-from models import build_model, refuse_unknown
+from models import build_model, read_weights, refuse_unknown, start_from
 from optim import build_optimizer, build_schedule, peak_lr
 
 log = logging.getLogger(__name__)
@@ -56,12 +56,17 @@ def train(cfg: TrainConfig) -> None:
     tune(device)
     run = RunDirectory(str(cfg.output_dir))
     run.adopt(cfg)
+    weights = _starting_weights(cfg, run)
     cfg.data.backend = resolve_backend(cfg.data, device)
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, cfg.micro_batch_size)
     train_set, val_set, num_classes = _open_data(cfg, world)
     model = _new_model(cfg, num_classes)
+    notices = _start(model, weights, cfg)
+    del weights  # the model has its own by now
     run.refuse_unwritable()
     log_to(run.log, world.is_main)
+    for notice in notices:
+        log.info("%s", notice)
     with run.locked() if world.is_main else nullcontext(), world.joined(device):
         trainer = _build(cfg, world, device, run, geometry, train_set, val_set, model, num_classes)
         if trainer.done == 0:
@@ -74,6 +79,20 @@ def train(cfg: TrainConfig) -> None:
             trainer.logger.finish()
     if world.is_main:
         _conclude(cfg, run, trainer, scores)
+
+
+def _starting_weights(cfg: TrainConfig, run: RunDirectory) -> dict[str, Tensor] | None:
+    """What ``checkpoint.start`` names, read before anything that takes long; None for a run that goes on."""
+    goes_on = run.has_checkpoints() or cfg.resume not in ("auto", "never")
+    return None if cfg.checkpoint.start is None or goes_on else read_weights(cfg.checkpoint.start)
+
+
+def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig) -> list[str]:
+    """Load the starting weights, if there are any; what to say about them."""
+    if weights is None:
+        return []
+    fitted = start_from(model, weights, cfg.checkpoint.start)
+    return [f"starting from the weights in {cfg.checkpoint.start}", *fitted]
 
 
 def _open_data(cfg: TrainConfig, world: World) -> tuple[ImageSet, ImageSet, int]:

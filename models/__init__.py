@@ -6,7 +6,8 @@ from models import lipsformer_swin as lipsformer_swin
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
-from models.weights import load_weights, read_weights
+from models.finetune import start_from
+from models.weights import load_weights, read_file, read_weights
 
 __all__ = [
     "FAMILIES",
@@ -15,6 +16,8 @@ __all__ = [
     "build_model",
     "family_of",
     "load_weights",
+    "read_file",
     "read_weights",
     "refuse_unknown",
+    "start_from",
 ]

@@ -1,6 +1,6 @@
 """Export a model for serving with torch.export and ONNX, and check both against the model itself.
 
-python scripts/export.py --model lipsformer_swin_tiny --weights outputs/lipsformer_swin_tiny/checkpoints/best.pt --out out
+python scripts/export.py --model lipsformer_swin_tiny --weights outputs/lipsformer_swin_tiny/checkpoints/best.pt
 
 Writes OUT/MODEL.pt2 and OUT/MODEL.onnx; any number of images goes in. Needs requirements-dev.txt (onnx, onnxruntime).
 """

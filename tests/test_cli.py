@@ -74,6 +74,8 @@ def fails(tmp_path, monkeypatch, capsys):
         ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),
         (["data.root=/no/such/place"], r"data.root=/no/such/place is no folder"),
         (["epochs"], r"Error parsing override 'epochs'"),
+        (["checkpoint=none.pth"], r"there is no file \S*/none.pth"),
+        (["checkpoint={every_steps:0}"], r"checkpoint.every_steps=0 must be more than 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -147,6 +149,7 @@ def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
     shown = run("train.py", "--help", cwd=tmp_path).stdout
     for option in ("micro_batch_size", "every_minutes", "mix_group", "base_lr", "warmup_epochs", "index_dir"):
         assert option in shown
+    assert "checkpoint=PATH, short for checkpoint.start=PATH" in shown
     recipe = run("train.py", "--cfg", "job", cwd=tmp_path).stdout
     for value in ("batch_size: 1024", "epochs: 300", "warmup_epochs: 0", "mixup: 0.8", "drop_path_rate: 0.2"):
         assert value in recipe

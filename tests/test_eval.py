@@ -1,6 +1,7 @@
 """Evaluation is exact, needs only its split, and takes weights from anywhere."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from data import DeviceAugment
 from data.loader import Batch
 from engine.distributed import World
 from engine.scoring import evaluate
+from models.weights import named_for
+from tests.authors import released, save, yacs_config
 from tests.runs import SMALL, checkpoint, run, train_here
 
 
@@ -103,6 +106,29 @@ def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path)
         assert out.returncode == 0, out.stderr
         parts += round(scores(tmp_path)["top1"] * scores(tmp_path)["images"] / 100)
     assert parts == correct
+
+
+def test_the_authors_file_is_evaluated(small_images, tmp_path):
+    """Under their names, with their settings beside: the scores are those of the same weights under ours."""
+    for folder in (small_images / "val").iterdir():
+        (tmp_path / "images/val" / folder.name).mkdir(parents=True)
+        shutil.copy(sorted(folder.iterdir())[0], tmp_path / "images/val" / folder.name)
+    theirs, model = released("lipsformer_swin_tiny"), timm.create_model("lipsformer_swin_tiny", num_classes=10)
+    weights = model.state_dict()
+    for name in (name for name in weights if name.endswith("scale") or name == "head.weight"):
+        weights[name].normal_(std=0.3)  # far enough from a new model to show in the loss
+    places = {id(value): name for name, value in theirs.items()}
+    renamed = {places[id(value)]: weights[name] for name, value in named_for(model, theirs).items()}
+    tables = {name: torch.zeros(49, 49, dtype=torch.long) for name in theirs.keys() - renamed.keys()}
+    save({"model": renamed | tables, "config": yacs_config(LR=1e-3)}, tmp_path / "theirs.pth")
+    safetensors.torch.save_file(weights, tmp_path / "ours.safetensors")
+    losses = []
+    for file in ("theirs.pth", "ours.safetensors"):
+        options = ("model=lipsformer_swin_tiny", "data=folder", "data.root=images", "max_workers=0", "device=cpu")
+        out = run("eval.py", f"checkpoint={file}", *options, "amp=fp32", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        losses.append(scores(tmp_path)["loss"])
+    assert losses[0] == losses[1] and abs(losses[0] - math.log(10)) > 0.1
 
 
 def test_bare_weights_with_a_model(small_images, tmp_path):

@@ -5,7 +5,6 @@ import inspect
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from omegaconf import OmegaConf
@@ -155,46 +154,6 @@ def test_an_argument_the_model_does_not_take_is_one_line():
 def test_timm_models_follow_the_image_size():
     model = models.build_model(TimmConfig(name="deit_tiny_patch16_224"), 7, 64)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
-
-
-def test_weights_files_of_every_kind_load(tmp_path):
-    model = small()
-    weights = model.state_dict()
-    safetensors.torch.save_file(weights, tmp_path / "a.safetensors")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "b.pth")
-    torch.save({"model": {}, "state_dict_ema": weights, "state_dict": {"x": torch.zeros(1)}}, tmp_path / "c.pth")
-    torch.save(weights, tmp_path / "d.pth")
-    for file in tmp_path.iterdir():
-        other = small()
-        models.load_weights(other, models.read_weights(file), file.name)
-        assert all(torch.equal(v, other.state_dict()[k]) for k, v in weights.items()), file
-
-
-def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
-    weights = small(embed_dim=24, num_heads=(2, 4)).state_dict()
-    del weights["head.bias"]
-    weights["extra.weight"] = torch.zeros(1)
-    pattern = (
-        r"F is of another model: weights 1 missing \(head.bias\); 1 unexpected \(extra.weight\); .* of another shape"
-    )
-    with pytest.raises(models.ModelError, match=pattern):
-        models.load_weights(small(), weights, "F")
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("code was run",))
-
-
-def test_files_that_hold_more_than_weights_are_refused(tmp_path, capsys):
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    torch.save({"a": 1}, tmp_path / "numbers.pth")
-    for name in ("evil.pth", "text.pth", "numbers.pth", "missing.pth"):
-        with pytest.raises(models.ModelError) as error:
-            models.read_weights(tmp_path / name)
-        assert "\n" not in str(error.value)
-    assert "code was run" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", sorted(models.FAMILIES.keys() - {"timm"}))

@@ -1,0 +1,81 @@
+"""Weights of one task as the start of another: other classes, other image and window sizes."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table, to_2tuple
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.weights import load_weights, named_for, read_weights
+
+
+def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> list[str]:
+    """Load weights as :func:`models.load_weights` does, fitting what depends on the classes and the image size.
+
+    A classifier of another number of classes stays as the model has it, new. Tables of relative position bias and
+    absolute position embeddings of another size are interpolated, as timm does it.
+
+    Returns:
+        What was fitted, a line each.
+
+    Raises:
+        ModelError: if anything else differs.
+    """
+    if not isinstance(weights, dict):
+        source, weights = source or str(weights), read_weights(weights)
+    weights = named_for(model, weights)
+    own = model.state_dict()
+    head = _new_head(model, own, weights)
+    try:
+        biases = _resized_biases(model, own, weights)
+        embeddings = _resized_embeddings(model, own, weights)
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm resizes squares only
+        raise ModelError(f"{source or 'the file'} cannot be resized to the model: {error}") from error
+    load_weights(model, weights | head | biases | embeddings, source)
+    notices = []
+    if head:
+        old, new = (len(of[next(iter(head))]) for of in (weights, own))
+        notices.append(f"the classifier starts anew: {new} classes instead of {old}")
+    if biases:
+        notices.append(f"{len(biases)} tables of relative position bias were resized to the model's windows")
+    for name, value in embeddings.items():
+        notices.append(f"{name} was resized from {weights[name].shape[1]} to {value.shape[1]} tokens")
+    return notices
+
+
+def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own classifiers, in place of those of another number of classes."""
+    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    keys = [key for name in names for key in (f"{name}.weight", f"{name}.bias") if key in own and key in weights]
+    return {key: own[key] for key in keys if _differ_only_in(0, own[key], weights[key])}
+
+
+def _resized_biases(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tables ``((2w - 1)**2, heads)`` of another window side w, interpolated to the model's."""
+    resized = {}
+    for name in _differing(own, weights, "relative_position_bias_table", dim=0):
+        window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
+        if window is not None:
+            resized[name] = resize_rel_pos_bias_table(weights[name], to_2tuple(window), tuple(own[name].shape))
+    return resized
+
+
+def _resized_embeddings(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Position embeddings ``(1, tokens, dim)`` of another square of patches, interpolated to the model's."""
+    grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    names = _differing(own, weights, "pos_embed", dim=1) if grid is not None else []
+    return {name: resample_abs_pos_embed(weights[name], list(grid), num_prefix_tokens=prefix) for name in names}
+
+
+def _differing(own: dict[str, Tensor], weights: dict[str, Tensor], ending: str, dim: int) -> list[str]:
+    """Names of the weights with that ending whose size differs from the model's in one dimension alone."""
+    names = [name for name in own if name.endswith(ending) and name in weights]
+    return [name for name in names if _differ_only_in(dim, own[name], weights[name])]
+
+
+def _differ_only_in(dim: int, a: Tensor, b: Tensor) -> bool:
+    sizes, others = list(a.shape), list(b.shape)
+    return len(sizes) == len(others) > dim and sizes.pop(dim) != others.pop(dim) and sizes == others

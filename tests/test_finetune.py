@@ -1,0 +1,182 @@
+"""A run that starts from weights: what depends on the classes and the image size is fitted, all else must match."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from engine.errors import UserError
+from models import ModelError, start_from
+from tests.runs import SMALL, checkpoint, run, train_here
+
+SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
+# Steps too small to see.
+STILL = ("optim.lr=1e-12", "optim.min_lr=0", "max_steps=1")
+
+
+def small(**changes) -> nn.Module:
+    return timm.create_model("lipsformer_swin_tiny", **(SIZES | changes))
+
+
+def test_equal_weights_load_without_a_word(tmp_path):
+    old, new = small(), small()
+    torch.save(old.state_dict(), tmp_path / "w.pth")
+    assert start_from(new, tmp_path / "w.pth") == []
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kwargs"),
+    [
+        ("lipsformer_swin_mini", "head", {}),
+        ("resnet18", "fc", {}),
+        ("swin_tiny_patch4_window7_224", "head.fc", {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}),
+        ("deit_tiny_distilled_patch16_224", "head", {"depth": 1}),
+    ],
+)
+def test_a_head_of_other_classes_starts_anew(name, head, kwargs):
+    old, new = (timm.create_model(name, num_classes=classes, **kwargs) for classes in (7, 4))
+    fresh = new.get_submodule(head).weight.clone()
+    assert start_from(new, old.state_dict(), "F") == ["the classifier starts anew: 4 classes instead of 7"]
+    assert torch.equal(new.get_submodule(head).weight, fresh)
+    body = {key: value for key, value in new.state_dict().items() if not key.startswith("head") and key[:3] != "fc."}
+    assert all(torch.equal(value, old.state_dict()[key]) for key, value in body.items())
+
+
+def test_anything_else_that_differs_is_an_error():
+    for changes in ({"embed_dim": 24}, {"depths": (1, 2)}, {"num_heads": (4, 4)}):
+        with pytest.raises(ModelError, match="F is of another model"):
+            start_from(small(), small(**changes).state_dict(), "F")
+    headless = small(num_classes=0).state_dict()
+    with pytest.raises(ModelError, match=r"2 missing \(head.weight, head.bias\)"):
+        start_from(small(), headless, "F")
+
+
+def test_position_bias_follows_the_window():
+    """A plane stays a plane: what stood at an offset stands there still, and in between is what lies between."""
+    old, new = small(window_size=7), small(window_size=4, img_size=32)
+    name = "stages.0.0.attn.branch.relative_position_bias_table"
+    offsets = torch.arange(-6.0, 7)
+    plane = offsets[:, None] + 10 * offsets[None, :]
+    weights = old.state_dict() | {name: plane.reshape(-1, 1).repeat(1, 2)}
+    notices = start_from(new, weights, "F")
+    assert notices == ["2 tables of relative position bias were resized to the model's windows"]
+    table = new.state_dict()[name].view(7, 7, 2)
+    assert table[3, 3].tolist() == pytest.approx([0, 0], abs=1e-4)  # a token's bias towards itself
+    assert torch.allclose(table, -table.flip(0, 1), atol=1e-3)
+    assert (table.diff(dim=0) > 0).all() and (table.diff(dim=1) > 0).all()
+
+
+def test_windows_of_timm_are_followed_too():
+    def swin(size: int, window: int) -> nn.Module:
+        sizes = {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}
+        return timm.create_model("swin_tiny_patch4_window7_224", img_size=size, window_size=window, **sizes)
+
+    notices = start_from(swin(256, 8), swin(224, 7).state_dict())
+    assert notices == ["12 tables of relative position bias were resized to the model's windows"]
+
+
+def test_position_embeddings_follow_the_image():
+    for name, prefix in (("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)):
+        old, new = (timm.create_model(name, img_size=size, depth=1) for size in (64, 96))
+        notices = start_from(new, old.state_dict())
+        assert notices == [f"pos_embed was resized from {16 + prefix} to {36 + prefix} tokens"]
+        expected = resample_abs_pos_embed(old.pos_embed, [6, 6], num_prefix_tokens=prefix)
+        torch.testing.assert_close(new.pos_embed, expected)
+        assert torch.equal(new.pos_embed[:, :prefix], old.pos_embed[:, :prefix])
+
+
+def test_what_cannot_be_resized_is_one_line():
+    model = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=1)
+    weights = model.state_dict() | {"pos_embed": torch.zeros(1, 12, 192)}
+    with pytest.raises(ModelError, match="F cannot be resized to the model") as error:
+        start_from(model, weights, "F")
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_images, tmp_path_factory) -> Path:
+    """A checkpoint of ten classes, with a moving average."""
+    run_dir = tmp_path_factory.mktemp("pretrained") / "a"
+    train_here(*SMALL, f"data.root={small_images}", f"output_dir={run_dir}", "ema=0.5", "max_steps=2")
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def three_classes(small_images, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("three")
+    for split in ("train", "val"):
+        for folder in sorted((small_images / split).iterdir())[:3]:
+            shutil.copytree(folder, root / split / folder.name)
+    return root
+
+
+def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
+    """By the command: the averaged weights are taken, the classifier is new, a resume needs the file no more."""
+    shutil.copy(pretrained / "checkpoints/last.pt", tmp_path / "start.pt")
+    command = (*SMALL, *STILL, "model.num_classes=3", f"data.root={three_classes}", "name=b", "checkpoint=start.pt")
+    out = run("train.py", *command, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert (
+        f"starting from the weights in {tmp_path}/start.pt\nthe classifier starts anew: 3 classes instead of 10\n"
+        in out.stdout
+    )
+    assert "starts anew" in (tmp_path / "outputs/b/train.log").read_text()
+    before, after = checkpoint(pretrained)["ema"], checkpoint(tmp_path / "outputs/b")["model"]
+    assert after["head.weight"].shape[0] == 3
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        torch.testing.assert_close(after[name], before[name], atol=1e-9, rtol=0)
+    (tmp_path / "start.pt").unlink()
+    again = run("train.py", *command, "max_steps=2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step 1" in again.stdout and "starting from" not in again.stdout
+
+
+def test_where_a_run_started_is_part_of_it(pretrained, small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=b", "max_steps=1")
+    train_here(*common, f"checkpoint.start={pretrained}/checkpoints/last.pt")
+    with pytest.raises(UserError, match=r"another recipe: checkpoint.start \S+last.pt → None"):
+        train_here(*common)
+    train_here(*common, f"checkpoint.start={pretrained}/checkpoints/last.pt", "checkpoint.keep=2", "max_steps=2")
+
+
+def test_a_moving_average_starts_from_the_weights(pretrained, small_images, here):
+    train_here(
+        *(*SMALL, *STILL, f"data.root={small_images}", "name=b", "ema=0.9"),
+        f"checkpoint.start={pretrained}/checkpoints/last.pt",
+    )
+    for name, value in checkpoint(pretrained)["ema"].items():
+        torch.testing.assert_close(checkpoint(Path("outputs/b"))["ema"][name], value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("none.pth", r"there is no file \S*/none.pth"), (".", "is a folder"), ("text.pth", "text.pth cannot be read")],
+)
+def test_the_file_is_read_before_any_image(value, message, here):
+    Path("text.pth").write_text("no weights")
+    with pytest.raises(ModelError, match=message):
+        train_here(*SMALL, "data.root=/no/such/place", "name=b", f"checkpoint.start={value}")
+    assert not Path("outputs").exists()
+
+
+def test_a_file_of_another_model_is_refused_before_training(pretrained, small_images, here):
+    with pytest.raises(ModelError, match=r"last.pt is of another model: weights .*missing"):
+        train_here(
+            *(*SMALL, f"data.root={small_images}", "name=b", "model.depths=[1,2]"),
+            f"checkpoint.start={pretrained}/checkpoints/last.pt",
+        )
+    assert not Path("outputs").exists()
+
+
+def test_evaluation_fits_nothing(pretrained, three_classes, tmp_path):
+    torch.save(checkpoint(pretrained)["model"], tmp_path / "w.pth")
+    options = ("model=lipsformer_swin_mini", "model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]")
+    data = ("data=folder", f"data.root={three_classes}", "data.crop=28", "data.resize=28", "max_workers=0")
+    out = run("eval.py", *options, *data, "checkpoint=w.pth", cwd=tmp_path)
+    assert out.returncode == 2 and re.search(r"2 of another shape \(head.weight \(10, ", out.stderr), out.stderr

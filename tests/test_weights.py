@@ -1,0 +1,162 @@
+"""Files of weights: every wrapping is read, nothing in them is run, and what does not fit is named."""
+
+import argparse
+import shutil
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+import models
+from models.weights import named_for
+from tests.authors import save, yacs_config
+from tests.runs import same_tensors
+
+SMALL = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
+
+
+def small(**changes) -> nn.Module:
+    return timm.create_model("lipsformer_swin_tiny", **(SMALL | changes))
+
+
+W = {"a.weight": torch.arange(3.0), "b": torch.ones(1)}
+OTHER = {"a.weight": torch.zeros(3), "b": torch.zeros(1)}
+DDP = {f"module.{name}": value for name, value in W.items()}
+WRAPPINGS = {
+    "bare": W,
+    "ordered": OrderedDict(W),
+    "swin": {"model": W, "epoch": 3, "config": yacs_config(MODEL=yacs_config(DEPTHS=[2, 2]), LR=1e-3)},
+    "ddp": {"state_dict": DDP, "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": []}},
+    "compiled": {"state_dict": {f"_orig_mod.{name}": value for name, value in W.items()}},
+    "cswin": {
+        **{"epoch": 299, "arch": "CSWin_64", "state_dict": OTHER, "version": 2, "metric": 82.8},
+        **{"args": argparse.Namespace(lr=2e-3, mean=(0.5, 0.5)), "state_dict_ema": DDP},
+    },
+    "no average": {"state_dict_ema": None, "state_dict": W},
+    "ours": {"format": 1, "step": 7, "config": {"model": {"name": "x"}}, "model": OTHER, "ema": W},
+    "ours without": {"format": 1, "step": 7, "config": {"model": {"name": "x"}}, "model": W, "ema": None},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPINGS)
+def test_every_wrapping_is_read(kind, tmp_path):
+    assert same_tensors(models.read_weights(save(WRAPPINGS[kind], tmp_path / "w.pth")), W)
+    assert "yacs.config" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["cswin", "ours"])
+def test_weights_as_trained_are_there_too(kind, tmp_path):
+    assert same_tensors(models.read_weights(save(WRAPPINGS[kind], tmp_path / "w.pth"), averaged=False), OTHER)
+
+
+def test_safetensors_are_read(tmp_path):
+    safetensors.torch.save_file(W, tmp_path / "w.safetensors")
+    assert same_tensors(models.read_weights(str(tmp_path / "w.safetensors")), W)
+
+
+def test_old_files_are_read(tmp_path):
+    """Before torch 1.6 a file was no zip archive."""
+    path = save(WRAPPINGS["swin"], tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert same_tensors(models.read_weights(path), W)
+
+
+def test_settings_become_plain_containers(tmp_path):
+    content = models.read_file(save(WRAPPINGS["swin"], tmp_path / "w.pth"))
+    assert type(content["config"]) is OrderedDict and type(content["config"]["MODEL"]) is OrderedDict
+    content = models.read_file(save(WRAPPINGS["cswin"], tmp_path / "w.pth"))
+    assert type(content["args"]) is OrderedDict
+
+
+def test_nothing_is_trusted_beyond_the_reading(tmp_path):
+    path = save({"args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    models.read_file(path)
+    with pytest.raises(Exception, match=r"argparse\.Namespace"):
+        torch.load(path, weights_only=True)
+
+
+class Evil:
+    """Copies a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (shutil.copyfile, (__file__, self.path))
+
+
+class Unknown:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (lambda path: Evil(path), r"shutil\.copyfile"),
+        (lambda path: print, "print"),
+        (lambda path: Unknown(), r"\S*test_weights\.Unknown"),
+        (lambda path: argparse.ArgumentParser, r"argparse\.ArgumentParser"),
+        (lambda path: __import__("os").system, r"posix\.system"),
+    ],
+    ids=["run", "builtin", "class", "neighbour", "blocked"],
+)
+def test_any_other_global_is_refused_by_name(content, name, tmp_path):
+    path = save({"state_dict": W, "extra": content(tmp_path / "ran")}, tmp_path / "w.pth")
+    with pytest.raises(models.ModelError, match=rf"w.pth cannot be read: it holds {name}, which may run code") as error:
+        models.read_weights(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_are_no_weights_get_one_line(tmp_path):
+    torch.save(W, tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.safetensors").write_bytes(safetensors.torch.save(W)[:-4])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"a": 1}, tmp_path / "numbers.pth")
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    (tmp_path / "folder.pth").mkdir()
+    expected = {
+        **dict.fromkeys(("cut.pth", "cut.safetensors", "empty.pth", "text.pth"), "is damaged or holds no weights"),
+        **dict.fromkeys(("numbers.pth", "nothing.pth", "list.pth"), "holds no weights: expected a dictionary"),
+        "folder.pth": "is a folder: name a file",
+        "missing.pth": "there is no file",
+    }
+    for name, message in expected.items():
+        with pytest.raises(models.ModelError, match=message) as error:
+            models.read_weights(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value) and "trust" not in str(error.value)
+
+
+def test_a_file_loads_into_a_model(tmp_path):
+    weights = small().state_dict()
+    other = small()
+    models.load_weights(other, save({"model": weights}, tmp_path / "w.pth"))
+    assert same_tensors(other.state_dict(), weights)
+
+
+def test_tables_that_the_model_computes_are_no_surprise():
+    model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, num_heads=(1, 2, 4, 8))
+    extra = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
+    assert any(name.endswith("attn_mask") for name in extra)
+    assert named_for(model, model.state_dict() | extra).keys() == model.state_dict().keys()
+
+
+def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
+    weights = small(embed_dim=24, num_heads=(2, 4)).state_dict()
+    del weights["head.bias"]
+    weights["extra.weight"] = torch.zeros(1)
+    pattern = (
+        r"is of another model: weights 1 missing \(head.bias\); 1 unexpected \(extra.weight\); .* of another shape"
+    )
+    with pytest.raises(models.ModelError, match=f"^F {pattern}"):
+        models.load_weights(small(), weights, "F")
+    with pytest.raises(models.ModelError, match=f"w.pth {pattern}"):
+        models.load_weights(small(), save(weights, tmp_path / "w.pth"))
