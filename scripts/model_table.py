@@ -1,0 +1,192 @@
+"""Print one line for every model of conf/model/, and write them to docs/models.md.
+
+python scripts/model_table.py             # minutes: times a forward pass and a training step of each
+python scripts/model_table.py --no-speed  # seconds: sizes only, nothing written
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import models
+from engine.device import tune
+from engine.flops import forward_flops
+
+PROJECT = Path(__file__).resolve().parent.parent
+SIDE = 224
+CLASSES = 1000
+COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")  # operations with activations
+# Top-1 on ImageNet-1K as published. "warm-up": with one, in the paper; the others were trained without.
+PUBLISHED = {
+    "lipsformer_swin_tiny": "82.7",
+    "lipsformer_cswin_tiny": "83.5",
+    "cswin_tiny": "82.8, warm-up",
+    "cswin_small": "83.6, warm-up",
+    "cswin_base": "84.2, warm-up",
+    "swin_tiny": "81.3, warm-up",
+    "swin_small": "83.0, warm-up",
+    "swin_base": "83.5, warm-up",
+    "deit_tiny": "72.2, warm-up",
+    "deit_small": "79.8, warm-up",
+    "deit_base": "81.8, warm-up",
+}
+HEADER = """# Models
+
+`python train.py model=NAME`; made by `python scripts/model_table.py` ({machine}).
+
+Sizes are at {side} pixels and {classes} classes. GMACs are half of what torch's `FlopCounterMode` counts on the `meta`
+device: convolutions (depthwise ones too), matrix products and fused attention. Activations are the values that
+convolutions, linear layers and attention put out in a forward pass. Images/s: float32,
+batch {batch}, eager, the median of {turns} turns. Lipschitz: whether `models.lipschitz_bound` is finite, or what
+makes it infinite. Top-1: ImageNet-1K, percent, as published; not yet reproduced here.
+
+"""
+COLUMNS = ("model", "parameters", "GMACs", "activations, M", "forward, images/s", "training, images/s")
+MORE_COLUMNS = ("Lipschitz", "published top-1")
+
+
+@dataclass
+class Row:
+    """What the table says of a model."""
+
+    name: str
+    parameters: int
+    gmacs: float
+    activations: float
+    lipschitz: str
+    forward: float | None = None
+    training: float | None = None
+
+    def cells(self) -> list[str]:
+        speeds = [f"{speed:.1f}" if speed is not None else "" for speed in (self.forward, self.training)]
+        sizes = [f"{self.parameters:,}", f"{self.gmacs:.2f}", f"{self.activations:.1f}"]
+        return [f"`{self.name}`", *sizes, *speeds, self.lipschitz, PUBLISHED.get(self.name, "")]
+
+
+def names() -> list[str]:
+    """The models of conf/model/ that are made for this size, those of one family together."""
+    skipped = {"timm", "lipsformer_swin_mini"}  # any model of timm; a model for 28 pixels
+    return sorted({path.stem for path in (PROJECT / "conf/model").glob("*.yaml")} - skipped)
+
+
+def build(name: str, **changes: Any) -> nn.Module:
+    """The model of a file in conf/model/."""
+    written = OmegaConf.load(PROJECT / "conf/model" / f"{name}.yaml")
+    family = written.defaults[0].removeprefix("/schema/model/").removesuffix("@_here_")
+    options = {key: value for key, value in written.items() if key != "defaults"}
+    cfg = OmegaConf.merge(models.FAMILIES[family], options, changes)
+    return models.build_model(OmegaConf.to_object(cfg), CLASSES, SIDE)
+
+
+class ActivationCounter(TorchDispatchMode):
+    """Adds up the sizes of what convolutions, matrix products and fused attention put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__.startswith(COUNTED):
+            self.total += (out if isinstance(out, Tensor) else out[0]).numel()
+        return out
+
+
+def activations(model: nn.Module) -> int:
+    """Values that the counted operations put out for one image; ``model`` on ``meta``."""
+    with ActivationCounter() as counter, torch.no_grad():
+        model(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+    return counter.total
+
+
+def lipschitz_status(model: nn.Module) -> str:
+    """``finite``, or the reasons why the bound is not."""
+    report = models.lipschitz_bound(model, (1, 3, SIDE, SIDE))
+    return f"finite, 10^{report.log10_tight:.0f}" if report.finite else "infinite: " + ", ".join(sorted(report.reasons))
+
+
+def sizes(name: str) -> Row:
+    """Everything of a row that needs no timing."""
+    with torch.device("meta"):
+        empty = build(name).eval()
+    parameters = sum(p.numel() for p in empty.parameters())
+    gmacs = forward_flops(empty, SIDE) / 2e9
+    return Row(name, parameters, gmacs, activations(empty) / 1e6, lipschitz_status(build(name)))
+
+
+def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
+    """Images a second of a forward pass and of a training step."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune(device)
+    model = build(name).to(device)
+    images = torch.randn(batch, 3, SIDE, SIDE, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.eval()(images)
+
+    def train() -> None:
+        model.train()(images).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return batch / seconds(forward, device, turns), batch / seconds(train, device, turns)
+
+
+def seconds(work: Callable[[], None], device: torch.device, turns: int) -> float:
+    """Median time of ``work`` after one turn that does not count."""
+    found = []
+    for _ in range(turns + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return median(found[1:])
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    columns = (*COLUMNS, *MORE_COLUMNS)
+    lines = [columns, ["---"] * len(columns), *(row.cells() for row in rows)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-speed", action="store_true", help="sizes only; nothing is written")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs/models.md")
+    args = parser.parse_args()
+    rows = []
+    for name in tqdm(names(), disable=None, leave=False):
+        row = sizes(name)
+        if not args.no_speed:
+            row.forward, row.training = speed(name, args.batch_size, args.turns)
+        rows.append(row)
+    print(table(rows))
+    if not args.no_speed:
+        gpu = torch.cuda.is_available()
+        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+        header = HEADER.format(machine=machine, side=SIDE, classes=CLASSES, batch=args.batch_size, turns=args.turns)
+        args.out.write_text(header + table(rows))
+        print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
