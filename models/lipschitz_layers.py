@@ -39,7 +39,9 @@ def depthwise_fft_bounds(weight: Tensor, size: tuple[int, int]) -> Tensor:
         weight: kernels ``(dim, 1, k, k)``.
         size: (height, width).
     """
-    return torch.fft.rfft2(weight.detach().double()[:, 0], s=_padded(weight, size)).abs().amax(dim=(1, 2))
+    kernels = weight.detach().double()[:, 0]
+    padded = [side + kernel - 1 for side, kernel in zip(size, kernels.shape[1:], strict=True)]
+    return torch.fft.rfft2(kernels, s=padded).abs().amax(dim=(1, 2))
 
 
 def depthwise_norm(weight: Tensor, size: tuple[int, int], tolerance: float = 5e-3) -> float:
@@ -85,10 +87,6 @@ def _gram(kernels: Tensor, x: Tensor) -> Tensor:
     for turned in (kernels, kernels.flip(1, 2)):
         x = F.conv2d(x.transpose(0, 1), turned.unsqueeze(1), padding="same", groups=len(kernels)).transpose(0, 1)
     return x
-
-
-def _padded(weight: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-    return size[0] + weight.shape[-2] - 1, size[1] + weight.shape[-1] - 1
 
 
 def attention_slopes(form: str, tokens: int, temperature: float) -> tuple[float, float, float]:

@@ -117,6 +117,17 @@ def test_crowded_singular_values_do_not_make_it_err_low(seed):
         assert exact <= depthwise_norm(layer.weight, (13, 12), tolerance) <= (1 + 1.2 * tolerance) * exact
 
 
+def test_without_padding_the_fourier_transform_misses_the_peak():
+    """Alternating signs peak at half a period a pixel; the frequencies of 5 pixels are not near to that."""
+    kernel = torch.tensor([-1.0, 1, -1], dtype=torch.float64)
+    weight = (kernel[:, None] * kernel).view(1, 1, 3, 3)
+    x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    exact = stretch(lambda x: F.conv2d(x, weight, padding=1), x).item()
+    assert torch.fft.fft2(weight, s=(5, 5)).abs().max().item() < 0.95 * exact
+    assert exact == pytest.approx(depthwise_norm(weight, (5, 5)))
+    assert exact <= depthwise_fft_bounds(weight, (5, 5)).item() <= 9
+
+
 def test_the_reshaped_matrix_says_nothing_of_a_depthwise_convolution():
     layer = DepthwiseConv2d(1, 3).double()
     nn.init.ones_(layer.weight)
