@@ -7,14 +7,18 @@ from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
 from models.finetune import start_from
+from models.lipschitz import lipschitz_bound
+from models.lipschitz_report import LipschitzReport
 from models.weights import load_weights, read_file, read_weights
 
 __all__ = [
     "FAMILIES",
+    "LipschitzReport",
     "ModelConfig",
     "ModelError",
     "build_model",
     "family_of",
+    "lipschitz_bound",
     "load_weights",
     "read_file",
     "read_weights",

@@ -50,7 +50,8 @@ def _weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     padded = F.pad(x.contiguous(), (padding,) * 4)
     groups = batch * channels
     by_image = F.conv2d(
-        padded.view(1, groups, height + 2 * padding, width + 2 * padding),
+        # Not a view: a map of 1x1 counts as channels-last too, and padding may have chosen that.
+        padded.reshape(1, groups, height + 2 * padding, width + 2 * padding),
         grad.reshape(groups, 1, height, width),
         groups=groups,
     )
