@@ -1,5 +1,6 @@
 """Models with BatchNorm on several processes: one set of running statistics, whoever evaluates."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.stepper import Stepper
 from engine.train import wants_sync_bn
-from tests.runs import checkpoint, metrics, run
+from tests.runs import NO_LOCAL_NOISE, checkpoint, metrics, run
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
 RUN = (
     *("model=deit_small_convstem", *(f"model.{name}={size}" for name, size in SIZES.items())),
     *("data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0", "device=cpu", "amp=fp32"),
-    *("batch_size=32", "micro_batch_size=null", "augment.mix_group=8", "optim.lr=2e-3", "log_every=1", "logger=none"),
+    *("batch_size=32", "micro_batch_size=null", "augment.mix_group=8", "optim.lr=5e-3", "log_every=1", "logger=none"),
+    *NO_LOCAL_NOISE,
 )
 
 
@@ -29,7 +31,9 @@ def tiny(**changes) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("model.stem=patchify", "model.stabilizer=sigma_reparam")], ids=["bn", "sigma"]
+    "options",
+    [(), pytest.param(("model.stem=patchify", "model.stabilizer=sigma_reparam"), marks=pytest.mark.slow)],
+    ids=["batch_norm", "sigma_reparam"],
 )
 def test_two_processes_score_the_model_that_is_saved(options, small_images, here):
     """DDP finds no unused parameter, the loss falls, and one process finds the scores that two have found."""
@@ -43,7 +47,7 @@ def test_two_processes_score_the_model_that_is_saved(options, small_images, here
         assert all(torch.isfinite(value).all() for value in checkpoint(here / "outputs/a")[name].values())
     scored = run("eval.py", "checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0", cwd=here)
     assert scored.returncode == 0, scored.stderr
-    result = __import__("json").loads((here / "eval.json").read_text())
+    result = json.loads((here / "eval.json").read_text())
     assert result["loss"] == pytest.approx(val["loss"], abs=1e-6) and result["top1"] == val["top1"]
 
 
@@ -95,5 +99,5 @@ def test_when_statistics_are_shared(chosen, stem, size, device, expected):
 
 
 def test_asking_for_the_impossible_is_one_line():
-    with pytest.raises(UserError, match="^sync_bn=true needs GPUs: leave it null.*$"):
+    with pytest.raises(UserError, match=r"^sync_bn=true needs GPUs: leave it null.*$"):
         wants_sync_bn(True, tiny(), World(0, 2, 0, 2), torch.device("cpu"))
