@@ -75,7 +75,9 @@ class ViT(VisionTransformer):
         _refuse_unknown("stem", stem, STEMS)
         _refuse_unknown("stabilizer", stabilizer, STABILIZERS)
         _refuse_unknown("init", init, INITS)
-        _check_geometry(to_2tuple(img_size), patch_size, embed_dim, num_heads)
+        sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "num_heads": num_heads}
+        _refuse_nothing(**sizes, stem_width=stem_width)
+        _check_geometry(to_2tuple(img_size), **sizes)
         is_post = norm_position == "post"
         options = {
             "block_fn": PostNormBlock if is_post else Block,
@@ -84,8 +86,7 @@ class ViT(VisionTransformer):
             "embed_layer": stem_layer(stem, stem_width),
             **stabilizer_arguments(stabilizer),
         }
-        sizes = {"img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "num_heads": num_heads}
-        super().__init__(**(sizes | options | kwargs))
+        super().__init__(img_size=img_size, **(sizes | options | kwargs))
         self.stabilizer = stabilizer
         if init == "theory":
             theory_init_(self)
@@ -141,6 +142,12 @@ def theory_init_(model: VisionTransformer) -> None:
 def _refuse_unknown(option: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ModelError(f"model.{option}={value} is unknown: choose {', '.join(choices)}")
+
+
+def _refuse_nothing(**sizes: int) -> None:
+    for option, size in sizes.items():
+        if size < 1:
+            raise ModelError(f"model.{option}={size} must be 1 or more")
 
 
 def _check_geometry(img_size: tuple[int, int], patch_size: int, embed_dim: int, num_heads: int) -> None:
