@@ -72,7 +72,7 @@ class TrainConfig(RunConfig):
     micro_batch_size: int | None = None  # most images a process takes at once; null: its whole share
     seed: int = 0
     ema: float | None = None  # decay of the weights' moving average, such as 0.9998; null: none
-    sync_bn: bool = False  # share batch statistics between processes
+    sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs, where there is any
     log_every: int = 50  # optimizer steps
     eval_every: int = 1  # epochs
     profile: bool = False  # save a trace of a few steps

@@ -126,6 +126,15 @@ class Stepper:
         use_ema = self.ema is not None and self.cfg.eval.weights == "ema"
         return self.ema.module if use_ema and self.ema is not None else self.model
 
+    def share_buffers(self) -> None:
+        """Give every process the first one's buffers, so that all evaluate the model that is saved.
+
+        DDP does so at forward passes only, and never for the moving average.
+        """
+        self.world.share_buffers(self.model)
+        if self.ema is not None:
+            self.world.share_buffers(self.ema.module)
+
     def state_dict(self) -> dict[str, Any]:
         """The state to go on from. The schedule is a function of the step and the config, and has none."""
         return {

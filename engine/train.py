@@ -144,7 +144,7 @@ def _build(
     peak = peak_flops(device, cfg.amp)
     flops = forward_flops(model, cfg.data.crop) if peak else None
     model = model.to(device)
-    if cfg.sync_bn and world.size > 1:
+    if wants_sync_bn(cfg.sync_bn, model, world, device):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
     steps = cfg.epochs * plan.steps_per_epoch
@@ -157,9 +157,8 @@ def _build(
 
     def validate() -> Scores:
         batches = val_loader.evaluate(EvalPlan(val_set.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
-        network = stepper.best_network
-        world.share_buffers(network)
-        return evaluate(network, batches, augment, world, device, cfg.amp, stepper.memory_format)
+        stepper.share_buffers()
+        return evaluate(stepper.best_network, batches, augment, world, device, cfg.amp, stepper.memory_format)
 
     run_id = state["wandb_id"] if state else None
     trainer = Trainer(
@@ -185,6 +184,16 @@ def _build(
         run.cut_metrics(trainer.done)
         run.write_config(cfg)
     return trainer
+
+
+def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: torch.device) -> bool:
+    """Whether batch statistics are shared; by default wherever there are any, and torch can."""
+    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if world.size == 1 or not has_batch_norm:
+        return False
+    if chosen and device.type != "cuda":
+        raise UserError("sync_bn=true needs GPUs: leave it null, or run a single process with device=cpu")
+    return device.type == "cuda" if chosen is None else chosen
 
 
 def _refuse_different_starts(world: World, device: torch.device, trainer: Trainer) -> None:

@@ -289,6 +289,7 @@ class Trainer:
         return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
     def _save(self, is_best: bool) -> None:
+        self.stepper.share_buffers()
         if self.world.is_main:
             self.checkpoints.save(self._state(), is_best)
         self.world.barrier()

@@ -3,6 +3,7 @@
 from models import cswin as cswin
 from models import lipsformer_cswin as lipsformer_cswin
 from models import lipsformer_swin as lipsformer_swin
+from models import vit as vit
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError

@@ -53,6 +53,23 @@ class LipsFormerCSwinConfig(CSwinConfig):
 
 
 @dataclass
+class ViTConfig(ModelConfig):
+    """DeiT, Pre-LN and Post-LN vision transformers; see :class:`models.vit.ViT`."""
+
+    patch_size: int = 16
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    norm_position: str = "pre"  # pre | post
+    activation: str = "gelu"  # gelu | relu
+    stem: str = "patchify"  # patchify | conv | conv_bn | conv_relu | scaled_relu
+    stem_width: int = 64  # channels of the convolutional stems
+    stabilizer: str = "none"  # none | layer_scale | qk_norm | sigma_reparam, which takes all norms away
+    init: str = "timm"  # timm | theory: what the theory of Pre-LN and Post-LN assumes
+
+
+@dataclass
 class TimmConfig(ModelConfig):
     """Any model of timm: ``model=timm model.name=resnet50``."""
 
@@ -63,6 +80,7 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "lipsformer_swin": LipsFormerSwinConfig,
     "lipsformer_cswin": LipsFormerCSwinConfig,
     "cswin": CSwinConfig,
+    "vit": ViTConfig,
     "timm": TimmConfig,
 }
 

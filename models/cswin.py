@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from models.attention import CrossShapedAttention, Similarity
 from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
-from models.pyramid import Pyramid, build_stages, check_heads, check_side, pretrained_cfg
+from models.pyramid import Pyramid, build_stages, check_heads, check_side
+from models.registry import pretrained_cfg
 
 PATCH = 4  # pixels from one token of the first stage to the next
 

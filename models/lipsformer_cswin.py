@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.attention import CrossShapedAttention, Similarity, lipsformer_similarity
 from models.cswin import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
-from models.pyramid import pretrained_cfg
+from models.registry import pretrained_cfg
 from models.spectral import spectral_init_
 
 TEMPERATURE = 12.0  # of the cosine attention

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from models.attention import Similarity, WindowAttention, lipsformer_similarity
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
-from models.pyramid import Pyramid, build_stages, check_heads, check_side, pretrained_cfg
+from models.pyramid import Pyramid, build_stages, check_heads, check_side
+from models.registry import pretrained_cfg
 from models.spectral import spectral_init_
 
 TEMPERATURE = 10.0  # of the cosine attention, in the released code

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -145,22 +144,3 @@ def check_side(img_size: tuple[int, int], unit: int, because: str) -> None:
             raise ModelError(
                 f"image size {side} does not fit: with {because} it must be a multiple of {unit}, such as {near}"
             )
-
-
-def pretrained_cfg(**changes: Any) -> dict[str, Any]:
-    """timm's description of a model of this kind, untrained, for 224-pixel ImageNet unless changed."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **changes,
-    }

@@ -1,0 +1,103 @@
+"""What other papers put into a vision transformer to keep its training stable."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+# Arguments of timm's VisionTransformer, where timm has the stabilizer already.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "layer_scale": {"init_values": 1e-5},  # Touvron et al., "Going Deeper with Image Transformers", section 2
+    "qk_norm": {"qk_norm": True},  # Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", section 2
+    "sigma_reparam": {},
+}
+STABILIZERS = tuple(_ARGUMENTS)
+_NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def stabilizer_arguments(name: str) -> dict[str, Any]:
+    """The arguments of timm's ``VisionTransformer`` for one of ``STABILIZERS``."""
+    return _ARGUMENTS[name]
+
+
+class SigmaReparam(nn.Module):
+    """The weight ``gamma / sigma(W) * W``, whose largest singular value is the learned scalar ``gamma``.
+
+    Source: Zhai et al., "Stabilizing Transformer Training by Preventing Attention Entropy Collapse", ICML 2023,
+    section 3. At the start ``gamma = sigma(W)``, so the weight is ``W``. A convolution counts as the matrix
+    ``(out, -1)``.
+
+    Args:
+        weight: ``W`` at the start.
+    """
+
+    direction: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("direction", _right_singular_vector(weight))
+        self.gamma = nn.Parameter(self._sigma(weight).detach())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``W`` to the weight that is used, of the same shape."""
+        return self.gamma / self._sigma(weight) * weight
+
+    def _sigma(self, weight: Tensor) -> Tensor:
+        """The estimate ``|W v|``. Its gradient is ``u v^T``, as if both singular vectors were constants."""
+        # Not of length one in a moving average of models.
+        direction = F.normalize(self.direction, dim=0)
+        return torch.linalg.vector_norm(_times(weight.flatten(1), direction))
+
+    @torch.no_grad()
+    def advance(self, weight: Tensor) -> None:
+        """One step of power iteration, ``v <- W^T W v``."""
+        matrix = weight.flatten(1)
+        self.direction.copy_(F.normalize(_times(matrix.T, _times(matrix, self.direction)), dim=0))
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``matrix @ vector`` in full precision under autocast too, which would round a product of matrices."""
+    return (matrix * vector).sum(dim=1)
+
+
+def _right_singular_vector(weight: Tensor) -> Tensor:
+    """The first right singular vector of ``(out, -1)``, exact: power iteration from anywhere would begin far off."""
+    matrix = weight.detach().flatten(1).double()
+    if matrix.is_meta:
+        return weight.new_empty(matrix.shape[1])
+    if matrix.shape[0] < matrix.shape[1]:
+        vector = matrix.T @ torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -1]
+    else:
+        vector = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1]
+    return F.normalize(vector, dim=0).to(weight.dtype)
+
+
+def sigma_reparam_(model: nn.Module) -> None:
+    """Give every Linear and Conv2d of a new model a :class:`SigmaReparam`, and take all its norms away.
+
+    Each training forward of ``model`` begins with one step of power iteration in every layer. It is taken there and
+    not where a weight is used, so that activation checkpointing computes with the same weight twice.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _NORMS):
+                setattr(module, name, nn.Identity())
+    for layer in list(model.modules()):
+        reparametrize_(layer)
+    model.register_forward_pre_hook(_advance)
+
+
+def reparametrize_(layer: nn.Module) -> None:
+    """Give a layer with a weight matrix a :class:`SigmaReparam`; leave any other module as it is."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        parametrize.register_parametrization(layer, "weight", SigmaReparam(layer.weight))
+
+
+def _advance(model: nn.Module, _: Any) -> None:
+    if model.training:
+        for held in model.modules():
+            if isinstance(held, parametrize.ParametrizationList) and isinstance(held[0], SigmaReparam):
+                held[0].advance(held.original)

@@ -1,0 +1,234 @@
+"""Vision transformers for comparison: DeiT, Pre-LN and Post-LN, stems and stabilizers, on timm's implementation.
+
+With default options names and arithmetic are timm's, so its weights load.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.registry import pretrained_cfg
+from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments
+from models.stems import STEMS, stem_layer
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+NORM_POSITIONS = ("pre", "post")
+INITS = ("timm", "theory")
+
+
+class PostNormBlock(Block):
+    """``x <- LN(x + f(x))``, the original transformer's order, for attention and MLP in turn.
+
+    Source: Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 2020, section 3.1.
+    Not timm's ``ResPostBlock``, which is ``x + LN(f(x))``.
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """``(batch, tokens, dim)`` to the same shape."""
+        attended = self.attn(x, attn_mask=attn_mask, is_causal=is_causal)
+        x = self.norm1(x + self.drop_path1(self.ls1(attended)))
+        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
+
+
+class ViT(VisionTransformer):
+    """timm's vision transformer with a choice of norm position, stem, stabilizer and initialisation.
+
+    Args:
+        img_size: side of the image in pixels, or (height, width); ``patch_size`` divides it.
+        patch_size: side of a patch in pixels.
+        embed_dim: channels, divisible by ``num_heads``.
+        num_heads: attention heads.
+        norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))``, nothing after the blocks.
+        activation: of the MLPs, one of ``ACTIVATIONS``.
+        stem: one of ``STEMS``.
+        stem_width: channels inside a convolutional stem.
+        stabilizer: one of ``STABILIZERS``.
+        init: ``timm``, or ``theory`` for :func:`theory_init_`.
+        **kwargs: of timm's ``VisionTransformer``.
+
+    Raises:
+        ModelError: where an option is unknown or sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        num_heads: int = 12,
+        norm_position: str = "pre",
+        activation: str = "gelu",
+        stem: str = "patchify",
+        stem_width: int = 64,
+        stabilizer: str = "none",
+        init: str = "timm",
+        **kwargs: Any,
+    ):
+        _refuse_unknown("norm_position", norm_position, NORM_POSITIONS)
+        _refuse_unknown("activation", activation, ACTIVATIONS)
+        _refuse_unknown("stem", stem, STEMS)
+        _refuse_unknown("stabilizer", stabilizer, STABILIZERS)
+        _refuse_unknown("init", init, INITS)
+        sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "num_heads": num_heads}
+        _refuse_nothing(**sizes, stem_width=stem_width)
+        _check_geometry(to_2tuple(img_size), **sizes)
+        is_post = norm_position == "post"
+        options = {
+            "block_fn": PostNormBlock if is_post else Block,
+            "final_norm": not is_post,
+            "act_layer": ACTIVATIONS[activation],
+            "embed_layer": stem_layer(stem, stem_width),
+            **stabilizer_arguments(stabilizer),
+        }
+        super().__init__(img_size=img_size, **(sizes | options | kwargs))
+        self.stabilizer = stabilizer
+        if init == "theory":
+            theory_init_(self)
+        if stabilizer == "sigma_reparam":
+            sigma_reparam_(self)
+
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, 1 + patches, embed_dim)``, class token first.
+
+        Raises:
+            ModelError: if the image is of another size than the model was built for.
+        """
+        if not self.dynamic_img_size and x.shape[-2:] != self.patch_embed.img_size:
+            raise ModelError(
+                f"the model takes images of {self.patch_embed.img_size} pixels and got {tuple(x.shape[-2:])}: "
+                f"set model.img_size (it follows data.crop) or resize the images"
+            )
+        return super().forward_features(x, *args, **kwargs)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one for ``num_classes`` classes, stabilized as the rest."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.stabilizer == "sigma_reparam":
+            reparametrize_(self.head)
+
+
+@torch.no_grad()
+def theory_init_(model: VisionTransformer) -> None:
+    """The initialisation that Xiong et al. (ICML 2020, section 3.2) reason about.
+
+    Xavier normal weights, no biases, and queries and keys of zero, so that attention takes the mean. Their input has
+    independent entries of variance 1; here patches have it for normalised pixels, as the class token has.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    blocks: Any = model.blocks
+    for block in blocks:
+        queries_and_keys, values = block.attn.qkv.weight.split([2 * model.embed_dim, model.embed_dim])
+        nn.init.zeros_(queries_and_keys)
+        nn.init.xavier_normal_(values)
+    for layer in model.patch_embed.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    if model.cls_token is not None:
+        nn.init.normal_(model.cls_token)
+    if model.pos_embed is not None:
+        nn.init.zeros_(model.pos_embed)
+
+
+def _refuse_unknown(option: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ModelError(f"model.{option}={value} is unknown: choose {', '.join(choices)}")
+
+
+def _refuse_nothing(**sizes: int) -> None:
+    for option, size in sizes.items():
+        if size < 1:
+            raise ModelError(f"model.{option}={size} must be 1 or more")
+
+
+def _check_geometry(img_size: tuple[int, int], patch_size: int, embed_dim: int, num_heads: int) -> None:
+    """Refuse sizes that do not fit together, in one line that names sizes that would."""
+    if embed_dim % num_heads:
+        raise ModelError(f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them")
+    for side in img_size:
+        if side % patch_size:
+            below = side // patch_size * patch_size
+            near = " or ".join(str(size) for size in (below, below + patch_size) if size > 0)
+            raise ModelError(
+                f"image size {side} does not fit: with model.patch_size={patch_size} it must be a multiple of "
+                f"{patch_size}, such as {near}; or set a patch size that divides {side}"
+            )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "deit_tiny.untrained": pretrained_cfg(pool_size=None),
+        "deit_small.untrained": pretrained_cfg(pool_size=None),
+        "deit_base.untrained": pretrained_cfg(pool_size=None),
+        "deit_small_convstem.untrained": pretrained_cfg(pool_size=None, first_conv="patch_embed.proj.0"),
+        "vit_preln_small.untrained": pretrained_cfg(pool_size=None),
+        "vit_postln_small.untrained": pretrained_cfg(pool_size=None),
+        "vit_preln_theory.untrained": pretrained_cfg(pool_size=None),
+        "vit_postln_theory.untrained": pretrained_cfg(pool_size=None),
+    }
+)
+
+_SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+_THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "activation": "relu", "init": "theory"}
+
+
+def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
+    features = {"out_indices": 3, "feature_cls": "getter"}
+    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **(architecture | kwargs))
+
+
+@register_model
+def deit_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """DeiT-Ti (Touvron et al., ICML 2021): 5.7 M parameters, 72.2 % top-1 on ImageNet-1K in the paper."""
+    return _create("deit_tiny", pretrained, {"embed_dim": 192, "depth": 12, "num_heads": 3}, kwargs)
+
+
+@register_model
+def deit_small(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """DeiT-S: 22.1 M parameters, 79.8 % top-1."""
+    return _create("deit_small", pretrained, _SMALL, kwargs)
+
+
+@register_model
+def deit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """DeiT-B: 86.6 M parameters, 81.8 % top-1."""
+    return _create("deit_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
+
+
+@register_model
+def deit_small_convstem(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """DeiT-S with the scaled-ReLU stem (Wang et al., AAAI 2022): 23.4 M parameters."""
+    return _create("deit_small_convstem", pretrained, _SMALL | {"stem": "scaled_relu"}, kwargs)
+
+
+@register_model
+def vit_preln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-S with the norms first, as in DeiT-S; 22.1 M parameters."""
+    return _create("vit_preln_small", pretrained, _SMALL, kwargs)
+
+
+@register_model
+def vit_postln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-S with the norms last, as in the original transformer; 22.0 M parameters."""
+    return _create("vit_postln_small", pretrained, _SMALL | {"norm_position": "post"}, kwargs)
+
+
+@register_model
+def vit_preln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """The Pre-LN transformer of the theory of Xiong et al. (ICML 2020, section 3.2): one head, ReLU, d_ff = d."""
+    return _create("vit_preln_theory", pretrained, _THEORY, kwargs)
+
+
+@register_model
+def vit_postln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """The Post-LN transformer of the same theory."""
+    return _create("vit_postln_theory", pretrained, _THEORY | {"norm_position": "post"}, kwargs)

@@ -1,0 +1,103 @@
+"""Models with BatchNorm on several processes: one set of running statistics, whoever evaluates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from data import DeviceAugment
+from engine.config import TrainConfig
+from engine.distributed import World
+from engine.errors import UserError
+from engine.stepper import Stepper
+from engine.train import wants_sync_bn
+from tests.runs import NO_LOCAL_NOISE, checkpoint, metrics, run
+
+SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
+RUN = (
+    *("model=deit_small_convstem", *(f"model.{name}={size}" for name, size in SIZES.items())),
+    *("data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0", "device=cpu", "amp=fp32"),
+    *("batch_size=32", "micro_batch_size=null", "augment.mix_group=8", "optim.lr=5e-3", "log_every=1", "logger=none"),
+    *NO_LOCAL_NOISE,
+)
+
+
+def tiny(**changes) -> nn.Module:
+    return timm.create_model("deit_small_convstem", **(SIZES | {"img_size": 28, "num_classes": 5} | changes))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("model.stem=patchify", "model.stabilizer=sigma_reparam"), marks=pytest.mark.slow)],
+    ids=["batch_norm", "sigma_reparam"],
+)
+def test_two_processes_score_the_model_that_is_saved(options, small_images, here):
+    """DDP finds no unused parameter, the loss falls, and one process finds the scores that two have found."""
+    common = (*RUN, *options, f"data.root={small_images}", "name=a", "epochs=3", "ema=0.8", "eval_every=3")
+    out = run("train.py", *common, cwd=here, processes=2)
+    assert out.returncode == 0, out.stderr
+    steps, val = metrics(here / "outputs/a", "train"), metrics(here / "outputs/a", "val")[-1]
+    assert len(steps) == 30
+    assert sum(line["loss"] for line in steps[-5:]) < sum(line["loss"] for line in steps[:5])
+    for name in ("model", "ema"):
+        assert all(torch.isfinite(value).all() for value in checkpoint(here / "outputs/a")[name].values())
+    scored = run("eval.py", "checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0", cwd=here)
+    assert scored.returncode == 0, scored.stderr
+    result = json.loads((here / "eval.json").read_text())
+    assert result["loss"] == pytest.approx(val["loss"], abs=1e-6) and result["top1"] == val["top1"]
+
+
+def scramble_and_share(rank: int, folder: Path) -> None:
+    world = World(rank, 2, rank, 2)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = tiny()
+    cfg = TrainConfig(ema=0.9, amp="fp32")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    augment = DeviceAugment([0.5] * 3, [0.5] * 3, 5)
+    stepper = Stepper(model, optimizer, None, augment, cfg, world, torch.device("cpu"))  # type: ignore[arg-type]
+    torch.manual_seed(rank)
+    for module in (model, stepper.ema.module):
+        for buffer in module.buffers():
+            buffer.copy_(torch.rand(buffer.shape) * 100)
+    kept = stepper.state_dict()
+    torch.save({name: {k: v.clone() for k, v in kept[name].items()} for name in ("model", "ema")}, folder / f"{rank}a")
+    stepper.share_buffers()
+    torch.save({name: stepper.state_dict()[name] for name in ("model", "ema")}, folder / f"{rank}b")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_first_process_gives_its_buffers_to_all(tmp_path):
+    mp.spawn(scramble_and_share, (tmp_path,), nprocs=2)
+    first, other, *after = (torch.load(tmp_path / name) for name in ("0a", "1a", "0b", "1b"))
+    for name in ("model", "ema"):
+        statistics = [key for key in first[name] if "running" in key or "tracked" in key]
+        assert len(statistics) == 9
+        assert all((first[name][key] != other[name][key]).any() for key in statistics)
+        assert all(torch.equal(first[name][key], shared[name][key]) for key in first[name] for shared in after)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "stem", "size", "device", "expected"),
+    [
+        (None, "scaled_relu", 2, "cuda", True),
+        (None, "scaled_relu", 1, "cuda", False),
+        (None, "scaled_relu", 2, "cpu", False),
+        (None, "conv_relu", 2, "cuda", False),
+        (False, "scaled_relu", 2, "cuda", False),
+        (True, "scaled_relu", 2, "cuda", True),
+        (True, "scaled_relu", 1, "cpu", False),
+        (True, "patchify", 2, "cpu", False),
+    ],
+)
+def test_when_statistics_are_shared(chosen, stem, size, device, expected):
+    assert wants_sync_bn(chosen, tiny(stem=stem), World(0, size, 0, size), torch.device(device)) is expected
+
+
+def test_asking_for_the_impossible_is_one_line():
+    with pytest.raises(UserError, match=r"^sync_bn=true needs GPUs: leave it null.*$"):
+        wants_sync_bn(True, tiny(), World(0, 2, 0, 2), torch.device("cpu"))

@@ -1,0 +1,269 @@
+"""Vision transformers: timm's to the last parameter, Post-LN written out, and the theory of both norm positions."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import models
+from engine.config import register
+from models.config import ViTConfig
+from models.vit import ViT
+from tests.runs import PROJECT
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+PARAMETERS = {
+    "deit_tiny": 5_717_416,
+    "deit_small": 22_050_664,
+    "deit_base": 86_567_656,
+    "vit_preln_small": 22_050_664,
+    "vit_postln_small": 22_050_664 - 2 * 384,  # no final norm
+    "deit_small_convstem": 22_050_664 + 1_361_472,
+}
+NAMES = (*PARAMETERS, "vit_preln_theory", "vit_postln_theory")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
+
+
+def small(name: str = "deit_small", **changes) -> nn.Module:
+    return timm.create_model(name, **(SMALL | changes))
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_sizes_to_the_last_parameter(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_deit_has_the_names_and_shapes_of_timms(size):
+    with torch.device("meta"):
+        assert shapes(timm.create_model(f"deit_{size}")) == shapes(timm.create_model(f"deit_{size}_patch16_224"))
+
+
+def test_weights_of_timms_deit_give_the_same_logits():
+    theirs = timm.create_model("deit_small_patch16_224", **SMALL).eval()
+    ours = small().eval()
+    models.load_weights(ours, theirs.state_dict(), "timm's")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_file_and_registry_say_the_same(name):
+    content = OmegaConf.load(PROJECT / "conf/model" / f"{name}.yaml")
+    options = OmegaConf.merge(ViTConfig, {k: v for k, v in content.items() if k != "defaults"})
+    with torch.device("meta"):
+        built = models.build_model(OmegaConf.to_object(options), 1000, 224)
+        registered = timm.create_model(name)
+    assert str(built) == str(registered) and shapes(built) == shapes(registered)
+
+
+@pytest.mark.parametrize("path", sorted(Path("conf/model").glob("swin_*.yaml")), ids=lambda path: path.stem)
+def test_swin_of_timm_follows_the_crop(path):
+    register()
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=[f"model={path.stem}", "data=fashion_mnist", "logger=none"])
+    with torch.device("meta"):
+        model = models.build_model(OmegaConf.to_object(cfg.model), 7, cfg.data.crop)
+        assert model(torch.empty(2, 3, 28, 28)).shape == (2, 7)
+    assert cfg.schedule.warmup_epochs == 0 and cfg.model.drop_path_rate > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_know_no_warm_up_and_papers_do(name):
+    register()
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        recipe = compose("train", overrides=[f"model={name}"])
+        paper = compose("train", overrides=["experiment=deit_small_paper"])
+    assert recipe.schedule.warmup_epochs == 0
+    assert (paper.schedule.warmup_epochs, paper.schedule.warmup_lr) == (5, 1e-6)
+    assert recipe.optim == paper.optim and recipe.batch_size == paper.batch_size == 1024
+
+
+def test_options_are_arguments():
+    known = inspect.signature(ViT).parameters | inspect.signature(VisionTransformer).parameters
+    fields = {field.name for field in dataclasses.fields(ViTConfig)}
+    assert fields - {"name", "grad_checkpointing"} <= set(known)
+
+
+def test_post_norm_written_out():
+    model = small("vit_postln_small", depth=1).double().eval()
+    block = model.blocks[0]
+    x = torch.randn(2, 17, 32, dtype=torch.float64)
+    with torch.no_grad():
+        q, k, v = block.attn.qkv(x).view(2, 17, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.mT / 4).softmax(-1) @ v
+        y = x + block.attn.proj(mixed.transpose(1, 2).reshape(2, 17, 32))
+        y = F.layer_norm(y, (32,), block.norm1.weight, block.norm1.bias, block.norm1.eps)
+        y = y + block.mlp.fc2(F.gelu(block.mlp.fc1(y)))
+        y = F.layer_norm(y, (32,), block.norm2.weight, block.norm2.bias, block.norm2.eps)
+        torch.testing.assert_close(model.blocks(x), y)
+    assert isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)
+
+
+def test_drop_path_and_relu_reach_both_kinds_of_block():
+    for position in ("pre", "post"):
+        model = small(norm_position=position, activation="relu", depth=3, drop_path_rate=0.2)
+        assert [getattr(b.drop_path2, "drop_prob", 0.0) for b in model.blocks] == pytest.approx([0, 0.1, 0.2])
+        assert all(isinstance(block.mlp.act, nn.ReLU) for block in model.blocks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_position": "mid"}, "model.norm_position=mid is unknown: choose pre, post"),
+        ({"stem": "cnn"}, "model.stem=cnn is unknown: choose patchify, conv, conv_bn, conv_relu, scaled_relu"),
+        ({"stabilizer": "x"}, "model.stabilizer=x is unknown: choose none, layer_scale, qk_norm, sigma_reparam"),
+        ({"activation": "tanh"}, "model.activation=tanh is unknown: choose gelu, relu"),
+        ({"init": "zero"}, "model.init=zero is unknown: choose timm, theory"),
+        ({"img_size": 30}, "image size 30 does not fit: .*=8 it must be a multiple of 8, such as 24 or 32; or .*"),
+        ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: set one of them"),
+        ({"patch_size": 0}, "model.patch_size=0 must be 1 or more"),
+        ({"stem": "conv", "stem_width": 0}, "model.stem_width=0 must be 1 or more"),
+        ({"stem": "conv", "patch_size": 1}, ".* model.patch_size must be even, such as 2"),
+    ],
+)
+def test_impossible_options_are_refused_in_one_line(changes, message):
+    with pytest.raises(models.ModelError) as error:
+        small(**changes)
+    assert "\n" not in str(error.value)
+    error.match(f"^{message}$")
+
+
+def test_a_wrong_image_is_refused_in_one_line():
+    with pytest.raises(models.ModelError, match=r"takes images of \(32, 32\) pixels and got \(24, 24\)"):
+        small()(torch.randn(1, 3, 24, 24))
+
+
+@pytest.mark.parametrize("stabilizer", ["none", "sigma_reparam"])
+def test_timm_manners(stabilizer):
+    model = small(stabilizer=stabilizer)
+    x = torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    assert features.shape == (2, 17, model.num_features)
+    torch.testing.assert_close(model(x), model.forward_head(features), rtol=1e-3, atol=1e-3)
+    assert model.default_cfg["classifier"] == "head" and model.get_classifier() is model.head
+    kind = type(model.head)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3) and type(model.head).__name__ == kind.__name__
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
+
+
+# --- what the theory says of the initialisation (Xiong et al., ICML 2020, sections 3.2 and 3.3) ---------------------
+
+
+def theory(position: str, depth: int, seed: int = 0, dim: int = 64) -> nn.Module:
+    torch.manual_seed(seed)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": dim, "depth": depth, "num_classes": 10}
+    return timm.create_model(f"vit_{position}ln_theory", **sizes)
+
+
+def weight_gradients(position: str, depth: int, seeds: int, batches: int, dim: int = 64) -> torch.Tensor:
+    """Norm of the mean gradient over batches of every layer's second FFN weight, mean over seeds: ``(depth,)``."""
+    norms = []
+    for seed in range(seeds):
+        model = theory(position, depth, seed, dim)
+        for _ in range(batches):
+            images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+            (F.cross_entropy(model(images), labels) / batches).backward()
+        norms.append(torch.stack([block.mlp.fc2.weight.grad.norm() for block in model.blocks]))
+    return torch.stack(norms).mean(0)
+
+
+def log_slope(x: list[int], y: list[float]) -> float:
+    """Exponent of the power law through the points."""
+    logs = torch.tensor([x, y], dtype=torch.float64).log()
+    logs -= logs.mean(1, keepdim=True)
+    return float((logs[0] * logs[1]).sum() / logs[0].square().sum())
+
+
+def test_theory_is_exact():
+    for position in ("pre", "post"):
+        model = theory(position, 2)
+        assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias") and "norm" not in name)
+        for block in model.blocks:
+            assert block.attn.num_heads == 1 and block.mlp.fc1.weight.shape == (64, 64)
+            assert not block.attn.qkv.weight[:128].any()
+            for weight in (block.attn.qkv.weight[128:], block.mlp.fc1.weight, block.mlp.fc2.weight):
+                assert weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.1)
+    wide = theory("pre", 1, dim=512)
+    tokens = wide._pos_embed(wide.patch_embed(torch.randn(8, 3, 32, 32)))
+    assert tokens.square().mean().item() == pytest.approx(1, rel=0.05)
+
+
+def test_theory_of_the_size_of_activations():
+    """|x|^2 / d is 3/2 before each block's last norm (Post-LN), and between 1 + l/2 and 1 + 3l/2 (Pre-LN)."""
+    images = torch.randn(8, 3, 32, 32)
+    for position in ("pre", "post"):
+        sizes: list[float] = []
+        model = theory(position, 8, dim=256).eval()
+        for block in model.blocks:
+            if position == "post":
+                block.norm2.register_forward_hook(lambda _, x, __, to=sizes: to.append(x[0].square().mean().item()))
+            else:
+                block.register_forward_hook(lambda _, __, y, to=sizes: to.append(y.square().mean().item()))
+        model(images)
+        if position == "post":
+            assert sizes == pytest.approx([1.5] * 8, rel=0.15)
+        else:
+            assert all(0.95 * (1 + depth / 2) < size < 1 + 1.5 * depth for depth, size in enumerate(sizes, 1))
+
+
+def test_theory_of_the_last_gradient():
+    """In depth it is flat for Post-LN and falls as 1 / sqrt(depth) for Pre-LN."""
+    depths = [4, 16]
+    last = {p: [weight_gradients(p, d, seeds=16, batches=2)[-1].item() for d in depths] for p in ("pre", "post")}
+    assert -0.7 < log_slope(depths, last["pre"]) < -0.3
+    assert -0.2 < log_slope(depths, last["post"]) < 0.2
+
+
+def test_theory_of_the_gradient_on_its_way_down():
+    """Each Post-LN block's last norm takes a factor of sqrt(2/3); nothing stands in the way of Pre-LN's gradient.
+
+    So the gradient of layer l carries (2/3)^((L - l) / 2) in Post-LN, and in Pre-LN is never less than the last one's.
+    """
+    images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
+    kept: dict[str, list[float]] = {"pre": [], "post": []}
+    for position, factors in kept.items():
+        model = theory(position, 10, dim=256)
+        for block in model.blocks:
+            (block.norm2 if position == "post" else block).register_full_backward_hook(
+                lambda _, below, above, to=factors: to.append((below[0].norm() / above[0].norm()).item())
+            )
+        F.cross_entropy(model(images.clone().requires_grad_()), labels).backward()
+    carried = torch.tensor(kept["post"]).log().mean().exp().item()
+    assert carried == pytest.approx((2 / 3) ** 0.5, rel=0.06)
+    assert all(factor > 0.99 for factor in kept["pre"])
+
+
+@pytest.mark.slow
+def test_theory_by_the_papers_protocol():
+    """Depths 6 to 14, 8 batches, 10 seeds: the last layer's gradient in depth, and all layers' at depth 14.
+
+    From layer to layer Post-LN's gradient rises far more slowly than the factor (3/2)^(1/2) of its norms alone: the
+    residual branches add to it what the norms take.
+    """
+    depths = [6, 8, 10, 12, 14]
+    for position, slope, below in (("pre", -0.5, (1.5, 5.0)), ("post", 0.0, (0.1, 0.85))):
+        gradients = [weight_gradients(position, depth, seeds=10, batches=8, dim=128) for depth in depths]
+        assert log_slope(depths, [g[-1].item() for g in gradients]) == pytest.approx(slope, abs=0.22)
+        assert below[0] < (gradients[-1][:4].mean() / gradients[-1][-4:].mean()).item() < below[1]
