@@ -10,12 +10,20 @@ CSWIN = (
     *("model.embed_dim=16", "model.depths=[1,1,1]", "model.num_heads=[2,4,4]", "model.stripes=[1,2,2]"),
     *("data.crop=32", "data.resize=32"),
 )
+VIT = (
+    *("model.patch_size=8", "model.embed_dim=24", "model.depth=2", "model.num_heads=3"),
+    *("data.crop=32", "data.resize=32"),
+)
 FAMILIES = {
     "lipsformer_swin": ("model=lipsformer_swin_mini",),
     "lipsformer_swin, certified": ("model=lipsformer_swin_mini", "model.attention=certified", "model.epsilon=0.01"),
     "lipsformer_cswin": ("model=lipsformer_cswin_tiny", *CSWIN),
     "lipsformer_cswin, certified": ("model=lipsformer_cswin_tiny", *CSWIN, "model.attention=certified"),
     "cswin": ("model=cswin_tiny", *CSWIN),
+    "vit": ("model=deit_tiny", *VIT),
+    "vit, Post-LN": ("model=vit_postln_small", *VIT),
+    "vit, convolutional stem": ("model=deit_small_convstem", *VIT, "model.stem_width=8"),
+    "vit, QK-norm": ("model=deit_tiny", *VIT, "model.stabilizer=qk_norm"),
     "swin": (
         *("model=swin_tiny", "+model.kwargs={embed_dim:16,depths:[1,1],num_heads:[2,4],window_size:4,patch_size:2}"),
         *("data.crop=32", "data.resize=32"),
