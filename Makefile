@@ -4,6 +4,8 @@
 # The first of these that runs; another one with `make setup PYTHON=/path/to/python3.11`.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
+# Two tests at a time, each on one thread: threads that wait for one another's cores are slower than one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # Written last, so an interrupted installation is taken up again.
 STAMP := .venv/.installed
 
@@ -30,10 +32,10 @@ train: setup ## train a small model on the embedded images, with or without a GP
 	$(BIN)/python train.py experiment=quickstart $(ARGS)
 
 test: setup ## run all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup ## run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

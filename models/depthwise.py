@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile cannot ask
+
 
 class _CpuDepthwise(torch.autograd.Function):
     """A depthwise convolution whose three gradients are convolutions and sums.
@@ -33,6 +35,10 @@ class _CpuDepthwise(torch.autograd.Function):
         grad_weight = _weight_gradient(x, grad, weight.shape[-1] // 2) if ctx.needs_input_grad[1] else None
         grad_bias = grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias
+
+
+class _EagerCpuDepthwise(_CpuDepthwise):
+    """The same with forward-mode derivatives, which torch.compile refuses to see in a function."""
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor, weight_t: Tensor, bias_t: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -78,7 +84,8 @@ class DepthwiseConv2d(nn.Conv2d):
             # Cast here: the gradients are computed outside of autocast and want one precision.
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
-        return _CpuDepthwise.apply(x, weight, bias)
+        function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
+        return function.apply(x, weight, bias)
 
     @staticmethod
     def _cpu_gradient_pays(x: Tensor) -> bool:
@@ -88,5 +95,5 @@ class DepthwiseConv2d(nn.Conv2d):
             and x.dtype != torch.float64
             and torch.is_grad_enabled()
             and not torch.compiler.is_exporting()
-            and torch.backends.mkldnn.is_available()
+            and HAS_ONEDNN
         )

@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 import torch
 
-from engine.config import register
+from engine.config import TrainConfig, register
 from engine.settings import train_settings
 from engine.train import train
 
@@ -55,12 +55,17 @@ def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: flo
     )
 
 
-def train_here(*overrides: str) -> None:
-    """Train in this process, in the current folder."""
+def settings(*overrides: str) -> TrainConfig:
+    """What ``train.py`` would run with."""
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides))
-    train(train_settings(composed, {"model": "small"}, overrides, many=False))
+    return train_settings(composed, {"model": "small"}, overrides, many=False)
+
+
+def train_here(*overrides: str) -> None:
+    """Train in this process, in the current folder."""
+    train(settings(*overrides))
 
 
 def metrics(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.depthwise import DepthwiseConv2d, _CpuDepthwise
+from models.depthwise import DepthwiseConv2d, _EagerCpuDepthwise
 
 
 def plain(layer: DepthwiseConv2d) -> nn.Conv2d:
@@ -39,8 +39,8 @@ def test_values_and_gradients_are_those_of_a_convolution(shape, kernel, layout):
 def test_gradients_of_every_order_and_direction():
     torch.manual_seed(0)
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4, 5), (3, 1, 3, 3), (3,))]
-    assert torch.autograd.gradcheck(_CpuDepthwise.apply, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(_CpuDepthwise.apply, inputs)
+    assert torch.autograd.gradcheck(_EagerCpuDepthwise.apply, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(_EagerCpuDepthwise.apply, inputs)
 
 
 def test_forward_mode_where_only_the_input_moves():
