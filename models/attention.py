@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
+from models.tokenwise import TokenLinear
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class WindowAttention(nn.Module):
         self.window_size = window_size
         self.num_heads = num_heads
         self.similarity = similarity
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim)
+        self.proj = TokenLinear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         index = gen_relative_position_index((window_size, window_size))
         self.register_buffer("relative_position_index", index.flatten(), persistent=False)
@@ -168,8 +169,8 @@ class CrossShapedAttention(nn.Module):
         height, width = size
         stripes = [size] if stripe_width is None else [(height, stripe_width), (stripe_width, width)]
         count = len(stripes)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim)
+        self.proj = TokenLinear(dim, dim)
         self.stripes = nn.ModuleList(
             StripeAttention(dim // count, stripe, num_heads // count, similarity) for stripe in stripes
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
+from timm.layers import DropPath, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
 from models.pyramid import Pyramid, build_stages, check_heads, check_side
 from models.registry import pretrained_cfg
+from models.tokenwise import Mlp
 
 PATCH = 4  # pixels from one token of the first stage to the next
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile cannot ask
+from models.onednn import suits_onednn
 
 
 class _CpuDepthwise(torch.autograd.Function):
@@ -77,7 +77,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, dim, height, width)`` to the same shape."""
-        if not self._cpu_gradient_pays(x):
+        if not (torch.is_grad_enabled() and suits_onednn(x)):
             return super().forward(x)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu"):
@@ -86,14 +86,3 @@ class DepthwiseConv2d(nn.Conv2d):
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
         function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
         return function.apply(x, weight, bias)
-
-    @staticmethod
-    def _cpu_gradient_pays(x: Tensor) -> bool:
-        """Only oneDNN has fast grouped convolutions; it knows no float64."""
-        return (
-            x.device.type == "cpu"
-            and x.dtype != torch.float64
-            and torch.is_grad_enabled()
-            and not torch.compiler.is_exporting()
-            and HAS_ONEDNN
-        )

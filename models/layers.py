@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
+from models.tokenwise import tokenwise
 
 
 class CenterNorm(nn.Module):
@@ -78,8 +79,8 @@ class ConvBranch(nn.Module):
         """``(batch, height, width, dim)`` to the same shape."""
         x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if self.pointwise is not None:
-            # On tokens a 1x1 convolution is a Linear layer, and faster as one.
-            x = F.gelu(F.linear(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
+            # On tokens a 1x1 convolution is a linear map.
+            x = F.gelu(tokenwise(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
         return x
 
 

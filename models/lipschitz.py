@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import Attention, DropPath
+from timm.layers import Mlp as TimmMlp
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
 from models.pyramid import Pyramid
 from models.spectral import largest_singular_value
+from models.tokenwise import Mlp, TokenLinear
 
 DOT_PRODUCT = "dot-product attention: its slope grows with its input"
 RAW_VALUES = "un-normalised v: the slope of the attention weights is multiplied by its length"
@@ -38,7 +40,8 @@ LAYER_NORM = "LayerNorm divides by a token's own deviation: only its eps limits 
 
 # Modules that call their parts one after the other, in this order.
 _CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
-    Mlp: ("fc1", "act", "norm", "fc2"),
+    TimmMlp: ("fc1", "act", "norm", "fc2"),
+    Mlp: ("fc1", "act", "fc2"),
     ConvEmbed: ("proj", "norm"),
     ConvMerge: ("conv", "norm"),
     # Laying the four tokens of a square side by side moves numbers and does not stretch.
@@ -143,7 +146,7 @@ def _gelu(module: nn.GELU, name: str, shapes: Shapes) -> LayerBound:
     return known(name, "GELU", GELU)
 
 
-@_rule(nn.Linear)
+@_rule(nn.Linear, TokenLinear)
 def _linear(module: nn.Linear, name: str, shapes: Shapes) -> LayerBound:
     return known(name, "Linear", largest_singular_value(module.weight).item())
 

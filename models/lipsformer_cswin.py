@@ -5,7 +5,6 @@ Architecture as in the authors' history; their unused norm in each block is left
 
 from typing import Any
 
-from timm.layers import Mlp
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from models.cswin import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
 from models.registry import pretrained_cfg
 from models.spectral import spectral_init_
+from models.tokenwise import Mlp
 
 TEMPERATURE = 12.0  # of the cosine attention
 INIT_SCALE = 0.2  # of the residuals: the value in effect, whatever the released configuration says

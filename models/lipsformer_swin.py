@@ -6,7 +6,7 @@ information across window borders instead. Architecture as released by the autho
 
 from typing import Any
 
-from timm.layers import Mlp, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
 from models.pyramid import Pyramid, build_stages, check_heads, check_side
 from models.registry import pretrained_cfg
 from models.spectral import spectral_init_
+from models.tokenwise import Mlp, TokenLinear
 
 TEMPERATURE = 10.0  # of the cosine attention, in the released code
 
@@ -71,14 +72,19 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = CenterNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = TokenLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to ``(batch, height / 2, width / 2, 2 * dim)``."""
+        return self.reduction(self.norm(self.side_by_side(x)))
+
+    @staticmethod
+    def side_by_side(x: Tensor) -> Tensor:
+        """``(batch, height, width, dim)`` to ``(batch, height / 2, width / 2, 4 * dim)``."""
         batch, height, width, dim = x.shape
         # The released order inside a square: top left, bottom left, top right, bottom right.
         x = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(batch, height // 2, width // 2, 4 * dim)))
+        return x.reshape(batch, height // 2, width // 2, 4 * dim)
 
 
 class LipsFormerSwin(Pyramid):

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import CrossShapedAttention, StripeAttention, WindowAttention
 from models.layers import ConvBranch, WeightedResidual
 from models.lipsformer_cswin import LipsFormerCSwin, LipsFormerCSwinBlock
-from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock
+from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock, PatchMerging
+from models.tokenwise import Mlp
 
 Recompute = Callable[..., Tensor]
 
@@ -44,6 +45,8 @@ class AsReleased(nn.Module):
                 elif isinstance(layer, LipsFormerCSwinBlock):
                     x = self.residual(layer.attn, self.cross_shaped_attention, self.convolutions(layer, x))
                     x = layer.norm(self.residual(layer.mlp, self.mlp, x))
+                elif isinstance(layer, PatchMerging):
+                    x = linear(layer.reduction, layer.norm(layer.side_by_side(x)))
                 else:
                     x = layer(x)
         return self.model.forward_head(self.model.norm(x))
@@ -67,8 +70,8 @@ class AsReleased(nn.Module):
             maps = maps + residual.drop_path(residual.scale.view(1, -1, 1, 1) * y)
         return maps.permute(0, 2, 3, 1).contiguous()
 
-    def mlp(self, mlp: nn.Module, x: Tensor) -> Tensor:
-        return self.maybe_recomputed(mlp, x)
+    def mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
+        return self.maybe_recomputed(lambda t: linear(mlp.fc2, F.gelu(linear(mlp.fc1, t))), x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
         logits = (F.normalize(q, dim=-1) * scale) @ F.normalize(k, dim=-1).transpose(-2, -1)
@@ -79,18 +82,18 @@ class AsReleased(nn.Module):
     def window_attention(self, attention: WindowAttention, x: Tensor) -> Tensor:
         heads, dim = attention.num_heads, x.shape[-1]
         windows = cut(x, attention.window_size, attention.window_size)
-        qkv = attention.qkv(windows).view(*windows.shape[:2], 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        qkv = linear(attention.qkv, windows).view(*windows.shape[:2], 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
         bias = attention.position_bias().unsqueeze(0)
         out = self.attend(*qkv.unbind(0), attention.similarity.scale, bias)
-        out = attention.proj(out.transpose(1, 2).reshape(windows.shape))
+        out = linear(attention.proj, out.transpose(1, 2).reshape(windows.shape))
         return join(out, attention.window_size, attention.window_size, x.shape)
 
     def cross_shaped_attention(self, attention: CrossShapedAttention, x: Tensor) -> Tensor:
-        qkv = attention.qkv(x).chunk(3, dim=-1)
+        qkv = linear(attention.qkv, x).chunk(3, dim=-1)
         count = len(attention.stripes)
         parts = zip(*(t.chunk(count, dim=-1) for t in qkv), strict=True)
         branches = [self.stripe(s, *part) for s, part in zip(attention.stripes, parts, strict=True)]  # type: ignore[arg-type]
-        return attention.proj(torch.cat(branches, dim=-1))
+        return linear(attention.proj, torch.cat(branches, dim=-1))
 
     def stripe(self, branch: StripeAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (tall, wide), heads, dim = branch.stripe, branch.num_heads, q.shape[-1]
@@ -101,6 +104,11 @@ class AsReleased(nn.Module):
         by_head = (t.view(*t.shape[:2], heads, dim // heads).transpose(1, 2).contiguous() for t in stripes)
         out = (self.attend(*by_head, branch.similarity.scale, None) + near) * branch.similarity.gain
         return join(out.transpose(1, 2).reshape(stripes[0].shape), tall, wide, q.shape)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer as PyTorch computes it."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def cut(x: Tensor, tall: int, wide: int) -> Tensor:

@@ -32,5 +32,6 @@ def test_the_released_operations_give_the_same_values_and_gradients(name, recomp
     for network in (model, AsReleased(model, recompute)):
         y = network(x)
         gradients.append((y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters()))))
+    assert AsReleased(model.float(), recompute)(x.float()).shape == (2, 1000)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-9, rtol=1e-7)
