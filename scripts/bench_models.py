@@ -8,16 +8,17 @@ the ratio of the released form's to it, turn by turn. Peak memory is that of a p
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -67,15 +68,20 @@ class Step:
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """GiB that two training steps of a variant add to what model and optimizer take; in a fresh process."""
+    """The most GiB that a training step of a variant holds beside model and optimizer; in a fresh process."""
     step = Step(name, args)
+    step()
     if step.device.type == "cuda":
         held = torch.cuda.memory_allocated()
-        step(), step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
         return (torch.cuda.max_memory_allocated() - held) / 2**30
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(), step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 2**20
+    # The allocator's own records: a process's resident memory depends on what the C library hands back, too.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(size for _, size in changes)) / 2**30
 
 
 def main() -> None:
