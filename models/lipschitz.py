@@ -36,7 +36,7 @@ from models.tokenwise import Mlp, TokenLinear
 
 DOT_PRODUCT = "dot-product attention: its slope grows with its input"
 RAW_VALUES = "un-normalised v: the slope of the attention weights is multiplied by its length"
-LAYER_NORM = "LayerNorm divides by a token's own deviation: only its eps limits the slope where that is small"
+LAYER_NORM = "LayerNorm: it divides by a token's own deviation, and only its eps limits the slope where that is small"
 
 # Modules that call their parts one after the other, in this order.
 _CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
