@@ -148,7 +148,7 @@ def _build(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
     steps = cfg.epochs * plan.steps_per_epoch
-    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size, device)
+    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, plan.steps_per_epoch)
     augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, cfg.augment.smoothing).to(device)
     stepper = Stepper(model, optimizer, schedule, augment, cfg, world, device)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from models.attention import CrossShapedAttention, Similarity
 from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
-from models.pyramid import Pyramid, build_stages, check_heads, check_side
+from models.pyramid import Pyramid, build_stages
 from models.registry import pretrained_cfg
+from models.sizes import check_heads, check_positive, check_side
 from models.tokenwise import Mlp
 
 PATCH = 4  # pixels from one token of the first stage to the next
@@ -93,6 +94,7 @@ class CSwinPyramid(Pyramid):
         init: Callable[[nn.Module], None],
     ):
         size = to_2tuple(img_size)
+        check_positive(embed_dim=embed_dim, depths=depths, num_heads=num_heads, stripes=stripes)
         check_heads(embed_dim, depths, num_heads)
         check_side(size, PATCH * 2 ** (len(depths) - 1), f"{len(depths)} stages")
         widths = _stripe_widths(size, depths, num_heads, stripes)
@@ -140,7 +142,7 @@ def _stripe_widths(
         if stage == len(depths) - 1 or height_width == (width, width):
             widths.append(None)
             continue
-        if width < 1 or any(side % width for side in height_width):
+        if any(side % width for side in height_width):
             raise ModelError(
                 f"stage {stage + 1}: stripes of width {width} do not divide its map of {height_width} tokens: "
                 f"change model.stripes or the image size {img_size}"

@@ -124,23 +124,3 @@ def build_stages(
         layers += [block(stage, ramp.pop(0)) for _ in range(depth)]
         stages.append(nn.Sequential(*layers))
     return stages
-
-
-def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> None:
-    """Refuse stages and heads that do not fit together."""
-    if len(depths) != len(num_heads):
-        raise ModelError(f"model.depths has {len(depths)} stages and model.num_heads {len(num_heads)}: give one each")
-    for stage, heads in enumerate(num_heads):
-        if (embed_dim * 2**stage) % heads:
-            raise ModelError(f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels")
-
-
-def check_side(img_size: tuple[int, int], unit: int, because: str) -> None:
-    """Refuse image sizes that are no multiple of ``unit`` pixels, naming sizes near by that are."""
-    for side in img_size:
-        if side % unit:
-            below = side // unit * unit
-            near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
-            raise ModelError(
-                f"image size {side} does not fit: with {because} it must be a multiple of {unit}, such as {near}"
-            )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.registry import pretrained_cfg
+from models.sizes import check_positive, check_side
 from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments
 from models.stems import STEMS, stem_layer
 
@@ -76,8 +77,13 @@ class ViT(VisionTransformer):
         _refuse_unknown("stabilizer", stabilizer, STABILIZERS)
         _refuse_unknown("init", init, INITS)
         sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "num_heads": num_heads}
-        _refuse_nothing(**sizes, stem_width=stem_width)
-        _check_geometry(to_2tuple(img_size), **sizes)
+        check_positive(**sizes, stem_width=stem_width)
+        if embed_dim % num_heads:
+            raise ModelError(
+                f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them"
+            )
+        advice = "; or set a patch size that divides it"
+        check_side(to_2tuple(img_size), patch_size, f"model.patch_size={patch_size}", advice)
         is_post = norm_position == "post"
         options = {
             "block_fn": PostNormBlock if is_post else Block,
@@ -142,26 +148,6 @@ def theory_init_(model: VisionTransformer) -> None:
 def _refuse_unknown(option: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ModelError(f"model.{option}={value} is unknown: choose {', '.join(choices)}")
-
-
-def _refuse_nothing(**sizes: int) -> None:
-    for option, size in sizes.items():
-        if size < 1:
-            raise ModelError(f"model.{option}={size} must be 1 or more")
-
-
-def _check_geometry(img_size: tuple[int, int], patch_size: int, embed_dim: int, num_heads: int) -> None:
-    """Refuse sizes that do not fit together, in one line that names sizes that would."""
-    if embed_dim % num_heads:
-        raise ModelError(f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them")
-    for side in img_size:
-        if side % patch_size:
-            below = side // patch_size * patch_size
-            near = " or ".join(str(size) for size in (below, below + patch_size) if size > 0)
-            raise ModelError(
-                f"image size {side} does not fit: with model.patch_size={patch_size} it must be a multiple of "
-                f"{patch_size}, such as {near}; or set a patch size that divides {side}"
-            )
 
 
 default_cfgs = generate_default_cfgs(

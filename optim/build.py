@@ -1,6 +1,5 @@
 """From the options to an optimizer and its schedule."""
 
-import torch
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -18,7 +17,7 @@ def peak_lr(cfg: OptimConfig, batch_size: int) -> float:
     return cfg.lr if cfg.lr is not None else cfg.base_lr * batch_size / REFERENCE_BATCH
 
 
-def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int, device: torch.device) -> Optimizer:
+def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Optimizer:
     """The optimizer that ``cfg`` names, at its peak learning rate.
 
     Raises:

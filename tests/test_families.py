@@ -1,19 +1,17 @@
 """Every family of models learns: 20 steps of the real loop, in each precision, eager and compiled; on 2 processes."""
 
 import copy
-from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from runs import NO_LOCAL_NOISE, SMALL, losses, run, settings, train_here
-from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 from models import build_model
+from tests.training import twenty_losses
 
 # A family is represented by a small configuration for 32 pixels.
 CSWIN = (
@@ -70,21 +68,6 @@ def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor
     return list(zip(torch.stack(images)[order].split(32), labels[order].split(32), strict=True))
 
 
-def twenty_losses(model: nn.Module, forward, batches, amp: str) -> list[float]:
-    """Losses of 20 steps at full learning rate, epoch after epoch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    found = []
-    for images, labels in islice(cycle(batches), 20):
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
-            logits = forward(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(loss.item())
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,8 +76,9 @@ def test_compiled_as_one_graph_it_learns_as_eager(family, amp, small_images):
     model = build_model(cfg.model, 10, cfg.data.crop)
     compiled = copy.deepcopy(model)
     batches = real_batches(small_images, cfg.data.crop)
-    eager_losses = twenty_losses(model, model, batches, amp)
-    losses = twenty_losses(compiled, torch.compile(compiled, fullgraph=True), batches, amp)
+    eager_losses = twenty_losses(model, amp, batches, lr=2e-3)
+    graph = torch.compile(compiled, fullgraph=True)
+    losses = twenty_losses(compiled, amp, batches, lr=2e-3, forward=graph)
     # Rounding differs, and steps magnify it.
     same = {"fp32": (10, 2e-3), "bf16": (5, 3e-2)}
     steps, tolerance = same[amp]

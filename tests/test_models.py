@@ -121,6 +121,8 @@ def test_other_image_sizes_where_the_window_divides():
     ("changes", "message"),
     [
         ({"img_size": 30}, "image size 30 does not fit: .* multiple of 28, such as 28 or 56"),
+        ({"window_size": 0}, "model.window_size=0 must be 1 or more"),
+        ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
         ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
     ],

@@ -9,13 +9,12 @@ import models  # registers the models
 import optim
 from optim import OptimConfig, ScheduleConfig
 
-CPU = torch.device("cpu")
 ADAMW = OptimConfig(name="adamw")
 COSINE = ScheduleConfig(name="cosine")
 
 
 def schedule(cfg: ScheduleConfig, steps: int, per_epoch: int = 10, adamw: OptimConfig = ADAMW, batch: int = 1024):
-    optimizer = optim.build_optimizer(adamw, nn.Linear(2, 2), batch, CPU)
+    optimizer = optim.build_optimizer(adamw, nn.Linear(2, 2), batch)
     built = optim.build_schedule(cfg, adamw, optimizer, batch, steps, per_epoch)
 
     def rate(step: int) -> float:
@@ -44,7 +43,7 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_adamw_is_torch_s_with_the_recipe_s_values():
-    optimizer = optim.build_optimizer(ADAMW, nn.Linear(2, 2), 1024, CPU)
+    optimizer = optim.build_optimizer(ADAMW, nn.Linear(2, 2), 1024)
     assert isinstance(optimizer, torch.optim.AdamW)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (1e-3, (0.9, 0.98), 1e-8)
@@ -88,7 +87,7 @@ def test_cooldown_stays_at_the_smallest_rate():
 
 def test_unknown_names_are_refused():
     with pytest.raises(optim.OptimError, match="no optimizer 'adam'"):
-        optim.build_optimizer(OptimConfig(name="adam"), nn.Linear(2, 2), 1, CPU)
+        optim.build_optimizer(OptimConfig(name="adam"), nn.Linear(2, 2), 1)
     with pytest.raises(optim.OptimError, match="no schedule 'line'"):
         schedule(ScheduleConfig(name="line"), 10)
 

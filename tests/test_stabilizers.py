@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 import models
 from models.stabilizers import STABILIZERS, SigmaReparam
 from optim.groups import param_groups
-from tests.training import twenty_losses
+from tests.training import losses_on_noise
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -147,7 +147,7 @@ def test_gammas_decay_as_gains_and_matrices_as_weights():
 @pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("stabilizer", STABILIZERS)
 def test_twenty_steps_learn(stabilizer, position, amp):
-    losses = twenty_losses(lambda: small(stabilizer, norm_position=position), amp)
+    losses = losses_on_noise(lambda: small(stabilizer, norm_position=position), amp)
     # Without norms 32 channels and weights of deviation 0.02 pass a faint signal on; at full size it is not.
     assert losses[-1] < (0.98 if stabilizer == "sigma_reparam" else 0.8) * losses[0]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.flops import forward_flops
 from models.stems import STEMS
-from tests.training import twenty_losses
+from tests.training import losses_on_noise
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -70,7 +70,7 @@ def test_timms_interface(stem):
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
 @pytest.mark.parametrize("stem", STEMS)
 def test_twenty_steps_learn(stem, amp):
-    losses = twenty_losses(lambda: small(stem), amp)
+    losses = losses_on_noise(lambda: small(stem), amp)
     assert losses[-1] < 0.8 * losses[0]
 
 

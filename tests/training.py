@@ -1,25 +1,40 @@
 """A few training steps of a model alone, without the engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def twenty_losses(build: Callable[[], nn.Module], amp: str, size: int = 32, classes: int = 5) -> list[float]:
-    """The losses of 20 steps at full learning rate on one batch of 32 random images; amp is ``fp32`` or ``bf16``."""
-    torch.manual_seed(0)
-    model = build().train()
-    images, labels = torch.randn(32, 3, size, size), torch.randint(classes, (32,))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float, forward: nn.Module | None = None):
+    """The losses of 20 steps at full learning rate, over the batches again and again.
+
+    Args:
+        model: learns.
+        amp: ``fp32`` or ``bf16``.
+        batches: images and labels.
+        lr: of AdamW.
+        forward: what is called instead of the model, such as the model compiled.
+    """
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr)
     losses = []
-    for _ in range(20):
+    for images, labels in islice(cycle(batches), 20):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
-            logits = model(images)
+            logits = (forward or model)(images)
         loss = F.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def losses_on_noise(build: Callable[[], nn.Module], amp: str) -> list[float]:
+    """:func:`twenty_losses` of a model of 5 classes on one batch of 32 random images of 32 pixels."""
+    torch.manual_seed(0)
+    model = build()
+    return twenty_losses(model, amp, [(torch.randn(32, 3, 32, 32), torch.randint(5, (32,)))], lr=5e-3)

@@ -1,0 +1,33 @@
+"""Sizes that cannot be built, refused in one line that names sizes that can."""
+
+from collections.abc import Sequence
+
+from models.errors import ModelError
+
+
+def check_positive(**sizes: int | Sequence[int]) -> None:
+    """Refuse options, or entries of them, that are less than 1."""
+    for option, size in sizes.items():
+        if min(size if isinstance(size, Sequence) else [size]) < 1:
+            raise ModelError(f"model.{option}={size} must be 1 or more")
+
+
+def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> None:
+    """Refuse stages and heads that do not fit together."""
+    if len(depths) != len(num_heads):
+        raise ModelError(f"model.depths has {len(depths)} stages and model.num_heads {len(num_heads)}: give one each")
+    for stage, heads in enumerate(num_heads):
+        if (embed_dim * 2**stage) % heads:
+            raise ModelError(f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels")
+
+
+def check_side(img_size: tuple[int, int], unit: int, because: str, advice: str = "") -> None:
+    """Refuse image sizes that are no multiple of ``unit`` pixels, naming sizes near by that are."""
+    for side in img_size:
+        if side % unit:
+            below = side // unit * unit
+            near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
+            raise ModelError(
+                f"image size {side} does not fit: with {because} it must be a multiple of {unit}, "
+                f"such as {near}{advice}"
+            )
