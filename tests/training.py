@@ -10,21 +10,20 @@ from torch import Tensor, nn
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float, forward: nn.Module | None = None):
+def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> list[float]:
     """The losses of 20 steps at full learning rate, over the batches again and again.
 
     Args:
-        model: learns.
+        model: learns; may be compiled.
         amp: ``fp32`` or ``bf16``.
         batches: images and labels.
         lr: of AdamW.
-        forward: what is called instead of the model, such as the model compiled.
     """
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr)
     losses = []
     for images, labels in islice(cycle(batches), 20):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
-            logits = (forward or model)(images)
+            logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
