@@ -1,10 +1,11 @@
-"""Photographs in the forms image folders hold them in, for the tests that need real images."""
+"""What every test gets: the same random numbers, and real images in the forms image folders hold them in."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
@@ -17,6 +18,12 @@ ORIENTATION = 0x0112  # EXIF tag; 6 = turn by 90 degrees to view
 # The same examples at every run, and no time limit on each: machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Weights and inputs a test draws are the same whichever tests ran before it in its process."""
+    torch.manual_seed(0)
 
 
 def write_jpegs(folder: Path, image: Image.Image) -> None:

@@ -75,7 +75,8 @@ def test_compiled_as_one_graph_it_learns_as_eager(family, amp, small_images):
     cfg = settings(*options(family), "model.drop_path_rate=0")
     model = build_model(cfg.model, 10, cfg.data.crop)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
-    batches = real_batches(small_images, cfg.data.crop)
+    # Two batches again and again: whatever the weights, 20 steps learn far more of them than the bound below.
+    batches = real_batches(small_images, cfg.data.crop)[:2]
     eager_losses = twenty_losses(model, amp, batches, lr=2e-3)
     losses = twenty_losses(compiled, amp, batches, lr=2e-3)
     # Rounding differs, and steps magnify it.
