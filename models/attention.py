@@ -103,8 +103,9 @@ class WindowAttention(nn.Module):
         side, heads = self.window_size, self.num_heads
         rows, columns = height // side, width // side
         qkv = self.qkv(x).view(batch, rows, side, columns, side, 3, heads, dim // heads)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch * rows * columns, heads, side**2, dim // heads)
-        q, k, v = self.similarity.prepare(*qkv.unbind(0))
+        # As rows: the compiler makes slow code of norms over tokens by heads.
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, dim // heads)
+        q, k, v = (rows.view(-1, heads, side**2, dim // heads) for rows in self.similarity.prepare(*qkv.unbind(0)))
         bias = self.position_bias().to(q.dtype).unsqueeze(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.similarity.scale)
         out = out.view(batch, rows, columns, heads, side, side, dim // heads)
