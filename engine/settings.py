@@ -20,6 +20,7 @@ CHOICES = {
     "data.interpolation": ("bicubic", "bilinear"),
     "data.on_bad_image": ("error", "skip"),
     "eval.weights": ("ema", "raw"),
+    "optim.clip_mode": ("norm", "value", "agc"),
     "logger.name": ("wandb", "none"),
     "logger.mode": ("offline", "online", "auto"),
 }
@@ -35,15 +36,17 @@ POSITIVE = (
     ),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
     *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
+    *("optim.tau", "optim.power_iterations", "schedule.step_epochs", "schedule.step_factor"),
+    "schedule.timescale_epochs",
 )
 NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
-    "schedule.cooldown_epochs",
+    *("schedule.cooldown_epochs", "schedule.decay_epochs"),
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
-    *("model.drop_path_rate", "ema", "data.crop_ratio"),
+    *("model.drop_path_rate", "ema", "data.crop_ratio", "optim.momentum"),
 )
 # Options that say where and how a run runs, not what it is: they never enter a run's name.
 UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}

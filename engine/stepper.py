@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -17,6 +18,7 @@ from engine.config import TrainConfig
 from engine.device import AMP_DTYPES
 from engine.distributed import World
 from models import load_weights
+from optim import AdamW2
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
@@ -108,17 +110,39 @@ class Stepper:
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        limit = self.cfg.optim.clip if self.cfg.optim.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients as wished; their norm before that."""
+        limit, mode = self.cfg.optim.clip, self.cfg.optim.clip_mode
+        if limit is None or mode == "norm":
+            return nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else float("inf"))
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        # As in timm, the classifier is left out of adaptive clipping (Brock et al., 2021, section 4.1).
+        dispatch_clip_grad(model_parameters(self.model, exclude_head=mode == "agc"), limit, mode)
         return norm
 
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def cap_metrics(self) -> dict[str, Any]:
+        """What AdamW²'s cap did in the last step, for the metrics; nothing for other optimizers."""
+        report = self.optimizer.cap_report() if isinstance(self.optimizer, AdamW2) else None
+        if report is None:
+            return {}
+        return {
+            "capped": report.share,
+            "lr_factor_min": report.smallest,
+            "lr_factor_median": report.median,
+            **dict(zip(("step_ratio_median", "step_ratio_p99", "step_ratio_max"), report.ratios, strict=True)),
+            "step_ratio_max_of": report.hardest,
+        }
 
     @property
     def best_network(self) -> nn.Module:

@@ -215,6 +215,7 @@ class Trainer:
             "images_per_second": reading.images_per_second,
             "data_wait": reading.data_wait,
             "memory_gb": self._memory(),
+            **self.stepper.cap_metrics(),
         }
         if self.cfg.amp == "fp16":
             line["loss_scale"] = self.stepper.scaler.get_scale()

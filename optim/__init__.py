@@ -1,11 +1,14 @@
 """Optimizers, schedules and parameter groups: plain torch.optim citizens."""
 
+from optim.adamw2 import AdamW2, CapReport
 from optim.build import build_optimizer, build_schedule, peak_lr
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.groups import param_groups
 
 __all__ = [
+    "AdamW2",
+    "CapReport",
     "OptimConfig",
     "OptimError",
     "ScheduleConfig",

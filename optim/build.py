@@ -1,15 +1,65 @@
 """From the options to an optimizer and its schedule."""
 
-from timm.scheduler import CosineLRScheduler
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import Lamb, Lion, Muon
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
+from optim.adamw2 import AdamW2
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.groups import param_groups
+from optim.schedules import Schedule
 
 REFERENCE_BATCH = 512  # batch size that base_lr is given for
+
+Groups = list[dict[str, Any]]
+
+
+def _betas(cfg: OptimConfig) -> tuple[float, float]:
+    return cfg.betas[0], cfg.betas[1]
+
+
+def _adamw(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, fused=True)
+
+
+def _adamw2(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    iterations = cfg.power_iterations
+    return AdamW2(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, tau=cfg.tau, power_iterations=iterations)
+
+
+def _sgd(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+
+
+def _lion(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    return Lion(groups, lr=lr, betas=_betas(cfg))
+
+
+def _lamb(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    # Clipping is optim.clip's business.
+    return Lamb(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, max_grad_norm=None, decoupled_decay=True)
+
+
+def _muon(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    # What is no matrix takes AdamW's step, at the same rate: Muon's is scaled to the size of AdamW's.
+    groups = [group | {"use_fallback": not group["cap"]} for group in groups]
+    return Muon(groups, lr=lr, momentum=cfg.momentum, nesterov=True, betas=_betas(cfg))
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float, OptimConfig], Optimizer]] = {
+    "adamw": _adamw,
+    "adamw2": _adamw2,
+    "sgd": _sgd,
+    "lion": _lion,
+    "lamb": _lamb,
+    "muon": _muon,
+}
 
 
 def peak_lr(cfg: OptimConfig, batch_size: int) -> float:
@@ -18,17 +68,18 @@ def peak_lr(cfg: OptimConfig, batch_size: int) -> float:
 
 
 def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Optimizer:
-    """The optimizer that ``cfg`` names, at its peak learning rate.
+    """The optimizer that ``cfg`` names, at its peak learning rate, with the papers' parameter groups.
 
     Raises:
-        OptimError: if there is none of that name.
+        OptimError: if there is none of that name, or it refuses its options.
     """
+    if cfg.name not in OPTIMIZERS:
+        raise OptimError(f"there is no optimizer '{cfg.name}': choose optim={', '.join(OPTIMIZERS)}")
     groups = param_groups(model, cfg.weight_decay, cfg.light_decay)
-    lr = peak_lr(cfg, batch_size)
-    if cfg.name == "adamw":
-        betas = (cfg.betas[0], cfg.betas[1])
-        return AdamW(groups, lr=lr, betas=betas, eps=cfg.eps, fused=True)
-    raise OptimError(f"there is no optimizer '{cfg.name}': choose optim=adamw")
+    try:
+        return OPTIMIZERS[cfg.name](groups, peak_lr(cfg, batch_size), cfg)
+    except ValueError as error:
+        raise OptimError(f"optim={cfg.name}: {error}") from error
 
 
 def build_schedule(
@@ -37,24 +88,7 @@ def build_schedule(
     """The schedule that ``cfg`` names, over ``steps`` optimizer steps; the rate of a step depends on its number only.
 
     Raises:
-        OptimError: if there is none of that name, or the warm-up is longer than the run.
+        OptimError: if there is none of that name, or its parts are longer than the run.
     """
-    if cfg.name != "cosine":
-        raise OptimError(f"there is no schedule '{cfg.name}': choose schedule=cosine")
     min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
-    warmup = round(cfg.warmup_epochs * steps_per_epoch)
-    cooldown = round(cfg.cooldown_epochs * steps_per_epoch)
-    if warmup + cooldown >= steps:
-        raise OptimError(
-            f"schedule.warmup_epochs={cfg.warmup_epochs:g} and schedule.cooldown_epochs={cfg.cooldown_epochs:g} "
-            f"are as long as the run: make them shorter"
-        )
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=steps - warmup - cooldown,
-        lr_min=min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=cfg.warmup_lr,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    return Schedule(cfg, optimizer, min_lr, steps, steps_per_epoch)

@@ -1,26 +1,48 @@
-"""Which parameters decay how much."""
+"""Which parameters decay how much, and which of them are matrices."""
 
+from collections import defaultdict
 from typing import Any
 
 from torch import nn
 
+# Parts of the names that timm's models give to position tables and tokens; not all list them in no_weight_decay().
+TABLES = ("pos_embed", "position_bias", "rel_pos", "_token")
 
-def param_groups(model: nn.Module, weight_decay: float, light_decay: float) -> list[dict[str, Any]]:
-    """Split a model's parameters into weights and the rest, as the LipsFormer recipe does.
+
+def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: float = 5e-4) -> list[dict[str, Any]]:
+    """Split a model's parameters into groups, as the LipsFormer recipe and AdamW² want them.
 
     Biases, vectors (gains, residual scales) and what the model's ``no_weight_decay()`` names (position-bias tables,
     tokens) get ``light_decay``; every other weight gets ``weight_decay``. Frozen parameters are left out.
+
+    Every group also says what AdamW² reads and others ignore: ``cap``, whether its members are linear maps, which
+    tables, tokens and embeddings are not, and ``splits``, the number of matrices on top of one another: 3 for a fused
+    qkv. The parameters have their names with them.
     """
     exempt = getattr(model, "no_weight_decay", set)  # timm's convention
     named = set(exempt())
-    weights: list[nn.Parameter] = []
-    light: list[nn.Parameter] = []
+    tables = named | _embeddings(model)
+    groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_light = parameter.ndim <= 1 or name.endswith(".bias") or name in named
-            (light if is_light else weights).append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": light, "weight_decay": light_decay},
+            is_table = name in tables or any(part in name for part in TABLES)
+            cap = parameter.ndim >= 2 and not is_table
+            decay = light_decay if is_light else weight_decay
+            groups[decay, cap, _splits(name, parameter) if cap else 1].append((name, parameter))
+    return [
+        {"params": members, "weight_decay": decay, "cap": cap, "splits": splits}
+        for (decay, cap, splits), members in groups.items()
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _embeddings(model: nn.Module) -> set[str]:
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    return {f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _splits(name: str, parameter: nn.Parameter) -> int:
+    """3 for queries, keys and values in one matrix."""
+    parts = name.split(".")
+    is_fused = "qkv" in parts or parts[-1] == "in_proj_weight"
+    return 3 if is_fused and parameter.shape[0] % 3 == 0 else 1

@@ -1,17 +1,14 @@
 """Every family of models learns: 20 steps of the real loop, in each precision, eager and compiled; on 2 processes."""
 
 import copy
-from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
-from PIL import Image
 from runs import NO_LOCAL_NOISE, SMALL, losses, run, settings, train_here
-from torchvision.transforms.functional import to_tensor
 
 from models import build_model
-from tests.training import twenty_losses
+from tests.training import real_batches, twenty_losses
 
 # A family is represented by a small configuration for 32 pixels.
 CSWIN = (
@@ -56,16 +53,6 @@ def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
     found = losses(here / "run")
     first, last = (mean(found[step] for step in steps) for steps in (range(1, 6), range(16, 21)))
     assert last < first - 0.03
-
-
-def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of 32 images of an image folder, shuffled, and their labels."""
-    classes = sorted(path for path in (root / "train").iterdir())
-    files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
-    images = [to_tensor(Image.open(file).convert("RGB").resize((side, side))) for file, _ in files]
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([label for _, label in files])
-    return list(zip(torch.stack(images)[order].split(32), labels[order].split(32), strict=True))
 
 
 @pytest.mark.slow

@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of 32 images of an image folder, shuffled, and their labels."""
+    classes = sorted(path for path in (root / "train").iterdir())
+    files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
+    images = [to_tensor(Image.open(file).convert("RGB").resize((side, side))) for file, _ in files]
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([label for _, label in files])
+    return list(zip(torch.stack(images)[order].split(32), labels[order].split(32), strict=True))
 
 
 def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> list[float]:

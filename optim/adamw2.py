@@ -1,0 +1,335 @@
+"""AdamW²: AdamW whose step on a weight matrix is short beside the matrix itself (Qi et al., ICLR 2025)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optim.power_iteration import converge, iterate, iterate_pairs, start_pairs
+
+# Updates of the first steps have little in common with the ones before: kept vectors are far off, and need more
+# iterations. The n-th estimate in a row takes at least EARLY_ITERATIONS / n.
+EARLY_ITERATIONS = 20
+# On a CPU, iterations end once one of them raises no value by more than this share over the square of their number: who
+# asks for more wants to know it more exactly.
+SETTLED = 0.03
+# Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
+CPU_BUNDLE = 2**21
+
+State = dict[str, Any]
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CapReport:
+    """What the cap did in the last step.
+
+    Attributes:
+        share: of the matrices, capped ones.
+        smallest: least factor of any matrix's learning rate, 1 where none was capped.
+        median: factor of the median matrix.
+        ratios: lr·σ₁(u)/σ₁(W) before the cap: of the median matrix, its 99th percentile over matrices, and the largest.
+        hardest: name of the matrix with the largest, where the optimizer was given names.
+    """
+
+    share: float
+    smallest: float
+    median: float
+    ratios: tuple[float, float, float]
+    hardest: str | None
+
+
+class AdamW2(Optimizer):
+    """AdamW that never lets a step change a weight matrix's largest singular value by much.
+
+    With u = m̂ / (√v̂ + ε), the learning rate of a matrix W becomes α = min(lr, τ·σ₁(W)/σ₁(u)), for its decoupled
+    weight decay, too. By Weyl's inequality a step then grows σ₁(W) by a factor of at most 1 + τ, so that full learning
+    rate from the first step cannot blow a matrix up (Algorithm 1 of the paper). Both σ₁ come from power iteration with
+    vectors that are kept between steps. Vectors (biases, gains) take AdamW's step, and so does a matrix of zeros.
+
+    A group may say ``cap=False`` (tables and tokens, which are no linear maps) and ``splits=k`` (k matrices on top of
+    one another, as in a fused qkv, each with a cap of its own). Tensors of more dimensions count as ``(out, -1)``.
+
+    Args:
+        params: parameters, named parameters or groups of them.
+        lr: learning rate; a tensor where ``capturable``.
+        betas: decay of the means of gradient and squared gradient.
+        eps: added to the root of the second.
+        weight_decay: decoupled, multiplied by the learning rate.
+        tau: most that a step may grow σ₁, relatively; infinity: AdamW's own step, with the ratios measured still.
+        power_iterations: for σ₁(u) in each step; the first steps take more.
+        foreach: whether all matrices of a shape step together. None: on GPUs; on CPUs as many as fit its caches.
+        maximize: climb instead of descending.
+        capturable: keep step numbers on the device, for CUDA graphs and ``torch.compile``; every step then takes
+            ``power_iterations``.
+
+    Raises:
+        ValueError: for a number out of range, or splits that do not divide a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+        tau: float = 0.01,
+        power_iterations: int = 3,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+    ):
+        if isinstance(lr, Tensor) and not capturable:
+            raise ValueError("a tensor as lr needs capturable=True")
+        limits = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+        for name, value in limits.items():
+            if not isinstance(value, Tensor) and not value >= 0:
+                raise ValueError(f"{name}={value} must be 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas} must be at least 0 and less than 1")
+        if not tau > 0:
+            raise ValueError(f"tau={tau} must be more than 0")
+        if power_iterations < 1:
+            raise ValueError(f"power_iterations={power_iterations} must be 1 or more")
+        defaults = {
+            **{"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tau": tau},
+            **{"power_iterations": power_iterations, "cap": True, "splits": 1},
+            **{"foreach": foreach, "maximize": maximize, "capturable": capturable},
+        }
+        super().__init__(params, defaults)
+
+    # --- what is kept ---------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its matrices' singular vectors are found here, once."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for parameter in group["params"]:
+            if parameter.is_complex():
+                raise ValueError("AdamW2 takes no complex parameters")
+            if _is_capped(group, parameter):
+                self._track(group, parameter)
+
+    @torch.no_grad()
+    def _track(self, group: Group, parameter: Tensor) -> None:
+        """Begin to estimate the largest singular values of a matrix and its updates."""
+        if parameter.shape[0] % group["splits"]:
+            raise ValueError(f"splits={group['splits']} does not divide the {parameter.shape[0]} rows of a matrix")
+        matrices = _matrices([parameter], group["splits"])
+        count, _, columns = matrices.shape
+        self.state[parameter] |= {
+            "weight_vector": converge(matrices)[1],
+            "update_vectors": start_pairs(count, columns, matrices),
+            "ratio": torch.zeros(count, device=parameter.device),
+            "estimates": 0,  # of σ₁(u) in a row
+        }
+
+    def _begin(self, group: Group, parameter: Tensor) -> State:
+        """The state of a parameter, made at its first step."""
+        state = self.state[parameter]
+        if "step" not in state:
+            device = parameter.device if group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), device=device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: if it is another optimizer's.
+        """
+        if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
+            raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")
+        super().load_state_dict(state_dict)
+
+    # --- the step -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step; the loss of ``closure``, where one is given, which computes the gradients anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameters in self._bundles(group):
+                self._update(group, parameters)
+        return loss
+
+    def _bundles(self, group: Group) -> list[list[Tensor]]:
+        """The group's parameters that have gradients, in lists that step together: of one shape if they are capped."""
+        buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                raise RuntimeError("AdamW2 takes no sparse gradients")
+            state = self._begin(group, parameter)
+            age = None if group["capturable"] else state["step"].item()
+            shape = parameter.shape if _is_capped(group, parameter) else None
+            buckets[parameter.device, parameter.dtype, age, shape].append(parameter)
+        return [piece for bucket in buckets.values() for piece in _cut(bucket, group["foreach"])]
+
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
+        steps = self._plain_steps(group, parameters)
+        lr, decay = group["lr"], group["weight_decay"]
+        if not _is_capped(group, parameters[0]):
+            torch._foreach_mul_(parameters, 1 - lr * decay)
+            torch._foreach_add_(parameters, steps)
+            return
+        # A factor of exactly 1 changes no bit: uncapped matrices move as under AdamW, and nobody waits to know which.
+        factors = self._factors(group, parameters, steps)
+        shrinks = (1 - lr * decay * factors.double()).to(factors.dtype)
+        torch._foreach_mul_(parameters, [_along_rows(s, p) for s, p in zip(shrinks, parameters, strict=True)])
+        along = [_along_rows(f, p) for f, p in zip(factors, parameters, strict=True)]
+        torch._foreach_addcmul_(parameters, steps, along)
+
+    def _plain_steps(self, group: Group, parameters: list[Tensor]) -> list[Tensor]:
+        """AdamW's steps −lr·u, rounded as torch's own AdamW rounds them."""
+        states = [self.state[parameter] for parameter in parameters]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        counts, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+        beta1, beta2 = group["betas"]
+        torch._foreach_add_(counts, 1)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        if group["capturable"]:
+            torch._foreach_div_(roots, [(1 - beta2**count).sqrt() for count in counts])
+            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_div_(roots, [-group["lr"] / (1 - beta1**count) for count in counts])
+            return list(torch._foreach_div(means, roots))
+        count = counts[0].item()
+        torch._foreach_div_(roots, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        # As addcdiv rounds; adding to minus zero changes nothing, not even the sign of a zero.
+        zeros = [torch.tensor(-0.0, dtype=roots[0].dtype, device=roots[0].device)] * len(roots)
+        return list(torch._foreach_addcdiv(zeros, means, roots, value=-group["lr"] / (1 - beta1**count)))
+
+    def _factors(self, group: Group, parameters: list[Tensor], steps: list[Tensor]) -> Tensor:
+        """What to multiply each matrix's step by, at most 1: ``(parameters, splits)``."""
+        states = [self.state[parameter] for parameter in parameters]
+        weights, updates = _matrices(parameters, group["splits"]), _matrices(steps, group["splits"])
+        sizes, vectors = iterate(weights, _gathered(states, "weight_vector"), 1)
+        _keep(states, "weight_vector", vectors)
+        moves = self._small_enough(group, updates, sizes)
+        if moves is None:
+            iterations = self._iterations(group, states)
+            tolerance = None if _must_not_wait(group, updates) else SETTLED / group["power_iterations"] ** 2
+            moves, pairs = iterate_pairs(updates, _gathered(states, "update_vectors"), iterations, tolerance)
+            _keep(states, "update_vectors", pairs)
+        else:
+            for state in states:
+                state["estimates"] = 0  # the kept vectors grow old
+        ratios = torch.where(sizes > 0, moves / sizes, 0)
+        _keep(states, "ratio", ratios)
+        factors = (group["tau"] / ratios).clamp(max=1)
+        return factors.view(len(states), -1).to(parameters[0].dtype)
+
+    @staticmethod
+    def _small_enough(group: Group, updates: Tensor, sizes: Tensor) -> Tensor | None:
+        """Frobenius norms of the updates where they all clear the cap: then σ₁, smaller still, need not be known.
+
+        Asked on CPUs only.
+        """
+        if _must_not_wait(group, updates) or math.isinf(group["tau"]):
+            return None
+        norms = torch.linalg.matrix_norm(updates)
+        return norms if (norms <= group["tau"] * sizes).all() else None
+
+    def _iterations(self, group: Group, states: list[State]) -> int:
+        wanted: int = group["power_iterations"]
+        if group["capturable"]:
+            return wanted
+        for state in states:
+            state["estimates"] += 1
+        return max(wanted, math.ceil(EARLY_ITERATIONS / min(state["estimates"] for state in states)))
+
+    # --- what it did ----------------------------------------------------------------------------------------------
+
+    def cap_report(self) -> CapReport | None:
+        """What the cap did in the last step; None without matrices. It waits for the device."""
+        ratios, taus, names = [], [], []
+        for group in self.param_groups:
+            labels = group.get("param_names") or [None] * len(group["params"])
+            for parameter, name in zip(group["params"], labels, strict=True):
+                if _is_capped(group, parameter):
+                    ratio = self.state[parameter]["ratio"]
+                    ratios.append(ratio)
+                    taus.append(torch.full_like(ratio, group["tau"]))
+                    names += [name] * len(ratio)
+        if not ratios:
+            return None
+        ratio = torch.cat(ratios).cpu()
+        factors = (torch.cat(taus).cpu() / ratio).clamp(max=1)
+        hardest = int(ratio.argmax())
+        median, high = ratio.quantile(torch.tensor([0.5, 0.99])).tolist()
+        return CapReport(
+            share=(factors < 1).double().mean().item(),
+            smallest=factors.min().item(),
+            median=factors.median().item(),
+            ratios=(median, high, ratio[hardest].item()),
+            hardest=names[hardest],
+        )
+
+
+def _must_not_wait(group: Group, tensor: Tensor) -> bool:
+    """Whether a number is not to be looked at: a GPU would have to be waited for, and a graph has no branches."""
+    return group["capturable"] or tensor.device.type != "cpu"
+
+
+def _is_capped(group: Group, parameter: Tensor) -> bool:
+    return group["cap"] and parameter.ndim >= 2
+
+
+def _matrices(tensors: list[Tensor], splits: int) -> Tensor:
+    """Tensors of one shape ``(out, ...)`` as float32 matrices ``(len · splits, out / splits, -1)``; a view of one."""
+    first = tensors[0]
+    stack = first if len(tensors) == 1 else torch.stack(tensors)
+    return stack.reshape(len(tensors) * splits, first.shape[0] // splits, -1).float()
+
+
+def _gathered(states: list[State], key: str) -> Tensor:
+    """What is kept for each matrix, of all parameters."""
+    return torch.cat([state[key] for state in states]).float()
+
+
+def _keep(states: list[State], key: str, values: Tensor) -> None:
+    """Put what :func:`_gathered` took back, in place."""
+    kept = [state[key] for state in states]
+    torch._foreach_copy_(kept, list(values.view(len(states), *kept[0].shape)))
+
+
+def _along_rows(factors: Tensor, parameter: Tensor) -> Tensor:
+    """One factor for each of ``(splits,)`` parts of a parameter, shaped to multiply it."""
+    if len(factors) == 1:
+        return factors[0]
+    rows = factors.repeat_interleave(parameter.shape[0] // len(factors))
+    return rows.view(-1, *[1] * (parameter.ndim - 1))
+
+
+def _cut(parameters: list[Tensor], foreach: bool | None) -> list[list[Tensor]]:
+    """A list in pieces that step together."""
+    if foreach or (foreach is None and parameters[0].device.type != "cpu"):
+        return [parameters]
+    pieces: list[list[Tensor]] = []
+    room = 0
+    for parameter in parameters:
+        if room <= 0 or foreach is False:
+            pieces.append([])
+            room = CPU_BUNDLE
+        pieces[-1].append(parameter)
+        room -= parameter.nbytes
+    return pieces

@@ -1,0 +1,71 @@
+"""Learning-rate schedules as functions of the step's number alone, so that a resumed run needs no state of theirs."""
+
+import math
+
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from optim.config import ScheduleConfig
+from optim.errors import OptimError
+
+SCHEDULES = ("cosine", "linear", "step", "constant", "trapezoid", "inverse_sqrt")
+
+
+class Schedule(Scheduler):
+    """Warm-up on request, the schedule's shape, and on request some steps at its smallest rate.
+
+    Args:
+        cfg: which, and its lengths in epochs.
+        optimizer: at its peak learning rate.
+        low: the smallest learning rate.
+        steps: optimizer steps of the whole run.
+        steps_per_epoch: of them, in an epoch.
+
+    Raises:
+        OptimError: if there is none of that name, or its parts are longer than the run.
+    """
+
+    def __init__(self, cfg: ScheduleConfig, optimizer: Optimizer, low: float, steps: int, steps_per_epoch: int):
+        if cfg.name not in SCHEDULES:
+            raise OptimError(f"there is no schedule '{cfg.name}': choose schedule={', '.join(SCHEDULES)}")
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        self.cfg, self.low, self.per_epoch = cfg, low, steps_per_epoch
+        self.warmup = round(cfg.warmup_epochs * steps_per_epoch)
+        cooldown = round(cfg.cooldown_epochs * steps_per_epoch)
+        self.length = steps - self.warmup - cooldown
+        if self.length <= 0:
+            raise OptimError(
+                f"schedule.warmup_epochs={cfg.warmup_epochs:g} and schedule.cooldown_epochs={cfg.cooldown_epochs:g} "
+                f"are as long as the run: make them shorter"
+            )
+        wanted = cfg.decay_epochs
+        self.decay = round(wanted * steps_per_epoch) if wanted is not None else max(self.length // 5, 1)
+        if cfg.name == "trapezoid" and self.decay > self.length:
+            raise OptimError(f"schedule.decay_epochs={wanted:g} is longer than the run: make it shorter")
+
+    def _get_lr(self, t: int) -> list[float]:
+        return [self.rate(t, peak) for peak in self.base_values]
+
+    def rate(self, step: int, peak: float) -> float:
+        """The learning rate of a step, counted from 0, where it is ``peak`` at most."""
+        if step < self.warmup:
+            return self.cfg.warmup_lr + (peak - self.cfg.warmup_lr) * step / self.warmup
+        t = step - self.warmup
+        if t >= self.length and self.cfg.name != "constant":
+            return self.low
+        match self.cfg.name:
+            case "constant":
+                return peak
+            case "step":
+                drops = t // max(round(self.cfg.step_epochs * self.per_epoch), 1)
+                return max(self.low, peak * self.cfg.step_factor**drops)
+            case "inverse_sqrt":  # Xiong et al., section 3.2, moved so that it starts at its peak without warm-up
+                scale = max(self.cfg.timescale_epochs * self.per_epoch, 1.0)
+                return max(self.low, peak * math.sqrt(scale / (scale + t)))
+            case "linear":
+                fraction = 1 - t / self.length
+            case "trapezoid":  # warm-up, stable, decay
+                fraction = min(1.0, (self.length - t) / self.decay) if self.decay else 1.0
+            case _:
+                fraction = 0.5 * (1 + math.cos(math.pi * t / self.length))
+        return self.low + (peak - self.low) * fraction
