@@ -5,8 +5,10 @@ from optim.build import build_optimizer, build_schedule, peak_lr
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.groups import param_groups
+from optim.schedules import SCHEDULES
 
 __all__ = [
+    "SCHEDULES",
     "AdamW2",
     "CapReport",
     "OptimConfig",

@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import timm.optim
 import torch
 from torch import nn
 
@@ -85,10 +86,93 @@ def test_cooldown_stays_at_the_smallest_rate():
         schedule(ScheduleConfig(name="cosine", warmup_epochs=2, cooldown_epochs=8), 100)
 
 
+def rates(name: str, steps: int = 100, **options: float) -> list[float]:
+    rate = schedule(ScheduleConfig(name=name, **options), steps)
+    return [rate(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_every_schedule_starts_at_its_peak_and_warms_up_only_when_asked(name):
+    assert rates(name)[0] == 1e-3
+    warm = rates(name, warmup_epochs=2)
+    assert warm[0] == 0 and warm[10] == pytest.approx(5e-4) and warm[20] == pytest.approx(1e-3)
+    assert max(warm) == pytest.approx(1e-3) and min(rates(name)) >= 1e-5
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_every_rate_depends_on_the_step_s_number_alone(name):
+    jumping = schedule(ScheduleConfig(name=name, warmup_epochs=1), 100)
+    forward = rates(name, warmup_epochs=1)
+    assert [jumping(step) for step in (70, 3, 99)] == [forward[70], forward[3], forward[99]]
+
+
+def test_linear_falls_by_the_same_at_each_step():
+    found = rates("linear")
+    assert found[50] == pytest.approx((1e-3 + 1e-5) / 2) and found[99] == pytest.approx(1e-5 + 0.99e-5)
+
+
+def test_step_drops_by_its_factor():
+    found = rates("step", step_epochs=4.0, step_factor=0.1)
+    assert found[39] == 1e-3 and found[40] == found[79] == pytest.approx(1e-4) and found[80] == pytest.approx(1e-5)
+
+
+def test_constant_is_constant():
+    assert set(rates("constant")) == {1e-3}
+
+
+def test_trapezoid_is_flat_and_then_descends():
+    found = rates("trapezoid")
+    assert set(found[:81]) == {1e-3} and found[90] == pytest.approx((1e-3 + 1e-5) / 2) and found[99] < 7e-5
+    assert rates("trapezoid", decay_epochs=5.0)[75] == pytest.approx((1e-3 + 1e-5) / 2)
+    with pytest.raises(optim.OptimError, match=r"schedule\.decay_epochs=11 is longer than the run"):
+        rates("trapezoid", decay_epochs=11.0)
+
+
+def test_inverse_sqrt_falls_with_the_root():
+    found = rates("inverse_sqrt", timescale_epochs=2.0)
+    assert found[20] == pytest.approx(1e-3 / 2**0.5) and found[60] == pytest.approx(1e-3 / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("adamw2", optim.AdamW2),
+        ("sgd", torch.optim.SGD),
+        ("lion", timm.optim.Lion),
+        ("lamb", timm.optim.Lamb),
+        ("muon", timm.optim.Muon),
+    ],
+)
+def test_every_optimizer_has_the_paper_s_groups_and_learns(name, kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    cfg = OptimConfig(name=name, lr=1e-2)
+    optimizer = optim.build_optimizer(cfg, model, 512)
+    assert isinstance(optimizer, kind)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 5e-4]
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "2.weight"]
+    inputs = torch.randn(32, 4)
+    targets = (inputs.sum(dim=1) > 0).long()
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_an_optimizer_s_own_complaint_becomes_one_line():
+    with pytest.raises(optim.OptimError, match="optim=adamw2: power_iterations=0 must be 1 or more"):
+        optim.build_optimizer(OptimConfig(name="adamw2", power_iterations=0), nn.Linear(2, 2), 1)
+
+
 def test_unknown_names_are_refused():
-    with pytest.raises(optim.OptimError, match="no optimizer 'adam'"):
+    with pytest.raises(optim.OptimError, match="no optimizer 'adam': choose optim=adamw, adamw2, sgd"):
         optim.build_optimizer(OptimConfig(name="adam"), nn.Linear(2, 2), 1)
-    with pytest.raises(optim.OptimError, match="no schedule 'line'"):
+    with pytest.raises(optim.OptimError, match="no schedule 'line': choose schedule=cosine, linear"):
         schedule(ScheduleConfig(name="line"), 10)
 
 

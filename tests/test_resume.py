@@ -62,6 +62,30 @@ def test_a_killed_run_ends_with_the_same_weights(small_images, here):
     assert losses(here / "outputs/whole") == losses(folder), "metrics are cut back and written again"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw2", "sgd", "lion", "lamb", "muon"])
+def test_every_optimizer_goes_on_bit_for_bit(optimizer, small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", f"optim={optimizer}", "optim.lr=1e-3", "eval_every=9")
+    schedule = {"sgd": "step", "lion": "linear", "lamb": "trapezoid", "muon": "inverse_sqrt"}.get(optimizer, "constant")
+    common = (*common, f"schedule={schedule}", "schedule.warmup_epochs=0.5", "epochs=2", "log_every=1")
+    train_here(*common, "output_dir=whole", "max_steps=12")
+    train_here(*common, "output_dir=part", "max_steps=7")
+    train_here(*common, "output_dir=part", "max_steps=12")
+    a, b = checkpoint(here / "whole"), checkpoint(here / "part")
+    assert same_tensors(a["model"], b["model"])
+    assert losses(here / "whole") == losses(here / "part")
+    for line, again in zip(metrics(here / "whole", "train"), metrics(here / "part", "train"), strict=True):
+        assert line["lr"] == again["lr"] and line.get("step_ratio_max") == again.get("step_ratio_max")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "max_steps=2")
+    train_here(*common, "name=a")
+    with pytest.raises(UserError, match=r"optim\.name adamw → adamw2"):
+        train_here(*common, "name=a", "optim=adamw2")
+    with pytest.raises(UserError, match=r"optim\.name adamw → lion"):
+        train_here(*common, "name=b", "optim=lion", "resume=outputs/a/checkpoints/last.pt")
+
+
 def test_a_run_goes_on_with_more_processes(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=3", "name=a")
     train_here(*common, "output_dir=whole")
