@@ -153,6 +153,35 @@ def test_an_argument_the_model_does_not_take_is_one_line():
         models.build_model(TimmConfig(name="resnet18", kwargs={"colour": 3}), 10, 28)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"kwargs": {"act_layer": "sharp"}}, "'sharp'"),
+        ("resnet18", {"kwargs": {"output_stride": 3}}, "AssertionError"),
+        ("deit_tiny_patch16_224", {"kwargs": {"embed_dim": -3}}, "negative dimension"),
+        ("deit_tiny_patch16_224", {"kwargs": {"num_heads": 0}}, "by zero"),
+        ("vgg11", {"grad_checkpointing": True}, "gradient checkpointing not supported"),
+        ("vgg11", {"drop_path_rate": 0.1}, "unexpected keyword argument 'drop_path_rate'"),
+    ],
+)
+def test_whatever_timm_raises_is_one_line(name, options, message):
+    with pytest.raises(models.ModelError, match=f"model '{name}' cannot be built with .*{message}") as error:
+        models.build_model(TimmConfig(name=name, **options), 10, 32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_its_pretrained_weights_is_named_alone():
+    models.refuse_unknown("resnet50.a1_in1k")
+    with pytest.raises(models.ModelError, match=r"no model 'resnet50.a0': leave out what follows the point"):
+        models.refuse_unknown("resnet50.a0")
+
+
+def test_models_of_timm_without_stochastic_depth_are_built():
+    with torch.device("meta"):
+        model = models.build_model(TimmConfig(name="vgg11"), 7, 224)
+        assert model(torch.empty(1, 3, 224, 224)).shape == (1, 7)
+
+
 def test_timm_models_follow_the_image_size():
     model = models.build_model(TimmConfig(name="deit_tiny_patch16_224"), 7, 64)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
