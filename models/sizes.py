@@ -1,15 +1,24 @@
 """Sizes that cannot be built, refused in one line that names sizes that can."""
 
+import math
 from collections.abc import Sequence
 
 from models.errors import ModelError
 
 
 def check_positive(**sizes: int | Sequence[int]) -> None:
-    """Refuse options, or entries of them, that are less than 1."""
+    """Refuse options, or entries of them, that are less than 1, and options without an entry."""
     for option, size in sizes.items():
-        if min(size if isinstance(size, Sequence) else [size]) < 1:
+        entries = size if isinstance(size, Sequence) else [size]
+        if not entries or min(entries) < 1:
             raise ModelError(f"model.{option}={size} must be 1 or more")
+
+
+def hidden_width(dim: int, mlp_ratio: float) -> int:
+    """Hidden channels of an MLP on ``dim``; refuses an MLP without any."""
+    if not 1 <= dim * mlp_ratio < math.inf:
+        raise ModelError(f"model.mlp_ratio={mlp_ratio:g} of {dim} channels leaves the MLP none: set it to 4, say")
+    return int(dim * mlp_ratio)
 
 
 def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> None:
