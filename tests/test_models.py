@@ -111,6 +111,24 @@ def test_timm_manners():
     assert any("relative_position_bias_table" in name for name in model.no_weight_decay())
 
 
+def test_recomputed_activations_compile_as_one_graph():
+    torch._dynamo.reset()
+    model, x = small(), torch.randn(2, 3, 28, 28)
+    expected = torch.autograd.grad(model(x).square().sum(), model.parameters())
+    model.set_grad_checkpointing()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for found, wanted in zip(
+        torch.autograd.grad(compiled(x).square().sum(), model.parameters()), expected, strict=True
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_new_classifier_has_the_models_precision():
+    model = small().double()
+    model.reset_classifier(3)
+    assert model(torch.randn(2, 3, 28, 28, dtype=torch.float64)).shape == (2, 3)
+
+
 def test_other_image_sizes_where_the_window_divides():
     assert small(img_size=56)(torch.randn(1, 3, 56, 56)).shape == (1, 5)
     assert small(img_size=32, window_size=4)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
