@@ -33,8 +33,8 @@ def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, .
 def check_side(img_size: tuple[int, int], unit: int, because: str, advice: str = "") -> None:
     """Refuse image sizes that are no multiple of ``unit`` pixels, naming sizes near by that are."""
     for side in img_size:
-        if side % unit:
-            below = side // unit * unit
+        if side < 1 or side % unit:
+            below = max(side, 0) // unit * unit
             near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
             raise ModelError(
                 f"image size {side} does not fit: with {because} it must be a multiple of {unit}, "

@@ -139,6 +139,7 @@ def test_other_image_sizes_where_the_window_divides():
     ("changes", "message"),
     [
         ({"img_size": 30}, "image size 30 does not fit: .* multiple of 28, such as 28 or 56"),
+        ({"img_size": -3}, "image size -3 does not fit: .* multiple of 28, such as 28$"),
         ({"window_size": 0}, "model.window_size=0 must be 1 or more"),
         ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
