@@ -109,7 +109,8 @@ class ConvEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        # The convolution keeps the images' layout, and residuals would hand it on to every layer of the stage.
+        return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
 
 class ConvMerge(nn.Module):
