@@ -37,6 +37,7 @@ def test_equal_weights_load_without_a_word(tmp_path):
         ("resnet18", "fc", {}),
         ("swin_tiny_patch4_window7_224", "head.fc", {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}),
         ("deit_tiny_distilled_patch16_224", "head", {"depth": 1}),
+        ("deit_tiny", "head", {"depth": 1, "stabilizer": "sigma_reparam"}),
     ],
 )
 def test_a_head_of_other_classes_starts_anew(name, head, kwargs):
