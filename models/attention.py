@@ -62,7 +62,7 @@ def lipsformer_similarity(
         return Similarity(temperature, "qk", gain=gain)
     if attention != "certified":
         raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
-    if epsilon <= 0:
+    if not epsilon > 0:  # not a number, too
         raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: make it positive")
     return Similarity(temperature, "qkv", epsilon, nu * gain)
 

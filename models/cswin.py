@@ -12,7 +12,7 @@ from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
 from models.pyramid import Pyramid, build_stages
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side
+from models.sizes import check_heads, check_mlp, check_positive, check_side
 from models.tokenwise import Mlp
 
 PATCH = 4  # pixels from one token of the first stage to the next
@@ -194,6 +194,7 @@ class CSwin(CSwinPyramid):
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
     ):
+        check_mlp(embed_dim, mlp_ratio)
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,

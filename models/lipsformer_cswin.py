@@ -12,6 +12,7 @@ from models.attention import CrossShapedAttention, Similarity, lipsformer_simila
 from models.cswin import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
 from models.registry import pretrained_cfg
+from models.sizes import check_mlp
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp
 
@@ -96,6 +97,8 @@ class LipsFormerCSwin(CSwinPyramid):
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
     ):
+        check_mlp(embed_dim, mlp_ratio)
+
         def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
             # The released code divides a branch's output by the root of its number of heads.
             branch_heads = heads if stripe is None else heads // 2

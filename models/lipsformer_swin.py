@@ -14,7 +14,7 @@ from models.attention import Similarity, WindowAttention, lipsformer_similarity
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
 from models.pyramid import Pyramid, build_stages
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side
+from models.sizes import check_heads, check_mlp, check_positive, check_side
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
 
@@ -132,6 +132,7 @@ class LipsFormerSwin(Pyramid):
         check_positive(
             patch_size=patch_size, embed_dim=embed_dim, depths=depths, num_heads=num_heads, window_size=window_size
         )
+        check_mlp(embed_dim, mlp_ratio)
         check_heads(embed_dim, depths, num_heads)
         unit = patch_size * window_size * 2 ** (len(depths) - 1)
         check_side(size, unit, f"patch {patch_size}, window {window_size} and {len(depths)} stages")

@@ -1,5 +1,6 @@
 """Sizes that cannot be built, refused in one line that names sizes that can."""
 
+import math
 from collections.abc import Sequence
 
 from models.errors import ModelError
@@ -8,8 +9,17 @@ from models.errors import ModelError
 def check_positive(**sizes: int | Sequence[int]) -> None:
     """Refuse options, or entries of them, that are less than 1."""
     for option, size in sizes.items():
-        if min(size if isinstance(size, Sequence) else [size]) < 1:
+        entries = size if isinstance(size, Sequence) else [size]
+        if not entries:
+            raise ModelError(f"model.{option} is empty: give one number for each stage")
+        if min(entries) < 1:
             raise ModelError(f"model.{option}={size} must be 1 or more")
+
+
+def check_mlp(embed_dim: int, mlp_ratio: float) -> None:
+    """Refuse MLPs without hidden channels."""
+    if not 1 <= max(embed_dim, 1) * mlp_ratio < math.inf:  # too few channels are :func:`check_positive`'s to refuse
+        raise ModelError(f"model.mlp_ratio={mlp_ratio:g} gives the MLPs no hidden channels: set it higher, such as 4")
 
 
 def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> None:

@@ -82,6 +82,7 @@ def test_other_image_sizes(name):
         ({"stripes": (3, 2, 2)}, r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens"),
         ({"stripes": (0, 2, 2)}, r"model.stripes=\(0, 2, 2\) must be 1 or more"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be 1 or more"),
+        ({"mlp_ratio": 0.01}, "model.mlp_ratio=0.01 gives the MLPs no hidden channels"),
         ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes 2: give one each"),
         ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be halved"),
         ({"num_heads": (2, 3, 4)}, "stage 2: 3 heads do not divide 16 channels"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,9 @@ def test_other_image_sizes_where_the_window_divides():
         ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
         ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
+        ({"depths": ()}, "model.depths is empty: give one number for each stage"),
+        ({"mlp_ratio": 0}, "model.mlp_ratio=0 gives the MLPs no hidden channels"),
+        ({"mlp_ratio": math.inf}, "model.mlp_ratio=inf gives the MLPs no hidden channels"),
     ],
 )
 def test_impossible_shapes_are_refused_in_one_line(changes, message):
