@@ -48,7 +48,7 @@ def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tenso
     """The model's own classifiers, stabilized or not, in place of those of another number of classes."""
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
-    head = {}
+    head: dict[str, Tensor] = {}
     for name in names:
         keys = [key for key in own if key.startswith(f"{name}.") and key in weights]
         others = [key for key in keys if own[key].shape != weights[key].shape]
