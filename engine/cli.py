@@ -91,7 +91,7 @@ def _explain(error: BaseException, config_name: str) -> str:
     message = f"{error}\n{error.__cause__ or ''}"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
         return _unknown_key(match[1] or match[2], message, config_name)
-    if match := re.search(r"Could not find '([^/']+)/([^']+)'", message):
+    if match := re.search(r"Could not find '([^/']+)/([^']*)'", message):
         names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
@@ -123,7 +123,9 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _all_keys(config_name: str) -> set[str]:
-    """Every option of an entry's default config, and every group."""
+    """Every option of an entry's config with the groups that the user chose, and every group."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in groups and "," not in typed]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(hydra.compose(config_name))
+        composed: Any = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen))
     return composed.keys() | flatten(composed).keys()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
-from models import FAMILIES
+from models import FAMILIES, ModelConfig
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -69,6 +69,7 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
         composed.output_dir = f"outputs/{composed.name}"
     settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
+    _refuse_new_name(settings, overrides)
     if settings.data.root is not None:  # a resume or evaluation may start from another folder
         settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
     if settings.checkpoint.start is not None:
@@ -102,6 +103,14 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     return settings
+
+
+def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
+    """A model's name beside the sizes of another would train the other under that name."""
+    typed = any(override.lstrip("+").startswith("model.name=") for override in overrides)
+    if typed and type(settings.model) not in (ModelConfig, FAMILIES["timm"]):
+        name = settings.model.name
+        raise UserError(f"model.name={name} does not choose a model: set model={name}, or model=timm model.name={name}")
 
 
 def _checked(composed: DictConfig) -> RunConfig:
@@ -199,6 +208,13 @@ def _refuse_sizes(cfg: DictConfig) -> None:
             f"model.img_size={cfg.model.img_size} differs from data.crop={cfg.data.crop}: "
             "set data.crop alone, the model follows"
         )
+    betas = OmegaConf.select(cfg, "optim.betas")
+    if betas is not None and max(betas, default=0) >= 1:
+        raise UserError(f"optim.betas={list(betas)} must be less than 1")
+    for key in ("augment.scale", "augment.ratio"):
+        limits = OmegaConf.select(cfg, key)
+        if limits is not None and list(limits) != sorted(limits):
+            raise UserError(f"{key}={list(limits)} must begin with the smaller number")
     lengths = {"data.mean": 3, "data.std": 3, "optim.betas": 2, "augment.scale": 2, "augment.ratio": 2}
     for key, length in lengths.items():
         values = OmegaConf.select(cfg, key)

@@ -5,7 +5,7 @@ from models import lipsformer_cswin as lipsformer_cswin
 from models import lipsformer_swin as lipsformer_swin
 from models import vit as vit
 from models.build import build_model, refuse_unknown
-from models.config import FAMILIES, ModelConfig, TimmConfig, family_of
+from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
 from models.finetune import start_from
 from models.lipschitz import lipschitz_bound
@@ -17,7 +17,6 @@ __all__ = [
     "LipschitzReport",
     "ModelConfig",
     "ModelError",
-    "TimmConfig",
     "build_model",
     "family_of",
     "lipschitz_bound",

@@ -63,7 +63,7 @@ def lipsformer_similarity(
         return Similarity(temperature, "qk", gain=gain)
     if attention != "certified":
         raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
-    if not 0 < epsilon < math.inf:
+    if not 0 < epsilon < math.inf:  # nor NaN
         raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: make it positive")
     if not math.isfinite(nu):
         raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: make it a number such as 1")

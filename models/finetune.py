@@ -45,15 +45,16 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
 
 
 def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own classifiers, in place of those of another number of classes."""
+    """The model's own classifiers, stabilized or not, in place of those of another number of classes."""
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     head: dict[str, Tensor] = {}
     for name in names:
         # Not weight and bias alone: a parametrized weight is kept as several tensors, which belong together.
         keys = [key for key in own if key.startswith(f"{name}.") and key in weights]
-        if any(_differ_only_in(0, own[key], weights[key]) for key in keys):
-            head |= {key: own[key] for key in keys if own[key].shape[1:] == weights[key].shape[1:]}
+        others = [key for key in keys if own[key].shape != weights[key].shape]
+        if others and all(_differ_only_in(0, own[key], weights[key]) for key in others):
+            head |= {key: own[key] for key in keys}
     return head
 
 

@@ -10,7 +10,9 @@ def check_positive(**sizes: int | Sequence[int]) -> None:
     """Refuse options, or entries of them, that are less than 1, and options without an entry."""
     for option, size in sizes.items():
         entries = size if isinstance(size, Sequence) else [size]
-        if not entries or min(entries) < 1:
+        if not entries:
+            raise ModelError(f"model.{option} is empty: give one number for each stage")
+        if min(entries) < 1:
             raise ModelError(f"model.{option}={size} must be 1 or more")
 
 

@@ -46,7 +46,7 @@ class ViT(VisionTransformer):
         embed_dim: channels, divisible by ``num_heads``.
         depth: blocks.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over their channels.
+        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
         norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))``, nothing after the blocks.
         activation: of the MLPs, one of ``ACTIVATIONS``.
         stem: one of ``STEMS``.

@@ -10,7 +10,9 @@ import torch
 from runs import PROJECT, environment
 from test_bench_models import SMALL
 
-from scripts.export import TOLERANCE, export, main
+import models
+from engine.checkpoint import FORMAT
+from scripts.export import TOLERANCE, export, main, trained
 
 CASES = {
     "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),
@@ -45,12 +47,29 @@ def test_every_family_exports(family, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "model.onnx"}
 
 
+def test_a_checkpoint_brings_its_options(tmp_path):
+    """Certified attention has the weights of the released form and computes something else."""
+    name, sizes = CASES["lipsformer_swin, certified"]
+    model = timm.create_model(name, num_classes=5, **sizes).eval()
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
+    config = {"model": {"name": name} | options | {"img_size": None}, "data": {"crop": sizes["img_size"]}}
+    state = {"format": FORMAT, "step": 1, "model": model.state_dict(), "ema": None, "config": config}
+    torch.save(state | {"family": "lipsformer_swin", "classes": list("abcde")}, tmp_path / "last.pt")
+    read, side = trained(name, tmp_path / "last.pt", None, None)
+    images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"])
+    assert side == sizes["img_size"] and torch.equal(read(images), model(images))
+    with pytest.raises(
+        models.ModelError, match=r"last.pt is of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
+    ):
+        trained("cswin_tiny", tmp_path / "last.pt", None, None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model", "lipsformer_swim_tiny"], "there is no model 'lipsformer_swim_tiny': did you mean"),
         (["--model", "cswin_tiny", "--weights", "none.pt"], "there is no file none.pt"),
-        (["--model", "deit_tiny", "--img-size", "190"], "image size 190 does not fit"),
+        (["--model", "cswin_tiny", "--img-size", "100"], "image size 100 does not fit"),
     ],
 )
 def test_mistakes_get_one_line(options, message, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -143,11 +144,11 @@ def test_other_image_sizes_where_the_window_divides():
         ({"window_size": 0}, "model.window_size=0 must be 1 or more"),
         ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
-        ({"depths": (), "num_heads": ()}, r"model.depths=\(\) must be 1 or more"),
+        ({"depths": ()}, "model.depths is empty: give one number for each stage"),
         ({"embed_dim": 1, "num_heads": (1, 1)}, "CenterNorm of 1 channel leaves nothing: set model.embed_dim to 2"),
         ({"mlp_ratio": 0.05}, "model.mlp_ratio=0.05 of 12 channels leaves the MLP none"),
-        ({"mlp_ratio": float("inf")}, "model.mlp_ratio=inf"),
-        ({"mlp_ratio": float("nan")}, "model.mlp_ratio=nan"),
+        ({"mlp_ratio": math.inf}, "model.mlp_ratio=inf"),
+        ({"mlp_ratio": math.nan}, "model.mlp_ratio=nan"),
         ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
     ],
 )
