@@ -17,7 +17,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.log import log_to
 from engine.scoring import Scores, evaluate
-from models import build_model, load_weights, read_file, read_weights, refuse_unknown
+from models import build_model, load_weights, read_file, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scor
     Raises:
         UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
     """
-    refuse_unknown(cfg.model.name)
     world = World.from_environment()
     device = choose_device(cfg.device, world.local_rank)
     check_amp(cfg.amp, device)

@@ -1,17 +1,21 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import timm
 from omegaconf import DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
-from models import FAMILIES, ModelConfig
+from models import FAMILIES, ModelConfig, refuse_unknown
+
+log = logging.getLogger(__name__)
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -85,11 +89,13 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
     Args:
         composed: what Hydra composed.
         trained: the checkpoint's content, where it is one of ours: its run's model and data are taken unless the
-            user chose others by ``model=`` or ``data=``; single options typed beside it still count.
+            user chose others by ``model=`` or ``data=``; single options typed beside it still count. None: bare
+            weights, for which images are prepared as the model's registration says, in the same way.
         overrides: what the user typed.
 
     Raises:
         UserError: naming the first option that makes no sense.
+        ModelError: if no model has that name.
     """
     typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
     if trained is not None:
@@ -102,6 +108,9 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
                 composed[key] = config[key]
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
+    refuse_unknown(settings.model.name)
+    if trained is None and "data" not in typed:
+        _take_registered(settings, typed)
     return settings
 
 
@@ -138,6 +147,24 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
     composed._set_flag("struct", False)
     base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
     composed[group] = OmegaConf.merge(base, trained, kept)
+
+
+def _take_registered(settings: EvalConfig, typed: set[str]) -> None:
+    """Prepare images as timm was told when the model was registered, except for what the user typed."""
+    registered = timm.get_pretrained_cfg(settings.model.name)
+    if registered is None:
+        return
+    ours: dict[str, Any] = {"mean": list(registered.mean), "std": list(registered.std)}
+    if "data.resize" not in typed:
+        ours["crop_ratio"] = min(registered.crop_pct, 1.0)  # above 1 timm sets the whole image in a border
+    if registered.interpolation in CHOICES["data.interpolation"]:
+        ours["interpolation"] = registered.interpolation
+    taken = {key: value for key, value in ours.items() if f"data.{key}" not in typed}
+    for key, value in taken.items():
+        setattr(settings.data, key, value)
+    if taken:
+        said = ", ".join(f"data.{key}={value}" for key, value in taken.items())
+        log.info("images are prepared as %s is registered: %s", settings.model.name, said)
 
 
 def _override_names(overrides: Iterable[str], with_model: bool) -> list[str]:
