@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import register
+from engine.config import MODEL_SCHEMA, register
 from engine.errors import USER_ERRORS, RunStopped
 from engine.log import log_to
 from engine.settings import flatten
@@ -31,11 +31,12 @@ SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 Task = Callable[[DictConfig, dict[str, Any], list[str], bool], None]
 
 
-def launch(config_name: str, task: Task) -> None:
+def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
     """Compose the config of the command line and hand it to ``task``.
 
     ``task`` gets the composed config, the chosen file of each group, what the user typed, and whether this is one
-    of many runs (``--multirun``, or a job array). The process exits with 2 for a user's mistake.
+    of many runs (``--multirun``, or a job array). ``implied`` gives the arguments that those typed imply. The process
+    exits with 2 for a user's mistake.
     """
     register()
     sys.argv[1:] = [_in_full(argument, SHORT_FORMS.get(config_name, {})) for argument in sys.argv[1:]]
@@ -58,7 +59,10 @@ def launch(config_name: str, task: Task) -> None:
 
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
+        sys.argv += implied(sys.argv[1:]) if implied else []
         main()
+    except USER_ERRORS as error:
+        _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_name), 2)
     except KeyboardInterrupt:
@@ -124,7 +128,7 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def _all_keys(config_name: str) -> set[str]:
     """Every option of an entry's config with the groups that the user chose, and every group."""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} | {MODEL_SCHEMA}
     chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in groups and "," not in typed]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen))

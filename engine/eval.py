@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data import DeviceAugment, EvalPlan, Loader, build_backend, is_prepared, open_split, resolve_backend
 from engine.checkpoint import checked, is_ours
-from engine.config import EvalConfig
+from engine.config import MODEL_SCHEMA, EvalConfig
 from engine.device import check_amp, choose_device, default_workers, tune
 from engine.distributed import World
 from engine.errors import UserError
@@ -36,6 +36,22 @@ def open_trained(checkpoint: str | None) -> dict[str, Any] | None:
         raise UserError(f"there is no checkpoint {path}: set checkpoint=PATH to a file")
     content = read_file(path)
     return checked(content, path) if is_ours(content) else None
+
+
+def implied_family(arguments: list[str]) -> list[str]:
+    """The argument that gives a model the options of its checkpoint's family, where some are typed without ``model=``.
+
+    Hydra refuses options that it does not know, before the checkpoint is read.
+
+    Raises:
+        UserError: or ModelError if the checkpoint cannot be read.
+    """
+    typed = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    file = typed.get("checkpoint", "")
+    if "model" in typed or not any(key.startswith("model.") for key in typed) or not Path(file).is_file():
+        return []
+    trained = open_trained(file)
+    return [f"{MODEL_SCHEMA}={trained['family']}"] if trained else []
 
 
 def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scores:

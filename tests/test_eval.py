@@ -18,6 +18,7 @@ from data import DeviceAugment
 from data.loader import Batch
 from engine.config import EvalConfig, register
 from engine.distributed import World
+from engine.log import log_to
 from engine.scoring import evaluate
 from engine.settings import eval_settings
 from models.weights import named_for
@@ -179,11 +180,27 @@ def test_an_interpolation_there_is_not_is_not_taken(monkeypatch):
     assert (data.crop_ratio, data.interpolation) == (0.9, "bicubic")
 
 
-def test_what_is_taken_from_the_registration_is_said(caplog):
-    caplog.set_level("INFO")
+def test_what_is_taken_from_the_registration_is_said(capsys):
+    log_to(None, speaks=True)
     bare("model=cswin_tiny", "data.interpolation=bilinear", "data.mean=[0,0,0]")
-    (line,) = caplog.messages
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("as cswin_tiny is registered: data.std=[0.229, 0.224, 0.225], data.crop_ratio=0.9")
+
+
+def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path):
+    """Certified attention has the weights of the released form and computes something else."""
+    losses = []
+    for options in (), ("model.attention=certified", "model.epsilon=1"):
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", *options, "max_workers=0", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        losses.append(scores(tmp_path)["loss"])
+    assert losses[0] != losses[1]
+    for options, message in (
+        ("model.attentoin=certified", "no option 'model.attentoin': did you mean model.attention"),
+        ("model.epsilon=small", "model.epsilon: 'small' is no float"),
+    ):
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
+        assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") == 1, out.stderr
 
 
 @pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")
