@@ -106,6 +106,8 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
         for key in ("amp", "channels_last"):
             if key not in typed:
                 composed[key] = config[key]
+    elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
+        raise UserError(f"{composed.checkpoint} holds weights alone: add model=NAME, such as model=deit_small")
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     refuse_unknown(settings.model.name)

@@ -111,6 +111,12 @@ def test_mistakes_of_eval_get_one_line(overrides, message, fails):
     assert re.search(message, fails(*overrides, entry="eval"))
 
 
+def test_weights_alone_ask_for_their_model(fails, tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
+    assert "w.pt holds weights alone: add model=NAME, such as" in fails("checkpoint=w.pt", entry="eval")
+    assert "model.name is not set" in fails("checkpoint=w.pt", "model=timm", entry="eval")
+
+
 def test_a_folder_that_differs_between_splits(fails, tmp_path):
     for split, names in (("train", "ab"), ("val", "ac")):
         for name in names:
