@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from engine.cli import launch
-from engine.eval import evaluate_checkpoint, open_trained
+from engine.eval import evaluate_checkpoint, implied_family, open_trained
 from engine.settings import eval_settings
 
 
@@ -20,4 +20,4 @@ def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], ma
 
 
 if __name__ == "__main__":
-    launch("eval", task)
+    launch("eval", task, implied_family)

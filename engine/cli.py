@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import register
+from engine.config import MODEL_SCHEMA, register
 from engine.errors import USER_ERRORS, RunStopped
 from engine.log import log_to
 from engine.settings import flatten
@@ -31,11 +31,12 @@ SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 Task = Callable[[DictConfig, dict[str, Any], list[str], bool], None]
 
 
-def launch(config_name: str, task: Task) -> None:
+def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
     """Compose the config of the command line and hand it to ``task``.
 
     ``task`` gets the composed config, the chosen file of each group, what the user typed, and whether this is one
-    of many runs (``--multirun``, or a job array). The process exits with 2 for a user's mistake.
+    of many runs (``--multirun``, or a job array). ``implied`` gives the arguments that those typed imply. The process
+    exits with 2 for a user's mistake.
     """
     register()
     sys.argv[1:] = [_in_full(argument, SHORT_FORMS.get(config_name, {})) for argument in sys.argv[1:]]
@@ -58,7 +59,10 @@ def launch(config_name: str, task: Task) -> None:
 
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
+        sys.argv += implied(sys.argv[1:]) if implied else []
         main()
+    except USER_ERRORS as error:
+        _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_name), 2)
     except KeyboardInterrupt:
@@ -91,7 +95,7 @@ def _explain(error: BaseException, config_name: str) -> str:
     message = f"{error}\n{error.__cause__ or ''}"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
         return _unknown_key(match[1] or match[2], message, config_name)
-    if match := re.search(r"Could not find '([^/']+)/([^']+)'", message):
+    if match := re.search(r"Could not find '([^/']+)/([^']*)'", message):
         names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
@@ -123,7 +127,9 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _all_keys(config_name: str) -> set[str]:
-    """Every option of an entry's default config, and every group."""
+    """Every option of an entry's config with the groups that the user chose, and every group."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} | {MODEL_SCHEMA}
+    chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in groups and "," not in typed]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(hydra.compose(config_name))
+        composed: Any = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen))
     return composed.keys() | flatten(composed).keys()

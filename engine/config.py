@@ -9,6 +9,8 @@ from data import AugmentConfig, DataConfig
 from models import FAMILIES, ModelConfig
 from optim import OptimConfig, ScheduleConfig
 
+MODEL_SCHEMA = "+schema/model@model"  # MODEL_SCHEMA=FAMILY gives the options of a family without a file of conf/model
+
 
 @dataclass
 class CheckpointConfig:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from data import DeviceAugment, EvalPlan, Loader, build_backend, is_prepared, open_split, resolve_backend
 from engine.checkpoint import checked, is_ours
-from engine.config import EvalConfig
+from engine.config import MODEL_SCHEMA, EvalConfig
 from engine.device import check_amp, choose_device, default_workers, tune
 from engine.distributed import World
 from engine.errors import UserError
 from engine.log import log_to
 from engine.scoring import Scores, evaluate
-from models import build_model, load_weights, read_file, read_weights, refuse_unknown
+from models import build_model, load_weights, read_file, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,22 @@ def open_trained(checkpoint: str | None) -> dict[str, Any] | None:
     return checked(content, path) if is_ours(content) else None
 
 
+def implied_family(arguments: list[str]) -> list[str]:
+    """The argument that gives a model the options of its checkpoint's family, where some are typed without ``model=``.
+
+    Hydra refuses options that it does not know, before the checkpoint is read.
+
+    Raises:
+        UserError: or ModelError if the checkpoint cannot be read.
+    """
+    typed = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    file = typed.get("checkpoint", "")
+    if "model" in typed or not any(key.startswith("model.") for key in typed) or not Path(file).is_file():
+        return []
+    trained = open_trained(file)
+    return [f"{MODEL_SCHEMA}={trained['family']}"] if trained else []
+
+
 def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scores:
     """Score a checkpoint on the images of ``data.split`` and write the scores.
 
@@ -48,7 +64,6 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> Scor
     Raises:
         UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
     """
-    refuse_unknown(cfg.model.name)
     world = World.from_environment()
     device = choose_device(cfg.device, world.local_rank)
     check_amp(cfg.amp, device)

@@ -1,17 +1,21 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import timm
 from omegaconf import DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
-from models import FAMILIES
+from models import FAMILIES, ModelConfig, refuse_unknown
+
+log = logging.getLogger(__name__)
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -72,6 +76,7 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
         composed.output_dir = f"outputs/{composed.name}"
     settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
+    _refuse_new_name(settings, overrides)
     if settings.data.root is not None:  # a resume or evaluation may start from another folder
         settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
     if settings.checkpoint.start is not None:
@@ -87,11 +92,13 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
     Args:
         composed: what Hydra composed.
         trained: the checkpoint's content, where it is one of ours: its run's model and data are taken unless the
-            user chose others by ``model=`` or ``data=``; single options typed beside it still count.
+            user chose others by ``model=`` or ``data=``; single options typed beside it still count. None: bare
+            weights, for which images are prepared as the model's registration says, in the same way.
         overrides: what the user typed.
 
     Raises:
         UserError: naming the first option that makes no sense.
+        ModelError: if no model has that name.
     """
     typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
     if trained is not None:
@@ -102,9 +109,22 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
         for key in ("amp", "channels_last"):
             if key not in typed:
                 composed[key] = config[key]
+    elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
+        raise UserError(f"{composed.checkpoint} holds weights alone: add model=NAME, such as model=deit_small")
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
+    refuse_unknown(settings.model.name)
+    if trained is None and "data" not in typed:
+        _take_registered(settings, typed)
     return settings
+
+
+def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
+    """A model's name beside the sizes of another would train the other under that name."""
+    typed = any(override.lstrip("+").startswith("model.name=") for override in overrides)
+    if typed and type(settings.model) not in (ModelConfig, FAMILIES["timm"]):
+        name = settings.model.name
+        raise UserError(f"model.name={name} does not choose a model: set model={name}, or model=timm model.name={name}")
 
 
 def _checked(composed: DictConfig) -> RunConfig:
@@ -132,6 +152,24 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
     composed._set_flag("struct", False)
     base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
     composed[group] = OmegaConf.merge(base, trained, kept)
+
+
+def _take_registered(settings: EvalConfig, typed: set[str]) -> None:
+    """Prepare images as timm was told when the model was registered, except for what the user typed."""
+    registered = timm.get_pretrained_cfg(settings.model.name)
+    if registered is None:
+        return
+    ours: dict[str, Any] = {"mean": list(registered.mean), "std": list(registered.std)}
+    if "data.resize" not in typed:
+        ours["crop_ratio"] = min(registered.crop_pct, 1.0)  # above 1 timm sets the whole image in a border
+    if registered.interpolation in CHOICES["data.interpolation"]:
+        ours["interpolation"] = registered.interpolation
+    taken = {key: value for key, value in ours.items() if f"data.{key}" not in typed}
+    for key, value in taken.items():
+        setattr(settings.data, key, value)
+    if taken:
+        said = ", ".join(f"data.{key}={value}" for key, value in taken.items())
+        log.info("images are prepared as %s is registered: %s", settings.model.name, said)
 
 
 def _override_names(overrides: Iterable[str], with_model: bool) -> list[str]:
@@ -202,6 +240,13 @@ def _refuse_sizes(cfg: DictConfig) -> None:
             f"model.img_size={cfg.model.img_size} differs from data.crop={cfg.data.crop}: "
             "set data.crop alone, the model follows"
         )
+    betas = OmegaConf.select(cfg, "optim.betas")
+    if betas is not None and max(betas, default=0) >= 1:
+        raise UserError(f"optim.betas={list(betas)} must be less than 1")
+    for key in ("augment.scale", "augment.ratio"):
+        limits = OmegaConf.select(cfg, key)
+        if limits is not None and list(limits) != sorted(limits):
+            raise UserError(f"{key}={list(limits)} must begin with the smaller number")
     lengths = {"data.mean": 3, "data.std": 3, "optim.betas": 2, "augment.scale": 2, "augment.ratio": 2}
     for key, length in lengths.items():
         values = OmegaConf.select(cfg, key)

@@ -114,6 +114,11 @@ def _open_data(cfg: TrainConfig, world: World) -> tuple[ImageSet, ImageSet, int]
 def _count_classes(cfg: TrainConfig, train_set: ImageSet) -> int:
     """Classes of the model: the labels of the training images must be all of them."""
     present = len(train_set.names)
+    if present == 1:
+        raise UserError(
+            "the training images are of one class: a classifier needs 2 or more "
+            f"(data.root must hold {cfg.data.train_split}/<class>/<image>)"
+        )
     wanted = cfg.model.num_classes or train_set.num_classes
     if wanted != present:
         raise UserError(

@@ -1,5 +1,6 @@
 """Attention in windows and in stripes, by dot products or by similarities whose logits are bounded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,14 +57,16 @@ def lipsformer_similarity(
         gain: factor of the output in both forms.
 
     Raises:
-        ModelError: for another name, or an ε that is not positive.
+        ModelError: for another name, or an ε or ν of which there is no bound.
     """
     if attention == "released":
         return Similarity(temperature, "qk", gain=gain)
     if attention != "certified":
         raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
-    if epsilon <= 0:
+    if not 0 < epsilon < math.inf:  # nor NaN
         raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: make it positive")
+    if not math.isfinite(nu):
+        raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: make it a number such as 1")
     return Similarity(temperature, "qkv", epsilon, nu * gain)
 
 

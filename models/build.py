@@ -10,6 +10,8 @@ from torch import nn
 from models.config import ModelConfig
 from models.errors import ModelError
 
+# What timm's models raise for options they cannot be built with.
+_REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError)
 _NOT_ARGUMENTS = {"name", "num_classes", "img_size", "grad_checkpointing", "kwargs"}
 
 
@@ -34,14 +36,25 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     if _takes_img_size(cfg.name):
         arguments["img_size"] = side
     try:
-        model: Any = timm.create_model(cfg.name, pretrained=False, **arguments)
+        model = _create(cfg.name, arguments)
+        if cfg.grad_checkpointing:
+            model.set_grad_checkpointing(True)
     except ModelError:
         raise
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f"model '{cfg.name}' cannot be built with {arguments}: {error}") from error
-    if cfg.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+    except _REFUSALS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model '{cfg.name}' cannot be built with {arguments}: {reason}") from error
     return model
+
+
+def _create(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=False, **arguments)
+    except TypeError as error:
+        # A fifth of timm's architectures knows no stochastic depth: a rate of 0 is what they have.
+        if arguments["drop_path_rate"] != 0 or "drop_path_rate" not in str(error):
+            raise
+    return timm.create_model(name, pretrained=False, **{k: v for k, v in arguments.items() if k != "drop_path_rate"})
 
 
 def refuse_unknown(name: str) -> None:
@@ -50,6 +63,10 @@ def refuse_unknown(name: str) -> None:
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
         raise ModelError(f"there is no model '{name}': {hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the model is there, what follows the point of its name is not
+        raise ModelError(f"there is no model '{name}': leave out what follows the point") from error
 
 
 def _takes_img_size(name: str) -> bool:

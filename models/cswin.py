@@ -12,7 +12,7 @@ from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
 from models.pyramid import Pyramid, build_stages
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side
+from models.sizes import check_heads, check_positive, check_side, hidden_width
 from models.tokenwise import Mlp
 
 PATCH = 4  # pixels from one token of the first stage to the next
@@ -44,7 +44,7 @@ class CSwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = CrossShapedAttention(dim, size, num_heads, stripe_width, similarity)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, hidden_width(dim, mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

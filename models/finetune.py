@@ -35,7 +35,7 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     load_weights(model, weights | head | biases | embeddings, source)
     notices = []
     if head:
-        old, new = (len(of[next(iter(head))]) for of in (weights, own))
+        old, new = next((len(weights[key]), len(own[key])) for key in head if own[key].shape != weights[key].shape)
         notices.append(f"the classifier starts anew: {new} classes instead of {old}")
     if biases:
         notices.append(f"{len(biases)} tables of relative position bias were resized to the model's windows")
@@ -45,11 +45,17 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
 
 
 def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own classifiers, in place of those of another number of classes."""
+    """The model's own classifiers, stabilized or not, in place of those of another number of classes."""
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
-    keys = [key for name in names for key in (f"{name}.weight", f"{name}.bias") if key in own and key in weights]
-    return {key: own[key] for key in keys if _differ_only_in(0, own[key], weights[key])}
+    head: dict[str, Tensor] = {}
+    for name in names:
+        # Not weight and bias alone: a parametrized weight is kept as several tensors, which belong together.
+        keys = [key for key in own if key.startswith(f"{name}.") and key in weights]
+        others = [key for key in keys if own[key].shape != weights[key].shape]
+        if others and all(_differ_only_in(0, own[key], weights[key]) for key in others):
+            head |= {key: own[key] for key in keys}
+    return head
 
 
 def _resized_biases(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:

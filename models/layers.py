@@ -11,6 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
+from models.errors import ModelError
 from models.tokenwise import tokenwise
 
 
@@ -22,10 +23,15 @@ class CenterNorm(nn.Module):
 
     Args:
         dim: channels ``d``, at least 2.
+
+    Raises:
+        ModelError: for one channel, of which centring leaves nothing.
     """
 
     def __init__(self, dim: int):
         super().__init__()
+        if dim < 2:
+            raise ModelError(f"CenterNorm of {dim} channel leaves nothing: set model.embed_dim to 2 or more")
         self.dim = dim
         self.gain = dim / (dim - 1)
         self.weight = nn.Parameter(torch.ones(dim))
@@ -103,7 +109,8 @@ class ConvEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        # The convolution keeps the images' layout, and residuals would hand it on to every layer of the stage.
+        return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
 
 class ConvMerge(nn.Module):

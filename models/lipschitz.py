@@ -71,11 +71,10 @@ def lipschitz_bound(model: nn.Module, input_shape: tuple[int, ...] | None = None
             convolutions the size of their map, without which their bounds are far looser.
 
     Raises:
-        ModelError: if the model does not take inputs of this shape.
+        ModelError: if the model does not take inputs of this shape, or a weight is no finite number.
     """
-    if input_shape is None and isinstance(model, Pyramid):
-        channels = next(layer.in_channels for layer in model.patch_embed.modules() if isinstance(layer, nn.Conv2d))
-        input_shape = (1, channels, *model.img_size)
+    if broken := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
+        raise ModelError(f"there is no bound: {broken} holds NaN or infinity, so take an earlier checkpoint")
     return LipschitzReport(_bound(model, "", _input_shapes(model, input_shape) if input_shape else {}))
 
 
@@ -202,6 +201,9 @@ def _cswin_block(module: CSwinBlock, name: str, shapes: Shapes) -> LayerBound:
 @_rule(Pyramid)
 def _pyramid(module: Pyramid, name: str, shapes: Shapes) -> LayerBound:
     """The mean over N tokens is, for each channel, a row of N entries 1/N: its norm is 1/√N."""
+    if module.norm not in shapes:
+        channels = next(layer.in_channels for layer in module.patch_embed.modules() if isinstance(layer, nn.Conv2d))
+        shapes = _input_shapes(module, (1, channels, *module.img_size))
     parts = _children(module, name, shapes, "patch_embed", "stages", "norm")
     if module.global_pool == "avg":
         tokens = math.prod(shapes[module.norm][1:3])

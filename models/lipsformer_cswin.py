@@ -12,6 +12,7 @@ from models.attention import CrossShapedAttention, Similarity, lipsformer_simila
 from models.cswin import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
 from models.registry import pretrained_cfg
+from models.sizes import hidden_width
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp
 
@@ -50,7 +51,7 @@ class LipsFormerCSwinBlock(nn.Module):
         self.conv1 = residual(ConvBranch(dim, pointwise=True))
         self.conv2 = residual(ConvBranch(dim, pointwise=False))
         self.attn = residual(CrossShapedAttention(dim, size, num_heads, stripe_width, similarity))
-        self.mlp = residual(Mlp(dim, int(dim * mlp_ratio)))
+        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio)))
         self.norm = CenterNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from models.attention import Similarity, WindowAttention, lipsformer_similarity
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
 from models.pyramid import Pyramid, build_stages
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side
+from models.sizes import check_heads, check_positive, check_side, hidden_width
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
 
@@ -53,7 +53,7 @@ class LipsFormerSwinBlock(nn.Module):
         self.conv2 = residual(ConvBranch(dim, pointwise=False))
         self.attn = residual(WindowAttention(dim, window_size, num_heads, similarity))
         self.norm1 = CenterNorm(dim)
-        self.mlp = residual(Mlp(dim, int(dim * mlp_ratio)))
+        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio)))
         self.norm2 = CenterNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:

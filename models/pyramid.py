@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 
@@ -68,10 +68,9 @@ class Pyramid(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
-        device = next(self.parameters()).device
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self._init(self.head)
-        self.head.to(device)
+        self.head.to(next(self.patch_embed.parameters()))  # device and precision
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, height, width, num_features)``.
@@ -86,8 +85,10 @@ class Pyramid(nn.Module):
             )
         x = self.patch_embed(x)
         if self.grad_checkpointing and self.training:
-            blocks = [block for stage in self.stages.children() for block in stage.children()]
-            x = checkpoint_sequential(blocks, len(blocks), x, use_reentrant=False)
+            # One by one: the compiler does not look into torch's checkpoint_sequential.
+            for stage in self.stages.children():
+                for block in stage.children():
+                    x = checkpoint(block, x, use_reentrant=False)
         else:
             x = self.stages(x)
         return self.norm(x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.registry import pretrained_cfg
-from models.sizes import check_positive, check_side
+from models.sizes import check_positive, check_side, hidden_width
 from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments
 from models.stems import STEMS, stem_layer
 
@@ -44,7 +44,9 @@ class ViT(VisionTransformer):
         img_size: side of the image in pixels, or (height, width); ``patch_size`` divides it.
         patch_size: side of a patch in pixels.
         embed_dim: channels, divisible by ``num_heads``.
+        depth: blocks.
         num_heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
         norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))``, nothing after the blocks.
         activation: of the MLPs, one of ``ACTIVATIONS``.
         stem: one of ``STEMS``.
@@ -62,7 +64,9 @@ class ViT(VisionTransformer):
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         embed_dim: int = 768,
+        depth: int = 12,
         num_heads: int = 12,
+        mlp_ratio: float = 4.0,
         norm_position: str = "pre",
         activation: str = "gelu",
         stem: str = "patchify",
@@ -76,8 +80,9 @@ class ViT(VisionTransformer):
         _refuse_unknown("stem", stem, STEMS)
         _refuse_unknown("stabilizer", stabilizer, STABILIZERS)
         _refuse_unknown("init", init, INITS)
-        sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "num_heads": num_heads}
+        sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
         check_positive(**sizes, stem_width=stem_width)
+        hidden_width(embed_dim, mlp_ratio)
         if embed_dim % num_heads:
             raise ModelError(
                 f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them"
@@ -92,7 +97,7 @@ class ViT(VisionTransformer):
             "embed_layer": stem_layer(stem, stem_width),
             **stabilizer_arguments(stabilizer),
         }
-        super().__init__(img_size=img_size, **(sizes | options | kwargs))
+        super().__init__(img_size=img_size, mlp_ratio=mlp_ratio, **(sizes | options | kwargs))
         self.stabilizer = stabilizer
         if init == "theory":
             theory_init_(self)

@@ -68,9 +68,15 @@ def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not _are_weights(content):
         raise ModelError(f"{path} holds no weights: expected a dictionary of tensors")
     return clean_state_dict(content)
+
+
+def _are_weights(content: Any) -> bool:
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
 
 
 def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> None:

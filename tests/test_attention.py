@@ -1,5 +1,7 @@
 """Window and cross-shaped attention against their arithmetic written out, and the forms of similarity."""
 
+import math
+
 import literal
 import pytest
 import torch
@@ -61,5 +63,11 @@ def test_bf16_stays_bf16(name):
 def test_unknown_forms_are_refused():
     with pytest.raises(ModelError, match=r"no attention 'certifed': choose model.attention=released or certified"):
         lipsformer_similarity("certifed", 10.0, 1e-6, 1.0)
-    with pytest.raises(ModelError, match=r"model\.epsilon=0 gives certified attention no finite bound"):
-        lipsformer_similarity("certified", 10.0, 0.0, 1.0)
+    for epsilon, nu, option in (
+        (0.0, 1.0, "epsilon=0"),
+        (math.nan, 1.0, "epsilon=nan"),
+        (math.inf, 1.0, "epsilon=inf"),
+        (1.0, math.nan, "nu=nan"),
+    ):
+        with pytest.raises(ModelError, match=rf"model\.{option} gives certified attention no finite bound"):
+            lipsformer_similarity("certified", 10.0, epsilon, nu)

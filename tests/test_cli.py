@@ -44,6 +44,13 @@ def fails(tmp_path, monkeypatch, capsys):
         (["epochs=abc"], r"epochs: 'abc' is no integer"),
         (["epochss=3"], r"no option 'epochss': did you mean epochs"),
         (["model.embed_dimm=3"], r"no option 'model.embed_dimm': did you mean model.embed_dim"),
+        (["model=cswin_tiny", "model.embed_dimm=3"], r"did you mean model.embed_dim"),
+        (["model=swin_tiny", "model.attention=certified"], r"no option 'model.attention'(?!.*did you mean model.att)"),
+        (["model="], r"model= is unknown: choose cswin_base, "),
+        (
+            ["model.name=cswin_tiny"],
+            r"model.name=cswin_tiny does not choose a model: set model=cswin_tiny, or model=timm",
+        ),
         (["betas=[0.9,0.98]"], r"no option 'betas': did you mean optim.betas"),
         (["+foo=3"], r"no option 'foo'"),
         (["model=lipsformer_swim_tiny"], r"model=lipsformer_swim_tiny is unknown: did you mean lipsformer_swin_tiny"),
@@ -52,6 +59,9 @@ def fails(tmp_path, monkeypatch, capsys):
         (["amp=bf61"], r"amp=bf61 is unknown: did you mean bf16"),
         (["batch_size=0"], r"batch_size=0 must be more than 0"),
         (["resume=atuo"], r"resume=atuo is unknown: choose auto, never"),
+        (["optim.betas=[0.9,1.5]"], r"optim.betas=\[0.9, 1.5\] must be less than 1"),
+        (["augment.scale=[1,0.08]"], r"augment.scale=\[1.0, 0.08\] must begin with the smaller"),
+        (["data=synthetic", "data.synthetic_classes=1"], r"images are of one class: a classifier needs 2 or more"),
         (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be 2 numbers"),
         (["data.std=[1,0,1]"], r"data.std=\[1.0, 0.0, 1.0\] must be 3 numbers more than 0"),
         (["micro_batch_size=8"], r"micro_batch_size=8 is smaller than augment.mix_group=32"),
@@ -99,6 +109,12 @@ def test_a_gpu_that_is_not_there(fails):
 )
 def test_mistakes_of_eval_get_one_line(overrides, message, fails):
     assert re.search(message, fails(*overrides, entry="eval"))
+
+
+def test_weights_alone_ask_for_their_model(fails, tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
+    assert "w.pt holds weights alone: add model=NAME, such as" in fails("checkpoint=w.pt", entry="eval")
+    assert "model.name is not set" in fails("checkpoint=w.pt", "model=timm", entry="eval")
 
 
 def test_a_folder_that_differs_between_splits(fails, tmp_path):

@@ -81,6 +81,7 @@ def test_other_image_sizes(name):
         ({"img_size": 36}, "image size 36 does not fit: with 3 stages it must be a multiple of 16, such as 32 or 48"),
         ({"stripes": (3, 2, 2)}, r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens"),
         ({"stripes": (0, 2, 2)}, r"model.stripes=\(0, 2, 2\) must be 1 or more"),
+        ({"mlp_ratio": -1.0}, "model.mlp_ratio=-1 of 8 channels leaves the MLP none"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be 1 or more"),
         ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes 2: give one each"),
         ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be halved"),

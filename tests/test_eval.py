@@ -1,5 +1,6 @@
 """Evaluation is exact, needs only its split, and takes weights from anywhere."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import hydra
 import pytest
 import safetensors.torch
 import timm
@@ -14,11 +16,14 @@ import torch
 
 from data import DeviceAugment
 from data.loader import Batch
+from engine.config import EvalConfig, register
 from engine.distributed import World
+from engine.log import log_to
 from engine.scoring import evaluate
+from engine.settings import eval_settings
 from models.weights import named_for
 from tests.authors import released, save, yacs_config
-from tests.runs import SMALL, checkpoint, run, train_here
+from tests.runs import PROJECT, SMALL, checkpoint, run, train_here
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_the_authors_file_is_evaluated(small_images, tmp_path):
     theirs, model = released("lipsformer_swin_tiny"), timm.create_model("lipsformer_swin_tiny", num_classes=10)
     weights = model.state_dict()
     for name in (name for name in weights if name.endswith("scale") or name == "head.weight"):
-        weights[name].normal_(std=0.3)  # far enough from a new model to show in the loss
+        weights[name].normal_(std=1.0 if name == "head.weight" else 0.3)  # far enough from a new model to show
     places = {id(value): name for name, value in theirs.items()}
     renamed = {places[id(value)]: weights[name] for name, value in named_for(model, theirs).items()}
     tables = {name: torch.zeros(49, 49, dtype=torch.long) for name in theirs.keys() - renamed.keys()}
@@ -141,6 +146,61 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
     other = run("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
     assert other.returncode == 2
     assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
+
+
+def bare(*overrides: str) -> EvalConfig:
+    """What ``eval.py`` would do with bare weights."""
+    register()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return eval_settings(hydra.compose("eval", overrides=list(overrides)), None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=cswin_tiny"], (0.9, 0.485, 0.229, "bicubic")),
+        (["model=timm", "model.name=tf_efficientnet_lite0"], (0.875, 0.5, 0.5, "bicubic")),
+        (["model=timm", "model.name=resnet50.tv_in1k"], (0.875, 0.485, 0.229, "bilinear")),
+        (["model=timm", "model.name=volo_d5_512"], (1.0, 0.485, 0.229, "bicubic")),
+        (["model=timm", "model.name=resnet50", "data.crop_ratio=0.8"], (0.8, 0.485, 0.229, "bicubic")),
+        (["model=timm", "model.name=tf_efficientnet_lite0", "data.std=[1,1,1]"], (0.875, 0.5, 1, "bicubic")),
+        (["model=cswin_tiny", "data.resize=256"], (0.875, 0.485, 0.229, "bicubic")),
+        (["model=cswin_tiny", "data=folder"], (0.875, 0.485, 0.229, "bicubic")),
+    ],
+)
+def test_bare_weights_see_images_as_their_model_is_registered(overrides, expected):
+    data = bare(*overrides).data
+    assert (data.crop_ratio, data.mean[0], data.std[0], data.interpolation) == expected
+
+
+def test_an_interpolation_there_is_not_is_not_taken(monkeypatch):
+    registered = dataclasses.replace(timm.get_pretrained_cfg("cswin_tiny"), interpolation="lanczos")
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: registered)
+    data = bare("model=cswin_tiny").data
+    assert (data.crop_ratio, data.interpolation) == (0.9, "bicubic")
+
+
+def test_what_is_taken_from_the_registration_is_said(capsys):
+    log_to(None, speaks=True)
+    bare("model=cswin_tiny", "data.interpolation=bilinear", "data.mean=[0,0,0]")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("as cswin_tiny is registered: data.std=[0.229, 0.224, 0.225], data.crop_ratio=0.9")
+
+
+def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path):
+    """Certified attention has the weights of the released form and computes something else."""
+    losses = []
+    for options in (), ("model.attention=certified", "model.epsilon=1"):
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", *options, "max_workers=0", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        losses.append(scores(tmp_path)["loss"])
+    assert losses[0] != losses[1]
+    for options, message in (
+        ("model.attentoin=certified", "no option 'model.attentoin': did you mean model.attention"),
+        ("model.epsilon=small", "model.epsilon: 'small' is no float"),
+    ):
+        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
+        assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") == 1, out.stderr
 
 
 @pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")

@@ -1,15 +1,18 @@
 """Exported models compute what they did: torch.export and ONNX, read back from their files."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 import timm
+import torch
 from runs import PROJECT, environment
 from test_bench_models import SMALL
 
 import models
-from scripts.export import TOLERANCE, export
+from engine.checkpoint import FORMAT
+from scripts.export import TOLERANCE, export, main, trained
 
 CASES = {
     "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),
@@ -39,10 +42,26 @@ CASES = {
 @pytest.mark.parametrize("family", CASES)
 def test_every_family_exports(family, tmp_path):
     name, sizes = CASES[family]
-    assert models.FAMILIES
     found = export(timm.create_model(name, num_classes=5, **sizes).eval(), sizes["img_size"], tmp_path / "model")
     assert max(found.values()) < TOLERANCE
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "model.onnx"}
+
+
+def test_a_checkpoint_brings_its_options(tmp_path):
+    """Certified attention has the weights of the released form and computes something else."""
+    name, sizes = CASES["lipsformer_swin, certified"]
+    model = timm.create_model(name, num_classes=5, **sizes).eval()
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
+    config = {"model": {"name": name} | options | {"img_size": None}, "data": {"crop": sizes["img_size"]}}
+    state = {"format": FORMAT, "step": 1, "model": model.state_dict(), "ema": None, "config": config}
+    torch.save(state | {"family": "lipsformer_swin", "classes": list("abcde")}, tmp_path / "last.pt")
+    read, side = trained(name, tmp_path / "last.pt", None, None)
+    images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"])
+    assert side == sizes["img_size"] and torch.equal(read(images), model(images))
+    with pytest.raises(
+        models.ModelError, match=r"last.pt is of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
+    ):
+        trained("cswin_tiny", tmp_path / "last.pt", None, None)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +69,7 @@ def test_every_family_exports(family, tmp_path):
     [
         (["--model", "lipsformer_swim_tiny"], "there is no model 'lipsformer_swim_tiny': did you mean"),
         (["--model", "cswin_tiny", "--weights", "none.pt"], "there is no file none.pt"),
+        (["--model", "cswin_tiny", "--img-size", "100"], "image size 100 does not fit"),
     ],
 )
 def test_mistakes_get_one_line(options, message, tmp_path):
@@ -58,3 +78,24 @@ def test_mistakes_get_one_line(options, message, tmp_path):
         [sys.executable, script, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert out.returncode == 2 and message in out.stderr and len(out.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("options", "side"), [([], 28), (["--img-size", "56"], 56)])
+def test_the_model_is_built_for_the_size_it_is_exported_for(options, side, tmp_path, monkeypatch):
+    def without_files(model, side, path):
+        assert model(torch.zeros(1, 3, side, side)).shape == (1, 7)
+        sides.append(side)
+        return {"ONNX": 0.0}
+
+    sides: list[int] = []
+    monkeypatch.setattr("scripts.export.export", without_files)
+    command = ["export.py", "--model", "lipsformer_swin_mini", "--num-classes", "7", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
+    assert main() == 0 and sides == [side]
+
+
+def test_a_model_of_nan_is_not_served(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("scripts.export.export", lambda *_: {"torch.export": 0.0, "ONNX": math.nan})
+    monkeypatch.setattr(sys, "argv", ["export.py", "--model", "lipsformer_swin_mini", "--out", str(tmp_path)])
+    assert main() == 1
+    assert "do not serve these files" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.errors import UserError
 from models import ModelError, start_from
-from tests.runs import SMALL, checkpoint, run, train_here
+from tests.runs import SMALL, checkpoint, run, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
 # Steps too small to see.
@@ -37,13 +37,15 @@ def test_equal_weights_load_without_a_word(tmp_path):
         ("resnet18", "fc", {}),
         ("swin_tiny_patch4_window7_224", "head.fc", {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}),
         ("deit_tiny_distilled_patch16_224", "head", {"depth": 1}),
+        ("deit_tiny", "head", {"depth": 1, "stabilizer": "sigma_reparam"}),
     ],
 )
 def test_a_head_of_other_classes_starts_anew(name, head, kwargs):
     old, new = (timm.create_model(name, num_classes=classes, **kwargs) for classes in (7, 4))
-    fresh = new.get_submodule(head).weight.clone()
+    fresh = new.get_submodule(head).state_dict()
+    fresh = {key: value.clone() for key, value in fresh.items()}
     assert start_from(new, old.state_dict(), "F") == ["the classifier starts anew: 4 classes instead of 7"]
-    assert torch.equal(new.get_submodule(head).weight, fresh)
+    assert same_tensors(new.get_submodule(head).state_dict(), fresh)
     body = {key: value for key, value in new.state_dict().items() if not key.startswith("head") and key[:3] != "fc."}
     assert all(torch.equal(value, old.state_dict()[key]) for key, value in body.items())
 

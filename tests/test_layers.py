@@ -30,7 +30,7 @@ def test_embedding_and_merging_are_a_convolution_and_a_norm():
     embed = ConvEmbed(3, 6, CenterNorm(6), kernel_size=7, stride=4, padding=2)
     images = torch.randn(2, 3, 16, 24)
     tokens = embed(images)
-    assert tokens.shape == (2, 4, 6, 6)
+    assert tokens.shape == (2, 4, 6, 6) and tokens.is_contiguous()
     expected = literal.center_norm(embed.norm, embed.proj(images).permute(0, 2, 3, 1))
     torch.testing.assert_close(tokens, expected)
     merge = ConvMerge(6, 12, nn.LayerNorm(12), kernel_size=3, padding=1)

@@ -79,6 +79,21 @@ def test_whole_models_stay_below_their_bound():
         assert report.finite and not report.reasons
 
 
+def test_a_pyramid_inside_another_module_knows_its_shape_too():
+    model = timm.create_model("lipsformer_swin_tiny", attention="certified", epsilon=1.0, **SWIN)
+    inside = models.lipschitz_bound(nn.Sequential(nn.Identity(), model))
+    assert inside.tight == pytest.approx(models.lipschitz_bound(model).tight)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["patch_embed.norm.weight", "stages.0.0.attn.scale", "head.weight"])
+def test_weights_that_are_no_numbers_have_no_bound(name, value):
+    model = timm.create_model("lipsformer_swin_tiny", attention="certified", epsilon=1.0, **SWIN)
+    model.get_parameter(name).data.view(-1)[0] = value
+    with pytest.raises(models.ModelError, match=f"there is no bound: {name} holds NaN or infinity"):
+        models.lipschitz_bound(model)
+
+
 def test_the_composition_is_attained_by_a_linear_model():
     """Residuals off and all layers aligned: stem, CenterNorms, mean over tokens and head multiply without slack."""
     model = LipsFormerSwin(img_size=4, patch_size=2, embed_dim=4, depths=(1,), num_heads=(1,), window_size=2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,24 @@ def test_timm_manners():
     assert any("relative_position_bias_table" in name for name in model.no_weight_decay())
 
 
+def test_recomputed_activations_compile_as_one_graph():
+    torch._dynamo.reset()
+    model, x = small(), torch.randn(2, 3, 28, 28)
+    expected = torch.autograd.grad(model(x).square().sum(), model.parameters())
+    model.set_grad_checkpointing()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for found, wanted in zip(
+        torch.autograd.grad(compiled(x).square().sum(), model.parameters()), expected, strict=True
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_new_classifier_has_the_models_precision():
+    model = small().double()
+    model.reset_classifier(3)
+    assert model(torch.randn(2, 3, 28, 28, dtype=torch.float64)).shape == (2, 3)
+
+
 def test_other_image_sizes_where_the_window_divides():
     assert small(img_size=56)(torch.randn(1, 3, 56, 56)).shape == (1, 5)
     assert small(img_size=32, window_size=4)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
@@ -121,9 +140,15 @@ def test_other_image_sizes_where_the_window_divides():
     ("changes", "message"),
     [
         ({"img_size": 30}, "image size 30 does not fit: .* multiple of 28, such as 28 or 56"),
+        ({"img_size": -3}, "image size -3 does not fit: .* multiple of 28, such as 28$"),
         ({"window_size": 0}, "model.window_size=0 must be 1 or more"),
         ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
+        ({"depths": ()}, "model.depths is empty: give one number for each stage"),
+        ({"embed_dim": 1, "num_heads": (1, 1)}, "CenterNorm of 1 channel leaves nothing: set model.embed_dim to 2"),
+        ({"mlp_ratio": 0.05}, "model.mlp_ratio=0.05 of 12 channels leaves the MLP none"),
+        ({"mlp_ratio": math.inf}, "model.mlp_ratio=inf"),
+        ({"mlp_ratio": math.nan}, "model.mlp_ratio=nan"),
         ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
     ],
 )
@@ -151,6 +176,35 @@ def test_unknown_model_gets_the_nearest_names():
 def test_an_argument_the_model_does_not_take_is_one_line():
     with pytest.raises(models.ModelError, match=r"model 'resnet18' cannot be built with .*colour"):
         models.build_model(TimmConfig(name="resnet18", kwargs={"colour": 3}), 10, 28)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"kwargs": {"act_layer": "sharp"}}, "'sharp'"),
+        ("resnet18", {"kwargs": {"output_stride": 3}}, "AssertionError"),
+        ("deit_tiny_patch16_224", {"kwargs": {"embed_dim": -3}}, "negative dimension"),
+        ("deit_tiny_patch16_224", {"kwargs": {"num_heads": 0}}, "by zero"),
+        ("vgg11", {"grad_checkpointing": True}, "gradient checkpointing not supported"),
+        ("vgg11", {"drop_path_rate": 0.1}, "unexpected keyword argument 'drop_path_rate'"),
+    ],
+)
+def test_whatever_timm_raises_is_one_line(name, options, message):
+    with pytest.raises(models.ModelError, match=f"model '{name}' cannot be built with .*{message}") as error:
+        models.build_model(TimmConfig(name=name, **options), 10, 32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_its_pretrained_weights_is_named_alone():
+    models.refuse_unknown("resnet50.a1_in1k")
+    with pytest.raises(models.ModelError, match=r"no model 'resnet50.a0': leave out what follows the point"):
+        models.refuse_unknown("resnet50.a0")
+
+
+def test_models_of_timm_without_stochastic_depth_are_built():
+    with torch.device("meta"):
+        model = models.build_model(TimmConfig(name="vgg11"), 7, 224)
+        assert model(torch.empty(1, 3, 224, 224)).shape == (1, 7)
 
 
 def test_timm_models_follow_the_image_size():

@@ -136,6 +136,8 @@ def test_drop_path_and_relu_reach_both_kinds_of_block():
         ({"img_size": 30}, "image size 30 does not fit: .*=8 it must be a multiple of 8, such as 24 or 32; or .*"),
         ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: set one of them"),
         ({"patch_size": 0}, "model.patch_size=0 must be 1 or more"),
+        ({"depth": 0}, "model.depth=0 must be 1 or more"),
+        ({"mlp_ratio": 0.0}, "model.mlp_ratio=0 of 32 channels leaves the MLP none: set it to 4, say"),
         ({"stem": "conv", "stem_width": 0}, "model.stem_width=0 must be 1 or more"),
         ({"stem": "conv", "patch_size": 1}, ".* model.patch_size must be even, such as 2"),
     ],

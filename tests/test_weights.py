@@ -120,12 +120,15 @@ def test_files_that_are_no_weights_get_one_line(tmp_path):
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"a": 1}, tmp_path / "numbers.pth")
+    torch.save({0: torch.ones(1)}, tmp_path / "unnamed.pth")
     torch.save({"model": {}}, tmp_path / "nothing.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     (tmp_path / "folder.pth").mkdir()
     expected = {
         **dict.fromkeys(("cut.pth", "cut.safetensors", "empty.pth", "text.pth"), "is damaged or holds no weights"),
-        **dict.fromkeys(("numbers.pth", "nothing.pth", "list.pth"), "holds no weights: expected a dictionary"),
+        **dict.fromkeys(
+            ("numbers.pth", "unnamed.pth", "nothing.pth", "list.pth"), "holds no weights: expected a dictionary"
+        ),
         "folder.pth": "is a folder: name a file",
         "missing.pth": "there is no file",
     }
