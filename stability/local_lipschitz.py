@@ -1,14 +1,13 @@
 """How far a model's output moves for a small move of a real input: the steepest direction at each image."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stability.errors import StabilityError
+from stability.modes import eval_mode
 
 
 def local_lipschitz(model: nn.Module, x: Tensor, tolerance: float = 1e-3, max_iterations: int = 200) -> Tensor:
@@ -35,7 +34,7 @@ def local_lipschitz(model: nn.Module, x: Tensor, tolerance: float = 1e-3, max_it
     # Constant to autograd, so that no gradient of a weight is computed on the way.
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     # The fused attention kernels have no second derivative.
-    with _eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         y = torch.func.functional_call(model, weights, (x,))
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.shape[:1] != x.shape[:1]:
             raise StabilityError(f"local_lipschitz needs one output for each of {len(x)} inputs, got {_describe(y)}")
@@ -64,18 +63,6 @@ def _power_iteration(y: Tensor, x: Tensor, tolerance: float, max_iterations: int
     else:
         warnings.warn(f"local_lipschitz: not converged after {max_iterations} iterations, errs low", stacklevel=3)
     return _norms(back).detach()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""What attention looks at: how sparse its rows are and how many directions it has, head by head."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stability.modes import eval_mode
+from stability.spectra import effective_rank, entropy
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """Of one attention layer, averaged over images (and windows), for each head.
+
+    Attributes:
+        entropy: of a row, as a share of the largest possible, log of the number of keys: 0 one key, 1 all alike.
+        rank: effective rank of the attention matrix, as a share of its size.
+    """
+
+    entropy: Tensor
+    rank: Tensor
+
+
+@torch.no_grad()
+def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> dict[str, AttentionReport]:
+    """Look at every attention of a model that goes through ``scaled_dot_product_attention``.
+
+    The model runs once, in eval mode, with its fused kernels; beside each call the attention matrices are computed anew
+    from its queries and keys, for a few images or windows only. Modes and random numbers stay as they were.
+
+    Args:
+        model: not compiled.
+        images: a small batch on its device.
+        most_maps: images (or windows) of each layer that are looked at, evenly spread.
+
+    Returns:
+        Reports by the name of the module that attends, in the order of the calls.
+    """
+    reports: dict[str, AttentionReport] = {}
+    with eval_mode(model), _named_calls(model) as current:
+
+        def look(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+            name = current()
+            maps = _maps(query, key, mask, is_causal, scale, most_maps)
+            keys = maps.shape[-1]
+            rows = entropy(maps) / torch.log(torch.tensor(max(keys, 2), device=maps.device))
+            rank = effective_rank(maps) / min(maps.shape[-2:])
+            while name in reports:
+                name += "'"  # a module that attends twice
+            reports[name] = AttentionReport(rows.mean(dim=(0, 2)), rank.mean(dim=0))
+
+        with _Watch(look):
+            model(images)
+    return reports
+
+
+def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, most: int) -> Tensor:
+    """Attention matrices ``(maps, heads, queries, keys)`` of a part of the batch, in float32."""
+    every = -(-len(query) // most)
+    q, k = query[::every].float(), key[::every].float()
+    logits = q @ k.mT * (scale if scale is not None else q.shape[-1] ** -0.5)
+    if mask is not None:
+        mask = mask[::every] if mask.ndim == query.ndim and len(mask) == len(query) else mask
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
+    if is_causal:
+        allowed = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+class _Watch(TorchFunctionMode):
+    """Shows queries and keys of each attention to a function, and changes nothing.
+
+    Args:
+        look: takes query, key, mask, whether it is causal, scale.
+    """
+
+    def __init__(self, look: Callable[[Tensor, Tensor, Tensor | None, bool, float | None], None]):
+        super().__init__()
+        self.look = look
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            self.look(
+                given["query"], given["key"], given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+            )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _named_calls(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """Inside, a function that names the innermost module of ``model`` whose forward is running."""
+    running: list[str] = []
+    hooks = []
+
+    def entering(name: str) -> Callable[..., None]:
+        return lambda *_: running.append(name)
+
+    def leaving(*_: Any) -> None:
+        running.pop()
+
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(entering(name)))
+        hooks.append(module.register_forward_hook(leaving, always_call=True))
+    try:
+        yield lambda: running[-1] if running else ""
+    finally:
+        for hook in hooks:
+            hook.remove()

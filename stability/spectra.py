@@ -1,0 +1,69 @@
+"""Singular values of weights, and of the products that decide what attention looks at."""
+
+import torch
+from torch import Tensor
+
+from stability.errors import StabilityError
+
+
+def effective_rank(matrices: Tensor) -> Tensor:
+    """The exponential of the entropy of the singular values, taken as shares (Roy & Vetterli, 2007).
+
+    Args:
+        matrices: ``(..., rows, columns)``.
+
+    Returns:
+        ``(...)``, from 1 (one direction) to ``min(rows, columns)`` (all alike); 0 for a matrix of zeros.
+    """
+    values = torch.linalg.svdvals(matrices.float())
+    total = values.sum(dim=-1, keepdim=True)
+    shares = values / total.clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.where(total.squeeze(-1) > 0, entropy(shares).exp(), 0)
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Entropy in nats over the last dimension, whose entries are 0 or more and add up to 1."""
+    return torch.special.entr(shares).sum(dim=-1)
+
+
+def query_key_energies(w_q: Tensor, w_k: Tensor, num_heads: int) -> Tensor:
+    """Squared singular values of W_qᵀW_k for each head, the largest first.
+
+    The product of two thin matrices needs no SVD of its full size: with Wᵀ = Q R of each, it has the singular values of
+    the small R_q R_kᵀ.
+
+    Args:
+        w_q: weights of the queries, ``(dim, in)``.
+        w_k: weights of the keys, of the same shape.
+        num_heads: divides ``dim``.
+
+    Returns:
+        ``(num_heads, min(dim / num_heads, in))``.
+
+    Raises:
+        StabilityError: if the shapes differ or the heads do not divide them.
+    """
+    if w_q.shape != w_k.shape or w_q.ndim != 2 or w_q.shape[0] % num_heads:
+        raise StabilityError(
+            f"queries {tuple(w_q.shape)} and keys {tuple(w_k.shape)} must be of one shape that {num_heads} heads divide"
+        )
+    factors = (torch.linalg.qr(w.float().unflatten(0, (num_heads, -1)).mT, mode="r").R for w in (w_q, w_k))
+    r_q, r_k = factors
+    return torch.linalg.svdvals(r_q @ r_k.mT).square()
+
+
+def energy_concentration(energies: Tensor, directions: int = 10) -> Tensor:
+    """SEC(s), the share of the energy in the s largest directions (Qi et al., ICLR 2025).
+
+    Runs that crash put nearly all of it into fewer than 10.
+
+    Args:
+        energies: ``(..., n)``, the largest first, as of :func:`query_key_energies`.
+        directions: s.
+
+    Returns:
+        ``(...)``, from s / n to 1; 1 where there is no energy at all.
+    """
+    total = energies.sum(dim=-1)
+    share = energies[..., :directions].sum(dim=-1) / total.clamp_min(torch.finfo(energies.dtype).tiny)
+    return torch.where(total > 0, share, 1)

@@ -1,0 +1,79 @@
+"""Entropy and rank of attention: right numbers, every layer named, and the model as it was."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import models  # noqa: F401  (registers the models)
+from stability import attention_report
+
+
+class Attends(nn.Module):
+    """Attention by given logits."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        eye = torch.eye(self.logits.shape[-1]).expand(len(x), self.logits.shape[0], -1, -1)
+        return F.scaled_dot_product_attention(self.logits.expand(len(x), -1, -1, -1), eye, eye, scale=1.0)
+
+
+def test_entropy_and_rank_of_known_matrices():
+    sure = 50 * torch.eye(6)
+    unsure = torch.zeros(6, 6)
+    one_key = torch.zeros(6, 6)
+    one_key[:, 2] = 50
+    report = attention_report(Attends(torch.stack([sure, unsure, one_key])), torch.zeros(4, 1))[""]
+    assert report.entropy.tolist() == pytest.approx([0, 1, 0], abs=1e-4)
+    assert report.rank.tolist() == pytest.approx([1, 1 / 6, 1 / 6], abs=1e-4)
+
+
+@pytest.mark.parametrize("masked", ["causal", "bool", "bias"])
+def test_masks_count(masked):
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+            bias = torch.zeros(5, 5).masked_fill(~allowed, -torch.inf)
+            options = {"causal": {"is_causal": True}, "bool": {"attn_mask": allowed}, "bias": {"attn_mask": bias}}
+            return F.scaled_dot_product_attention(x, x, x, **options[masked])
+
+    report = attention_report(Masked(), torch.zeros(2, 1, 5, 3))[""]
+    expected = sum(torch.log(torch.tensor(float(n))) for n in range(1, 6)) / 5 / torch.log(torch.tensor(5.0))
+    assert report.entropy.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "heads"), [("lipsformer_swin_mini", 3, 2), ("deit_tiny_patch16_224", 12, 3)]
+)
+def test_every_layer_of_a_model_is_named(name, layers, heads):
+    model = timm.create_model(name, img_size=28 if "mini" in name else 32)
+    side = 28 if "mini" in name else 32
+    found = attention_report(model, torch.randn(2, 3, side, side))
+    assert len(found) == layers
+    modules = dict(model.named_modules())
+    assert all(layer in modules and "attn" in layer for layer in found)
+    first = next(iter(found.values()))
+    assert first.entropy.shape == first.rank.shape == (heads,)
+    assert all(((0 <= r.entropy) & (r.entropy <= 1)).all() and (r.rank > 0).all() for r in found.values())
+
+
+def test_the_model_is_left_as_it_was():
+    model = timm.create_model("lipsformer_swin_mini", drop_path_rate=0.3).train()
+    model.norm.eval()
+    twin = copy.deepcopy(model)
+    images = torch.randn(2, 3, 28, 28)
+    state = torch.get_rng_state()
+    attention_report(model, images)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [m.training for m in model.modules()] == [m.training for m in twin.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    torch.manual_seed(1)
+    after = model(images)
+    torch.manual_seed(1)
+    assert torch.equal(after, twin(images)) and after.requires_grad
