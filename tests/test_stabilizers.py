@@ -137,10 +137,14 @@ def test_sigma_is_exact_under_autocast():
 
 def test_gammas_decay_as_gains_and_matrices_as_weights():
     model = small()
-    weights, light = param_groups(model, weight_decay=0.05, light_decay=0.0)
+    groups = param_groups(model, weight_decay=0.05, light_decay=0.0)
+    decay = {id(p): group["weight_decay"] for group in groups for _, p in group["params"]}
+    splits = {name: group["splits"] for group in groups for name, _ in group["params"]}
     gammas = {id(m.gamma) for m in model.modules() if isinstance(m, SigmaReparam)}
     originals = {id(m.original) for m in model.modules() if isinstance(m, parametrize.ParametrizationList)}
-    assert gammas <= {id(p) for p in light["params"]} and originals == {id(p) for p in weights["params"]}
+    assert gammas <= {p for p, value in decay.items() if value == 0}
+    assert originals == {p for p, value in decay.items() if value == 0.05}
+    assert splits["blocks.0.attn.qkv.parametrizations.weight.original"] == 3
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
