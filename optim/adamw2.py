@@ -34,6 +34,7 @@ class CapReport:
         smallest: least factor of any matrix's learning rate, 1 where none was capped.
         median: factor of the median matrix.
         ratios: lr·σ₁(u)/σ₁(W) before the cap: of the median matrix, its 99th percentile over matrices, and the largest.
+            Where the Frobenius norm of u clears the cap (asked on CPUs only), that stands for σ₁(u).
         hardest: name of the matrix with the largest, where the optimizer was given names.
     """
 
@@ -215,7 +216,7 @@ class AdamW2(Optimizer):
         torch._foreach_div_(roots, (1 - beta2**count) ** 0.5)
         torch._foreach_add_(roots, group["eps"])
         # As addcdiv rounds; adding to minus zero changes nothing, not even the sign of a zero.
-        zeros = [torch.tensor(-0.0, dtype=roots[0].dtype, device=roots[0].device)] * len(roots)
+        zeros = [torch.full((), -0.0, dtype=roots[0].dtype, device=roots[0].device)] * len(roots)
         return list(torch._foreach_addcdiv(zeros, means, roots, value=-group["lr"] / (1 - beta1**count)))
 
     def _factors(self, group: Group, parameters: list[Tensor], steps: list[Tensor]) -> Tensor:
