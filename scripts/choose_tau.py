@@ -1,0 +1,92 @@
+"""From healthy runs to AdamW²'s τ: how large AdamW's steps are beside the matrices they change.
+
+python train.py experiment=quickstart name=healthy optim=adamw2 optim.tau=inf schedule.warmup_epochs=1 log_every=5
+python scripts/choose_tau.py outputs/healthy
+
+Each run must have measured and capped nothing (optim.tau=inf), with a warm-up that kept it healthy. The ratio of a matrix
+is lr·σ₁(u)/σ₁(W). Prints, for the steps after the warm-up, the median and a high percentile over steps of the 99th
+percentile over matrices, and draws the ratios; τ below the high percentile caps what did no harm.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from omegaconf import OmegaConf
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+KINDS = ("step_ratio_median", "step_ratio_p99", "step_ratio_max")
+
+
+def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
+    """The training lines of a run's metrics that hold ratios, and the epochs of its warm-up.
+
+    Raises:
+        ValueError: if it is no run that measured ratios and capped nothing.
+    """
+    if not (run / "metrics.jsonl").is_file():
+        raise ValueError(f"{run} is no run: it has no metrics.jsonl")
+    config = OmegaConf.load(run / "config.yaml")
+    if config.optim.name != "adamw2" or config.optim.tau != float("inf"):
+        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=inf, which measures and caps nothing")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "step_ratio_p99" in line], config.schedule.warmup_epochs
+
+
+def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float]:
+    """Median and ``percentile``, over the steps after the warm-up, of the 99th percentile over matrices.
+
+    Raises:
+        ValueError: if the run ended in its warm-up.
+    """
+    after = [line["step_ratio_p99"] for line in lines if line["epoch"] > warmup]
+    if not after:
+        raise ValueError("the run has no steps after its warm-up: train longer")
+    return float(np.median(after)), float(np.percentile(after, percentile))
+
+
+def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> None:
+    """Draw the ratios of each run over its steps, the warm-up shaded."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 4), squeeze=False, sharey=True)
+    for axis, (name, (lines, warmup)) in zip(axes[0], runs.items(), strict=True):
+        epochs = [line["epoch"] for line in lines]
+        for kind in KINDS:
+            axis.semilogy(epochs, [line[kind] for line in lines], label=kind.removeprefix("step_ratio_"), lw=0.8)
+        axis.axvspan(0, warmup, alpha=0.15, color="grey")
+        axis.set(title=name, xlabel="epoch", ylabel="lr · σ₁(u) / σ₁(W)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(title="over matrices")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
+    parser.add_argument("--percentile", type=float, default=99.0, help="of the steps after the warm-up")
+    parser.add_argument("--plot", type=Path, default=Path("tau.png"))
+    args = parser.parse_args()
+    try:
+        runs = {str(run): readings(run) for run in args.runs}
+        found = {name: summary(*run, args.percentile) for name, run in runs.items()}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")
+    for name, (middle, high) in found.items():
+        print(f"| {name} | {middle:.4f} | {high:.4f} |")
+    print(f"\nτ = {max(high for _, high in found.values()):.3f} caps at most the steps above in any of them")
+    draw(runs, args.plot)
+    print(f"drawn in {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
