@@ -3,9 +3,9 @@
 python train.py experiment=quickstart name=healthy optim=adamw2 optim.tau=inf schedule.warmup_epochs=1 log_every=5
 python scripts/choose_tau.py outputs/healthy
 
-Each run must have measured and capped nothing (optim.tau=inf), with a warm-up that kept it healthy. The ratio of a matrix
-is lr·σ₁(u)/σ₁(W). Prints, for the steps after the warm-up, the median and a high percentile over steps of the 99th
-percentile over matrices, and draws the ratios; τ below the high percentile caps what did no harm.
+Each run must have measured and capped nothing (optim.tau=inf), with a warm-up that kept it healthy. The ratio of a
+matrix is lr·σ₁(u)/σ₁(W). Prints, for the steps after the warm-up, the median and a high percentile over steps of the
+99th percentile over matrices, and draws the ratios; τ below the high percentile caps what did no harm.
 """
 
 import argparse
