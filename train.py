@@ -5,18 +5,17 @@ torchrun --nproc-per-node=8 train.py model=lipsformer_swin_tiny data.root=/path/
 python train.py --help
 """
 
-from typing import Any
-
-from omegaconf import DictConfig
-
-from engine.cli import launch
-from engine.settings import train_settings
-from engine.train import train
+# Data workers import this file too: what only the main process needs is imported where it is used.
 
 
-def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], many: bool) -> None:
+def task(composed, choices, overrides, many) -> None:
+    from engine.settings import train_settings
+    from engine.train import train
+
     train(train_settings(composed, choices, overrides, many))
 
 
 if __name__ == "__main__":
+    from engine.cli import launch
+
     launch("train", task)

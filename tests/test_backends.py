@@ -332,6 +332,16 @@ def test_batches_before_a_damaged_file_arrive(tmp_path: Path, workers: int) -> N
         next(stream)
 
 
+def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy would hold whatever lock a thread of this process held, and wait for it for ever."""
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(index, cfg, "train"), 8)
+    expected = run(build("torch", index, cfg, workers=0), requests)
+    monkeypatch.setattr("torchvision.transforms.v2.functional.resize", None)
+    made = run(build("torch", index, cfg, workers=2), requests)
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
 # --- which one ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
 """The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -62,10 +65,30 @@ class RequestSampler(Sampler[Crops]):
         return self.requests
 
 
+# A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them.
+OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 def _outlive_signals(worker: int) -> None:
-    """A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _clean_start() -> BaseContext:
+    """How workers start: as copies of a process that has imported what they need and never did anything else.
+
+    A copy of this process would now and then hang, for its threads (CUDA's, DALI's, a logger's) are not copied, and
+    the locks they hold at that moment are.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["timm.data.mixup", "torchvision.transforms.v2.functional", __name__])
+    # What is blocked here stays blocked there; a signal for this process itself arrives a moment later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 class TorchBackend:
@@ -82,6 +105,7 @@ class TorchBackend:
         self.dataset = CropDataset(index, cfg.crop, cfg.interpolation)
         self.workers = workers
         self.pin_memory = device.type == "cuda"
+        self.context = _clean_start() if workers else None
 
     def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
         """See :class:`data.backends.Backend`."""
@@ -94,6 +118,7 @@ class TorchBackend:
             # Its default seeds the workers from torch's global generator, which is the model's, not ours.
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_outlive_signals,
+            multiprocessing_context=self.context,
         )
         for images in loader:
             if isinstance(images, DataError):
