@@ -65,6 +65,12 @@ class TrainPlan:
         words = raw_words(self.seed, epoch, Stream.ORDER, len(self.index))
         return np.argsort(words, kind="stable")
 
+    def images_of(self, step: int) -> NDArray[np.int64]:
+        """Rows of the image index in an optimizer step counted from 0, over all processes."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        first = step_in_epoch * self.geometry.batch_size
+        return self.order(epoch)[first : first + self.geometry.batch_size]
+
     def positions(self, step: int) -> list[tuple[int, range]]:
         """``(epoch, positions)`` of each micro-batch of this process at an optimizer step counted from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)

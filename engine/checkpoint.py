@@ -68,11 +68,19 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}.pt"
 
     def _mark_best(self, scratch: Path) -> None:
-        try:
-            os.link(self.last, scratch)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(self.last, scratch)
+        _link(self.last, scratch)
         os.replace(scratch, self.best)
+
+    def set_aside(self, before: int, place: Path) -> int | None:
+        """Keep the newest checkpoint of a step before ``before`` at ``place``, too; its step, or None without one."""
+        files = {int(path.stem.removeprefix("step_")): path for path in self._older()}
+        if self.last_step is not None:
+            files[self.last_step] = self.last
+        step = max((step for step in files if step < before), default=None)
+        if step is not None:
+            place.unlink(missing_ok=True)
+            _link(files[step], place)
+        return step
 
     def _older(self) -> list[Path]:
         """Older checkpoints, the newest first."""
@@ -136,6 +144,14 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, which costs no space."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

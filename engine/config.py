@@ -24,6 +24,15 @@ class CheckpointConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """The instruments that watch a run (``monitor.*``)."""
+
+    every: int = 200  # optimizer steps between readings of every layer; 0: none
+    images: int = 16  # of the batch, that attention and blocks are looked at with
+    history: int = 64  # steps in the record that a spike of the loss leaves; 0: no records
+
+
+@dataclass
 class LoggerConfig:
     """Weights & Biases (``logger.*``)."""
 
@@ -64,6 +73,7 @@ class TrainConfig(RunConfig):
     optim: OptimConfig = MISSING
     schedule: ScheduleConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     logger: LoggerConfig = MISSING
     name: str | None = None  # of the run; null: the experiment or the model
     output_dir: str | None = None  # null: outputs/<name>

@@ -9,8 +9,23 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+from matplotlib.colors import LogNorm
 
 COLUMNS, MOST_ROWS = 8, 4  # of the batch picture
+MOST_NAMES = 16  # beside a heat map
+SHARES = ("diversity", "entropy", "rank", "sec")  # kinds of numbers between 0 and 1
+CAPTIONS = {
+    "sigma": "σ₁ of weights",
+    "gradient": "norm of the gradient, before clipping",
+    "update": "length of the step over that of the weight",
+    "gain": "gain of norms (rms)",
+    "alpha": "scale of residual branches (rms)",
+    "activation": "size of what leaves a block (rms)",
+    "diversity": "diversity of tokens after a block",
+    "entropy": "entropy of attention, of its largest (least head)",
+    "rank": "effective rank of attention, of its largest (least head)",
+    "sec": "energy of W_qᵀW_k in few directions (highest head)",
+}
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
@@ -42,6 +57,38 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_heat_maps(kinds: dict[str, dict[str, list[float | None]]], steps: list[int], path: Path) -> None:
+    """Draw each kind of number as a map: layers from the first (top) to the last, over the steps.
+
+    Args:
+        kinds: for each kind, each layer's number at every step.
+        steps: of the readings.
+        path: PNG to write.
+    """
+    columns = 2
+    rows = -(-len(kinds) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(13, 3.4 * rows), constrained_layout=True, squeeze=False)
+    for axis in axes.flat[len(kinds) :]:
+        axis.axis("off")
+    for axis, (kind, layers) in zip(axes.flat, kinds.items(), strict=False):
+        values = np.array(list(layers.values()), dtype=float)  # None becomes NaN, and stays white
+        is_share = kind in SHARES
+        positive = values[np.isfinite(values) & (values > 0)]
+        norm = None if is_share or not len(positive) else LogNorm(positive.min(), positive.max())
+        image = axis.imshow(
+            values, aspect="auto", interpolation="nearest", norm=norm, **({"vmin": 0, "vmax": 1} if is_share else {})
+        )
+        names = list(layers)
+        shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_NAMES)).astype(int))
+        axis.set_yticks(shown, [names[i] for i in shown], fontsize=6)
+        ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).astype(int))
+        axis.set_xticks(ticks, [str(steps[i]) for i in ticks])
+        axis.set(title=CAPTIONS.get(kind, kind), xlabel="step")
+        figure.colorbar(image, ax=axis)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

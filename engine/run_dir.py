@@ -20,12 +20,12 @@ from engine.settings import as_container, flatten, write_settings
 MAY_DIFFER = (
     *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size"),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
-    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "eval.batch_size"),
+    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "eval.batch_size", "monitor"),
 )
 
 
 class RunDirectory:
-    """The directory of a run: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/`` and ``plots/``.
+    """The directory of a run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``plots/`` and more.
 
     Args:
         path: the directory.
@@ -35,9 +35,11 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.stability = self.path / "stability.jsonl"
         self.log = self.path / "train.log"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.crashes = self.path / "crashes"
 
     def has_checkpoints(self) -> bool:
         """Whether there is anything to go on with."""
@@ -94,28 +96,37 @@ class RunDirectory:
             yield
 
     def cut_metrics(self, step: int) -> None:
-        """Drop lines of ``metrics.jsonl`` after ``step``: the run goes on from there and writes them again.
+        """Drop lines of metrics and readings after ``step``: the run goes on from there and writes them again.
 
         Where it starts anew, what an earlier one left without a checkpoint is set aside.
         """
-        if step == 0 and self.metrics.is_file():
-            os.replace(self.metrics, self.metrics.with_name("metrics.before.jsonl"))
-        lines = [line for line in self.read_metrics() if line["step"] <= step]
-        scratch = self.metrics.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(scratch, self.metrics)
+        for file in (self.metrics, self.stability):
+            if step == 0 and file.is_file():
+                os.replace(file, file.with_name(f"{file.stem}.before.jsonl"))
+            lines = [line for line in _read_lines(file) if line["step"] <= step]
+            scratch = file.with_suffix(".tmp")
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            os.replace(scratch, file)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
-        if not self.metrics.is_file():
-            return []
-        lines = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        return _read_lines(self.metrics)
+
+    def read_stability(self) -> list[dict[str, Any]]:
+        """The lines of ``stability.jsonl``, readings of every layer."""
+        return _read_lines(self.stability)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    lines = []
+    for line in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:

@@ -41,11 +41,11 @@ POSITIVE = (
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
     *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
     *("optim.tau", "optim.power_iterations", "schedule.step_epochs", "schedule.step_factor"),
-    "schedule.timescale_epochs",
+    *("schedule.timescale_epochs", "monitor.images"),
 )
 NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
-    *("schedule.cooldown_epochs", "schedule.decay_epochs"),
+    *("schedule.cooldown_epochs", "schedule.decay_epochs", "monitor.every", "monitor.history"),
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
 )
 SHARES = (

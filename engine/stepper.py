@@ -19,6 +19,7 @@ from engine.device import AMP_DTYPES
 from engine.distributed import World
 from models import load_weights
 from optim import AdamW2
+from stability import StabilityMonitor
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
@@ -73,13 +74,16 @@ class Stepper:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
-    def step(self, step: int, batches: Iterable[Batch], micro_steps: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, step: int, batches: Iterable[Batch], micro_steps: int, monitor: StabilityMonitor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take the optimizer step number ``step``, counted from 0.
 
         Args:
             step: decides the learning rate and the noise.
             batches: this process's micro-batches of the step, ``micro_steps`` of them.
             micro_steps: the same on every process.
+            monitor: takes a reading of this step.
 
         Returns:
             This process's part of the mean loss over the global batch (the parts of all processes add up), and the
@@ -92,13 +96,15 @@ class Stepper:
         for micro, batch in enumerate(batches):
             is_last = micro == micro_steps - 1
             with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
-                loss += self._backward(batch)
-        norm = self._update()
+                part, images = self._backward(batch)
+                loss += part
+        norm = self._update(images, monitor)
         if self.ema is not None:
             self.ema.update(self.model, step=step)
         return loss, norm
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """This micro-batch's part of the loss, and its images as the model saw them."""
         images, targets = self.augment(batch.images, batch.labels, batch.draws)
         images = images.contiguous(memory_format=self.memory_format)
         with autocast(self.device, self.cfg.amp):
@@ -106,13 +112,17 @@ class Stepper:
         # A share of the global mean. DDP divides the sum of gradients by the world size, so multiply by it.
         loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size
         self.scaler.scale(loss * self.world.size).backward()
-        return loss.detach()
+        return loss.detach(), images
 
-    def _update(self) -> Tensor:
+    def _update(self, images: Tensor, monitor: StabilityMonitor | None) -> Tensor:
         self.scaler.unscale_(self.optimizer)
+        if monitor is not None:
+            monitor.before_update(images)
         norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if monitor is not None:
+            monitor.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -28,16 +28,19 @@ from engine.config import TrainConfig
 from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
+from engine.flight_recorder import FlightRecorder
 from engine.flops import forward_flops
+from engine.instruments import Instruments
 from engine.log import log_to
 from engine.loggers import build_logger
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.scoring import Scores, evaluate
 from engine.settings import as_container
-from engine.stepper import Stepper
+from engine.stepper import Stepper, autocast
 from engine.trainer import Trainer
-from models import build_model, read_weights, refuse_unknown, start_from
-from optim import build_optimizer, build_schedule, peak_lr
+from models import build_model, family_of, read_weights, refuse_unknown, start_from
+from optim import build_optimizer, build_schedule, peak_lr, spectral_norms
+from stability import StabilityMonitor
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +169,11 @@ def _build(
         return evaluate(stepper.best_network, batches, augment, world, device, cfg.amp, stepper.memory_format)
 
     run_id = state["wandb_id"] if state else None
+    logger = build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main)
+    monitor = StabilityMonitor(
+        model, lambda: spectral_norms(optimizer), lambda: autocast(device, cfg.amp), cfg.monitor.images
+    )
+    about = {"family": family_of(cfg.model), "processes": world.size}
     trainer = Trainer(
         cfg=cfg,
         run=run,
@@ -174,8 +182,10 @@ def _build(
         batches=lambda first, last: train_loader.train(plan, first, last),
         stepper=stepper,
         validate=validate,
-        logger=build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main),
+        logger=logger,
         checkpoints=checkpoints,
+        instruments=Instruments(monitor, cfg.monitor.every, run, logger),
+        recorder=FlightRecorder(world, plan, checkpoints, run.crashes, about, cfg.monitor.history),
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,

@@ -14,6 +14,8 @@ from engine.checkpoint import Checkpoints
 from engine.config import TrainConfig
 from engine.distributed import World
 from engine.errors import RunStopped
+from engine.flight_recorder import FlightRecorder
+from engine.instruments import Instruments
 from engine.loggers import Logger
 from engine.meter import Meter, Reading
 from engine.plots import draw_batch, draw_curves
@@ -45,6 +47,8 @@ class Trainer:
         validate: scores the model on the validation split.
         logger: takes the metrics beside the run's own file.
         checkpoints: takes the states.
+        instruments: look at the model as it trains.
+        recorder: writes down what led to a spike of the loss.
         names: name of each class, for pictures.
         fingerprint: of the training images.
         model_flops: of the forward pass of one image.
@@ -62,6 +66,8 @@ class Trainer:
         validate: Callable[[], Scores],
         logger: Logger,
         checkpoints: Checkpoints,
+        instruments: Instruments,
+        recorder: FlightRecorder,
         names: dict[int, str],
         fingerprint: str,
         model_flops: int | None = None,
@@ -70,7 +76,7 @@ class Trainer:
         self.cfg, self.run, self.world, self.plan, self.batches = cfg, run, world, plan, batches
         self.stepper, self.validate, self.logger, self.names = stepper, validate, logger, names
         self.fingerprint, self.model_flops, self.peak_flops = fingerprint, model_flops, peak_flops
-        self.checkpoints = checkpoints
+        self.checkpoints, self.instruments, self.recorder = checkpoints, instruments, recorder
         self.meter = Meter(world, stepper.device, judge_gradient=cfg.amp != "fp16")
         self.per_epoch = plan.steps_per_epoch
         self.total = cfg.epochs * self.per_epoch
@@ -136,6 +142,8 @@ class Trainer:
         finally:
             self.progress.close()
             stop.restore()
+            if self.world.is_main:
+                self.instruments.draw()
         return self.last_scores
 
     def _step(self, batches: Iterator[Batch]) -> None:
@@ -152,8 +160,12 @@ class Trainer:
                     self._picture_once(batch)
                 yield batch
 
-        loss, norm = self.stepper.step(self.done, timed(), micro_steps)
+        monitor = self.instruments.at(self.done + 1) if self.world.is_main else None
+        loss, norm = self.stepper.step(self.done, timed(), micro_steps, monitor)
         self.done += 1
+        self.recorder.add(self.done, loss, norm, self.stepper.lr)
+        if monitor is not None:
+            self._write(self.instruments.take_down(monitor.report, self._place()))
         self.meter.add(self.done, loss, norm, self.cfg.batch_size, waited)
         self.progress.advance()
 
@@ -164,6 +176,8 @@ class Trainer:
         if not read_now and not self._stop_is_wanted(stop):
             return
         reading = self.meter.read(votes=[bool(stop), self._minutes_are_over()])
+        if said := self.recorder.look(reading.bad_step):
+            log.warning("%s", said)
         self._report(reading, first)
         stop_wanted, save_wanted = reading.votes
         # The save comes first: nothing that goes wrong in a validation can then cost the steps before it.
@@ -277,6 +291,7 @@ class Trainer:
         if self.world.is_main:
             self.logger.summarise({"best_top1": self.best["top1"] if self.best else None})
             draw_curves(self.run.read_metrics(), self.run.plots / "curves.png")
+            self.instruments.draw()
 
     def _save_is_due(self) -> bool:
         every = self.cfg.checkpoint

@@ -6,6 +6,7 @@ from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.groups import param_groups
 from optim.schedules import SCHEDULES
+from optim.spectral_norms import spectral_norms
 
 __all__ = [
     "SCHEDULES",
@@ -18,4 +19,5 @@ __all__ = [
     "build_schedule",
     "param_groups",
     "peak_lr",
+    "spectral_norms",
 ]

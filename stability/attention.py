@@ -1,5 +1,6 @@
 """What attention looks at: how sparse its rows are and how many directions it has, head by head."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,28 +43,51 @@ def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> d
     Returns:
         Reports by the name of the module that attends, in the order of the calls.
     """
+    with eval_mode(model), watching_attention(model, most_maps) as reports:
+        model(images)
+    return reports
+
+
+@contextmanager
+def watching_attention(
+    model: nn.Module, most_maps: int, most_rows: int | None = None
+) -> Iterator[dict[str, AttentionReport]]:
+    """Inside, a forward pass of the model fills a dictionary with reports, as :func:`attention_report` describes them.
+
+    Args:
+        model: not compiled.
+        most_maps: images (or windows) of each layer that are looked at, evenly spread.
+        most_rows: rows (queries) of each map that are looked at, evenly spread; None: all. The rank is then a share of
+            that number.
+    """
     reports: dict[str, AttentionReport] = {}
-    with eval_mode(model), _named_calls(model) as current:
+    with _named_calls(model) as current:
 
         def look(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
+            with torch.autocast(query.device.type, enabled=False):
+                maps = _maps(query, key, mask, is_causal, scale, most_maps)
+            if most_rows is not None:
+                maps = maps[..., :: -(-maps.shape[-2] // most_rows), :]
             name = current()
-            maps = _maps(query, key, mask, is_causal, scale, most_maps)
-            keys = maps.shape[-1]
-            rows = entropy(maps) / torch.log(torch.tensor(max(keys, 2), device=maps.device))
-            rank = effective_rank(maps) / min(maps.shape[-2:])
             while name in reports:
                 name += "'"  # a module that attends twice
-            reports[name] = AttentionReport(rows.mean(dim=(0, 2)), rank.mean(dim=0))
+            reports[name] = _report(maps)
 
         with _Watch(look):
-            model(images)
-    return reports
+            yield reports
+
+
+def _report(maps: Tensor) -> AttentionReport:
+    """Means over ``(maps, heads, queries, keys)``."""
+    most = math.log(max(maps.shape[-1], 2))
+    rank = effective_rank(maps) / min(maps.shape[-2:])
+    return AttentionReport((entropy(maps) / most).mean(dim=(0, 2)), rank.mean(dim=0))
 
 
 def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, most: int) -> Tensor:
     """Attention matrices ``(maps, heads, queries, keys)`` of a part of the batch, in float32."""
     every = -(-len(query) // most)
-    q, k = query[::every].float(), key[::every].float()
+    q, k = query[::every].detach().float(), key[::every].detach().float()
     logits = q @ k.mT * (scale if scale is not None else q.shape[-1] ** -0.5)
     if mask is not None:
         mask = mask[::every] if mask.ndim == query.ndim and len(mask) == len(query) else mask

@@ -15,10 +15,21 @@ def effective_rank(matrices: Tensor) -> Tensor:
     Returns:
         ``(...)``, from 1 (one direction) to ``min(rows, columns)`` (all alike); 0 for a matrix of zeros.
     """
-    values = torch.linalg.svdvals(matrices.float())
+    values = _singular_values(matrices)
     total = values.sum(dim=-1, keepdim=True)
     shares = values / total.clamp_min(torch.finfo(values.dtype).tiny)
     return torch.where(total.squeeze(-1) > 0, entropy(shares).exp(), 0)
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Of ``(..., rows, columns)``, the largest first; NaN for a matrix that is not finite.
+
+    On the host: GPUs decompose many small matrices one after the other, and not quickly.
+    """
+    host = matrices.float().cpu()
+    is_finite = host.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    values = torch.linalg.svdvals(torch.where(is_finite, host, 0))
+    return torch.where(is_finite.squeeze(-1), values, torch.nan).to(matrices.device)
 
 
 def entropy(shares: Tensor) -> Tensor:
@@ -47,9 +58,9 @@ def query_key_energies(w_q: Tensor, w_k: Tensor, num_heads: int) -> Tensor:
         raise StabilityError(
             f"queries {tuple(w_q.shape)} and keys {tuple(w_k.shape)} must be of one shape that {num_heads} heads divide"
         )
-    factors = (torch.linalg.qr(w.float().unflatten(0, (num_heads, -1)).mT, mode="r").R for w in (w_q, w_k))
+    factors = (torch.linalg.qr(w.float().cpu().unflatten(0, (num_heads, -1)).mT, mode="r").R for w in (w_q, w_k))
     r_q, r_k = factors
-    return torch.linalg.svdvals(r_q @ r_k.mT).square()
+    return _singular_values(r_q @ r_k.mT).square()
 
 
 def energy_concentration(energies: Tensor, directions: int = 10) -> Tensor:

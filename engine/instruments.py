@@ -1,0 +1,136 @@
+"""What the stability monitor reads, on its way to the metrics, the log and the pictures of a run."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from engine.loggers import Logger
+from engine.plots import draw_heat_maps
+from engine.run_dir import RunDirectory
+from stability import StabilityMonitor, StabilityReport
+
+log = logging.getLogger(__name__)
+
+# How each kind is summed up over layers and heads in one number: the worst, or the usual.
+SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
+    "sigma": {"max": max},
+    "gradient": {"max": max, "median": median},
+    "update": {"max": max, "median": median},
+    "gain": {"max": max},
+    "alpha": {"median": median},
+    "activation": {"max": max},
+    "diversity": {"min": min},
+    "entropy": {"min": min, "median": median},
+    "rank": {"min": min, "median": median},
+    "sec": {"max": max, "median": median},
+}
+WORST_IS_LOW = ("diversity", "entropy", "rank")
+LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds with a line for each layer in W&B
+
+
+class Instruments:
+    """Says when to take a reading, and takes it down; on the first process only.
+
+    Args:
+        monitor: takes the readings.
+        every: steps between readings; 0: none.
+        run: the run's directory.
+        logger: takes numbers and pictures beside the run's own files.
+    """
+
+    def __init__(self, monitor: StabilityMonitor, every: int, run: RunDirectory, logger: Logger):
+        self.monitor, self.every, self.run, self.logger = monitor, every, run, logger
+        self.warned: set[tuple[str, int]] = set()
+
+    def at(self, step: int) -> StabilityMonitor | None:
+        """The monitor, where step number ``step``, counted from 1, is to be read."""
+        is_due = self.every > 0 and step % self.every == 0
+        return self.monitor if is_due else None
+
+    def take_down(self, report: StabilityReport, place: dict[str, float]) -> dict[str, Any]:
+        """Write every layer's numbers to ``stability.jsonl``, and warn of heads that have begun to collapse.
+
+        Args:
+            report: the reading.
+            place: step and epoch.
+
+        Returns:
+            The line for ``metrics.jsonl``.
+        """
+        layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
+        with open(self.run.stability, "a") as file:
+            file.write(json.dumps(place | {"layers": layers, "collapsed": report.collapsed}) + "\n")
+        self._warn(report, int(place["step"]))
+        for_lines = {
+            f"{kind}/{name}": worst(kind, values)
+            for kind in LINES
+            for name, values in report.layers.get(kind, {}).items()
+        }
+        self.logger.log(for_lines, int(place["step"]))
+        return {"split": "stability"} | place | summary(report) | {"seconds": report.seconds}
+
+    def draw(self) -> None:
+        """Draw layers over steps, in ``plots/stability.png``."""
+        readings = self.run.read_stability()
+        if len(readings) > 1:
+            path = self.run.plots / "stability.png"
+            draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)
+            self.logger.picture("stability", path, readings[-1]["step"])
+
+    def _warn(self, report: StabilityReport, step: int) -> None:
+        heads = {(name, head) for name, found in report.collapsed.items() for head in found}
+        new = sorted(heads - self.warned)
+        self.warned = heads
+        if not new:
+            return
+        name, head = new[0]
+        entropy, rank, sec = (report.layers[kind][name][head] for kind in ("entropy", "rank", "sec"))
+        others = f" and {len(new) - 1} more" if len(new) > 1 else ""
+        log.warning(
+            "step %d: attention collapses in %s, head %d%s (entropy %.2f, rank %.2f, energy in few directions %.2f): "
+            "a crash is forming; try optim=adamw2, or a lower optim.lr",
+            *(step, name, head, others, entropy, rank, sec),
+        )
+
+
+def summary(report: StabilityReport) -> dict[str, Any]:
+    """One reading in few numbers, such as ``sigma_max``, the layer it was read in, and the count of collapsed heads."""
+    line: dict[str, Any] = {}
+    for kind, ways in SUMMARIES.items():
+        by_layer = {name: worst(kind, values) for name, values in report.layers.get(kind, {}).items()}
+        finite = {name: value for name, value in by_layer.items() if value is not None}
+        for way, function in ways.items() if finite else ():
+            line[f"{kind}_{way}"] = value = function(list(finite.values()))
+            if way != "median":
+                line[f"{kind}_{way}_of"] = next(name for name, found in finite.items() if found == value)
+    return line | {"collapsed": sum(len(heads) for heads in report.collapsed.values())}
+
+
+def worst(kind: str, heads: Sequence[float | None]) -> float | None:
+    """The number of a layer: that of its worst head; None where one is not finite."""
+    finite = [value for value in heads if value is not None and math.isfinite(value)]
+    if len(finite) < len(heads):
+        return None
+    return min(finite) if kind in WORST_IS_LOW else max(finite)
+
+
+def worst_of_layers(readings: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """For each kind, each layer's number in every reading of ``stability.jsonl``."""
+    kinds = {kind: list(names) for kind, names in readings[-1]["layers"].items()}
+    return {
+        kind: {name: [_at(reading, kind, name) for reading in readings] for name in names}
+        for kind, names in kinds.items()
+    }
+
+
+def _at(reading: dict[str, Any], kind: str, name: str) -> float | None:
+    heads = reading["layers"].get(kind, {}).get(name)
+    return worst(kind, heads) if heads else None
+
+
+def _round(values: list[float]) -> list[float | None]:
+    """To five digits: a line holds hundreds of them. What is not finite becomes null, for JSON has no word for it."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]

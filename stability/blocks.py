@@ -1,0 +1,78 @@
+"""What comes out of each block: how large it is, and how different its tokens are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stability.tokens import token_diversity
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """Of one block's output.
+
+    Attributes:
+        scale: root of the mean square of its numbers.
+        diversity: of its tokens, mean over the images; None where there are less than two.
+    """
+
+    scale: Tensor
+    diversity: Tensor | None
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost modules that call themselves a block, as those of timm's models and ours do, in their order."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_block = any(word in type(module).__name__ for word in ("Block", "Bottleneck"))
+        if is_block and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
+@contextmanager
+def watching_blocks(model: nn.Module) -> Iterator[dict[str, BlockReport]]:
+    """Inside, every forward pass of the model fills a dictionary with reports by the block's name."""
+    reports: dict[str, BlockReport] = {}
+    prefix = getattr(model, "num_prefix_tokens", 0)  # timm's name for the number of class tokens
+
+    def reader(name: str) -> Any:
+        def read(block: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim in (3, 4):
+                reports[name] = _report(_tokens(block, output.detach().float(), prefix))
+
+        return read
+
+    hooks = [block.register_forward_hook(reader(name)) for name, block in find_blocks(model).items()]
+    try:
+        yield reports
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _report(tokens: Tensor) -> BlockReport:
+    diversity = token_diversity(tokens).mean() if tokens.shape[1] > 1 else None
+    return BlockReport(tokens.square().mean().sqrt(), diversity)
+
+
+def _tokens(block: nn.Module, output: Tensor, prefix: int) -> Tensor:
+    """A block's output as ``(batch, tokens, channels)``, without class tokens."""
+    if output.ndim == 3:
+        return output[:, prefix:] if output.shape[1] > prefix + 1 else output
+    # Maps of tokens have their channels last, those of convolutional networks first; vectors of parameters tell.
+    sizes = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
+    is_first = output.shape[1] in sizes and output.shape[3] not in sizes
+    return output.flatten(2).mT if is_first else output.flatten(1, 2)
+
+
+@torch.no_grad()
+def block_report(model: nn.Module, images: Tensor) -> dict[str, BlockReport]:
+    """Run a model once, as it is, and report on each block's output."""
+    with watching_blocks(model) as reports:
+        model(images)
+    return reports

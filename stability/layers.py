@@ -1,0 +1,79 @@
+"""What an instrument reads in a model without running it: weights, gains, residual scales, queries and keys."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor, nn
+
+# Names that timm's models and ours give to the learned scale of a residual branch.
+SCALES = ("scale", "gamma", "gamma1", "gamma2", "gamma_1", "gamma_2")
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """The weights that make queries and keys, ``(dim, in)`` each.
+
+    Attributes:
+        query: W_q.
+        key: W_k.
+        heads: divides ``dim``.
+    """
+
+    query: Tensor
+    key: Tensor
+    heads: int
+
+
+def weight_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained weights of two or more dimensions, by the name of their layer."""
+    return {
+        name.removesuffix(".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and parameter.requires_grad
+    }
+
+
+def norm_gains(model: nn.Module) -> dict[str, Tensor]:
+    """The gains of every norm (LayerNorm, CenterNorm, BatchNorm, ...) that has them."""
+    return {
+        name: gain
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and isinstance(gain := getattr(module, "weight", None), Tensor)
+    }
+
+
+def residual_scales(model: nn.Module) -> dict[str, Tensor]:
+    """The learned scales of residual branches, α of weighted residuals and γ of LayerScale, one number a channel."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[2] in SCALES and parameter.numel() > 1
+    }
+
+
+def query_keys(model: nn.Module) -> dict[str, QueryKey]:
+    """Queries' and keys' weights of every attention that has one ``qkv``, or ``q`` and ``k``, as timm's and ours do."""
+    return dict(chain.from_iterable(_query_key(name, module) for name, module in model.named_modules()))
+
+
+def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
+    # Heads may be counted by parts of the module, each with its own.
+    heads = sum(count for part in module.modules() if isinstance(count := getattr(part, "num_heads", None), int))
+    if not heads or getattr(module, "head_first", False):  # timm's name for queries and keys that take turns
+        return
+    fused = _weight(getattr(module, "qkv", None))
+    if fused is not None and fused.shape[0] % (3 * heads) == 0:
+        query, key, _ = fused.chunk(3)
+        yield name, QueryKey(query, key, heads)
+        return
+    for names in (("q", "k"), ("q_proj", "k_proj")):
+        w_q, w_k = (_weight(getattr(module, part, None)) for part in names)
+        if w_q is not None and w_k is not None and w_q.shape == w_k.shape and w_q.shape[0] % heads == 0:
+            yield name, QueryKey(w_q, w_k, heads)
+
+
+def _weight(linear: object) -> Tensor | None:
+    """The weight of a linear map ``(out, in)``; None of anything else."""
+    weight = getattr(linear, "weight", None) if isinstance(linear, nn.Module) else None
+    return weight.detach() if isinstance(weight, Tensor) and weight.ndim == 2 else None

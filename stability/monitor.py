@@ -1,0 +1,163 @@
+"""One reading of every instrument at an optimizer step, taken without touching what the step does."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stability.attention import AttentionReport, watching_attention
+from stability.blocks import BlockReport, watching_blocks
+from stability.crash_signs import collapsed_heads, few_directions
+from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
+from stability.modes import eval_mode
+from stability.spectra import energy_concentration, query_key_energies
+
+MOST_MAPS, MOST_ROWS = 4, 64  # attention matrices of a layer, and their rows, that are decomposed
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StabilityReport:
+    """One reading.
+
+    Attributes:
+        layers: for each kind of number, layers by name with one value, or one a head. The kinds:
+            ``sigma`` σ₁ of weights; ``gradient`` norms of the weights' gradients before clipping; ``update`` the
+            length of the step over that of the weight; ``gain`` of norms and ``alpha`` of residual branches, root mean
+            square; ``activation`` root mean square of what leaves a block; ``diversity`` of its tokens; ``entropy`` and
+            ``rank`` of attention as shares of the largest possible; ``sec`` the share of the energy of W_qᵀW_k in few
+            directions.
+        collapsed: heads of attention layers that collapse malignantly, by the layer's name.
+        seconds: what the reading took.
+    """
+
+    layers: dict[str, dict[str, list[float]]]
+    collapsed: dict[str, list[int]]
+    seconds: float
+
+
+class StabilityMonitor:
+    """Takes readings. Around the optimizer's step that is read, call :meth:`before_update` and :meth:`after_update`.
+
+    Nothing is drawn, no weight, mode or buffer changes: a run has the same weights with the monitor and without.
+
+    Args:
+        model: not compiled, and not wrapped.
+        spectral_norms: gives the largest singular values of the weights by name.
+        precision: the context in which the model computes.
+        most_images: of a batch that the model is probed with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spectral_norms: Callable[[], Values],
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+        most_images: int = 16,
+    ):
+        self.model, self.spectral_norms, self.precision = model, spectral_norms, precision
+        self.most_images = most_images
+        self.weights = weight_matrices(model)
+        self.report: StabilityReport
+
+    @torch.no_grad()
+    def before_update(self, images: Tensor) -> None:
+        """Before gradients are clipped and weights change.
+
+        Args:
+            images: as the model got them in this step, ``(batch, 3, side, side)``.
+        """
+        self.started = time.perf_counter()
+        self.probe = images[: self.most_images].detach()
+        self.trained = {name: weight for name, weight in self.weights.items() if weight.grad is not None}
+        gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+        self.gradients = torch._foreach_norm(gradients) if gradients else []
+        self.before = [weight.detach().clone() for weight in self.trained.values()]
+        self.seconds = time.perf_counter() - self.started
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """After the optimizer's step: take the reading, ``report``. The only place that waits for the device."""
+        started = time.perf_counter()
+        attention, blocks = self._probe()
+        energies = {name: query_key_energies(qk.query, qk.key, qk.heads) for name, qk in query_keys(self.model).items()}
+        sec = {name: energy_concentration(e, few_directions(e.shape[-1])) for name, e in energies.items()}
+        entropy = _by_owner({name: report.entropy for name, report in attention.items()}, list(sec))
+        rank = _by_owner({name: report.rank for name, report in attention.items()}, list(sec))
+        layers = {
+            "sigma": self._in_order(self.spectral_norms()),
+            "gradient": dict(zip(self.trained, self.gradients, strict=True)),
+            "update": self._updates(),
+            "gain": {name: _rms(gain) for name, gain in norm_gains(self.model).items()},
+            "alpha": {name: _rms(scale) for name, scale in residual_scales(self.model).items()},
+            "activation": {name: report.scale for name, report in blocks.items()},
+            "diversity": {name: r.diversity for name, r in blocks.items() if r.diversity is not None},
+            "entropy": entropy,
+            "rank": rank,
+            "sec": sec,
+        }
+        on_host = _on_host({kind: values for kind, values in layers.items() if values})
+        collapsed = {name: _collapsed(on_host, name) for name in sec if name in entropy}
+        seconds = self.seconds + time.perf_counter() - started
+        self.report = StabilityReport(on_host, {name: heads for name, heads in collapsed.items() if heads}, seconds)
+
+    def _probe(self) -> tuple[dict[str, AttentionReport], dict[str, BlockReport]]:
+        """Run the model on the kept images."""
+        with (
+            eval_mode(self.model),
+            self.precision(),
+            watching_attention(self.model, MOST_MAPS, MOST_ROWS) as attention,
+            watching_blocks(self.model) as blocks,
+        ):
+            self.model(self.probe)
+        del self.probe
+        return attention, blocks
+
+    def _in_order(self, values: Values) -> Values:
+        """Values by names of layers, or of parts of them, in the model's order."""
+        places = {name: place for place, name in enumerate(self.weights)}
+        named = {name: name if name in places else name.rpartition(".")[0] for name in values}
+        return {name: values[name] for name in sorted(values, key=lambda name: places.get(named[name], len(places)))}
+
+    def _updates(self) -> Values:
+        """The length of the step over that of the weight, and the memory back."""
+        if not self.trained:
+            return {}
+        sizes = torch._foreach_norm(self.before)
+        torch._foreach_sub_(self.before, list(self.trained.values()))
+        moves = torch._foreach_norm(self.before)
+        del self.before
+        return {name: move / size for name, move, size in zip(self.trained, moves, sizes, strict=True)}
+
+
+def _rms(values: Tensor) -> Tensor:
+    return values.detach().float().square().mean().sqrt()
+
+
+def _by_owner(parts: Values, owners: list[str]) -> Values:
+    """Numbers of each head under the name of the layer that has the heads' weights, whose parts may attend."""
+    joined: dict[str, list[Tensor]] = {}
+    for name, heads in parts.items():
+        owner = next((owner for owner in owners if name.rstrip("'") == owner or name.startswith(f"{owner}.")), name)
+        joined.setdefault(owner, []).append(heads)
+    return {owner: torch.cat(heads) for owner, heads in joined.items()}
+
+
+def _on_host(layers: dict[str, Values]) -> dict[str, dict[str, list[float]]]:
+    """All numbers in one transfer."""
+    flat = [values.detach().double().flatten() for kind in layers.values() for values in kind.values()]
+    device = next((values.device for values in flat if values.device.type != "cpu"), torch.device("cpu"))
+    numbers = iter(torch.cat([values.to(device) for values in flat]).tolist()) if flat else iter(())
+    return {
+        kind: {name: [next(numbers) for _ in range(values.numel())] for name, values in by_name.items()}
+        for kind, by_name in layers.items()
+    }
+
+
+def _collapsed(layers: dict[str, dict[str, list[float]]], name: str) -> list[int]:
+    entropy, rank, sec = (torch.tensor(layers[kind][name]) for kind in ("entropy", "rank", "sec"))
+    return collapsed_heads(entropy, rank, sec) if entropy.shape == sec.shape else []
