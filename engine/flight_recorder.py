@@ -5,7 +5,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from data import TrainPlan
 from engine.checkpoint import Checkpoints
 from engine.distributed import World
+from engine.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,21 @@ class FlightRecorder:
         world: this process among all.
         plan: knows the images of each step.
         checkpoints: of which the last before a spike is set aside for a replay.
-        folder: where records are written.
+        run: the directory whose ``crashes/`` takes the records.
         about: what else a replay needs to know.
         keep: steps in a record; 0: no records.
     """
 
     def __init__(
-        self, world: World, plan: TrainPlan, checkpoints: Checkpoints, folder: Path, about: dict[str, Any], keep: int
+        self,
+        world: World,
+        plan: TrainPlan,
+        checkpoints: Checkpoints,
+        run: RunDirectory,
+        about: dict[str, Any],
+        keep: int,
     ):
-        self.world, self.plan, self.checkpoints, self.folder = world, plan, checkpoints, folder
+        self.world, self.plan, self.checkpoints, self.run = world, plan, checkpoints, run
         self.about, self.keep = about, keep
         self.past: deque[dict[str, float]] = deque(maxlen=max(keep, LEAST_HISTORY))
         self.unread: list[tuple[int, float, Tensor]] = []
@@ -71,32 +77,34 @@ class FlightRecorder:
             jumped = step > self.quiet_until and is_spike(history, loss)
             self.past.append({"step": step, "loss": loss, "grad_norm": norm, "lr": lr})
             if step == bad_step or (jumped and bad_step is None):
-                said = self._record(step, loss, history) or said
+                kind = "not finite" if step == bad_step else "spike"
+                said = self._record(kind, step, loss, history) or said
                 self.quiet_until = step + self.keep
         self.unread = []
         return said
 
-    def _record(self, step: int, loss: float, history: list[float]) -> str | None:
-        written = len(list(self.folder.glob("step_*/record.json"))) if self.folder.is_dir() else 0
-        if not self.world.is_main or written >= MOST_RECORDS:
+    def _record(self, kind: str, step: int, loss: float, history: list[float]) -> str | None:
+        if not self.world.is_main or len(list(self.run.crashes.glob("step_*/record.json"))) >= MOST_RECORDS:
             return None
-        place = self.folder / f"step_{step:08d}"
+        place = self.run.crashes / f"step_{step:08d}"
         place.mkdir(parents=True, exist_ok=True)
         start = self.checkpoints.set_aside(step, place / "checkpoint.pt")
         rows = self.plan.images_of(step - 1)
         record = {
             "step": step,
-            "kind": "spike" if math.isfinite(loss) else "not finite",
+            "kind": kind,
             "checkpoint_step": start,
             **self.about,
             "steps": [{key: _finite(value) for key, value in line.items()} for line in self.past],
+            "readings": [reading for reading in self.run.read_stability() if reading["step"] >= self.past[0]["step"]],
             "images": [{"index": int(row), "path": str(self.plan.index.path(int(row)))} for row in rows],
         }
         (place / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-        usual = f"usually {median(history):.3f}" if history else "the first steps"
+        usual = f"usually {median(history):.4g}" if history else "the first steps"
         return (
-            f"step {step}: the loss is {loss:.3f} ({usual}); its images and the steps before are in "
-            f"{place / 'record.json'}; python scripts/replay_crash.py runs to it again with every instrument on"
+            f"step {step}: the loss is {loss:.4g} ({usual}); its images and the steps before are in "
+            f"{place / 'record.json'}; python scripts/replay_crash.py {self.run.path} runs to it again with "
+            "every instrument on"
         )
 
 

@@ -83,7 +83,7 @@ class Instruments:
     def _warn(self, report: StabilityReport, step: int) -> None:
         heads = {(name, head) for name, found in report.collapsed.items() for head in found}
         new = sorted(heads - self.warned)
-        self.warned = heads
+        self.warned |= heads
         if not new:
             return
         name, head = new[0]

@@ -77,7 +77,8 @@ def draw_heat_maps(kinds: dict[str, dict[str, list[float | None]]], steps: list[
         values = np.array(list(layers.values()), dtype=float)  # None becomes NaN, and stays white
         is_share = kind in SHARES
         positive = values[np.isfinite(values) & (values > 0)]
-        norm = None if is_share or not len(positive) else LogNorm(positive.min(), positive.max())
+        is_wide = len(positive) > 0 and positive.max() > 10 * positive.min()
+        norm = LogNorm(positive.min(), positive.max()) if is_wide and not is_share else None
         image = axis.imshow(
             values, aspect="auto", interpolation="nearest", norm=norm, **({"vmin": 0, "vmax": 1} if is_share else {})
         )

@@ -185,7 +185,7 @@ def _build(
         logger=logger,
         checkpoints=checkpoints,
         instruments=Instruments(monitor, cfg.monitor.every, run, logger),
-        recorder=FlightRecorder(world, plan, checkpoints, run.crashes, about, cfg.monitor.history),
+        recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,

@@ -125,7 +125,7 @@ class Trainer:
         Raises:
             RunStopped: if a loss was not finite, or the process was asked to stop.
         """
-        first = self.done
+        first = self.first = self.done
         stop = StopRequest()
         self.progress = Progress(first, self.stop_at, self.world.is_main)
         self.started = time.monotonic()
@@ -156,7 +156,7 @@ class Trainer:
                 started = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - started
-                if self.done == 0:
+                if self.done == self.first:
                     self._picture_once(batch)
                 yield batch
 
@@ -260,7 +260,7 @@ class Trainer:
         self.logger.log({f"{prefix}/{k}": v for k, v in line.items() if k not in ("split", "step")}, line["step"])
 
     def _picture_once(self, batch: Batch) -> None:
-        """Draw the run's very first batch as the model is about to see it."""
+        """Draw the first batch as the model is about to see it, unless the run has a picture already."""
         path = self.run.plots / "batch.png"
         if not self.world.is_main or path.exists() or batch.draws is None:
             return

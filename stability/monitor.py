@@ -15,7 +15,7 @@ from stability.layers import norm_gains, query_keys, residual_scales, weight_mat
 from stability.modes import eval_mode
 from stability.spectra import energy_concentration, query_key_energies
 
-MOST_MAPS, MOST_ROWS = 4, 64  # attention matrices of a layer, and their rows, that are decomposed
+MOST_MAPS, MOST_ROWS = 2, 64  # attention matrices of a layer, and their rows, that are decomposed
 
 Values = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ def effective_rank(matrices: Tensor) -> Tensor:
     values = _singular_values(matrices)
     total = values.sum(dim=-1, keepdim=True)
     shares = values / total.clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.where(total.squeeze(-1) > 0, entropy(shares).exp(), 0)
+    return torch.where(total.squeeze(-1) == 0, 0, entropy(shares).exp())
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
@@ -77,4 +77,4 @@ def energy_concentration(energies: Tensor, directions: int = 10) -> Tensor:
     """
     total = energies.sum(dim=-1)
     share = energies[..., :directions].sum(dim=-1) / total.clamp_min(torch.finfo(energies.dtype).tiny)
-    return torch.where(total > 0, share, 1)
+    return torch.where(total == 0, 1, share)

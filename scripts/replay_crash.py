@@ -1,0 +1,118 @@
+"""Run to a spike of the loss again, from the last checkpoint before it, with every instrument on at every step.
+
+python scripts/replay_crash.py outputs/lipsformer_swin_tiny
+torchrun --nproc-per-node=8 scripts/replay_crash.py outputs/lipsformer_swin_tiny --step 51234
+
+RUN/crashes/step_* holds what the flight recorder wrote. Images, augmentation and noise are functions of seed and step,
+so with as many processes as the run had, on the same kind of device, the very same numbers come again. The replay is a
+run of its own in RUN/crashes/step_*/replay; the run itself is left as it is.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.config import TrainConfig
+from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.run_dir import RunDirectory
+from engine.train import train
+from models import FAMILIES
+
+
+def find_record(run: Path, step: int | None) -> Path:
+    """The folder of the record of ``step``, or of the newest.
+
+    Raises:
+        UserError: if there is none.
+    """
+    records = sorted(path.parent for path in (run / "crashes").glob("step_*/record.json"))
+    if not records:
+        raise UserError(f"{run} has no record of a crash: a spike of the loss leaves one in {run / 'crashes'}")
+    if step is None:
+        return records[-1]
+    names = {int(path.name.removeprefix("step_")): path for path in records}
+    if step not in names:
+        raise UserError(f"{run} has no record of step {step}: choose --step {', '.join(map(str, sorted(names)))}")
+    return names[step]
+
+
+def replay_settings(run: Path, place: Path, record: dict[str, Any]) -> TrainConfig:
+    """The run's settings, but from the record's checkpoint to its step, in a folder of their own, watched throughout.
+
+    Raises:
+        UserError: if the run's config is gone, or the number of processes is not the run's.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run / 'config.yaml'} is missing: without it the run cannot be repeated")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != record["processes"]:
+        raise UserError(
+            f"the run had {record['processes']} processes and this replay {processes}: use torchrun "
+            f"--nproc-per-node={record['processes']} (on as many machines), for noise depends on it"
+        )
+    schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
+    config: Any = OmegaConf.merge(schema, OmegaConf.load(run / "config.yaml"))
+    config.output_dir = str(place / "replay")
+    start = place / "checkpoint.pt"
+    config.resume = "auto" if record["checkpoint_step"] is None else str(start)
+    config.max_steps, config.log_every = record["step"], 1
+    config.checkpoint.every_steps = config.checkpoint.every_epochs = config.checkpoint.every_minutes = None
+    config.monitor.every, config.monitor.history = 1, 0
+    config.logger.name = "none"
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, TrainConfig)
+    return settings
+
+
+def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:
+    """How well the replay's losses agree with the recorded ones."""
+    losses = {line["step"]: line["loss"] for line in replayed if line["split"] == "train"}
+    pairs = [(line["loss"], losses[line["step"]]) for line in record["steps"] if line["step"] in losses]
+    known = [(was, now) for was, now in pairs if was is not None]
+    if not known:
+        return "no recorded step was replayed: the crash comes in the first step after the checkpoint"
+    worst = max(abs(was - now) for was, now in known)
+    how = "equal bit for bit" if worst == 0 else f"the largest difference of a loss is {worst:.2g}"
+    return f"{len(known)} recorded steps replayed: {how}"
+
+
+def replay(run: Path, step: int | None) -> None:
+    """Replay a record of a run."""
+    place = find_record(run, step)
+    record = json.loads((place / "record.json").read_text())
+    settings = replay_settings(run, place, record)
+    again = RunDirectory(place / "replay")
+    if again.has_checkpoints() or again.read_metrics():
+        raise UserError(f"{again.path} holds a replay: look at it, or delete it to replay anew")
+    try:
+        train(settings)
+    except RunStopped as stopped:  # what is not finite ends a run, here as there
+        print(stopped)
+    if os.environ.get("RANK", "0") == "0":
+        print(compare(record, again.read_metrics()))
+        print(f"readings of every step in {os.path.relpath(again.stability)}")
+        print(f"drawn in                  {os.path.relpath(again.plots / 'stability.png')}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory of a run")
+    parser.add_argument("--step", type=int, help="of the record; default: the newest")
+    args = parser.parse_args()
+    try:
+        replay(args.run, args.step)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The flight recorder: what a spike is, what is written of it, and the replay that leads to it again."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.checkpoint import Checkpoints
+from engine.flight_recorder import LEAST_HISTORY, is_spike
+from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics, run, train_here
+
+# A learning rate that climbs until the run breaks, after steps enough to know what is usual.
+BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
+
+
+@given(st.lists(st.floats(1.9, 2.1), min_size=LEAST_HISTORY, max_size=64), st.floats(0, 2.3))
+def test_noise_is_no_spike(history, loss):
+    assert not is_spike(history, loss)
+
+
+def test_what_a_spike_is():
+    noisy = [2.0, 2.2, 1.8, 2.1, 1.9] * 4
+    assert not is_spike(noisy, 2.9) and is_spike(noisy, 3.3)
+    falling = [7 - 0.1 * i for i in range(40)]
+    assert not is_spike(falling, 6.9) and is_spike(falling, 20.0)
+    assert not is_spike([2.0] * (LEAST_HISTORY - 1), 100.0)
+    assert is_spike([], math.nan) and is_spike([2.0], math.inf)
+
+
+def test_the_checkpoint_before_a_step_is_set_aside(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    place = tmp_path / "aside.pt"
+    assert checkpoints.set_aside(5, place) is None and not place.exists()
+    for step in (2, 4, 6):
+        checkpoints.save({"step": step}, is_best=False)
+    assert checkpoints.set_aside(7, place) == 6
+    assert checkpoints.set_aside(6, place) == 4
+    assert checkpoints.set_aside(3, tmp_path / "none.pt") is None  # of step 2 nothing is kept
+    checkpoints.save({"step": 8}, is_best=False)
+    checkpoints.save({"step": 10}, is_best=False)
+    assert place.exists()
+
+
+def replay(*arguments: str, cwd):
+    """Run the script as a user does."""
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "scripts/replay_crash.py"), *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_crash_is_recorded_and_replayed(small_images, here):
+    out = run("train.py", *BREAKS, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4", cwd=here)
+    assert "the loss is" in out.stdout + out.stderr
+    records = sorted((here / "outputs/a/crashes").glob("step_*"))
+    record = json.loads((records[0] / "record.json").read_text())
+    step, start = record["step"], record["checkpoint_step"]
+    assert LEAST_HISTORY < step and step - 5 < start < step
+    assert record["steps"][-1]["step"] == step
+    assert torch.load(records[0] / "checkpoint.pt", weights_only=True)["step"] == start
+    # The images are those of the step, in their order.
+    assert len(record["images"]) == 32 and len({image["path"] for image in record["images"]}) == 32
+
+    again = replay("outputs/a", "--step", str(step), cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"\d recorded steps replayed: equal bit for bit", again.stdout)
+    folder = records[0] / "replay"
+    readings = [json.loads(line)["step"] for line in (folder / "stability.jsonl").read_text().splitlines()]
+    assert readings[0] == start + 1 and readings[-1] in (step - 1, step)
+    assert (folder / "plots/stability.png").stat().st_size > 10_000
+    assert not (folder / "crashes").exists()
+
+    twice = replay("outputs/a", "--step", str(step), cwd=here)
+    assert twice.returncode == 2 and re.fullmatch(r"error: .* holds a replay: .*\n", twice.stderr)
+    other = replay("outputs/a", "--step", "3", cwd=here)
+    assert other.returncode == 2 and re.fullmatch(r"error: .* has no record of step 3: choose --step .*\n", other.stderr)
+
+
+def test_a_run_without_a_crash_has_no_record(small_images, here):
+    train_here(*SMALL, f"data.root={small_images}", "name=calm")
+    assert not (here / "outputs/calm/crashes").exists()
+    out = replay("outputs/calm", cwd=here)
+    assert out.returncode == 2 and "has no record of a crash" in out.stderr and out.stderr.count("\n") == 1
+    assert checkpoint(here / "outputs/calm")["step"] == 20 and metrics(here / "outputs/calm", "val")

@@ -1,0 +1,197 @@
+"""The stability monitor: right numbers, and a run that does not notice it."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import models  # noqa: F401  (registers the models)
+from optim import AdamW2, param_groups, spectral_norms
+from stability import StabilityMonitor, StabilityReport, attention_report, block_report, collapsed_heads
+from stability.blocks import find_blocks
+from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
+from tests.runs import ALL_AUGMENTATION, NO_LOCAL_NOISE, SMALL, checkpoint, losses, metrics, run, same_tensors, train_here
+
+SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+LIPSFORMER = {"img_size": 28, "depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}
+
+
+def small(name: str) -> tuple[nn.Module, Tensor]:
+    """A small model and a batch for it."""
+    options = LIPSFORMER if "lipsformer" in name else SIZES
+    return timm.create_model(name, num_classes=5, **options), torch.randn(6, 3, options["img_size"], options["img_size"])
+
+
+def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
+    """A model, its weights before a step, its gradients, the batch, the reading of the step and the optimizer."""
+    model, images = small(name)
+    optimizer = build(param_groups(model), lr=1e-2)
+    monitor = StabilityMonitor(model, lambda: spectral_norms(optimizer), most_images=4)
+    nn.functional.cross_entropy(model(images), torch.arange(6) % 5).backward()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    monitor.before_update(images)
+    optimizer.step()
+    optimizer.zero_grad()
+    monitor.after_update()
+    return model, before, gradients, images, monitor.report, optimizer
+
+
+@pytest.mark.parametrize("build", [torch.optim.AdamW, AdamW2])
+@pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini"])
+def test_singular_values_gradients_and_steps(name, build):
+    model, before, gradients, _, report, _ = read(name, build)
+    after = dict(model.named_parameters())
+    sigma = report.layers["sigma"]
+    for layer, (value,) in sigma.items():
+        owner, part = layer, slice(None)
+        if layer.endswith((".q", ".k", ".v")):
+            owner = layer[:-2]
+            rows = len(after[f"{owner}.weight"]) // 3
+            part = slice(rows * "qkv".index(layer[-1]), rows * ("qkv".index(layer[-1]) + 1))
+        exact = torch.linalg.matrix_norm(after[f"{owner}.weight"].detach()[part].flatten(1), 2).item()
+        assert value == pytest.approx(exact, rel=5e-3)
+    assert sum(layer.endswith("qkv.q") for layer in sigma) == 2
+    named = {key.removesuffix(".weight"): key for key in before if before[key].ndim >= 2}
+    assert report.layers["gradient"].keys() == report.layers["update"].keys() == named.keys()
+    for layer, key in named.items():
+        assert report.layers["gradient"][layer][0] == pytest.approx(gradients[key].norm().item(), rel=1e-5)
+        moved = (after[key] - before[key]).norm() / before[key].norm()
+        assert report.layers["update"][layer][0] == pytest.approx(moved.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini", "lipsformer_cswin_tiny"])
+def test_what_the_probe_sees(name):
+    if name == "lipsformer_cswin_tiny":
+        model = timm.create_model(name, img_size=224, num_classes=5)
+        images = torch.randn(1, 3, 224, 224)
+        monitor = StabilityMonitor(model, dict)
+        monitor.before_update(images)
+        monitor.after_update()
+        report = monitor.report
+    else:
+        model, _, _, images, report, _ = read(name)
+        images = images[:4]
+    model.eval()
+    outputs = {}
+    blocks = find_blocks(model)
+    for key, block in blocks.items():
+        block.register_forward_hook(lambda m, i, o, key=key: outputs.__setitem__(key, o.detach()))
+    with torch.no_grad():
+        model(images)
+    assert report.layers["activation"].keys() == report.layers["diversity"].keys() == blocks.keys()
+    for key, output in outputs.items():
+        patches = output[:, 1:] if output.ndim == 3 else output
+        assert report.layers["activation"][key][0] == pytest.approx(patches.square().mean().sqrt().item(), rel=1e-4)
+    # One entry for each layer with queries and keys, one number for each of its heads.
+    heads = {key: pair.heads for key, pair in query_keys(model).items()}
+    assert len(heads) == len(blocks)
+    for kind in ("entropy", "rank", "sec"):
+        assert {key: len(values) for key, values in report.layers[kind].items()} == heads
+        assert all(0 <= value <= 1 + 1e-6 for values in report.layers[kind].values() for value in values)
+
+
+def test_entropy_is_that_of_the_attention_report():
+    model, _, _, images, report, _ = read()
+    whole = attention_report(model, images[:4:2])  # two of four images, as the monitor's spread takes them
+    for layer, found in whole.items():
+        assert report.layers["entropy"][layer] == pytest.approx(found.entropy.tolist(), rel=1e-4)
+        assert report.layers["rank"][layer] == pytest.approx(found.rank.tolist(), rel=1e-3)
+
+
+def test_gains_and_residual_scales():
+    model, *_, report, _ = read("lipsformer_swin_mini")
+    assert report.layers["gain"].keys() == norm_gains(model).keys() and len(norm_gains(model)) == 7
+    scales = residual_scales(model)
+    assert report.layers["alpha"].keys() == scales.keys() and len(scales) == 8
+    for name, scale in scales.items():
+        assert report.layers["alpha"][name][0] == pytest.approx(scale.detach().square().mean().sqrt().item(), rel=1e-6)
+    layer_scale = timm.create_model("cait_xxs24_224")
+    assert len(residual_scales(layer_scale)) == 2 * 24 + 2 * 2
+
+
+def test_convolutional_networks_are_read_too():
+    model = timm.create_model("resnet18", num_classes=5)
+    reports = block_report(model.eval(), torch.randn(2, 3, 64, 64))
+    assert list(reports) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+    assert all(0 <= report.diversity.item() <= 1 for report in reports.values() if report.diversity is not None)
+    assert query_keys(model) == {} and len(weight_matrices(model)) == 21
+
+
+def collapse_(model: nn.Module, layer: str) -> None:
+    """Make every query of a layer look at the key with the largest first channel."""
+    attention = model.get_submodule(layer)
+    dim = attention.qkv.weight.shape[1]
+    rows = torch.zeros(3 * dim, dim)
+    bias = torch.zeros(3 * dim)
+    for head in range(attention.num_heads):
+        first = head * attention.head_dim
+        bias[first] = 100.0
+        rows[first, 0] = rows[dim + first, 0] = 10.0
+    with torch.no_grad():
+        attention.qkv.weight.copy_(rows)
+        attention.qkv.bias.copy_(bias)
+
+
+def reading(model: nn.Module, images: Tensor) -> StabilityReport:
+    monitor = StabilityMonitor(model, dict)
+    monitor.before_update(images)
+    monitor.after_update()
+    return monitor.report
+
+
+def test_a_collapse_is_found_where_it_is():
+    model, images = small("vit_preln_small")
+    assert reading(model, images).collapsed == {}
+    collapse_(model, "blocks.1.attn")
+    assert reading(model, images).collapsed == {"blocks.1.attn": [0, 1]}
+
+
+def test_sparse_attention_of_full_rank_is_benign():
+    low, high = torch.tensor([0.01, 0.01, 0.01, 0.9]), torch.tensor([0.99, 0.99, 0.5, 0.99])
+    assert collapsed_heads(low, torch.tensor([0.05, 0.9, 0.05, 0.05]), high) == [0]
+
+
+def test_numbers_that_are_not_finite_are_read_as_such():
+    model, images = small("vit_preln_small")
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight.fill_(math.nan)
+    report = reading(model, images)
+    assert all(math.isnan(value) for kind in ("sec", "rank") for value in report.layers[kind]["blocks.0.attn"])
+    assert report.collapsed == {}
+
+
+def test_spectral_norms_leave_the_optimizer_alone():
+    *_, optimizer = read(build=AdamW2)
+    before = [v.clone() for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    spectral_norms(optimizer)
+    after = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_does_not_notice_the_monitor(small_images, here, precision):
+    """Drop path, erasing, mixing, moving average and AdamW²'s vectors included."""
+    common = (*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}", "optim=adamw2", f"amp={precision}", "epochs=1")
+    train_here(*common, "name=off", "monitor.every=0", "monitor.history=0")
+    train_here(*common, "name=on", "monitor.every=1")
+    off, on = checkpoint(here / "outputs/off"), checkpoint(here / "outputs/on")
+    assert same_tensors(off["model"], on["model"]) and same_tensors(off["ema"], on["ema"])
+    for number, state in off["stepper"]["optimizer"]["state"].items():
+        other = on["stepper"]["optimizer"]["state"][number]
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other[k])) for k, v in state.items())
+    assert losses(here / "outputs/off") == losses(here / "outputs/on")
+    assert [line["step"] for line in metrics(here / "outputs/on", "stability")] == list(range(1, 11))
+    assert not (here / "outputs/off/stability.jsonl").read_text()
+
+
+def test_two_processes_with_the_monitor(small_images, here):
+    common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=4")
+    for name, every in (("off", 0), ("on", 2)):
+        out = run("train.py", *common, f"name={name}", f"monitor.every={every}", cwd=here, processes=2)
+        assert out.returncode == 0, out.stderr
+    assert losses(here / "outputs/off") == losses(here / "outputs/on")
+    assert [line["step"] for line in metrics(here / "outputs/on", "stability")] == [2, 4]
