@@ -1,0 +1,110 @@
+"""Draw the curves of several runs together: loss and validation accuracy over the steps.
+
+python scripts/compare_runs.py outputs/crash_adamw outputs/crash_adamw2 --plot compare.png
+
+Reads each run's metrics.jsonl, prints what the runs ended with, and draws them, named as their folders.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+NEEDED = {"train": ("step", "loss"), "val": ("step", "top1")}  # what is drawn of a line
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is drawn of a run.
+
+    Attributes:
+        name: of its folder.
+        train: lines of its metrics, of training steps; at least one.
+        val: lines of its metrics, of validations.
+    """
+
+    name: str
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+
+
+def read(folder: Path) -> Run:
+    """A run's metrics.
+
+    Raises:
+        ValueError: if the folder is no run, nothing was measured in it yet, or a line of its metrics is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run: it has no metrics.jsonl")
+    lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            split = line["split"]
+            for key in NEEDED[split]:
+                float(line[key])
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"line {number} of {path} is not a run's: it lacks a split with its numbers") from None
+        lines[split].append(line)
+    if not lines["train"]:
+        raise ValueError(f"{folder} has no training steps in its metrics.jsonl yet")
+    return Run(folder.resolve().name, lines["train"], lines["val"])
+
+
+def table(runs: list[Run]) -> str:
+    """A row of markdown for each run: its last step, its loss there, its last accuracy and its best."""
+    rows = ["| run | steps | training loss | top-1, % | best top-1, % |", "| --- | --- | --- | --- | --- |"]
+    for run in runs:
+        accuracies = [line["top1"] for line in run.val]
+        last, best = (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}") if accuracies else ("–", "–")
+        end = run.train[-1]
+        rows.append(f"| {run.name} | {end['step']} | {end['loss']:.4f} | {last} | {best} |")
+    return "\n".join(rows)
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """Draw training loss and validation accuracy of all runs, a colour each, into a file."""
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for run in runs:
+        losses.plot([line["step"] for line in run.train], [line["loss"] for line in run.train], label=run.name, lw=1)
+        accuracies.plot(
+            [line["step"] for line in run.val], [line["top1"] for line in run.val], label=run.name, marker="."
+        )
+    losses.set(title="training loss", xlabel="step")
+    accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")
+    for axis in (losses, accuracies):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument(
+        "--plot", type=Path, default=Path("compare.png"), help="picture to write (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    try:
+        runs = [read(folder) for folder in args.runs]
+        print(table(runs))
+        draw(runs, args.plot)
+    except (OSError, ValueError) as error:
+        # An unwritable place, and the format of a file's name that matplotlib does not know, among them.
+        print(f"error: {error}".splitlines()[0], file=sys.stderr)
+        return 2
+    print(f"\ndrawn in {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The picture of several runs, and the pair of runs it is there for."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from runs import settings
+
+from engine.settings import as_container, flatten
+from scripts import compare_runs
+
+LINES = [
+    {"split": "train", "step": 1, "loss": 2.3},
+    {"split": "train", "step": 20, "loss": 1.25},
+    {"split": "val", "step": 10, "loss": 1.3, "top1": 61.5},
+    {"split": "val", "step": 20, "loss": 1.3, "top1": 60.25},
+]
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["compare_runs.py", *map(str, arguments)])
+    return compare_runs.main()
+
+
+def a_run(folder: Path, lines: list[dict[str, object]]) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_runs_are_drawn_and_told_together(tmp_path, monkeypatch, capsys):
+    a, b = a_run(tmp_path / "a", LINES), a_run(tmp_path / "b", LINES[:1])  # b stopped before a validation
+    picture = tmp_path / "both.png"
+    assert compared(monkeypatch, a, b, "--plot", picture) == 0
+    said = capsys.readouterr().out
+    assert "| a | 20 | 1.2500 | 60.25 | 61.50 |" in said
+    assert "| b | 1 | 2.3000 | – | – |" in said
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "is no run: it has no metrics.jsonl"),
+        ("", "has no training steps in its metrics.jsonl yet"),
+        ('{"split": "val", "step": 1, "top1": 10}\n', "has no training steps in its metrics.jsonl yet"),
+        ('{"split": "train", "step": 1, "loss": 2.3}\n{"spl', "line 2 of"),
+        ('{"split": "train", "step": 1}\n', "line 1 of"),
+        ('{"split": "test", "step": 1, "loss": 2.3}\n', "line 1 of"),
+        ("[1]\n", "line 1 of"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch, capsys):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    assert compared(monkeypatch, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and complaint in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere/both.png", "both.docx"])
+def test_a_picture_that_cannot_be_written_is_refused_in_one_line(name, tmp_path, monkeypatch, capsys):
+    assert compared(monkeypatch, a_run(tmp_path / "a", LINES), "--plot", tmp_path / name) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_the_crash_and_its_cure_differ_in_the_optimizer_only():
+    a, b = (flatten(as_container(settings(f"experiment=crash_{optim}"))) for optim in ("adamw", "adamw2"))
+    assert {key for key in a | b if a.get(key) != b.get(key)} == {"optim.name"}
+    assert (a["optim.name"], b["optim.name"]) == ("adamw", "adamw2")
+    assert a["schedule.warmup_epochs"] == 0
