@@ -55,7 +55,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "name=a", "logger=wandb", "amp=fp16")
+    common = (*SMALL, f"data.root={small_images}", "name=a", "logger=wandb", "amp=fp16", "monitor.every=2")
     train_here(*common, "max_steps=5")
     found = read_run(here / "outputs/a")
     assert {"optim", "model", "data", "batch_size"} <= found["config"]
@@ -63,6 +63,11 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
     written = [line["loss"] for line in metrics(here / "outputs/a", "train")]
     assert [float(v) for v in history["train/loss"]] == pytest.approx(written)
     for key in ("train/lr", "train/grad_norm", "train/loss_scale", "val/top1", "batch/path"):
+        assert key in history, key
+    # Readings: their summary and a line for each layer as numbers, all layers over all steps as a picture.
+    readings = metrics(here / "outputs/a", "stability")
+    assert [float(v) for v in history["stability/sigma_max"]] == [line["sigma_max"] for line in readings]
+    for key in ("stability/entropy_min", "sec/stages.0.0.attn.branch", "activation/stages.1.1", "stability/path"):
         assert key in history, key
     assert float(found["summary"]["best_top1"]) == metrics(here / "outputs/a", "val")[-1]["top1"]
     first_id = found["id"]

@@ -118,6 +118,13 @@ def test_any_step_can_be_asked_for_at_once() -> None:
             assert ours.mix == theirs.mix
 
 
+def test_the_images_of_a_step_are_those_of_all_its_micro_batches() -> None:
+    for step in (0, 2, 5):
+        plans = [make_plan(world=3, rank=rank, micro=16) for rank in range(3)]
+        taken = [plan.crops(epoch, where).index for plan in plans for epoch, where in plan.positions(step)]
+        assert np.concatenate(taken).tolist() == plans[0].images_of(step).tolist()
+
+
 def test_steps_run_through_the_epochs() -> None:
     plan = make_plan()
     assert [plan.positions(step) for step in (0, 2, 3, 10)] == [
