@@ -151,28 +151,18 @@ def _build(
     state = _find_checkpoint(cfg, run, checkpoints, train_set, world)
     peak = peak_flops(device, cfg.amp)
     flops = forward_flops(model, cfg.data.crop) if peak else None
-    model = model.to(device)
-    if wants_sync_bn(cfg.sync_bn, model, world, device):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
-    steps = cfg.epochs * plan.steps_per_epoch
-    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
-    schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, plan.steps_per_epoch)
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, cfg.augment.smoothing).to(device)
-    stepper = Stepper(model, optimizer, schedule, augment, cfg, world, device)
+    stepper = _new_stepper(cfg, world, device, model, num_classes, plan.steps_per_epoch)
     train_loader = _loader(cfg, world, device, train_set, geometry.largest_micro_batch)
     val_loader = _loader(cfg, world, device, val_set, cfg.eval.batch_size)
 
     def validate() -> Scores:
         batches = val_loader.evaluate(EvalPlan(val_set.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
         stepper.share_buffers()
-        return evaluate(stepper.best_network, batches, augment, world, device, cfg.amp, stepper.memory_format)
+        return evaluate(stepper.best_network, batches, stepper.augment, world, device, cfg.amp, stepper.memory_format)
 
     run_id = state["wandb_id"] if state else None
     logger = build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main)
-    monitor = StabilityMonitor(
-        model, lambda: spectral_norms(optimizer), lambda: autocast(device, cfg.amp), cfg.monitor.images
-    )
     about = {"family": family_of(cfg.model), "processes": world.size}
     trainer = Trainer(
         cfg=cfg,
@@ -184,7 +174,7 @@ def _build(
         validate=validate,
         logger=logger,
         checkpoints=checkpoints,
-        instruments=Instruments(monitor, cfg.monitor.every, run, logger),
+        instruments=Instruments(_new_monitor(cfg, stepper), cfg.monitor.every, run, logger),
         recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
@@ -199,6 +189,30 @@ def _build(
         run.cut_metrics(trainer.done)
         run.write_config(cfg)
     return trainer
+
+
+def _new_stepper(
+    cfg: TrainConfig, world: World, device: torch.device, model: nn.Module, num_classes: int, steps_per_epoch: int
+) -> Stepper:
+    """The model on its device, with all that changes it."""
+    model = model.to(device)
+    if wants_sync_bn(cfg.sync_bn, model, world, device):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    steps = cfg.epochs * steps_per_epoch
+    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
+    schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, steps_per_epoch)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, cfg.augment.smoothing).to(device)
+    return Stepper(model, optimizer, schedule, augment, cfg, world, device)
+
+
+def _new_monitor(cfg: TrainConfig, stepper: Stepper) -> StabilityMonitor:
+    """A monitor that sees the model as the stepper runs it."""
+    return StabilityMonitor(
+        stepper.model,
+        spectral_norms=lambda: spectral_norms(stepper.optimizer),
+        precision=lambda: autocast(stepper.device, cfg.amp),
+        most_images=cfg.monitor.images,
+    )
 
 
 def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: torch.device) -> bool:

@@ -8,8 +8,8 @@ healthy runs and a crash.
 
 from torch import Tensor
 
-LOW_ENTROPY = 0.2  # of a row, as a share of the largest possible
-LOW_RANK = 0.2  # effective rank, as a share of the largest possible
+LOW_ENTROPY = 0.25  # of a row, as a share of the largest possible
+LOW_RANK = 0.1  # effective rank, as a share of the largest possible
 HIGH_CONCENTRATION = 0.9  # energy of W_qᵀW_k in the first directions
 # Directions that count as few: the paper's 10, for heads of 64 channels, and the same share of others.
 FEW, OF = 10, 64

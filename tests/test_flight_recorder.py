@@ -82,7 +82,9 @@ def test_a_crash_is_recorded_and_replayed(small_images, here):
     twice = replay("outputs/a", "--step", str(step), cwd=here)
     assert twice.returncode == 2 and re.fullmatch(r"error: .* holds a replay: .*\n", twice.stderr)
     other = replay("outputs/a", "--step", "3", cwd=here)
-    assert other.returncode == 2 and re.fullmatch(r"error: .* has no record of step 3: choose --step .*\n", other.stderr)
+    assert other.returncode == 2 and re.fullmatch(
+        r"error: .* has no record of step 3: choose --step .*\n", other.stderr
+    )
 
 
 def test_a_run_without_a_crash_has_no_record(small_images, here):

@@ -13,7 +13,17 @@ from optim import AdamW2, param_groups, spectral_norms
 from stability import StabilityMonitor, StabilityReport, attention_report, block_report, collapsed_heads
 from stability.blocks import find_blocks
 from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
-from tests.runs import ALL_AUGMENTATION, NO_LOCAL_NOISE, SMALL, checkpoint, losses, metrics, run, same_tensors, train_here
+from tests.runs import (
+    ALL_AUGMENTATION,
+    NO_LOCAL_NOISE,
+    SMALL,
+    checkpoint,
+    losses,
+    metrics,
+    run,
+    same_tensors,
+    train_here,
+)
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 LIPSFORMER = {"img_size": 28, "depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}
@@ -22,7 +32,9 @@ LIPSFORMER = {"img_size": 28, "depths": (1, 1), "embed_dim": 12, "num_heads": (1
 def small(name: str) -> tuple[nn.Module, Tensor]:
     """A small model and a batch for it."""
     options = LIPSFORMER if "lipsformer" in name else SIZES
-    return timm.create_model(name, num_classes=5, **options), torch.randn(6, 3, options["img_size"], options["img_size"])
+    return timm.create_model(name, num_classes=5, **options), torch.randn(
+        6, 3, options["img_size"], options["img_size"]
+    )
 
 
 def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
