@@ -4,15 +4,15 @@ import json
 import math
 import re
 import subprocess
-import sys
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.checkpoint import Checkpoints
 from engine.flight_recorder import LEAST_HISTORY, is_spike
-from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics, run, train_here
+from tests.runs import SMALL, checkpoint, command, environment, metrics, run, train_here
 
 # A learning rate that climbs until the run breaks, after steps enough to know what is usual.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
@@ -46,10 +46,10 @@ def test_the_checkpoint_before_a_step_is_set_aside(tmp_path):
     assert place.exists()
 
 
-def replay(*arguments: str, cwd):
+def replay(*arguments: str, cwd, processes: int = 1):
     """Run the script as a user does."""
     return subprocess.run(
-        [sys.executable, str(PROJECT / "scripts/replay_crash.py"), *arguments],
+        command("scripts/replay_crash.py", *arguments, processes=processes),
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -85,6 +85,18 @@ def test_a_crash_is_recorded_and_replayed(small_images, here):
     assert other.returncode == 2 and re.fullmatch(
         r"error: .* has no record of step 3: choose --step .*\n", other.stderr
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_replay_what_as_many_processes_did(small_images, here):
+    common = (*BREAKS, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4")
+    run("train.py", *common, cwd=here, processes=2)
+    alone = replay("outputs/a", cwd=here)
+    assert alone.returncode == 2 and "the run had 2 processes and this replay 1: use torchrun" in alone.stderr
+    together = replay("outputs/a", cwd=here, processes=2)
+    assert together.returncode == 0, together.stderr
+    assert re.search(r"\d recorded steps replayed: equal bit for bit", together.stdout)
 
 
 def test_a_run_without_a_crash_has_no_record(small_images, here):

@@ -200,6 +200,7 @@ def test_a_run_does_not_notice_the_monitor(small_images, here, precision):
     assert not (here / "outputs/off/stability.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_monitor(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=4")
     for name, every in (("off", 0), ("on", 2)):
