@@ -19,7 +19,7 @@ EARLY_ITERATIONS = 20
 # asks for more wants to know it more exactly.
 SETTLED = 0.03
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
-CPU_BUNDLE = 2**21
+CPU_BUNDLE = 2**20
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -51,7 +51,8 @@ class AdamW2(Optimizer):
     With u = m̂ / (√v̂ + ε), the learning rate of a matrix W becomes α = min(lr, τ·σ₁(W)/σ₁(u)), for its decoupled
     weight decay, too. By Weyl's inequality a step then grows σ₁(W) by a factor of at most 1 + τ, so that full learning
     rate from the first step cannot blow a matrix up (Algorithm 1 of the paper). Both σ₁ come from power iteration with
-    vectors that are kept between steps. Vectors (biases, gains) take AdamW's step, and so does a matrix of zeros.
+    vectors that are kept between steps; σ₁(W) is measured as soon as a step has changed W, for the next one. Vectors
+    (biases, gains) take AdamW's step, and so does a matrix of zeros.
 
     A group may say ``cap=False`` (tables and tokens, which are no linear maps) and ``splits=k`` (k matrices on top of
     one another, as in a fused qkv, each with a cap of its own). Tensors of more dimensions count as ``(out, -1)``.
@@ -125,8 +126,10 @@ class AdamW2(Optimizer):
             raise ValueError(f"splits={group['splits']} does not divide the {parameter.shape[0]} rows of a matrix")
         matrices = _matrices([parameter], group["splits"])
         count, _, columns = matrices.shape
+        sizes, vectors = converge(matrices)
         self.state[parameter] |= {
-            "weight_vector": converge(matrices)[1],
+            "weight_size": sizes,  # σ₁(W) now
+            "weight_vector": vectors,
             "update_vectors": start_pairs(count, columns, matrices),
             "ratio": torch.zeros(count, device=parameter.device),
             "estimates": 0,  # of σ₁(u) in a row
@@ -193,6 +196,15 @@ class AdamW2(Optimizer):
         torch._foreach_mul_(parameters, [_along_rows(s, p) for s, p in zip(shrinks, parameters, strict=True)])
         along = [_along_rows(f, p) for f, p in zip(factors, parameters, strict=True)]
         torch._foreach_addcmul_(parameters, steps, along)
+        self._measure(group, parameters)
+
+    def _measure(self, group: Group, parameters: list[Tensor]) -> None:
+        """Estimate σ₁(W) for the next step: here, where a CPU has just had the weights in its cache."""
+        states = [self.state[parameter] for parameter in parameters]
+        weights = _matrices(parameters, group["splits"])
+        sizes, vectors = iterate(weights, _gathered(states, "weight_vector"), 1)
+        _keep(states, "weight_size", sizes)
+        _keep(states, "weight_vector", vectors)
 
     def _plain_steps(self, group: Group, parameters: list[Tensor]) -> list[Tensor]:
         """AdamW's steps −lr·u, rounded as torch's own AdamW rounds them."""
@@ -215,17 +227,18 @@ class AdamW2(Optimizer):
         count = counts[0].item()
         torch._foreach_div_(roots, (1 - beta2**count) ** 0.5)
         torch._foreach_add_(roots, group["eps"])
-        # As addcdiv rounds; adding to minus zero changes nothing, not even the sign of a zero.
-        zeros = [torch.full((), -0.0, dtype=roots[0].dtype, device=roots[0].device)] * len(roots)
-        return list(torch._foreach_addcdiv(zeros, means, roots, value=-group["lr"] / (1 - beta1**count)))
+        # As AdamW's addcdiv rounds; adding to minus zero changes nothing, not even the sign of a zero. In the roots'
+        # place: on a CPU, the fewer bytes, the more of them are in the cache for the products.
+        zero = torch.full((), -0.0, dtype=roots[0].dtype, device=roots[0].device)
+        for mean, root in zip(means, roots, strict=True):
+            torch.addcdiv(zero, mean, root, value=-group["lr"] / (1 - beta1**count), out=root)
+        return list(roots)
 
     def _factors(self, group: Group, parameters: list[Tensor], steps: list[Tensor]) -> Tensor:
         """What to multiply each matrix's step by, at most 1: ``(parameters, splits)``."""
         states = [self.state[parameter] for parameter in parameters]
-        weights, updates = _matrices(parameters, group["splits"]), _matrices(steps, group["splits"])
-        sizes, vectors = iterate(weights, _gathered(states, "weight_vector"), 1)
-        _keep(states, "weight_vector", vectors)
-        moves = self._small_enough(group, updates, sizes)
+        updates, sizes = _matrices(steps, group["splits"]), _gathered(states, "weight_size")
+        moves = self._small_enough(group, states, updates, sizes)
         if moves is None:
             iterations = self._iterations(group, states)
             tolerance = None if _must_not_wait(group, updates) else SETTLED / group["power_iterations"] ** 2
@@ -240,15 +253,16 @@ class AdamW2(Optimizer):
         return factors.view(len(states), -1).to(parameters[0].dtype)
 
     @staticmethod
-    def _small_enough(group: Group, updates: Tensor, sizes: Tensor) -> Tensor | None:
+    def _small_enough(group: Group, states: list[State], updates: Tensor, sizes: Tensor) -> Tensor | None:
         """Frobenius norms of the updates where they all clear the cap: then σ₁, smaller still, need not be known.
 
-        Asked on CPUs only.
+        Asked on CPUs only, and where the last step's ratios leave a hope.
         """
-        if _must_not_wait(group, updates) or math.isinf(group["tau"]):
+        tau = group["tau"]
+        if _must_not_wait(group, updates) or math.isinf(tau) or (_gathered(states, "ratio") > tau).any():
             return None
         norms = torch.linalg.matrix_norm(updates)
-        return norms if (norms <= group["tau"] * sizes).all() else None
+        return norms if (norms <= tau * sizes).all() else None
 
     def _iterations(self, group: Group, states: list[State]) -> int:
         wanted: int = group["power_iterations"]

@@ -1,89 +1,126 @@
-"""Time AdamW²'s step beside torch's AdamW on the parameters of real models, in one run.
+"""Time AdamW²'s step beside torch's AdamW on real gradients of real models, in one run.
 
 python scripts/bench_optim.py --models lipsformer_swin_tiny vit_base_patch16_224
 
-The optimizers take turns, one step each, on gradients drawn anew for every turn, so that no estimate of a singular
-value can settle; the table gives the median step and the median of its ratios, turn by turn, to AdamW(foreach=True).
+AdamW² with a finite τ trains each model on the embedded images (Fashion-MNIST, enlarged), other ones in every step, and
+every optimizer takes a step of its own copy of the weights by the same gradients, in turns. Only the steps are timed,
+and only once AdamW²'s first ones are over, which take more iterations. The table gives the median step and the median
+of its ratios, turn by turn, to AdamW(foreach=True).
+
+--gradients random draws them anew for every turn instead: no estimate of a singular value can settle, the worst case.
 """
 
 import argparse
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import timm
 import torch
-from torch import nn
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models  # noqa: F401  (registers the models)
+from data.cache import unpacked
+from data.dataset import PROJECT
 from engine.device import tune
 from optim import AdamW2, param_groups
 
 YARDSTICK = "AdamW, foreach"
-EARLY = 25  # steps before the clock runs: the first ones take more iterations
+EARLY = 25  # steps before the clock runs: AdamW²'s first ones take more iterations
 
 
 def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
     """The optimizers, by name; each takes parameter groups."""
     return {
+        f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),  # the first one trains the model
         YARDSTICK: partial(AdamW, foreach=True),
         "AdamW, fused": partial(AdamW, fused=True),
-        f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),
         "AdamW², τ = ∞ (nothing is skipped)": partial(AdamW2, tau=float("inf")),
     }
 
 
-class Turn:
-    """An optimizer of its own copy of a model's weights.
-
-    Args:
-        model: whose weights are copied.
-        build: makes the optimizer.
-        device: where it runs.
-    """
-
-    def __init__(self, model: nn.Module, build: Callable[..., Optimizer], device: torch.device):
-        self.device = device
-        groups = param_groups(model)
-        for group in groups:
-            group["params"] = [(n, nn.Parameter(p.detach().clone().to(device))) for n, p in group["params"]]
-        self.weights = [p for group in groups for _, p in group["params"]]
-        self.optimizer = build(groups, lr=1e-3, betas=(0.9, 0.98))
-
-    def __call__(self, seed: int) -> float:
-        """Take a step on fresh gradients; seconds."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        for weight in self.weights:
-            weight.grad = torch.randn(weight.shape, generator=generator, device=self.device)
-        self._wait()
-        started = time.perf_counter()
-        self.optimizer.step()
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+def copied(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups of copies."""
+    return [g | {"params": [(n, nn.Parameter(p.detach().clone())) for n, p in g["params"]]} for g in groups]
 
 
-def measure(name: str, turns: int, tau: float, device: torch.device) -> dict[str, list[float]]:
+def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def embedded_batches(size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the embedded training images and their labels, shuffled the same way at every call, without end."""
+    config = OmegaConf.load(PROJECT / "conf/data/fashion_mnist.yaml")
+    folders = sorted((unpacked(PROJECT / config.archive, config.archive_sha256) / "train").iterdir())
+    files = [(str(file), label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
+    draws = random.Random(0)
+    while True:
+        chosen = draws.sample(files, batch_size)
+        images = torch.stack([decode_image(file, ImageReadMode.RGB) for file, _ in chosen]) / 255
+        images = (images - config.mean[0]) / config.std[0]
+        yield F.interpolate(images, (size, size), mode="bilinear"), torch.tensor([label for _, label in chosen])
+
+
+def real_gradients(model: nn.Module, batch_size: int) -> Iterator[None]:
+    """Put gradients into the model's parameters, by other images each time."""
+    device = next(model.parameters()).device
+    for images, labels in embedded_batches(model.pretrained_cfg["input_size"][-1], batch_size):  # type: ignore[index]
+        model.zero_grad()
+        F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
+        yield
+
+
+def random_gradients(model: nn.Module) -> Iterator[None]:
+    """Put normal random numbers into the model's gradients."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    while True:
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator, device=weight.device)
+        yield
+
+
+def seconds(optimizer: Optimizer) -> float:
+    """Of a step."""
+    wait = torch.cuda.synchronize if weights_of(optimizer)[0].is_cuda else lambda: None
+    wait()
+    started = time.perf_counter()
+    optimizer.step()
+    wait()
+    return time.perf_counter() - started
+
+
+def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each step of each optimizer."""
-    model = timm.create_model(name)
-    runs = {label: Turn(model, build, device) for label, build in variants(tau).items()}
-    for label, run in runs.items():
-        for seed in range(EARLY if "AdamW²" in label else 2):
-            run(seed)
-    times: dict[str, list[float]] = {label: [] for label in runs}
-    for seed in tqdm(range(turns), name, disable=None):
-        for label, run in runs.items():
-            times[label].append(run(EARLY + seed))
+    torch.manual_seed(0)
+    model = timm.create_model(name).to(device).train()
+    builds = variants(args.tau)
+    leader = next(iter(builds))
+    optimizers = {}
+    for label, build in builds.items():
+        groups = param_groups(model)  # new ones each time: an optimizer keeps what it is given
+        optimizers[label] = build(groups if label == leader else copied(groups), lr=1e-3, betas=(0.9, 0.98))
+    gradients = random_gradients(model) if args.gradients == "random" else real_gradients(model, args.batch_size)
+    times: dict[str, list[float]] = {label: [] for label in optimizers}
+    for turn in tqdm(range(EARLY + args.turns), name, disable=None):
+        next(gradients)
+        for label, optimizer in optimizers.items():
+            for weight, leading in zip(weights_of(optimizer), weights_of(optimizers[leader]), strict=True):
+                weight.grad = leading.grad
+            found = seconds(optimizer)
+            if turn >= EARLY:
+                times[label].append(found)
     return times
 
 
@@ -91,14 +128,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["lipsformer_swin_tiny", "vit_base_patch16_224"])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--gradients", choices=["real", "random"], default="real")
+    parser.add_argument("--batch-size", type=int, default=4, help="images behind real gradients")
     parser.add_argument("--tau", type=float, default=AdamW2([nn.Parameter(torch.ones(1, 1))]).defaults["tau"])
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     for name in args.models:
-        times = measure(name, args.turns, args.tau, device)
-        print(f"\n{name}, {where}, {args.turns} turns\n")
+        times = measure(name, args, device)
+        print(f"\n{name}, {where}, {args.turns} turns, {args.gradients} gradients\n")
         print(f"| optimizer | step, ms | times {YARDSTICK} |\n| --- | --- | --- |")
         for label, found in times.items():
             ratio = median(a / b for a, b in zip(found, times[YARDSTICK], strict=True))
