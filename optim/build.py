@@ -30,7 +30,7 @@ def _adamw(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 def _adamw2(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
     iterations = cfg.power_iterations
-    return AdamW2(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, tau=cfg.tau, power_iterations=iterations)
+    return AdamW2(groups, lr, _betas(cfg), cfg.eps, tau=cfg.tau, power_iterations=iterations, fused=True)
 
 
 def _sgd(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:

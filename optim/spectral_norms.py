@@ -1,13 +1,12 @@
 """Largest singular values of the weights an optimizer trains, from its own estimates where it keeps them."""
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optim.power_iteration import converge, iterate
+from optim.power_iteration import converge
 
 PARTS = {3: ("q", "k", "v")}
 
@@ -16,25 +15,31 @@ PARTS = {3: ("q", "k", "v")}
 def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
     """The largest singular value of every matrix in groups of :func:`optim.param_groups`, by the name of its layer.
 
-    AdamW²'s vectors, kept from its last step, need a single iteration; for other optimizers the values are found anew.
+    AdamW² knows them from its last step; for other optimizers they are found anew.
     Nothing in the optimizer changes. Queries, keys and values in one weight have a value each.
     """
-    stacks: dict[tuple[Any, ...], list[tuple[str, Tensor, Tensor | None]]] = defaultdict(list)
+    found: dict[str, Tensor] = {}
+    unknown: dict[torch.Size, list[tuple[str, Tensor]]] = defaultdict(list)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if group["cap"]:
-                vector = optimizer.state[parameter].get("weight_vector") if parameter in optimizer.state else None
-                matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
-                key = (matrices.shape, vector is None)
-                stacks[key].append((name.removesuffix(".weight"), matrices, vector))
-    return {name: value for members in stacks.values() for name, value in _of_one_shape(members).items()}
+                layer, known = name.removesuffix(".weight"), optimizer.state.get(parameter, {}).get("weight_size")
+                if known is not None:
+                    found |= _named(layer, known)
+                else:
+                    matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
+                    unknown[matrices.shape].append((layer, matrices))
+    for members in unknown.values():
+        values = converge(torch.cat([matrices for _, matrices in members]))[0].view(len(members), -1)
+        for (layer, _), of_layer in zip(members, values, strict=True):
+            found |= _named(layer, of_layer)
+    return found
 
 
-def _of_one_shape(members: list[tuple[str, Tensor, Tensor | None]]) -> dict[str, Tensor]:
-    matrices = torch.cat([matrices for _, matrices, _ in members])
-    kept = [vector for _, _, vector in members if vector is not None]
-    values = iterate(matrices, torch.cat(kept).float(), 1)[0] if kept else converge(matrices)[0]
-    splits = len(members[0][1])
-    parts = PARTS.get(splits, range(splits))
-    names = [f"{name}.{part}" if splits > 1 else name for name, _, _ in members for part in parts]
-    return dict(zip(names, values, strict=True))
+def _named(layer: str, values: Tensor) -> dict[str, Tensor]:
+    """A layer's value under its name, or that of each of its parts."""
+    if len(values) == 1:
+        return {layer: values[0]}
+    return {
+        f"{layer}.{part}": value for part, value in zip(PARTS.get(len(values), range(len(values))), values, strict=True)
+    }

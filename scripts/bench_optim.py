@@ -44,9 +44,10 @@ EARLY = 25  # steps before the clock runs: AdamW²'s first ones take more iterat
 def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
     """The optimizers, by name; each takes parameter groups."""
     return {
-        f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),  # the first one trains the model
+        f"AdamW², fused, τ = {tau:g}": partial(AdamW2, tau=tau, fused=True),  # the first one trains the model
         YARDSTICK: partial(AdamW, foreach=True),
         "AdamW, fused": partial(AdamW, fused=True),
+        f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),
         "AdamW², τ = ∞ (nothing is skipped)": partial(AdamW2, tau=float("inf")),
     }
 
