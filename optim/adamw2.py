@@ -19,8 +19,10 @@ EARLY_ITERATIONS = 20
 # On a CPU, iterations end once one of them raises no value by more than this share over the square of their number: who
 # asks for more wants to know it more exactly.
 SETTLED = 0.03
-# Steps between iterations for σ₁(W), whose vectors turn slowly: a step changes W by little more than tau.
+# Steps between iterations for σ₁(W), whose vectors turn slowly: a step changes W by little more than tau. On a CPU they
+# end once one of them raises no value by more than this share, which for large matrices is the first.
 WEIGHT_EVERY = 2
+WEIGHT_MOST, WEIGHT_SETTLED = 4, 1e-3
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
 CPU_BUNDLE = 2**20
 
@@ -211,7 +213,8 @@ class AdamW2(Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         weights, pairs = _matrices(parameters, group["splits"]), _gathered(states, "weight_vectors")
         if group["capturable"] or states[0]["step"].item() % WEIGHT_EVERY == 0:
-            sizes, pairs = iterate_pairs(weights, pairs, 1)
+            most, tolerance = (1, None) if _must_not_wait(group, weights) else (WEIGHT_MOST, WEIGHT_SETTLED)
+            sizes, pairs = iterate_pairs(weights, pairs, most, tolerance)
             _keep(states, "weight_vectors", pairs)
         else:  # they turn so slowly that a product with the first one says enough
             sizes = torch.linalg.vector_norm(torch.bmm(pairs[:, :1], weights.mT), dim=(1, 2))
