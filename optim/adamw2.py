@@ -89,7 +89,7 @@ class AdamW2(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.05,
-        tau: float = 0.01,
+        tau: float = 0.03,
         power_iterations: int = 3,
         *,
         foreach: bool | None = None,

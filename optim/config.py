@@ -21,7 +21,7 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # all but sgd
     eps: float = 1e-8  # all but sgd and lion
     momentum: float = 0.9  # sgd, muon
-    tau: float = 0.01  # adamw2: most that a step may grow a matrix's largest singular value, relatively
+    tau: float = 0.03  # adamw2: most that a step may grow a matrix's largest singular value, relatively
     power_iterations: int = 3  # adamw2: for that value of the update, in each step
 
 
