@@ -75,6 +75,20 @@ def test_singular_values_gradients_and_steps(name, build):
         assert report.layers["update"][layer][0] == pytest.approx(moved.item(), rel=1e-4)
 
 
+def test_heads_are_counted_once():
+    """Also where a part of the attention, such as its table of positions, has the number too."""
+    model = timm.create_model("vit_relpos_small_patch16_224", class_token=False, **SIZES)
+    images = torch.randn(2, 3, 32, 32)
+    assert {key: pair.heads for key, pair in query_keys(model).items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
+    report = reading(model, images)
+    assert all(len(v) == 2 for kind in ("entropy", "rank", "sec") for v in report.layers[kind].values())
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientformer_l1", "maxvit_rmlp_pico_rw_256"])
+def test_rows_that_go_head_by_head_are_not_taken_for_queries_and_keys(name):
+    assert query_keys(timm.create_model(name)) == {}
+
+
 @pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini", "lipsformer_cswin_tiny"])
 def test_what_the_probe_sees(name):
     if name == "lipsformer_cswin_tiny":
