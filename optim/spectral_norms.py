@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optim.errors import OptimError
 from optim.power_iteration import converge, iterate
 
 PARTS = {3: ("q", "k", "v")}
@@ -18,7 +19,12 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
 
     AdamW²'s vectors, kept from its last step, need a single iteration; for other optimizers the values are found anew.
     Nothing in the optimizer changes. Queries, keys and values in one weight have a value each.
+
+    Raises:
+        OptimError: if the groups are not of that function, and say neither names nor what is a matrix.
     """
+    if not all({"param_names", "cap", "splits"} <= group.keys() for group in optimizer.param_groups):
+        raise OptimError("spectral_norms needs named groups: build the optimizer of optim.param_groups(model)")
     stacks: dict[tuple[Any, ...], list[tuple[str, Tensor, Tensor | None]]] = defaultdict(list)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):

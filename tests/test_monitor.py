@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from optim import AdamW2, param_groups, spectral_norms
+from optim import AdamW2, OptimError, param_groups, spectral_norms
 from stability import StabilityMonitor, StabilityReport, attention_report, block_report, collapsed_heads
 from stability.blocks import find_blocks
 from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
@@ -196,6 +196,14 @@ def test_spectral_norms_leave_the_optimizer_alone():
     spectral_norms(optimizer)
     after = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_spectral_norms_need_our_groups(named):
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.named_parameters() if named else layer.parameters(), lr=0.1)
+    with pytest.raises(OptimError, match="param_groups"):
+        spectral_norms(optimizer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
