@@ -113,8 +113,8 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
 
 
 def recorder_of(folder, keep: int = 64) -> FlightRecorder:
-    """A recorder of a single process, of which every step has the same images."""
-    plan = SimpleNamespace(images_of=lambda step: [7], index=SimpleNamespace(path=lambda row: f"{row}.png"))
+    """A recorder of a single process; the images of each step are its number, counted from 0."""
+    plan = SimpleNamespace(images_of=lambda step: [step], index=SimpleNamespace(path=lambda row: f"{row}.png"))
     return FlightRecorder(World(0, 1, 0, 1), plan, Checkpoints(folder, keep=1), RunDirectory(folder), {}, keep)
 
 
@@ -130,6 +130,17 @@ def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None
 def test_a_spike_is_recorded_also_where_the_loss_breaks_soon_after(tmp_path):
     losses = [2.0] * 20 + [9.0, 5.0, math.nan, math.nan]
     assert recorded(recorder_of(tmp_path), losses, bad_step=23) == [(21, "spike"), (23, "not finite")]
+
+
+def test_a_record_names_the_images_of_its_step_and_adds_up_the_processes(tmp_path):
+    recorder = recorder_of(tmp_path)
+    others = [0.5, 0.0] * 20 + [7.0, 0.0]  # loss and gradient norm of another process
+    recorder.world = SimpleNamespace(is_main=True, gather=lambda mine: [mine.tolist(), others])
+    assert recorded(recorder, [1.5] * 20 + [1.5]) == [(21, "spike")]
+    record = json.loads((tmp_path / "crashes/step_00000021/record.json").read_text())
+    assert record["images"] == [{"index": 20, "path": "20.png"}]
+    assert [line["loss"] for line in record["steps"]] == [2.0] * 20 + [8.5]
+    assert record["steps"][0] == {"step": 1, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1}
 
 
 def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
