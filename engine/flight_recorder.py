@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # and by this share of the median.
 DEVIATIONS, SHARE = 8.0, 0.25
 LEAST_HISTORY = 16  # steps, without which nothing is called a spike
-MOST_RECORDS = 5  # of a run; each keeps a checkpoint
+MOST_SPIKES = 5  # that a run records; each record keeps a checkpoint
 
 
 class FlightRecorder:
@@ -76,7 +76,7 @@ class FlightRecorder:
             history = [line["loss"] for line in self.past]
             jumped = step > self.quiet_until and is_spike(history, loss)
             self.past.append({"step": step, "loss": loss, "grad_norm": norm, "lr": lr})
-            if step == bad_step or (jumped and bad_step is None):
+            if step == bad_step or (jumped and (bad_step is None or step < bad_step)):
                 kind = "not finite" if step == bad_step else "spike"
                 said = self._record(kind, step, loss, history) or said
                 self.quiet_until = step + self.keep
@@ -84,7 +84,9 @@ class FlightRecorder:
         return said
 
     def _record(self, kind: str, step: int, loss: float, history: list[float]) -> str | None:
-        if not self.world.is_main or len(list(self.run.crashes.glob("step_*/record.json"))) >= MOST_RECORDS:
+        if not self.world.is_main:
+            return None
+        if kind == "spike" and len(list(self.run.crashes.glob("step_*/record.json"))) >= MOST_SPIKES:
             return None
         place = self.run.crashes / f"step_{step:08d}"
         place.mkdir(parents=True, exist_ok=True)

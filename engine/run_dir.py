@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,8 +99,12 @@ class RunDirectory:
     def cut_metrics(self, step: int) -> None:
         """Drop lines of metrics and readings after ``step``: the run goes on from there and writes them again.
 
-        Where it starts anew, what an earlier one left without a checkpoint is set aside.
+        Where it starts anew, what an earlier one left without a checkpoint is set aside, records of crashes included.
         """
+        if step == 0 and self.crashes.is_dir():
+            aside = self.crashes.with_name("crashes.before")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.crashes, aside)
         for file in (self.metrics, self.stability):
             if step == 0 and file.is_file():
                 os.replace(file, file.with_name(f"{file.stem}.before.jsonl"))

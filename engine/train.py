@@ -163,7 +163,7 @@ def _build(
 
     run_id = state["wandb_id"] if state else None
     logger = build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main)
-    about = {"family": family_of(cfg.model), "processes": world.size}
+    about = {"family": family_of(cfg.model), "processes": world.size, "config": as_container(cfg)}
     trainer = Trainer(
         cfg=cfg,
         run=run,

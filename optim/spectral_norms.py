@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optim.errors import OptimError
 from optim.power_iteration import converge
 
 PARTS = {3: ("q", "k", "v")}
@@ -17,7 +18,12 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
 
     AdamW² knows them from its last step; for other optimizers they are found anew.
     Nothing in the optimizer changes. Queries, keys and values in one weight have a value each.
+
+    Raises:
+        OptimError: if the groups are not of that function, and say neither names nor what is a matrix.
     """
+    if not all({"param_names", "cap", "splits"} <= group.keys() for group in optimizer.param_groups):
+        raise OptimError("spectral_norms needs named groups: build the optimizer of optim.param_groups(model)")
     found: dict[str, Tensor] = {}
     unknown: dict[torch.Size, list[tuple[str, Tensor]]] = defaultdict(list)
     for group in optimizer.param_groups:

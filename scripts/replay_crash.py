@@ -43,14 +43,12 @@ def find_record(run: Path, step: int | None) -> Path:
     return names[step]
 
 
-def replay_settings(run: Path, place: Path, record: dict[str, Any]) -> TrainConfig:
+def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
     """The run's settings, but from the record's checkpoint to its step, in a folder of their own, watched throughout.
 
     Raises:
-        UserError: if the run's config is gone, or the number of processes is not the run's.
+        UserError: if the number of processes is not the run's.
     """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run / 'config.yaml'} is missing: without it the run cannot be repeated")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != record["processes"]:
         raise UserError(
@@ -58,10 +56,10 @@ def replay_settings(run: Path, place: Path, record: dict[str, Any]) -> TrainConf
             f"--nproc-per-node={record['processes']} (on as many machines), for noise depends on it"
         )
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
-    config: Any = OmegaConf.merge(schema, OmegaConf.load(run / "config.yaml"))
+    config: Any = OmegaConf.merge(schema, record["config"])
     config.output_dir = str(place / "replay")
-    start = place / "checkpoint.pt"
-    config.resume = "auto" if record["checkpoint_step"] is None else str(start)
+    if record["checkpoint_step"] is not None:  # else it starts as the run did, from another run's checkpoint or anew
+        config.resume = str(place / "checkpoint.pt")
     config.max_steps, config.log_every = record["step"], 1
     config.checkpoint.every_steps = config.checkpoint.every_epochs = config.checkpoint.every_minutes = None
     config.monitor.every, config.monitor.history = 1, 0
@@ -87,7 +85,7 @@ def replay(run: Path, step: int | None) -> None:
     """Replay a record of a run."""
     place = find_record(run, step)
     record = json.loads((place / "record.json").read_text())
-    settings = replay_settings(run, place, record)
+    settings = replay_settings(place, record)
     again = RunDirectory(place / "replay")
     if again.has_checkpoints() or again.read_metrics():
         raise UserError(f"{again.path} holds a replay: look at it, or delete it to replay anew")

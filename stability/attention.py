@@ -85,12 +85,24 @@ def _report(maps: Tensor) -> AttentionReport:
 
 
 def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, most: int) -> Tensor:
-    """Attention matrices ``(maps, heads, queries, keys)`` of a part of the batch, in float32."""
-    every = -(-len(query) // most)
-    q, k = query[::every].detach().float(), key[::every].detach().float()
+    """Attention matrices ``(maps, heads, queries, keys)`` of a part of the batch, in float32.
+
+    Whatever stands before the heads, such as images and their windows, counts as the batch.
+    """
+    while query.ndim < 4:  # one head, or heads that are a part of the batch
+        query, key = query.unsqueeze(-3), key.unsqueeze(-3)
+        mask = mask.unsqueeze(-3) if mask is not None else None
+    batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    every = -(-math.prod(batch) // most)
+
+    def part(values: Tensor, *shape: int) -> Tensor:
+        return values.detach().expand(*batch, *shape).flatten(0, -4)[::every]
+
+    q, k = (part(values, *values.shape[-3:]).float() for values in (query, key))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # several heads may share their keys
     logits = q @ k.mT * (scale if scale is not None else q.shape[-1] ** -0.5)
     if mask is not None:
-        mask = mask[::every] if mask.ndim == query.ndim and len(mask) == len(query) else mask
+        mask = part(mask, *logits.shape[1:])
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
     if is_causal:
         allowed = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()

@@ -58,9 +58,10 @@ def query_keys(model: nn.Module) -> dict[str, QueryKey]:
 
 
 def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
-    # Heads may be counted by parts of the module, each with its own.
-    heads = sum(count for part in module.modules() if isinstance(count := getattr(part, "num_heads", None), int))
-    if not heads or getattr(module, "head_first", False):  # timm's name for queries and keys that take turns
+    # timm's signs of a qkv whose rows are not all queries, then all keys, then all values, but go head by head.
+    is_by_head = getattr(module, "head_first", False) or hasattr(module, "key_dim")
+    heads = _heads(module)
+    if not heads or is_by_head:
         return
     fused = _weight(getattr(module, "qkv", None))
     if fused is not None and fused.shape[0] % (3 * heads) == 0:
@@ -71,6 +72,12 @@ def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
         w_q, w_k = (_weight(getattr(module, part, None)) for part in names)
         if w_q is not None and w_k is not None and w_q.shape == w_k.shape and w_q.shape[0] % heads == 0:
             yield name, QueryKey(w_q, w_k, heads)
+
+
+def _heads(module: nn.Module) -> int:
+    """A module's own count of heads; of one that leaves attention to its parts, the sum of theirs."""
+    own = getattr(module, "num_heads", None)
+    return own if isinstance(own, int) else sum(map(_heads, module.children()))
 
 
 def _weight(linear: object) -> Tensor | None:

@@ -49,6 +49,30 @@ def test_masks_count(masked):
 
 
 @pytest.mark.parametrize(
+    ("query", "key", "mask", "heads"),
+    [
+        ((6, 5, 4), (6, 7, 4), (6, 5, 7), 1),  # no heads, or heads beside the images
+        ((2, 9, 3, 5, 4), (2, 9, 3, 7, 4), (9, 1, 5, 7), 3),  # windows of images
+        ((2, 6, 5, 4), (2, 1, 7, 4), (2, 1, 5, 7), 6),  # keys that all heads share
+    ],
+)
+def test_every_shape_that_attention_takes(query, key, mask, heads):
+    q, k, bias = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in (query, key, mask)
+    )
+
+    class Shaped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=bias)
+
+    report = attention_report(Shaped(), torch.zeros(1))[""]
+    rows = (q @ k.mT / 2 + bias).softmax(dim=-1)
+    entropies = (-(rows * rows.log()).sum(dim=-1) / torch.log(torch.tensor(7.0))).mean(dim=-1)
+    assert torch.allclose(report.entropy, entropies.reshape(-1, heads).mean(dim=0), atol=1e-5)
+    assert len(report.rank) == heads
+
+
+@pytest.mark.parametrize(
     ("name", "layers", "heads"), [("lipsformer_swin_mini", 3, 2), ("deit_tiny_patch16_224", 12, 3)]
 )
 def test_every_layer_of_a_model_is_named(name, layers, heads):

@@ -5,6 +5,8 @@ With ``TEST_IMAGES=/path/to/images`` the pixels of up to 200 images found below 
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from data.config import DataConfig
 from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
 from data.index import EXTENSIONS, ImageIndex, load_index
+from tests.runs import PROJECT
 
 BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -363,3 +366,19 @@ def test_an_unknown_backend_is_refused(photographs: Path) -> None:
     cfg = DataConfig(name="any", backend="ffcv")
     with pytest.raises(DataError, match=r"data\.backend=ffcv is unknown"):
         build(resolve_backend(cfg, CPU), index_of(photographs), cfg)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_the_process_that_starts_workers_outlives_signals():
+    """In a process that has started no other before."""
+    code = """
+import re, signal
+from multiprocessing import forkserver
+from data.backends.torch_backend import OUTLIVED, _clean_start
+_clean_start()
+status = open(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read()
+blocked = int(re.search(r"SigBlk:\\s*(\\w+)", status).group(1), 16)
+assert all(blocked >> (number - 1) & 1 for number in OUTLIVED), hex(blocked)
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "signals still blocked here"
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.checkpoint import Checkpoints
-from engine.flight_recorder import LEAST_HISTORY, is_spike
-from tests.runs import SMALL, checkpoint, command, environment, metrics, run, train_here
+from engine.distributed import World
+from engine.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, is_spike
+from engine.run_dir import RunDirectory
+from engine.settings import as_container
+from scripts.replay_crash import replay_settings
+from tests.runs import SMALL, checkpoint, command, environment, metrics, run, settings, train_here
 
 # A learning rate that climbs until the run breaks, after steps enough to know what is usual.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
@@ -105,3 +110,61 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
     out = replay("outputs/calm", cwd=here)
     assert out.returncode == 2 and "has no record of a crash" in out.stderr and out.stderr.count("\n") == 1
     assert checkpoint(here / "outputs/calm")["step"] == 20 and metrics(here / "outputs/calm", "val")
+
+
+def recorder_of(folder, keep: int = 64) -> FlightRecorder:
+    """A recorder of a single process; the images of each step are its number, counted from 0."""
+    plan = SimpleNamespace(images_of=lambda step: [step], index=SimpleNamespace(path=lambda row: f"{row}.png"))
+    return FlightRecorder(World(0, 1, 0, 1), plan, Checkpoints(folder, keep=1), RunDirectory(folder), {}, keep)
+
+
+def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None = None) -> list[tuple[int, str]]:
+    """Steps and kinds of the records of a run with those losses, read at its end."""
+    for step, loss in enumerate(losses, start=1):
+        recorder.add(step, torch.tensor(loss), torch.tensor(1.0), 0.1)
+    recorder.look(bad_step)
+    records = [json.loads(path.read_text()) for path in sorted(recorder.run.crashes.glob("*/record.json"))]
+    return [(record["step"], record["kind"]) for record in records]
+
+
+def test_a_spike_is_recorded_also_where_the_loss_breaks_soon_after(tmp_path):
+    losses = [2.0] * 20 + [9.0, 5.0, math.nan, math.nan]
+    assert recorded(recorder_of(tmp_path), losses, bad_step=23) == [(21, "spike"), (23, "not finite")]
+
+
+def test_a_record_names_the_images_of_its_step_and_adds_up_the_processes(tmp_path):
+    recorder = recorder_of(tmp_path)
+    others = [0.5, 0.0] * 20 + [7.0, 0.0]  # loss and gradient norm of another process
+    recorder.world = SimpleNamespace(is_main=True, gather=lambda mine: [mine.tolist(), others])
+    assert recorded(recorder, [1.5] * 20 + [1.5]) == [(21, "spike")]
+    record = json.loads((tmp_path / "crashes/step_00000021/record.json").read_text())
+    assert record["images"] == [{"index": 20, "path": "20.png"}]
+    assert [line["loss"] for line in record["steps"]] == [2.0] * 20 + [8.5]
+    assert record["steps"][0] == {"step": 1, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1}
+
+
+def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
+    losses = ([2.0] * 20 + [9.0]) * (MOST_SPIKES + 1) + [math.nan]
+    found = recorded(recorder_of(tmp_path, keep=16), losses, bad_step=len(losses))
+    assert found == [*((21 * i, "spike") for i in range(1, MOST_SPIKES + 1)), (len(losses), "not finite")]
+
+
+def test_a_replay_starts_where_the_run_did(tmp_path, here):
+    """With the settings it had, though another command may have followed."""
+    config = as_container(settings(*SMALL, "resume=other.pt", "epochs=3"))
+    record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
+    found = replay_settings(tmp_path, record)
+    assert (found.resume, found.epochs, found.max_steps, found.output_dir) == ("other.pt", 3, 5, f"{tmp_path}/replay")
+    assert replay_settings(tmp_path, record | {"checkpoint_step": 4}).resume == str(tmp_path / "checkpoint.pt")
+
+
+def test_a_run_that_starts_anew_sets_old_records_aside(tmp_path):
+    run = RunDirectory(tmp_path)
+    for text in ("first", "second"):
+        (run.crashes / "step_00000003").mkdir(parents=True)
+        (run.crashes / "step_00000003/record.json").write_text(text)
+        run.cut_metrics(2)
+        assert run.crashes.exists()
+        run.cut_metrics(0)
+        assert not run.crashes.exists()
+        assert (tmp_path / "crashes.before/step_00000003/record.json").read_text() == text

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -9,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from optim import AdamW2, param_groups, spectral_norms
-from stability import StabilityMonitor, StabilityReport, attention_report, block_report, collapsed_heads
+from engine.instruments import Instruments
+from engine.run_dir import RunDirectory
+from optim import AdamW2, OptimError, param_groups, spectral_norms
+from stability import (
+    StabilityMonitor,
+    StabilityReport,
+    attention_report,
+    block_report,
+    collapsed_heads,
+    token_diversity,
+)
 from stability.blocks import find_blocks
 from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
 from tests.runs import (
@@ -75,6 +85,20 @@ def test_singular_values_gradients_and_steps(name, build):
         assert report.layers["update"][layer][0] == pytest.approx(moved.item(), rel=1e-4)
 
 
+def test_heads_are_counted_once():
+    """Also where a part of the attention, such as its table of positions, has the number too."""
+    model = timm.create_model("vit_relpos_small_patch16_224", class_token=False, **SIZES)
+    images = torch.randn(2, 3, 32, 32)
+    assert {key: pair.heads for key, pair in query_keys(model).items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
+    report = reading(model, images)
+    assert all(len(v) == 2 for kind in ("entropy", "rank", "sec") for v in report.layers[kind].values())
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientformer_l1", "maxvit_rmlp_pico_rw_256"])
+def test_rows_that_go_head_by_head_are_not_taken_for_queries_and_keys(name):
+    assert query_keys(timm.create_model(name)) == {}
+
+
 @pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini", "lipsformer_cswin_tiny"])
 def test_what_the_probe_sees(name):
     if name == "lipsformer_cswin_tiny":
@@ -116,7 +140,10 @@ def test_entropy_is_that_of_the_attention_report():
 
 def test_gains_and_residual_scales():
     model, *_, report, _ = read("lipsformer_swin_mini")
-    assert report.layers["gain"].keys() == norm_gains(model).keys() and len(norm_gains(model)) == 7
+    gains = norm_gains(model)
+    assert report.layers["gain"].keys() == gains.keys() and len(gains) == 7
+    for name, gain in gains.items():
+        assert report.layers["gain"][name][0] == pytest.approx(gain.detach().square().mean().sqrt().item(), rel=1e-6)
     scales = residual_scales(model)
     assert report.layers["alpha"].keys() == scales.keys() and len(scales) == 8
     for name, scale in scales.items():
@@ -131,6 +158,56 @@ def test_convolutional_networks_are_read_too():
     assert list(reports) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
     assert all(0 <= report.diversity.item() <= 1 for report in reports.values() if report.diversity is not None)
     assert query_keys(model) == {} and len(weight_matrices(model)) == 21
+
+
+def test_tokens_of_a_map_whose_channels_come_first():
+    model = timm.create_model("resnet18", num_classes=5).eval()
+    images, outputs = torch.randn(2, 3, 64, 64), {}
+    model.layer1[0].register_forward_hook(lambda m, i, o: outputs.update(first=o))
+    report = block_report(model, images)["layer1.0"]
+    tokens = outputs["first"].detach().permute(0, 2, 3, 1).reshape(2, 16 * 16, 64)
+    assert report.diversity.item() == pytest.approx(token_diversity(tokens).mean().item(), rel=1e-5)
+
+
+def test_energy_is_that_of_each_heads_queries_and_keys():
+    model, *_, report, _ = read()
+    for name in ("blocks.0.attn", "blocks.1.attn"):
+        weight = model.get_submodule(name).qkv.weight.detach()
+        for head, value in enumerate(report.layers["sec"][name]):
+            first = 12 * head
+            product = weight[first : first + 12].T @ weight[24 + first : 24 + first + 12]
+            energies = torch.linalg.svdvals(product).square()
+            assert value == pytest.approx((energies[:2].sum() / energies.sum()).item(), rel=1e-4)  # 10 of 64: 2 of 12
+
+
+def test_layers_come_in_the_models_order():
+    *_, report, _ = read()
+    owners = [
+        layer.rpartition(".")[0] if layer.endswith((".q", ".k", ".v")) else layer for layer in report.layers["sigma"]
+    ]
+    order = list(report.layers["gradient"])
+    assert [order.index(owner) for owner in owners] == sorted(order.index(owner) for owner in owners)
+
+
+def test_a_reading_is_summed_up_by_its_worst_layers_and_warns_once(tmp_path, caplog):
+    layers = {
+        "diversity": {"a": [0.9], "b": [0.2], "c": [math.nan]},
+        "entropy": {"a": [0.9, 0.1], "b": [0.8, 0.7]},
+        "rank": {"a": [0.9, 0.05], "b": [0.8, 0.7]},
+        "sec": {"a": [0.3, 0.95], "b": [0.5, 0.4]},
+    }
+    report = StabilityReport(layers, {"a": [1]}, seconds=0.1)
+    told: list[dict] = []
+    logger = SimpleNamespace(log=lambda values, step: told.append(values))
+    instruments = Instruments(None, 1, RunDirectory(tmp_path), logger)
+    line = instruments.take_down(report, {"step": 3, "epoch": 0.1})
+    assert (line["diversity_min"], line["diversity_min_of"], line["collapsed"]) == (0.2, "b", 1)
+    assert (line["entropy_min"], line["entropy_min_of"], line["sec_max"], line["sec_max_of"]) == (0.1, "a", 0.95, "a")
+    assert told[0]["entropy/a"] == 0.1 and told[0]["sec/b"] == 0.5
+    assert "step 3: attention collapses in a, head 1 (entropy 0.10, rank 0.05" in caplog.text
+    instruments.take_down(report, {"step": 4, "epoch": 0.2})
+    assert caplog.text.count("collapses") == 1
+    assert [reading["layers"]["diversity"]["c"] for reading in instruments.run.read_stability()] == [[None], [None]]
 
 
 def collapse_(model: nn.Module, layer: str) -> None:
@@ -182,6 +259,14 @@ def test_spectral_norms_leave_the_optimizer_alone():
     spectral_norms(optimizer)
     after = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_spectral_norms_need_our_groups(named):
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.named_parameters() if named else layer.parameters(), lr=0.1)
+    with pytest.raises(OptimError, match="param_groups"):
+        spectral_norms(optimizer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 import numpy as np
@@ -85,6 +85,8 @@ def _clean_start() -> BaseContext:
     # What is blocked here stays blocked there; a signal for this process itself arrives a moment later.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
     try:
+        resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
+        signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
