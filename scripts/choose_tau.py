@@ -53,8 +53,12 @@ def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tu
 
 def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> None:
     """Draw the ratios of each run over its steps, the warm-up shaded."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 4), squeeze=False, sharey=True)
-    for axis, (name, (lines, warmup)) in zip(axes[0], runs.items(), strict=True):
+    columns = min(len(runs), 2)
+    rows = -(-len(runs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.5 * columns, 3.5 * rows), squeeze=False, sharey=True)
+    for axis in axes.flat[len(runs) :]:
+        axis.axis("off")
+    for axis, (name, (lines, warmup)) in zip(axes.flat, runs.items(), strict=False):
         epochs = [line["epoch"] for line in lines]
         for kind in KINDS:
             axis.semilogy(epochs, [line[kind] for line in lines], label=kind.removeprefix("step_ratio_"), lw=0.8)

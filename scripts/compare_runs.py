@@ -17,7 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
 
-NEEDED = {"train": ("step", "loss"), "val": ("step", "top1")}  # what is drawn of a line
+# What is drawn of each kind of line.
+NEEDED: dict[str, tuple[str, ...]] = {"train": ("step", "loss"), "val": ("step", "top1"), "stability": ()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import settings
+from runs import SMALL, settings, train_here
 
 from engine.settings import as_container, flatten
 from scripts import compare_runs
@@ -37,6 +37,12 @@ def test_runs_are_drawn_and_told_together(tmp_path, monkeypatch, capsys):
     assert "| a | 20 | 1.2500 | 60.25 | 61.50 |" in said
     assert "| b | 1 | 2.3000 | – | – |" in said
     assert picture.stat().st_size > 10_000
+
+
+def test_a_run_is_read_as_it_was_written(small_images, here, monkeypatch, capsys):
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=1")
+    assert compared(monkeypatch, "outputs/a") == 0
+    assert "| a | 2 | " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
