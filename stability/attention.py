@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from stability.modes import eval_mode
 from stability.spectra import effective_rank, entropy
 
+SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+
 
 @dataclass(frozen=True)
 class AttentionReport:
@@ -30,10 +32,10 @@ class AttentionReport:
 
 @torch.no_grad()
 def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> dict[str, AttentionReport]:
-    """Look at every attention of a model that goes through ``scaled_dot_product_attention``.
+    """Look at every attention of a model, be it by ``scaled_dot_product_attention`` or by a softmax over keys.
 
-    The model runs once, in eval mode, with its fused kernels; beside each call the attention matrices are computed anew
-    from its queries and keys, for a few images or windows only. Modes and random numbers stay as they were.
+    The model runs once, in eval mode, with its fused kernels; beside each call of one the attention matrices are computed
+    anew from its queries and keys, for a few images or windows only. Modes and random numbers stay as they were.
 
     Args:
         model: not compiled.
@@ -63,9 +65,7 @@ def watching_attention(
     reports: dict[str, AttentionReport] = {}
     with _named_calls(model) as current:
 
-        def look(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> None:
-            with torch.autocast(query.device.type, enabled=False):
-                maps = _maps(query, key, mask, is_causal, scale, most_maps)
+        def look(maps: Tensor) -> None:
             if most_rows is not None:
                 maps = maps[..., :: -(-maps.shape[-2] // most_rows), :]
             name = current()
@@ -73,7 +73,7 @@ def watching_attention(
                 name += "'"  # a module that attends twice
             reports[name] = _report(maps)
 
-        with _Watch(look):
+        with _Watch(look, most_maps):
             yield reports
 
 
@@ -111,25 +111,36 @@ def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scal
 
 
 class _Watch(TorchFunctionMode):
-    """Shows queries and keys of each attention to a function, and changes nothing.
+    """Shows some matrices of each attention to a function, and changes nothing.
 
     Args:
-        look: takes query, key, mask, whether it is causal, scale.
+        look: takes them, ``(maps, heads, queries, keys)`` in float32.
+        most_maps: for each call.
     """
 
-    def __init__(self, look: Callable[[Tensor, Tensor, Tensor | None, bool, float | None], None]):
+    def __init__(self, look: Callable[[Tensor], None], most_maps: int):
         super().__init__()
-        self.look = look
+        self.look, self.most_maps = look, most_maps
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             given = dict(zip(names, args, strict=False)) | kwargs
-            self.look(
-                given["query"], given["key"], given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-            )
-        return func(*args, **kwargs)
+            mask, is_causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+            with torch.autocast(given["query"].device.type, enabled=False):
+                self.look(_maps(given["query"], given["key"], mask, is_causal, scale, self.most_maps))
+        out = func(*args, **kwargs)
+        if func in SOFTMAXES and out.ndim >= 4 and _is_over_keys(out, args, kwargs):
+            maps = out.detach().flatten(0, -4)
+            self.look(maps[:: -(-len(maps) // self.most_maps)].float())
+        return out
+
+
+def _is_over_keys(out: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether a softmax went over the last dimension."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    return dim in (-1, out.ndim - 1)
 
 
 @contextmanager

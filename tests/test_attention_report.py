@@ -34,6 +34,24 @@ def test_entropy_and_rank_of_known_matrices():
     assert report.rank.tolist() == pytest.approx([1, 1 / 6, 1 / 6], abs=1e-4)
 
 
+@pytest.mark.parametrize("softmax", [nn.Softmax(dim=-1), lambda x: x.softmax(-1), lambda x: torch.softmax(x, dim=3)])
+def test_attention_by_a_softmax_is_the_same(softmax):
+    class Explicit(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            gates = x.flatten(1).softmax(dim=1)  # looks at no keys
+            return softmax(x @ x.mT * x.shape[-1] ** -0.5) @ x * gates.sum()
+
+    class Fused(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(3, 2, 7, 4)
+    a, b = attention_report(Explicit(), x), attention_report(Fused(), x)
+    assert list(a.values())[0].entropy.tolist() == pytest.approx(b[""].entropy.tolist(), rel=1e-5)
+    assert list(a.values())[0].rank.tolist() == pytest.approx(b[""].rank.tolist(), rel=1e-4)
+    assert len(a) == 1
+
+
 @pytest.mark.parametrize("masked", ["causal", "bool", "bias"])
 def test_masks_count(masked):
     class Masked(nn.Module):

@@ -152,6 +152,16 @@ def test_gains_and_residual_scales():
     assert len(residual_scales(layer_scale)) == 2 * 24 + 2 * 2
 
 
+def test_attention_by_an_explicit_softmax_is_read_too():
+    """As in timm's Swin: as many heads as queries and keys have, in every layer."""
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7, num_classes=5)
+    layers = reading(model, torch.randn(2, 3, 56, 56)).layers
+    heads = {name: pair.heads for name, pair in query_keys(model).items()}
+    assert len(heads) == 12
+    for kind in ("entropy", "rank", "sec"):
+        assert {name: len(values) for name, values in layers[kind].items()} == heads
+
+
 def test_convolutional_networks_are_read_too():
     model = timm.create_model("resnet18", num_classes=5)
     reports = block_report(model.eval(), torch.randn(2, 3, 64, 64))
