@@ -35,7 +35,7 @@ def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> d
     """Look at every attention of a model, be it by ``scaled_dot_product_attention`` or by a softmax over keys.
 
     The model runs once, in eval mode, with its fused kernels; beside each call of one the attention matrices are
-    computed anew from its queries and keys, for a few images or windows only. Modes and random numbers stay as they were.
+    computed anew from its queries and keys, for a few images or windows only. Modes and random numbers stay.
 
     Args:
         model: not compiled.
