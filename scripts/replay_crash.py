@@ -91,8 +91,10 @@ def replay(run: Path, step: int | None) -> None:
         raise UserError(f"{again.path} holds a replay: look at it, or delete it to replay anew")
     try:
         train(settings)
-    except RunStopped as stopped:  # what is not finite ends a run, here as there
-        print(stopped)
+    except RunStopped as stopped:
+        if stopped.exit_code > 128:  # by a signal
+            raise
+        print(stopped)  # what is not finite ends a run, here as there
     if os.environ.get("RANK", "0") == "0":
         print(compare(record, again.read_metrics()))
         print(f"readings of every step in {os.path.relpath(again.stability)}")
@@ -109,6 +111,10 @@ def main() -> int:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunStopped as stopped:
+        where = args.run / "crashes/step_*/replay"
+        print(f"error: stopped before it got there: delete {where} to start it anew", file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 
