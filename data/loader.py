@@ -1,7 +1,8 @@
 """Loaders: the plan carried out by a backend, as batches on the device."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ class Loader:
         self.labels = labels
         self.device = device
 
-    def train(self, plan: TrainPlan, first_step: int, last_step: int) -> Iterator[Batch]:
+    def train(self, plan: TrainPlan, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """This process's micro-batches of the optimizer steps ``first_step … last_step - 1``, in order."""
         return self._batches(
             (plan.crops(epoch, positions), plan.device_draws(epoch, positions))
@@ -54,7 +55,7 @@ class Loader:
             for epoch, positions in plan.positions(step)
         )
 
-    def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Iterator[Batch]:
+    def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Generator[Batch, None, None]:
         """This process's share of all images, in batches; over all processes every image comes once."""
         mine = shard(len(plan.index), world_size, rank)
         return self._batches(
@@ -62,7 +63,7 @@ class Loader:
             for start in range(mine.start, mine.stop, batch_size)
         )
 
-    def _batches(self, work: Iterator[tuple[Crops, DeviceDraws | None]]) -> Iterator[Batch]:
+    def _batches(self, work: Iterator[tuple[Crops, DeviceDraws | None]]) -> Generator[Batch, None, None]:
         pending: deque[tuple[Crops, DeviceDraws | None]] = deque()
 
         def requests() -> Iterator[Crops]:
@@ -70,14 +71,15 @@ class Loader:
                 pending.append(item)
                 yield item[0]
 
-        for images in self.backend.batches(requests()):
-            crops, draws = pending.popleft()
-            labels = torch.from_numpy(self.labels[crops.index])
-            if self.device.type == "cuda":
-                labels = labels.pin_memory()
-            yield Batch(
-                images=images.to(self.device, non_blocking=True),
-                labels=labels.to(self.device, non_blocking=True),
-                index=crops.index,
-                draws=draws,
-            )
+        with closing(self.backend.batches(requests())) as stream:
+            for images in stream:
+                crops, draws = pending.popleft()
+                labels = torch.from_numpy(self.labels[crops.index])
+                if self.device.type == "cuda":
+                    labels = labels.pin_memory()
+                yield Batch(
+                    images=images.to(self.device, non_blocking=True),
+                    labels=labels.to(self.device, non_blocking=True),
+                    index=crops.index,
+                    draws=draws,
+                )

@@ -4,7 +4,8 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Trainer:
         run: RunDirectory,
         world: World,
         plan: TrainPlan,
-        batches: Callable[[int, int], Iterator[Batch]],
+        batches: Callable[[int, int], Generator[Batch, None, None]],
         stepper: Stepper,
         validate: Callable[[], Scores],
         logger: Logger,
@@ -132,8 +133,10 @@ class Trainer:
         try:
             if 0 < first != self.validated and self._validation_is_due():
                 self._validate()  # the run was stopped between a save and its validation
-            with step_profiler(self.run.path, self.cfg.profile and self.world.is_main) as after_step:
-                batches = self.batches(first, self.stop_at)
+            with (
+                step_profiler(self.run.path, self.cfg.profile and self.world.is_main) as after_step,
+                closing(self.batches(first, self.stop_at)) as batches,
+            ):
                 self.meter.restart()
                 while self.done < self.stop_at:
                     self._step(batches)

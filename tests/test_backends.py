@@ -339,6 +339,19 @@ def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: p
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
+def test_a_process_ends_with_its_workers_still_at_work(photographs: Path) -> None:
+    """They outlive a SIGTERM, with which Python would end them, and then wait for ever."""
+    code = """
+import sys
+from pathlib import Path
+from tests.test_backends import build, in_batches, index_of, make_crops, options
+index, cfg = index_of(Path(sys.argv[1])), options("bicubic", 64)
+sys.kept = build("torch", index, cfg, workers=2).batches(iter(in_batches(make_crops(index, cfg, "train"), 2)))
+next(sys.kept)
+"""
+    subprocess.run([sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, timeout=100)
+
+
 # --- which one ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Backends: from crops to uint8 batches. Each reads, decodes, crops, resizes and mirrors, and draws nothing itself."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ CPU_BACKEND = "torch"  # the faster of the two on a CPU: python scripts/bench_lo
 class Backend(Protocol):
     """Makes batches of one data set."""
 
-    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
         """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
 
         Requests are taken ahead of the batches handed out, so that work goes on in the background. The batch lies

@@ -5,7 +5,7 @@ pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class DaliBackend:
         self.workers = max(1, workers)
         self.max_batch = max_batch
 
-    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         on_gpu = self.device.type == "cuda"
         ahead: list[Crops] = []

@@ -1,6 +1,6 @@
 """Images that need no files: fixed noise, a function of the image's place in the index. For trying out and timing."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class SyntheticBackend:
         shape = (POOL, 3, cfg.crop, cfg.crop)
         self.pool = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
-    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         for crops in requests:
             images = self.pool[torch.from_numpy(crops.index % POOL)]

@@ -1,8 +1,9 @@
 """The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
+import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -74,6 +75,13 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are still there, whose parent would wait for them for ever: they outlive a SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def _clean_start() -> BaseContext:
     """How workers start: as copies of a process that has imported what they need and never did anything else.
 
@@ -109,7 +117,7 @@ class TorchBackend:
         self.pin_memory = device.type == "cuda"
         self.context = _clean_start() if workers else None
 
-    def batches(self, requests: Iterator[Crops]) -> Iterator[Tensor]:
+    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         loader = DataLoader(
             self.dataset,
@@ -122,7 +130,13 @@ class TorchBackend:
             worker_init_fn=_outlive_signals,
             multiprocessing_context=self.context,
         )
-        for images in loader:
-            if isinstance(images, DataError):
-                raise images
-            yield images
+        iterator = iter(loader)
+        try:
+            for images in iterator:
+                if isinstance(images, DataError):
+                    raise images
+                yield images
+        finally:
+            # Now, and not whenever garbage is collected: when Python exits it is too late for that.
+            if self.workers:
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
