@@ -51,6 +51,7 @@ def read_run(folder: Path) -> dict:
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("engine.loggers.PATIENCE", 100.0)  # its service may start slowly beside other tests
     return tmp_path
 
 
