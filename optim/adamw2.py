@@ -20,7 +20,7 @@ EARLY_ITERATIONS = 20
 # asks for more wants to know it more exactly.
 SETTLED = 0.03
 # Steps between iterations for σ₁(W), whose vectors turn slowly: a step changes W by little more than tau. On a CPU they
-# end once one of them raises no value by more than this share, which for large matrices is the first.
+# end once one of them raises no value by more than this share, or after this many.
 WEIGHT_EVERY = 2
 WEIGHT_MOST, WEIGHT_SETTLED = 4, 1e-3
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
