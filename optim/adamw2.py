@@ -24,7 +24,7 @@ SETTLED = 0.03
 WEIGHT_EVERY = 2
 WEIGHT_MOST, WEIGHT_SETTLED = 4, 1e-3
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
-CPU_BUNDLE = 2**20
+CPU_BUNDLE = 2**22
 
 State = dict[str, Any]
 Group = dict[str, Any]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+LARGE = 2**18  # entries of a matrix that is worth a second thread
+
 
 def start_pairs(count: int, columns: int, like: Tensor) -> Tensor:
     """Pairs of orthogonal unit vectors to start from: ``(count, 2, columns)`` in float32 on the device of ``like``.
@@ -30,8 +32,8 @@ def iterate(matrices: Tensor, vectors: Tensor, iterations: int) -> tuple[Tensor,
     rows = vectors.unsqueeze(1)  # rows, not columns: on CPUs such products are up to 20 times faster
     tiny = torch.finfo(matrices.dtype).tiny
     for _ in range(iterations):
-        left = torch.bmm(rows, matrices.mT)
-        right = torch.bmm(left, matrices)
+        left = _images(rows, matrices)
+        right = _products(left, matrices)
         length = torch.linalg.vector_norm(right, dim=2, keepdim=True).clamp_min(tiny)
         rows = right / length
     values = (length / torch.linalg.vector_norm(left, dim=2, keepdim=True).clamp_min(tiny)).flatten()
@@ -60,10 +62,10 @@ def iterate_pairs(
     """
     tiny = torch.finfo(matrices.dtype).tiny
     for _ in range(iterations):
-        images = torch.bmm(pairs, matrices.mT)
+        images = _images(pairs, matrices)
         turn = _turn(torch.bmm(images, images.mT))
         images, turned = torch.bmm(turn, images), torch.bmm(turn, pairs)
-        products = torch.bmm(images, matrices)
+        products = _products(images, matrices)
         before = torch.linalg.vector_norm(images[:, 0], dim=1, keepdim=True)
         length = torch.linalg.vector_norm(products[:, 0], dim=1, keepdim=True)
         values = length / before.clamp_min(tiny)
@@ -102,3 +104,28 @@ def converge(matrices: Tensor, tolerance: float = 1e-4, most: int = 500) -> tupl
 def _unit(vectors: Tensor) -> Tensor:
     """To length 1 along the last dimension, zero to zero."""
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def _images(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Vectors ``(count, k, columns)`` mapped by their matrix: ``(count, k, rows)``."""
+    if not _is_large(matrices):
+        return torch.bmm(vectors, matrices.mT)
+    halves = matrices.view(2, -1, matrices.shape[2])
+    return torch.cat(torch.bmm(vectors.expand(2, -1, -1), halves.mT).split(1), dim=2)
+
+
+def _products(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Vectors ``(count, k, rows)`` mapped by their matrix's transpose: ``(count, k, columns)``."""
+    if not _is_large(matrices):
+        return torch.bmm(vectors, matrices)
+    halves = matrices.view(2, -1, matrices.shape[2])
+    return torch.bmm(torch.cat(vectors.chunk(2, dim=2)), halves).sum(0, keepdim=True)
+
+
+def _is_large(matrices: Tensor) -> bool:
+    """Whether this is one large matrix on a CPU, whose product with few vectors MKL computes on one thread only.
+
+    Its halves are two. Not as many parts as threads: processes with other numbers of them would round otherwise.
+    """
+    count, rows, columns = matrices.shape
+    return matrices.device.type == "cpu" and count == 1 and rows % 2 == 0 and rows * columns >= LARGE
