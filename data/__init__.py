@@ -8,6 +8,7 @@ from data.errors import DataError
 from data.geometry import BatchGeometry
 from data.labels import refuse_different_classes
 from data.loader import Batch, Loader
+from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "refuse_different_classes",
     "resolve_backend",
     "soft_cross_entropy",
+    "subset_rows",
 ]

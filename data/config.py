@@ -25,6 +25,8 @@ class DataConfig:
     interpolation: str = "bicubic"  # bicubic | bilinear, always with antialiasing
     index_dir: str | None = None  # where the index lies; null: in root if writable, else in the user's cache
     on_bad_image: str = "error"  # error | skip
+    subset: float = 1.0  # share of the training images to take, the same of every class
+    balanced: bool = False  # every class equally often in an epoch, whatever the sizes of the folders
     synthetic_images: int = 10240  # training images of data=synthetic; a fortieth as many are evaluated
     synthetic_classes: int = 1000
 
@@ -42,6 +44,7 @@ class AugmentConfig:
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # aspect ratio of the random crop
     hflip: float = 0.5  # probability of a horizontal flip
     auto: str | None = None  # automatic augmentation policy; none is available yet
+    repeats: int = 1  # times that an image comes in an epoch, which then takes as many images less
     mixup: float = 0.0  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution, 0 = off
     mix_prob: float = 1.0  # probability that a group is mixed at all

@@ -21,6 +21,8 @@ class Stream(IntEnum):
     MIX = 3
     ERASE = 4
     AUTO = 5  # automatic augmentation (RandAugment and its relatives)
+    SUBSET = 6
+    BALANCE = 7
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
-from data.draws import Stream, generator_at, raw_words, uniforms
+from data.draws import Stream, generator_at, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
+from data.order import epoch_order, subset_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TrainPlan:
     Args:
         index: the training images.
         seed: the run's seed.
-        data: crop size.
+        data: crop size and which images to take.
         augment: what is drawn.
         geometry: the cut of the global batch.
     """
@@ -54,16 +55,19 @@ class TrainPlan:
         self.side = data.crop
         self.augment = augment
         self.geometry = geometry
+        self.rows = subset_rows(index.targets, data.subset)  # of the index, to train on
+        self.balanced = data.balanced
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
     def steps_per_epoch(self) -> int:
         """Full global batches in an epoch; the rest of the order is left out, other images each time."""
-        return len(self.index) // self.geometry.batch_size
+        return len(self.rows) // self.geometry.batch_size
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        words = raw_words(self.seed, epoch, Stream.ORDER, len(self.index))
-        return np.argsort(words, kind="stable")
+        targets, repeats = self.index.targets[self.rows], self.augment.repeats
+        order = epoch_order(self.seed, epoch, targets, self.geometry.batch_size, repeats, self.balanced)
+        return self.rows[order]
 
     def images_of(self, step: int) -> NDArray[np.int64]:
         """Rows of the image index in an optimizer step counted from 0, over all processes."""

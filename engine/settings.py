@@ -37,6 +37,8 @@ POSITIVE = (
         "data.synthetic_images",
         "data.synthetic_classes",
         "augment.mix_group",
+        "augment.repeats",
+        "data.subset",
     ),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
     *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
@@ -50,7 +52,7 @@ NOT_NEGATIVE = (
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
-    *("model.drop_path_rate", "ema", "data.crop_ratio", "optim.momentum"),
+    *("model.drop_path_rate", "ema", "data.crop_ratio", "data.subset", "optim.momentum"),
 )
 # Options that say where and how a run runs, not what it is: they never enter a run's name.
 UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}

@@ -22,6 +22,7 @@ from data import (
     open_split,
     refuse_different_classes,
     resolve_backend,
+    subset_rows,
 )
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
@@ -109,8 +110,9 @@ def _open_data(cfg: TrainConfig, world: World) -> tuple[ImageSet, ImageSet, int]
     world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits))
     train_set, val_set = (open_split(cfg.data, split, cfg.model.num_classes) for split in splits)
     refuse_different_classes(train_set.index.classes, val_set.index.classes)
-    if len(train_set) < cfg.batch_size:
-        raise UserError(f"batch_size={cfg.batch_size} is more than the {len(train_set)} training images: set it lower")
+    images = len(subset_rows(train_set.index.targets, cfg.data.subset))
+    if images < cfg.batch_size:
+        raise UserError(f"batch_size={cfg.batch_size} is more than the {images} training images: set it lower")
     return train_set, val_set, _count_classes(cfg, train_set)
 
 
@@ -298,7 +300,7 @@ def _describe(
     log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
     log.info(
         "data: %s, %d training and %d validation images, %d classes, read by %s",
-        *(cfg.data.name, len(train_set), len(val_set), len(train_set.names), cfg.data.backend),
+        *(cfg.data.name, len(trainer.plan.rows), len(val_set), len(train_set.names), cfg.data.backend),
     )
     log.info(
         "recipe: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",

@@ -34,9 +34,10 @@ def make_plan(
     world: int = 1,
     rank: int = 0,
     micro: int | None = None,
+    **data,
 ) -> TrainPlan:
     geometry = BatchGeometry(batch, augment.mix_group, world, rank, micro)
-    return TrainPlan(image_index(count), seed, DataConfig(name="any", crop=SIDE), augment, geometry)
+    return TrainPlan(image_index(count), seed, DataConfig(name="any", crop=SIDE, **data), augment, geometry)
 
 
 def columns(crops: Crops) -> NDArray:
@@ -69,6 +70,23 @@ def test_global_batch_does_not_depend_on_processes_and_micro_batches(world: int,
         assert np.array_equal(cut, whole)
         assert cut_mixes == whole_mixes
         assert whole_mixes
+
+
+@pytest.mark.parametrize("world", COUNTS)
+def test_nor_do_subsets_balanced_classes_and_repeats(world: int) -> None:
+    options = {"count": 800, "augment": replace(ALL, repeats=3), "subset": 0.5, "balanced": True}
+    whole, _ = global_batch(4, **options)
+    cut, _ = global_batch(4, world, 8, **options)
+    assert np.array_equal(cut, whole)
+    assert len(np.unique(whole[:, 0])) in (26, 27)  # 76 / 3, and those that began in the batch before
+    assert len(np.unique(whole, axis=0)) == 76  # each copy in a form of its own
+
+
+def test_epochs_of_a_subset_are_shorter() -> None:
+    plan = make_plan(count=800, subset=0.5)
+    assert plan.steps_per_epoch == 400 // 76
+    assert set(epoch_order(plan, 0)) | set(epoch_order(plan, 1)) <= set(plan.rows.tolist())
+    assert [len(plan.images_of(step)) for step in range(7)] == [76] * 7
 
 
 def epoch_order(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
