@@ -1,47 +1,231 @@
-"""Time the data backends against each other on the same images, in one run.
+"""Time the loaders against each other on the same images, in one run: our backends, timm's and torchvision's.
 
 python scripts/bench_loader.py --root /path/to/images --split val
 
-Each backend reads the same training crops in turn, several times; the table gives the median of images a second and
-the ratio to the first. The winner on a CPU is what ``data.backend=auto`` means there (``data/backends/__init__.py``).
+Recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random erasing, mixup
+and cutmix, as the models see them. The floor is the decoding alone. The loaders take turns, each time in a process of
+its own; the table gives medians. With a GPU batches go there, and DALI decodes there, by several shares of its hardware
+decoder. The winner on a CPU is what ``data.backend=auto`` means there (``data/backends/__init__.py``).
 """
 
 import argparse
 import os
+import random
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import AugmentConfig, BatchGeometry, DataConfig, TrainPlan, build_backend, open_split
-from data.crops import Crops
+from data import AugmentConfig, BatchGeometry, DataConfig, DeviceAugment, Loader, TrainPlan, build_backend, open_split
+
+WARM = 3  # batches before the clock of the speed runs; the first one has its own
+POLICY = "rand-m9-mstd0.5-inc1"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Batches = Iterator[Tensor]
 
 
-def requests(plan: TrainPlan, batches: int) -> Iterator[Crops]:
-    """Training crops, epoch after epoch."""
-    steps = (plan.crops(*place) for step in range(batches) for place in plan.positions(step))
-    return islice(steps, batches)
+@dataclass(frozen=True)
+class Setting:
+    """What a loader is asked for."""
+
+    root: str
+    split: str
+    index_dir: str | None
+    crop: int
+    batch_size: int
+    batches: int
+    workers: int
+    full: bool  # the recipe
+    hw_load: float | None = None  # share of JPEGs for a GPU's hardware decoder
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def data(self) -> DataConfig:
+        return DataConfig(name="folder", root=self.root, crop=self.crop, index_dir=self.index_dir)
+
+    def files(self) -> list[tuple[str, int]]:
+        """Paths and classes, shuffled and repeated until they last."""
+        index = open_split(self.data, self.split).index
+        files = [(index.path(i), int(index.targets[i])) for i in range(len(index))]
+        random.Random(0).shuffle(files)
+        wanted = self.batches * self.batch_size
+        return (files * (wanted // len(files) + 1))[:wanted]
 
 
-def images_per_second(kind: str, cfg: DataConfig, plan: TrainPlan, workers: int, batches: int) -> float:
-    """Speed of a backend after its first two batches."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend = build_backend(kind, plan.index, cfg, device, workers, plan.geometry.batch_size)
-    stream = backend.batches(requests(plan, batches + 2))
-    next(stream), next(stream)
-    started, images = time.perf_counter(), 0
+# --- the loaders: each yields batches as a model takes them -----------------------------------------------------------
+
+
+def ours(kind: str, setting: Setting) -> Batches:
+    """This project's loader with one of its backends."""
+    images = open_split(setting.data, setting.split)
+    augment = AugmentConfig()
+    if setting.full:
+        augment = AugmentConfig(auto=POLICY, erase=0.25, mixup=0.8, cutmix=1.0)
+    geometry = BatchGeometry(setting.batch_size, augment.mix_group)
+    plan = TrainPlan(images.index, 0, setting.data, augment, geometry)
+    backend = build_backend(kind, plan.index, setting.data, setting.device, setting.workers, setting.batch_size)
+    change = DeviceAugment(list(MEAN), list(STD), images.num_classes, augment.smoothing).to(setting.device)
+    for batch in Loader(backend, images.labels, setting.device).train(plan, 0, setting.batches):
+        assert batch.draws is not None
+        yield change(batch.images, batch.labels, batch.draws)[0]
+
+
+class Listed(Dataset):
+    """Images of a list, through a transform that timm's loader sets."""
+
+    def __init__(self, files: list[tuple[str, int]], transform: Callable[[Image.Image], Any] | None = None):
+        self.files = files
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        path, target = self.files[i]
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        return (self.transform(image) if self.transform else 0), target
+
+
+def timm_loader(setting: Setting) -> Batches:
+    """timm's: Pillow in workers; normalisation, erasing and mixing on the device."""
+    from timm.data import Mixup, create_loader
+
+    files = setting.files()
+    loader = create_loader(
+        Listed(files),  # type: ignore[arg-type]
+        (3, setting.crop, setting.crop),
+        setting.batch_size,
+        is_training=True,
+        interpolation="bicubic",
+        color_jitter=0.0,
+        auto_augment=POLICY if setting.full else None,
+        re_prob=0.25 if setting.full else 0.0,
+        re_mode="pixel",
+        num_workers=setting.workers,
+        device=setting.device,
+    )
+    mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000) if setting.full else None
+    for images, labels in loader:
+        yield images if mix is None else mix(images, labels)[0]
+
+
+class TunedCrops(Dataset):
+    """torchvision v2 at its best: the crop is cut out before it is copied, and resized as channels-last bytes."""
+
+    def __init__(self, files: list[tuple[str, int]], side: int, full: bool):
+        self.files, self.size = files, [side, side]
+        last: list[Callable] = [v2.RandomHorizontalFlip()]
+        if full:  # torchvision's own RandAugment, which is not timm's
+            last.append(v2.RandAugment(interpolation=InterpolationMode.BICUBIC))
+        self.last = v2.Compose(last)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        with Image.open(self.files[i][0]) as file:
+            blank = torch.empty(1).expand(3, file.height, file.width)
+            top, left, height, width = v2.RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])
+            pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        return self.last(v2.functional.resize(image, self.size, InterpolationMode.BICUBIC, antialias=True))
+
+
+def torchvision_loader(setting: Setting) -> Batches:
+    """A loop with torchvision's transforms in workers, and normalisation, erasing and mixing on the device."""
+    dataset = TunedCrops(setting.files(), setting.crop, setting.full)
+    loader = DataLoader(
+        dataset, setting.batch_size, num_workers=setting.workers, pin_memory=setting.device.type == "cuda"
+    )
+    mean, std = (torch.tensor(values, device=setting.device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    erase = v2.RandomErasing(0.25)
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=1000), v2.CutMix(alpha=1.0, num_classes=1000)])
+    for images in loader:
+        images = (images.to(setting.device, non_blocking=True).float() - mean) / std
+        if setting.full:
+            images = torch.stack([erase(image) for image in images])
+            images, _ = mix(images, torch.zeros(len(images), dtype=torch.long, device=setting.device))
+        yield images
+
+
+def pillow_decode(setting: Setting) -> Batches:
+    """Whole images decoded by Pillow in workers, and thrown away."""
+    loader = DataLoader(Listed(setting.files()), setting.batch_size, num_workers=setting.workers)
+    for nothing, _ in loader:
+        yield nothing
+
+
+def dali_decode(setting: Setting) -> Batches:
+    """Crops decoded by DALI's threads, as large as they are, and thrown away."""
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(enable_conditionals=False)
+    def decode():
+        encoded, _ = fn.readers.file(files=[path for path, _ in setting.files()])
+        device = "mixed" if setting.device.type == "cuda" else "cpu"
+        return fn.decoders.image_random_crop(encoded, device=device, random_area=[0.08, 1.0])
+
+    on_gpu = setting.device.type == "cuda"
+    pipeline = decode(batch_size=setting.batch_size, num_threads=setting.workers, device_id=0 if on_gpu else None)
+    for _ in range(setting.batches):
+        pipeline.run()
+        yield torch.zeros(setting.batch_size)
+
+
+LOADERS: dict[str, Callable[[Setting], Batches]] = {
+    "ours, dali": lambda setting: ours("dali", setting),
+    "ours, torch": lambda setting: ours("torch", setting),
+    "timm": timm_loader,
+    "torchvision v2": torchvision_loader,
+}
+FLOORS = {"decode, Pillow, whole image": pillow_decode, "decode, DALI, the crop": dali_decode}
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def timed(name: str, setting: Setting) -> tuple[float, float]:
+    """Images a second after the first batches, and seconds to the first; runs in a process of its own."""
+    torch.set_num_threads(setting.workers)
+    if setting.device.type == "cuda":
+        torch.cuda.init()
+    begun = time.perf_counter()
+    stream = (LOADERS | FLOORS)[name](setting)
+    next(stream)
+    first = time.perf_counter() - begun
+    for _ in range(WARM - 1):
+        next(stream)
+    begun, images = time.perf_counter(), 0
     for batch in stream:
         images += len(batch)
-    if device.type == "cuda":
+    if setting.device.type == "cuda":
         torch.cuda.synchronize()
-    return images / (time.perf_counter() - started)
+    return images / (time.perf_counter() - begun), first
+
+
+def measured(name: str, setting: Setting) -> tuple[float, float]:
+    """:func:`timed` in a new process, so that neither memory nor threads of one loader burden the next."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(timed, name, setting).result()
 
 
 def main() -> None:
@@ -49,26 +233,31 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="image folder: <root>/<split>/<class>/<image>")
     parser.add_argument("--split", default="train")
     parser.add_argument("--index-dir", help="where the index lies, if not in the root")
+    parser.add_argument("--recipes", nargs="+", choices=["plain", "full"], default=["plain", "full"])
+    parser.add_argument("--loaders", nargs="+", choices=[*LOADERS, *FLOORS], default=[*LOADERS, *FLOORS])
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=20, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=30, help="of each measurement")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    cfg = DataConfig(name="folder", root=args.root, crop=args.crop, resize=args.crop, index_dir=args.index_dir)
-    images = open_split(cfg, args.split)
-    geometry = BatchGeometry(min(args.batch_size, len(images)), mix_group=1)
-    plan = TrainPlan(images.index, 0, cfg, AugmentConfig(), geometry)
-    kinds = ("torch", "dali")
-    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for kind in tqdm(kinds * args.repeats, disable=None, leave=False):
-        speeds[kind].append(images_per_second(kind, cfg, plan, args.workers, args.batches))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{len(images)} images, crop {args.crop}, batch {geometry.batch_size}, {args.workers} workers, {device}")
-    print(f"{'backend':10} {'images/s':>9} {'least':>7} {'most':>7} {'ratio':>7}")
-    for kind, found in speeds.items():
-        ratio = median(a / b for a, b in zip(found, speeds[kinds[0]], strict=True))
-        print(f"{kind:10} {median(found):9.0f} {min(found):7.0f} {max(found):7.0f} {ratio:7.2f}")
+    common = (args.root, args.split, args.index_dir, args.crop, args.batch_size, args.batches + WARM, args.workers)
+    images = open_split(Setting(*common, full=False).data, args.split)
+    settings = {(n, r): Setting(*common, full=r == "full") for r in args.recipes for n in args.loaders if n in LOADERS}
+    settings |= {(name, "floor"): Setting(*common, full=False) for name in args.loaders if name in FLOORS}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {row: [] for row in settings}
+    for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
+        found[row].append(measured(row[0], settings[row]))
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{len(images)} images, crop {args.crop}, batch {args.batch_size}, {args.workers} workers, {where}\n")
+    print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (name, recipe), results in found.items():
+        speeds, firsts = zip(*results, strict=True)
+        yardstick = found.get(("timm", recipe))
+        ratio = f"{median(a / b[0] for a, b in zip(speeds, yardstick, strict=True)):.2f}" if yardstick else ""
+        numbers = f"{median(speeds):.0f} | {min(speeds):.0f} | {max(speeds):.0f} | {median(speeds) / args.workers:.0f}"
+        print(f"| {recipe} | {name} | {numbers} | {ratio} | {median(firsts):.1f} |")
 
 
 if __name__ == "__main__":
