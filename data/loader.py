@@ -46,6 +46,7 @@ class Loader:
         self.backend = backend
         self.labels = labels
         self.device = device
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def train(self, plan: TrainPlan, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """This process's micro-batches of the optimizer steps ``first_step … last_step - 1``, in order."""
@@ -75,11 +76,16 @@ class Loader:
             for images in stream:
                 crops, draws = pending.popleft()
                 labels = torch.from_numpy(self.labels[crops.index])
-                if self.device.type == "cuda":
-                    labels = labels.pin_memory()
-                yield Batch(
-                    images=images.to(self.device, non_blocking=True),
-                    labels=labels.to(self.device, non_blocking=True),
-                    index=crops.index,
-                    draws=draws,
-                )
+                yield Batch(*self._to_device(images, labels), index=crops.index, draws=draws)
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies to a GPU go beside the step that it still computes when the host asks for the next batch."""
+        if self.copies is None:
+            return images.to(self.device), labels.to(self.device)
+        with torch.cuda.stream(self.copies):
+            moved = images.to(self.device, non_blocking=True), labels.pin_memory().to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copies)
+        for tensor in moved:
+            tensor.record_stream(computing)  # the memory is not to be used again before that is done with it
+        return moved
