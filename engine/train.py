@@ -25,7 +25,7 @@ from data import (
 )
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
-from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
+from engine.device import check_amp, choose_device, default_workers, device_name, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
 from engine.flight_recorder import FlightRecorder
@@ -293,7 +293,7 @@ def _describe(
 ) -> None:
     """Say what is about to happen."""
     parameters = sum(p.numel() for p in model.parameters())
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_name(device)
     warmup = f"{cfg.schedule.warmup_epochs:g} epochs of warm-up" if cfg.schedule.warmup_epochs else "no warm-up"
     log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
     log.info(
