@@ -20,7 +20,7 @@ from engine.instruments import Instruments
 from engine.loggers import Logger
 from engine.meter import Meter, Reading
 from engine.plots import draw_batch, draw_curves
-from engine.profiler import step_profiler
+from engine.profiler import span, step_profiler
 from engine.progress import Progress
 from engine.run_dir import RunDirectory
 from engine.scoring import Scores
@@ -157,7 +157,8 @@ class Trainer:
             nonlocal waited
             for _ in range(micro_steps):
                 started = time.perf_counter()
-                batch = next(batches)
+                with span("data wait"):
+                    batch = next(batches)
                 waited += time.perf_counter() - started
                 if self.done == self.first:
                     self._picture_once(batch)
