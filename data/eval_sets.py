@@ -97,14 +97,15 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
     """
     described, folder = SETS[name], _folder(name, sets)
     data = _data_of(described, folder, data)
-    if _has_class_folders(folder):
+    if _is_flat(folder):
+        index, answers = _open_flat(name, folder, sets.labels, data)
+    else:
         if name == "imagenet" and sets.labels is not None:
             raise DataError(f"sets.labels is for images in one folder, and {folder} has class folders: leave it out")
-        _refuse_other_folders(name, folder)
+        _refuse_other_classes(name, folder, _subfolders(folder))  # before any image is looked at
         images = open_split(data, data.split, IMAGENET_CLASSES)
+        _refuse_other_classes(name, folder, images.index.classes)
         index, answers = images.index, images.labels
-    else:
-        index, answers = _open_flat(name, folder, sets.labels, data)
     if described.by_name:
         answers = real_answers(index)
     classes = _places(described)
@@ -118,7 +119,7 @@ def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
     """Whether opening the set would index nothing: another process has done it."""
     folder = _folder(name, sets)
     data = _data_of(SETS[name], folder, data)
-    if _has_class_folders(folder):
+    if not _is_flat(folder):
         return is_prepared(data, [data.split])
     return load_index(folder.parent, folder.name, data.index_dir, data.on_bad_image, build=False, flat=True) is not None
 
@@ -181,13 +182,14 @@ def _subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _has_class_folders(folder: Path) -> bool:
-    return bool(_subfolders(folder))
+def _is_flat(folder: Path) -> bool:
+    """Whether images lie in the folder itself: it has no class folders, nor the index that packed images have."""
+    return not _subfolders(folder) and not any(folder.glob("*.npz"))
 
 
-def _refuse_other_folders(name: str, folder: Path) -> None:
-    """Raise, before any image is looked at, where folders are not named as the set's classes."""
-    described, found = SETS[name], sorted(_subfolders(folder))
+def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:
+    """Raise where classes are not named as the set's."""
+    described = SETS[name]
     known = wnids(described.classes)
     numbers = len(known) == IMAGENET_CLASSES and all(map(str.isdecimal, found))
     unknown = [f for f in found if (int(f) >= IMAGENET_CLASSES if numbers else f not in known)]

@@ -8,9 +8,10 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from torch.profiler import supported_activities as supported
 
+from engine.trace import TRACE
+
 log = logging.getLogger(__name__)
 
-TRACE = Path("profile", "trace.json")  # in a run's folder
 _profiling = False
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TRACE = Path("profile", "trace.json")  # in a run's folder
 PARTS = ("data wait", "augment", "forward", "backward", "update")
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}  # categories of events in torch's traces
 

@@ -25,6 +25,7 @@ from data import (
 )
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
+from engine.data_wait import DataWait
 from engine.device import check_amp, choose_device, default_workers, device_name, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
@@ -176,6 +177,7 @@ def _build(
         checkpoints=checkpoints,
         instruments=Instruments(_new_monitor(cfg, stepper), cfg.monitor.every, run, logger),
         recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
+        data_wait=DataWait(cfg, device, world.local_size),
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,
