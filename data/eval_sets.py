@@ -179,12 +179,12 @@ def _data_of(described: EvalSet, folder: Path, data: DataConfig) -> DataConfig:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _is_flat(folder: Path) -> bool:
     """Whether images lie in the folder itself: it has no class folders, nor the index that packed images have."""
-    return not _subfolders(folder) and not any(folder.glob("*.npz"))
+    return not _subfolders(folder) and not (folder / "index.npz").is_file()
 
 
 def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:
