@@ -24,7 +24,7 @@ from engine.trained import trained_model
 
 log = logging.getLogger(__name__)
 
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 3  # fewer where they take long
 FEWEST_RUNS = 3
 SECONDS = 4.0  # of timed passes at each batch size, where their number is left open
 
@@ -118,8 +118,10 @@ def _times(network: nn.Module, count: int, cfg: EvalConfig, device: torch.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    for _ in range(WARM_UP_RUNS):
-        forward()
+    warm = time.perf_counter() + SECONDS / 2
+    for run in range(WARM_UP_RUNS):
+        if run == 0 or time.perf_counter() < warm:
+            forward()
     return time_runs(forward, cfg.benchmark_runs)
 
 
