@@ -2,21 +2,26 @@
 
 python eval.py checkpoint=outputs/quickstart/checkpoints/last.pt
 python eval.py model=timm model.name=resnet50 checkpoint=resnet50.safetensors data.root=/path/to/imagenet
+python eval.py checkpoint=PATH sets.imagenet=DIR sets.real=DIR sets.v2=DIR sets.a=DIR sets.r=DIR sets.sketch=DIR
+python eval.py model=deit_small benchmark=true
 """
 
 # Data workers import this file too: what only the main process needs is imported where it is used.
 
 
 def task(composed, choices, overrides, many) -> None:
-    from engine.eval import evaluate_checkpoint, open_trained
+    from engine.benchmark import measure_speed
+    from engine.eval import evaluate_checkpoint
     from engine.settings import eval_settings
+    from engine.trained import open_trained
 
-    trained = open_trained(composed.checkpoint)
-    evaluate_checkpoint(eval_settings(composed, trained, overrides), trained)
+    trained = open_trained(composed.checkpoint, needed=not composed.benchmark)
+    settings = eval_settings(composed, trained, overrides)
+    (measure_speed if settings.benchmark else evaluate_checkpoint)(settings, trained)
 
 
 if __name__ == "__main__":
     from engine.cli import launch
-    from engine.eval import implied_family
+    from engine.trained import implied_family
 
     launch("eval", task, implied_family)

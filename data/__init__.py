@@ -5,27 +5,35 @@ from data.backends import build_backend, resolve_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import DataError
+from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
 from data.geometry import BatchGeometry
-from data.labels import refuse_different_classes
+from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 
 __all__ = [
+    "IMAGENET_CLASSES",
+    "SETS",
     "AugmentConfig",
     "Batch",
     "BatchGeometry",
     "DataConfig",
     "DataError",
     "DeviceAugment",
+    "EvalImages",
     "EvalPlan",
+    "EvalSetsConfig",
     "ImageSet",
     "Loader",
     "TrainPlan",
     "build_backend",
     "is_prepared",
+    "is_set_prepared",
+    "open_set",
     "open_split",
     "refuse_different_classes",
+    "refuse_other_than_imagenet",
     "resolve_backend",
     "soft_cross_entropy",
     "subset_rows",

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content, whatever the name says
+FLAT = ""  # the one class of a folder without class folders
 THREADS = 32  # reading headers waits for the disk, not for the processor
 
 
@@ -93,7 +94,12 @@ class ImageIndex:
 
 
 def load_index(
-    root: Path, split: str, index_dir: str | None = None, on_bad_image: str = "error", build: bool = True
+    root: Path,
+    split: str,
+    index_dir: str | None = None,
+    on_bad_image: str = "error",
+    build: bool = True,
+    flat: bool = False,
 ) -> ImageIndex | None:
     """The index of ``root/split``, from its file if that is still true, else built anew.
 
@@ -103,6 +109,7 @@ def load_index(
         index_dir: where the index lies; default in ``root`` if that can be written, else in the user's cache.
         on_bad_image: ``"error"`` or ``"skip"``: what a file that is no readable image means.
         build: whether to build it where needed; otherwise ``None`` is returned then.
+        flat: whether the images lie in the split's folder itself, which has no class folders.
 
     Raises:
         DataError: if the folder is missing or empty, a class has no images, or a file is no image.
@@ -123,14 +130,14 @@ def load_index(
     if index.bad and on_bad_image == "error":
         more = f" and {len(index.bad) - 1} more" if len(index.bad) > 1 else ""
         raise DataError(f"{index.bad[0]}{more}: mend or remove it, or leave such files out with data.on_bad_image=skip")
-    _refuse_empty(index)
+    _refuse_empty(index, flat)
     if index.bad:
         log.warning("left out %d files that are no images, first %s", len(index.bad), index.bad[0])
     return index
 
 
-def _refuse_empty(index: ImageIndex) -> None:
-    if not index.classes:
+def _refuse_empty(index: ImageIndex, flat: bool) -> None:
+    if not index.classes or (index.classes == [FLAT] and not flat):
         raise DataError(f"{index.root} has no class folders: it must hold <class>/<image>")
     counts = np.bincount(index.targets, minlength=len(index.classes))
     if not counts.all():
@@ -169,6 +176,7 @@ def _build(folder: Path) -> tuple[ImageIndex, Folders]:
     log.info("indexing %s (once)", folder)
     names, mtimes = ["."], [os.stat(folder).st_mtime_ns]
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = classes or [FLAT]
     files: list[tuple[str, int]] = []
     for target, name in enumerate(classes):
         for relative, mtime, images in _walk(folder, name):

@@ -1,6 +1,8 @@
 """From names of class folders to the labels a model predicts."""
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +72,14 @@ def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
             f"the training and validation classes differ: '{names[0]}'{more} only in the {where} folder: "
             "make the class folders of both the same"
         )
+
+
+@cache
+def wnids(file: str = "imagenet_synsets.txt") -> tuple[str, ...]:
+    """The WordNet ids in a file of timm's metadata; by default of ImageNet's classes, in the order of their labels."""
+    return tuple(timm_metadata(file).split())
+
+
+def timm_metadata(file: str) -> str:
+    """The content of a file that timm keeps about ImageNet and its relatives."""
+    return (resources.files("timm.data") / "_info" / file).read_text()

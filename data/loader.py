@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         images: uint8 ``(n, 3, side, side)``.
-        labels: int64 ``(n,)``.
+        labels: int64 ``(n,)``; of an evaluation also ``(n, k)``, see :class:`data.EvalImages`.
         index: rows of the image index, on the host.
         draws: what the device augmentation does to it; ``None`` in evaluation.
     """
@@ -38,7 +38,7 @@ class Loader:
 
     Args:
         backend: makes the images.
-        labels: label of every row of the image index, int64.
+        labels: label of every row of the image index, int64; or its row of labels.
         device: where batches go.
     """
 

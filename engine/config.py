@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from data import AugmentConfig, DataConfig
+from data import AugmentConfig, DataConfig, EvalSetsConfig
 from models import FAMILIES, ModelConfig
 from optim import OptimConfig, ScheduleConfig
 
@@ -95,7 +95,10 @@ class EvalConfig(RunConfig):
     """Everything that ``eval.py`` takes. Null model or data: those the checkpoint was trained with."""
 
     checkpoint: str | None = None
-    output: str = "eval.json"
+    sets: EvalSetsConfig = field(default_factory=EvalSetsConfig)  # where any is named, these are evaluated
+    benchmark: bool = False  # measure speed on noise instead; needs no checkpoint
+    benchmark_runs: int | None = None  # timed passes at each batch size; null: as many as take about 4 seconds
+    output: str = "eval.json"  # tables of several sets go beside it, with the ending .md
 
 
 def register() -> None:

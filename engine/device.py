@@ -94,6 +94,11 @@ def peak_flops(device: torch.device, amp: str) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
+def device_name(device: torch.device) -> str:
+    """What to call the device in a table."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def default_workers(local_world_size: int) -> int:
     """A process's share of the cores it may run on."""
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)

@@ -2,13 +2,22 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from torch.profiler import supported_activities as supported
 
+from engine.trace import TRACE
+
 log = logging.getLogger(__name__)
+
+_profiling = False
+
+
+def span(name: str) -> AbstractContextManager:
+    """Names a part of a step in the trace; without a profiler a context that does nothing."""
+    return record_function(name) if _profiling else nullcontext()
 
 
 @contextmanager
@@ -17,14 +26,20 @@ def step_profiler(folder: Path, enabled: bool) -> Iterator[Callable[[], None]]:
     if not enabled:
         yield lambda: None
         return
-    path = folder / "profile" / "trace.json"
+    path = folder / TRACE
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(profiler: profile) -> None:
         profiler.export_chrome_trace(str(path))
         log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", path)
+        log.info("what a step waits for: python scripts/read_profile.py %s", folder)
 
     activities = [a for a in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if a in supported()]
     steps = schedule(wait=3, warmup=2, active=4, repeat=1)
-    with profile(activities=activities, schedule=steps, on_trace_ready=save) as profiler:
-        yield profiler.step
+    global _profiling
+    _profiling = True
+    try:
+        with profile(activities=activities, schedule=steps, on_trace_ready=save) as profiler:
+            yield profiler.step
+    finally:
+        _profiling = False

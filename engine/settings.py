@@ -43,7 +43,7 @@ POSITIVE = (
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes"),
     *("optim.lr", "optim.base_lr", "optim.eps", "optim.clip", "model.num_classes", "model.img_size"),
     *("optim.tau", "optim.power_iterations", "schedule.step_epochs", "schedule.step_factor"),
-    *("schedule.timescale_epochs", "monitor.images"),
+    *("schedule.timescale_epochs", "monitor.images", "benchmark_runs"),
 )
 NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
@@ -112,11 +112,16 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
             if key not in typed:
                 composed[key] = config[key]
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
-        raise UserError(f"{composed.checkpoint} holds weights alone: add model=NAME, such as model=deit_small")
+        what = f"{composed.checkpoint} holds weights alone" if composed.checkpoint else "benchmark=true needs a model"
+        raise UserError(f"{what}: add model=NAME, such as model=deit_small")
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
+    if settings.sets.labels is not None and settings.sets.imagenet is None:
+        raise UserError("sets.labels is a list for the images of sets.imagenet: add sets.imagenet=FOLDER")
+    if settings.benchmark and settings.sets.folders():
+        raise UserError("benchmark=true measures speed on noise, without sets.…: run the two one after the other")
     refuse_unknown(settings.model.name)
-    if trained is None and "data" not in typed:
+    if trained is None and "data" not in typed and not settings.benchmark:
         _take_registered(settings, typed)
     return settings
 
@@ -151,6 +156,13 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
     kept = {key: composed[group][key] for key in here | {t.split(".")[1] for t in typed if t.startswith(f"{group}.")}}
     if trained.get("name") == "synthetic":
         kept.pop("backend", None)
+    if "data.crop" in typed and group == "model":
+        kept.setdefault("img_size", None)  # it follows the crop
+    if group == "data" and trained["resize"] is not None:
+        if "data.crop_ratio" in typed:
+            kept.setdefault("resize", None)
+        elif "data.crop" in typed:  # the same share of the image is seen
+            kept.setdefault("resize", round(trained["resize"] * composed.data.crop / trained["crop"]))
     composed._set_flag("struct", False)
     base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
     composed[group] = OmegaConf.merge(base, trained, kept)

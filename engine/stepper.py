@@ -17,6 +17,7 @@ from data import Batch, DeviceAugment, soft_cross_entropy
 from engine.config import TrainConfig
 from engine.device import AMP_DTYPES
 from engine.distributed import World
+from engine.profiler import span
 from models import load_weights
 from optim import AdamW2
 from stability import StabilityMonitor
@@ -98,20 +99,24 @@ class Stepper:
             with nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
                 part, images = self._backward(batch)
                 loss += part
-        norm = self._update(images, monitor)
-        if self.ema is not None:
-            self.ema.update(self.model, step=step)
+        with span("update"):
+            norm = self._update(images, monitor)
+            if self.ema is not None:
+                self.ema.update(self.model, step=step)
         return loss, norm
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """This micro-batch's part of the loss, and its images as the model saw them."""
-        images, targets = self.augment(batch.images, batch.labels, batch.draws)
-        images = images.contiguous(memory_format=self.memory_format)
-        with autocast(self.device, self.cfg.amp):
-            logits = self.network(images)
-        # A share of the global mean. DDP divides the sum of gradients by the world size, so multiply by it.
-        loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size
-        self.scaler.scale(loss * self.world.size).backward()
+        with span("augment"):
+            images, targets = self.augment(batch.images, batch.labels, batch.draws)
+            images = images.contiguous(memory_format=self.memory_format)
+        with span("forward"):
+            with autocast(self.device, self.cfg.amp):
+                logits = self.network(images)
+            # A share of the global mean. DDP divides the sum of gradients by the world size, so multiply by it.
+            loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size
+        with span("backward"):
+            self.scaler.scale(loss * self.world.size).backward()
         return loss.detach(), images
 
     def _update(self, images: Tensor, monitor: StabilityMonitor | None) -> Tensor:

@@ -26,7 +26,8 @@ from data import (
 )
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
-from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
+from engine.data_wait import DataWait
+from engine.device import check_amp, choose_device, default_workers, device_name, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
 from engine.flight_recorder import FlightRecorder
@@ -178,6 +179,7 @@ def _build(
         checkpoints=checkpoints,
         instruments=Instruments(_new_monitor(cfg, stepper), cfg.monitor.every, run, logger),
         recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
+        data_wait=DataWait(cfg, device, world.local_size),
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,
@@ -295,7 +297,7 @@ def _describe(
 ) -> None:
     """Say what is about to happen."""
     parameters = sum(p.numel() for p in model.parameters())
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_name(device)
     warmup = f"{cfg.schedule.warmup_epochs:g} epochs of warm-up" if cfg.schedule.warmup_epochs else "no warm-up"
     log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
     log.info(

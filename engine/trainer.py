@@ -13,6 +13,7 @@ import torch
 from data import Batch, TrainPlan
 from engine.checkpoint import Checkpoints
 from engine.config import TrainConfig
+from engine.data_wait import DataWait
 from engine.distributed import World
 from engine.errors import RunStopped
 from engine.flight_recorder import FlightRecorder
@@ -20,7 +21,7 @@ from engine.instruments import Instruments
 from engine.loggers import Logger
 from engine.meter import Meter, Reading
 from engine.plots import draw_batch, draw_curves
-from engine.profiler import step_profiler
+from engine.profiler import span, step_profiler
 from engine.progress import Progress
 from engine.run_dir import RunDirectory
 from engine.scoring import Scores
@@ -50,6 +51,7 @@ class Trainer:
         checkpoints: takes the states.
         instruments: look at the model as it trains.
         recorder: writes down what led to a spike of the loss.
+        data_wait: says what to change where steps wait for data.
         names: name of each class, for pictures.
         fingerprint: of the training images.
         model_flops: of the forward pass of one image.
@@ -69,6 +71,7 @@ class Trainer:
         checkpoints: Checkpoints,
         instruments: Instruments,
         recorder: FlightRecorder,
+        data_wait: DataWait,
         names: dict[int, str],
         fingerprint: str,
         model_flops: int | None = None,
@@ -78,6 +81,7 @@ class Trainer:
         self.stepper, self.validate, self.logger, self.names = stepper, validate, logger, names
         self.fingerprint, self.model_flops, self.peak_flops = fingerprint, model_flops, peak_flops
         self.checkpoints, self.instruments, self.recorder = checkpoints, instruments, recorder
+        self.data_wait = data_wait
         self.meter = Meter(world, stepper.device, judge_gradient=cfg.amp != "fp16")
         self.per_epoch = plan.steps_per_epoch
         self.total = cfg.epochs * self.per_epoch
@@ -157,7 +161,8 @@ class Trainer:
             nonlocal waited
             for _ in range(micro_steps):
                 started = time.perf_counter()
-                batch = next(batches)
+                with span("data wait"):
+                    batch = next(batches)
                 waited += time.perf_counter() - started
                 if self.done == self.first:
                     self._picture_once(batch)
@@ -182,6 +187,8 @@ class Trainer:
         if said := self.recorder.look(reading.bad_step):
             log.warning("%s", said)
         self._report(reading, first)
+        if said := self.data_wait.look(reading.data_wait):
+            log.warning("%s", said)
         stop_wanted, save_wanted = reading.votes
         # The save comes first: nothing that goes wrong in a validation can then cost the steps before it.
         if save_now or save_wanted or stop_wanted:

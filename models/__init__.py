@@ -7,7 +7,7 @@ from models import vit as vit
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
-from models.finetune import start_from
+from models.finetune import load_resized, start_from
 from models.lipschitz import lipschitz_bound
 from models.lipschitz_report import LipschitzReport
 from models.weights import load_weights, read_file, read_weights
@@ -20,6 +20,7 @@ __all__ = [
     "build_model",
     "family_of",
     "lipschitz_bound",
+    "load_resized",
     "load_weights",
     "read_file",
     "read_weights",

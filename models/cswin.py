@@ -1,5 +1,6 @@
 """CSWin: a pyramid with cross-shaped attention (Dong et al., CVPR 2022), the baseline LipsFormer-CSwin builds on."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,12 @@ def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
     return img_size[0] // stride, img_size[1] // stride
 
 
+def _unit(stripes: tuple[int, ...]) -> int:
+    """The side in pixels whose multiples stripes divide at every stage; the last stage has none."""
+    last = len(stripes) - 1
+    return math.lcm(PATCH * 2**last, *(PATCH * 2**stage * width for stage, width in enumerate(stripes[:last])))
+
+
 def _stripe_widths(
     img_size: tuple[int, int], depths: tuple[int, ...], num_heads: tuple[int, ...], stripes: tuple[int, ...]
 ) -> list[int | None]:
@@ -145,7 +152,7 @@ def _stripe_widths(
         if any(side % width for side in height_width):
             raise ModelError(
                 f"stage {stage + 1}: stripes of width {width} do not divide its map of {height_width} tokens: "
-                f"change model.stripes or the image size {img_size}"
+                f"change model.stripes, or take image sizes that are a multiple of {_unit(stripes)}"
             )
         if num_heads[stage] % 2:
             raise ModelError(f"stage {stage + 1}: {num_heads[stage]} heads cannot be halved: make model.num_heads even")

@@ -13,8 +13,8 @@ from models.weights import load_weights, named_for, read_weights
 def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> list[str]:
     """Load weights as :func:`models.load_weights` does, fitting what depends on the classes and the image size.
 
-    A classifier of another number of classes stays as the model has it, new. Tables of relative position bias and
-    absolute position embeddings of another size are interpolated, as timm does it.
+    A classifier of another number of classes stays as the model has it, new. Position tables of another size are
+    interpolated, see :func:`load_resized`.
 
     Returns:
         What was fitted, a line each.
@@ -25,18 +25,34 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     if not isinstance(weights, dict):
         source, weights = source or str(weights), read_weights(weights)
     weights = named_for(model, weights)
+    head = _new_head(model, model.state_dict(), weights)
+    notices = load_resized(model, weights | head, source)
+    if head:
+        old, new = next((len(weights[key]), len(head[key])) for key in head if head[key].shape != weights[key].shape)
+        notices.insert(0, f"the classifier starts anew: {new} classes instead of {old}")
+    return notices
+
+
+def load_resized(model: nn.Module, weights: dict[str, Tensor], source: str | None = None) -> list[str]:
+    """Load weights as :func:`models.load_weights` does, position tables interpolated to the model's image size.
+
+    Tables of relative position bias and absolute position embeddings are interpolated as timm does it.
+
+    Returns:
+        What was interpolated, a line each.
+
+    Raises:
+        ModelError: if anything else differs.
+    """
+    weights = named_for(model, weights)
     own = model.state_dict()
-    head = _new_head(model, own, weights)
     try:
         biases = _resized_biases(model, own, weights)
         embeddings = _resized_embeddings(model, own, weights)
     except (AssertionError, RuntimeError, ValueError) as error:  # timm resizes squares only
         raise ModelError(f"{source or 'the file'} cannot be resized to the model: {error}") from error
-    load_weights(model, weights | head | biases | embeddings, source)
+    load_weights(model, weights | biases | embeddings, source)
     notices = []
-    if head:
-        old, new = next((len(weights[key]), len(own[key])) for key in head if own[key].shape != weights[key].shape)
-        notices.append(f"the classifier starts anew: {new} classes instead of {old}")
     if biases:
         notices.append(f"{len(biases)} tables of relative position bias were resized to the model's windows")
     for name, value in embeddings.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 import torch
+from omegaconf import DictConfig
 
 from engine.config import TrainConfig, register
 from engine.settings import train_settings
@@ -61,6 +62,13 @@ def settings(*overrides: str) -> TrainConfig:
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides))
     return train_settings(composed, {"model": "small"}, overrides, many=False)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra composes for ``eval.py``."""
+    register()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return hydra.compose("eval", overrides=list(overrides))
 
 
 def train_here(*overrides: str) -> None:

@@ -69,6 +69,8 @@ def test_stripes_and_gains_of_the_published_model():
 def test_other_image_sizes(name):
     assert small(name, img_size=64)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     assert small(name, img_size=(32, 64))(torch.randn(1, 3, 32, 64)).shape == (1, 5)
+    assert small(name, img_size=48, stripes=(3, 2, 2))(torch.randn(1, 3, 48, 48)).shape == (1, 5)
+    assert small(name, img_size=96, stripes=(1, 3, 7))(torch.randn(1, 3, 96, 96)).shape == (1, 5)
     # A map as small as a stripe is attended as a whole, in any stage.
     whole = small(name, img_size=16, stripes=(1, 2, 1))
     assert [len([m for m in s.modules() if isinstance(m, StripeAttention)]) for s in whole.stages] == [2, 1, 1]
@@ -79,7 +81,14 @@ def test_other_image_sizes(name):
     ("changes", "message"),
     [
         ({"img_size": 36}, "image size 36 does not fit: with 3 stages it must be a multiple of 16, such as 32 or 48"),
-        ({"stripes": (3, 2, 2)}, r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens"),
+        (
+            {"stripes": (3, 2, 2)},
+            r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens: .* multiple of 48",
+        ),
+        (
+            {"img_size": 80, "stripes": (1, 3, 7)},
+            "stage 2: stripes of width 3 .* image sizes that are a multiple of 48",
+        ),
         ({"stripes": (0, 2, 2)}, r"model.stripes=\(0, 2, 2\) must be 1 or more"),
         ({"mlp_ratio": -1.0}, "model.mlp_ratio=-1 of 8 channels leaves the MLP none"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be 1 or more"),

@@ -8,22 +8,26 @@ import re
 import shutil
 from pathlib import Path
 
-import hydra
 import pytest
 import safetensors.torch
 import timm
+import timm.data
 import torch
+from PIL import Image
 
 from data import DeviceAugment
+from data.config import evaluation_side
 from data.loader import Batch
-from engine.config import EvalConfig, register
+from engine.config import EvalConfig
 from engine.distributed import World
 from engine.log import log_to
 from engine.scoring import evaluate
-from engine.settings import eval_settings
+from engine.settings import as_container, eval_settings
+from engine.trained import trained_model
+from models import ModelError, build_model, family_of
 from models.weights import named_for
 from tests.authors import released, save, yacs_config
-from tests.runs import PROJECT, SMALL, checkpoint, run, train_here
+from tests.runs import SMALL, checkpoint, composed, run, settings, train_here
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +152,90 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
     assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
 
 
+def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
+    """28 pixels in training: 56 here, of the whole image, prepared by PIL for comparison."""
+    options = (f"checkpoint={trained}/checkpoints/last.pt", "device=cpu", "max_workers=0", "amp=fp32")
+    out = run("eval.py", *options, "data.crop=56", "data.crop_ratio=1.0", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    found = scores(tmp_path)
+    state = checkpoint(trained)
+    config = state["config"]["model"]
+    names = ("embed_dim", "depths", "num_heads", "patch_size", "window_size", "mlp_ratio")
+    model = timm.create_model(config["name"], num_classes=10, img_size=56, **{name: config[name] for name in names})
+    model.load_state_dict(state["ema"])
+    transform = timm.data.create_transform(
+        *(56,),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        mean=state["config"]["data"]["mean"],
+        std=state["config"]["data"]["std"],
+    )
+    files = [
+        (f, label) for label, c in enumerate(state["classes"]) for f in sorted((small_images / "val" / c).iterdir())
+    ]
+    images = torch.stack([transform(Image.open(file).convert("RGB")) for file, _ in files])
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model.eval()(images), torch.tensor([label for _, label in files]))
+    assert found["loss"] == pytest.approx(loss.item(), abs=0.01) and found["images"] == 80
+
+
+def saved(crop: int = 224, model: str = "deit_tiny", **data) -> dict:
+    """The part of a checkpoint that decides how it is evaluated."""
+    config = settings(f"model={model}", f"data.crop={crop}", *(f"data.{key}={value}" for key, value in data.items()))
+    return {"config": as_container(config), "family": family_of(config.model)}
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "typed", "expected"),
+    [
+        ({}, ["data.crop=288"], (288, 0.875, 329)),
+        ({}, ["data.crop=288", "data.crop_ratio=1.0"], (288, 1.0, 288)),
+        ({}, ["data.crop_ratio=0.95"], (224, 0.95, 235)),
+        ({"resize": 256}, ["data.crop=448"], (448, 0.875, 512)),
+        ({"resize": 256}, ["data.crop=288", "data.crop_ratio=1.0"], (288, 1.0, 288)),
+        ({"resize": 256}, ["data.crop=288", "data.resize=300"], (288, 0.875, 300)),
+        ({"resize": 256}, [], (224, 0.875, 256)),
+        ({"resize": 256}, ["data.resize=248"], (224, 0.875, 248)),
+    ],
+)
+def test_crop_and_share_beside_a_checkpoint(trained_with, typed, expected):
+    content = saved(**trained_with)
+    content["config"]["model"]["img_size"] = 224 if "data.crop=288" in typed else None
+    found = eval_settings(composed("checkpoint=a.pt", *typed), content, ["checkpoint=a.pt", *typed])
+    assert (found.data.crop, found.data.crop_ratio, evaluation_side(found.data)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "said"),
+    [
+        ("deit_tiny", 64, "pos_embed was resized from 197 to 17 tokens"),
+        ("swin_tiny", 192, "2 tables of relative position bias were resized to the model's windows"),
+        ("lipsformer_swin_tiny", 448, None),
+    ],
+)
+def test_a_model_is_built_for_the_crop(model, crop, said, tmp_path, capsys):
+    """Weights of 224 pixels in a model for others, which gives answers."""
+    log_to(None, speaks=True)
+    content = saved(model=model)
+    typed = ["checkpoint=a.pt", f"data.crop={crop}"]
+    config = content["config"]["model"]
+    built = build_model(eval_settings(composed("checkpoint=a.pt"), content, typed[:1]).model, 10, 224)
+    content |= {"model": built.state_dict(), "ema": None}
+    model = trained_model(eval_settings(composed(*typed), content, typed), content, 10).eval()
+    assert model(torch.randn(1, 3, crop, crop)).isfinite().all() and config["img_size"] is None
+    assert capsys.readouterr().out.splitlines() == ([said] if said else [])
+
+
+@pytest.mark.parametrize("model", ["lipsformer_swin_tiny", "cswin_tiny"])
+def test_a_crop_the_model_cannot_take_is_refused_with_one_that_it_can(model):
+    content, typed = saved(model=model), ["checkpoint=a.pt", "data.crop=288"]
+    with pytest.raises(ModelError, match="a multiple of 224"):
+        trained_model(eval_settings(composed(*typed), content, typed), content, 10)
+
+
 def bare(*overrides: str) -> EvalConfig:
     """What ``eval.py`` would do with bare weights."""
-    register()
-    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        return eval_settings(hydra.compose("eval", overrides=list(overrides)), None, overrides)
+    return eval_settings(composed(*overrides), None, overrides)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +288,31 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
 
 @pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")
 @pytest.mark.skipif("TEST_WEIGHTS" not in os.environ, reason="TEST_WEIGHTS names no weights of tf_efficientnet_lite0")
-@pytest.mark.parametrize("backend", ["dali", "torch"])
-def test_pretrained_network_recognises_photographs(backend, tmp_path):
-    """With ``TEST_IMAGES`` holding ``val/<wnid>/`` and ``TEST_WEIGHTS`` a file of the network's weights."""
-    options = ("model=timm", "model.name=tf_efficientnet_lite0", f"checkpoint={os.environ['TEST_WEIGHTS']}")
-    pixels = ("data.mean=[0.498,0.498,0.498]", "data.std=[0.502,0.502,0.502]", "amp=fp32")
-    images = (f"data.root={os.environ['TEST_IMAGES']}", f"data.index_dir={tmp_path}", f"data.backend={backend}")
-    out = run("eval.py", *options, *pixels, *images, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert scores(tmp_path)["top1"] > 87
+def test_a_pretrained_network_scores_as_through_timms_transform(tmp_path):
+    """Within half a point through both backends, with ``val/<wnid>/`` in ``TEST_IMAGES`` and weights in
+    ``TEST_WEIGHTS``."""
+    images, weights = Path(os.environ["TEST_IMAGES"]), os.environ["TEST_WEIGHTS"]
+    mean, std = 127 / 255, 128 / 255
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(safetensors.torch.load_file(weights))
+    transform = timm.data.create_transform(224, interpolation="bicubic", mean=[mean] * 3, std=[std] * 3, crop_pct=0.875)
+    names = timm.data.ImageNetInfo().label_names()
+    files = sorted(file for file in (images / "val").glob("*/*") if file.is_file())
+    top1 = top5 = 0
+    with torch.inference_mode():
+        for file in files:
+            best = model(transform(Image.open(file).convert("RGB"))[None]).topk(5).indices[0].tolist()
+            label = names.index(file.parent.name)
+            top1, top5 = top1 + (label == best[0]), top5 + (label in best)
+    by_timm = {"top1": 100 * top1 / len(files), "top5": 100 * top5 / len(files)}
+    print(f"timm {by_timm}")
+    assert by_timm["top1"] > 87
+    options = ("model=timm", "model.name=tf_efficientnet_lite0", f"checkpoint={weights}", "amp=fp32")
+    pixels = (f"data.mean=[{mean},{mean},{mean}]", f"data.std=[{std},{std},{std}]", f"data.root={images}")
+    for backend in ("dali", "torch"):
+        out = run("eval.py", *options, *pixels, f"data.index_dir={tmp_path}", f"data.backend={backend}", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        found = scores(tmp_path)
+        print(backend, found)
+        assert found["images"] == len(files)
+        assert abs(found["top1"] - by_timm["top1"]) <= 0.5 and abs(found["top5"] - by_timm["top5"]) <= 0.5

@@ -1,0 +1,78 @@
+"""Which answers are right where folders do not say it: lists of labels, and the labels of ReaL."""
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+from data.index import ImageIndex
+from data.labels import IMAGENET_CLASSES, timm_metadata, wnids
+
+NO_ANSWER = -1
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
+
+
+def real_answers(index: ImageIndex) -> NDArray[np.int64]:
+    """``(n, k)``: the labels of ReaL, which go by the number in the name of a validation image."""
+    real: list[list[int]] = json.loads(timm_metadata("imagenet_real_labels.json"))
+    answers = np.full((len(index), max(map(len, real))), NO_ANSWER, dtype=np.int64)
+    for row, path in enumerate(index.paths):
+        match = VAL_NAME.search(path)
+        if match is None or not 1 <= int(match[1]) <= len(real):
+            raise DataError(
+                f"sets.real: {index.path(row)} is not named as ImageNet's validation images are "
+                f"(ILSVRC2012_val_00000001.JPEG to {len(real):08d}), and the labels of ReaL go by names"
+            )
+        right = real[int(match[1]) - 1]
+        answers[row, : len(right)] = right
+    if (answers == NO_ANSWER).all():
+        raise DataError(f"sets.real: ReaL has no label for any image in {index.root}")
+    return answers
+
+
+def read_list(file: str) -> list[list[str]]:
+    """The words of each line; one or two, the same number on every line."""
+    try:
+        lines = [line.split() for line in Path(os.path.expanduser(file)).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', error)})") from error
+    if {len(words) for words in lines} not in ({1}, {2}):
+        raise DataError(f"sets.labels={file}: every line must hold a label, or every line 'name label'")
+    return lines
+
+
+def listed_answers(index: ImageIndex, lines: list[list[str]], file: str) -> NDArray[np.int64]:
+    """The label of each image, from the lines of a list: in the order of the images' names, or by name.
+
+    Raises:
+        DataError: if there are more or fewer lines than images, or one has no label.
+    """
+    if len(lines[0]) == 1:
+        if len(lines) != len(index):
+            raise DataError(f"sets.labels={file} has {len(lines)} lines for {len(index)} images in {index.root}")
+        return np.array([_label(words[0], file) for words in lines])
+    by_name = {os.path.basename(name): label for name, label in lines}
+    names = [os.path.basename(path) for path in index.paths]
+    if missing := [name for name in names if name not in by_name]:
+        raise DataError(f"sets.labels={file} has no label for {missing[0]}")
+    return np.array([_label(by_name[name], file) for name in names])
+
+
+@cache
+def _label(word: str, file: str) -> int:
+    known = wnids()
+    if word in known:
+        return known.index(word)
+    if not word.isdecimal():
+        raise DataError(f"sets.labels={file}: '{word}' is neither a WordNet id of ImageNet nor a number from 0 to 999")
+    if int(word) >= IMAGENET_CLASSES:
+        raise DataError(
+            f"sets.labels={file}: label {word} is more than 999. The numbers 1 to 1000 of ImageNet's development kit "
+            "are in another order than the classes of models: give WordNet ids instead"
+        )
+    return int(word)

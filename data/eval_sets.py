@@ -1,0 +1,201 @@
+"""The evaluation sets of ImageNet's classes: what each is, how it lies on the disk, and which answers are right.
+
+To add a set, describe it in ``SETS`` and give it an option in ``EvalSetsConfig``.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.answers import listed_answers, read_list, real_answers
+from data.config import DataConfig
+from data.dataset import is_prepared, open_split
+from data.errors import DataError
+from data.index import ImageIndex, load_index
+from data.labels import IMAGENET_CLASSES, wnids
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """An evaluation set.
+
+    Attributes:
+        title: its name in tables.
+        images: in the whole set, those that count.
+        source: the paper.
+        classes: file of timm's metadata with the WordNet ids of its classes.
+        by_name: whether answers follow from the names of ImageNet's validation images instead of from folders.
+    """
+
+    title: str
+    images: int
+    source: str
+    classes: str = "imagenet_synsets.txt"
+    by_name: bool = False
+
+
+SETS = {
+    "imagenet": EvalSet("ImageNet", 50_000, "Russakovsky et al., IJCV 2015, arXiv:1409.0575"),
+    "real": EvalSet("ImageNet ReaL", 46_837, "Beyer et al., 2020, arXiv:2006.07159", by_name=True),
+    "v2": EvalSet("ImageNet-V2", 10_000, "Recht et al., ICML 2019, arXiv:1902.10811"),
+    "a": EvalSet("ImageNet-A", 7_500, "Hendrycks et al., CVPR 2021, arXiv:1907.07174", "imagenet_a_synsets.txt"),
+    "r": EvalSet("ImageNet-R", 30_000, "Hendrycks et al., ICCV 2021, arXiv:2006.16241", "imagenet_r_synsets.txt"),
+    "sketch": EvalSet("ImageNet-Sketch", 50_889, "Wang et al., NeurIPS 2019, arXiv:1905.13549"),
+}
+
+
+@dataclass
+class EvalSetsConfig:
+    """Evaluation sets (``sets.*``): the folder of each that holds its class folders, or holds them in ``val/``."""
+
+    imagenet: str | None = None  # validation images, in class folders or, with sets.labels, in one folder
+    labels: str | None = None  # of images in one folder: a line each, in the order of names, or "name label"
+    real: str | None = None  # the same images by the labels of ReaL
+    v2: str | None = None  # ImageNet-V2: 0/ to 999/
+    a: str | None = None  # ImageNet-A: 200 class folders
+    r: str | None = None  # ImageNet-R: 200 class folders
+    sketch: str | None = None  # ImageNet-Sketch
+
+    def folders(self) -> dict[str, str]:
+        """The folder of each set that is wanted, in the order of ``SETS``."""
+        return {name: folder for name in SETS if (folder := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """Images with their right answers.
+
+    Attributes:
+        data: how they are read and cropped.
+        index: the images.
+        answers: int64 ``(n,)``, or ``(n, k)`` where there may be several, filled up with -1. Of an image without any,
+            nothing counts.
+        classes: int64, the classes among which a model chooses; answers are places in it. None: all of the model's.
+    """
+
+    data: DataConfig
+    index: ImageIndex
+    answers: NDArray[np.int64]
+    classes: NDArray[np.int64] | None = None
+
+
+def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
+    """Open an evaluation set; its index is built where needed.
+
+    Args:
+        name: a key of ``SETS``.
+        sets: where the sets lie.
+        data: how images are cropped and read.
+
+    Raises:
+        DataError: if the folder is missing, holds other classes, or its list of labels does not fit.
+    """
+    described, folder = SETS[name], _folder(name, sets)
+    data = _data_of(described, folder, data)
+    if _is_flat(folder):
+        index, answers = _open_flat(name, folder, sets.labels, data)
+    else:
+        if name == "imagenet" and sets.labels is not None:
+            raise DataError(f"sets.labels is for images in one folder, and {folder} has class folders: leave it out")
+        _refuse_other_classes(name, folder, _subfolders(folder))  # before any image is looked at
+        images = open_split(data, data.split, IMAGENET_CLASSES)
+        _refuse_other_classes(name, folder, images.index.classes)
+        index, answers = images.index, images.labels
+    if described.by_name:
+        answers = real_answers(index)
+    classes = _places(described)
+    if len(classes) < IMAGENET_CLASSES:
+        answers = np.searchsorted(classes, answers)
+        return EvalImages(data, index, answers, classes)
+    return EvalImages(data, index, answers)
+
+
+def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
+    """Whether opening the set would index nothing: another process has done it."""
+    folder = _folder(name, sets)
+    data = _data_of(SETS[name], folder, data)
+    if not _is_flat(folder):
+        return is_prepared(data, [data.split])
+    return load_index(folder.parent, folder.name, data.index_dir, data.on_bad_image, build=False, flat=True) is not None
+
+
+def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str] | None) -> None:
+    """Raise where a model's classes are not ImageNet's in their usual order.
+
+    Args:
+        num_classes: classes of the model, where known.
+        trained_on: names of the classes the model was trained on, where known.
+    """
+    usual = (list(wnids()), [str(label) for label in range(IMAGENET_CLASSES)])
+    if num_classes not in (None, IMAGENET_CLASSES):
+        raise DataError(f"the sets are of ImageNet's {IMAGENET_CLASSES} classes, and the model has {num_classes}")
+    if trained_on is not None and list(trained_on) not in usual:
+        raise DataError(f"the sets are of ImageNet's classes, and the model's are others, such as '{trained_on[0]}'")
+
+
+def _places(described: EvalSet) -> NDArray[np.int64]:
+    """The places of a set's classes among ImageNet's, in increasing order."""
+    place = {wnid: i for i, wnid in enumerate(wnids())}
+    return np.sort(np.array([place[wnid] for wnid in wnids(described.classes)]))
+
+
+def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) -> tuple[ImageIndex, NDArray[np.int64]]:
+    """Images in one folder, and their labels from a list (none for a set that knows them by name)."""
+    if name not in ("imagenet", "real"):
+        raise DataError(f"sets.{name}: {folder} has no class folders: set sets.{name} to the folder that holds them")
+    if name == "imagenet" and labels is None:
+        raise DataError(
+            f"sets.imagenet: {folder} has no class folders: add sets.labels=FILE, a list of the images' labels "
+            "(a WordNet id or a number from 0 to 999 a line, in the order of the images' names, or 'name label')"
+        )
+    listed = read_list(labels) if name == "imagenet" and labels is not None else None
+    index = load_index(folder.parent, folder.name, data.index_dir, data.on_bad_image, flat=True)
+    assert index is not None
+    answers = np.zeros(len(index), dtype=np.int64) if listed is None else listed_answers(index, listed, str(labels))
+    return index, answers
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def _folder(name: str, sets: EvalSetsConfig) -> Path:
+    typed = getattr(sets, name)
+    folder = Path(os.path.abspath(os.path.expanduser(typed)))
+    if not folder.is_dir():
+        raise DataError(f"sets.{name}={typed} is no folder: set it to the one that holds {SETS[name].title}")
+    return folder / "val" if (folder / "val").is_dir() else folder
+
+
+def _data_of(described: EvalSet, folder: Path, data: DataConfig) -> DataConfig:
+    """Data options with the folder in place of the data set that the model was trained on."""
+    backend = "auto" if data.backend == "synthetic" else data.backend
+    name, root, split = described.title, str(folder.parent), folder.name
+    return dataclasses.replace(data, name=name, root=root, split=split, archive=None, backend=backend)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether images lie in the folder itself: it has no class folders, nor the index that packed images have."""
+    return not _subfolders(folder) and not (folder / "index.npz").is_file()
+
+
+def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:
+    """Raise where classes are not named as the set's."""
+    described = SETS[name]
+    known = wnids(described.classes)
+    numbers = len(known) == IMAGENET_CLASSES and all(map(str.isdecimal, found))
+    unknown = [f for f in found if (int(f) >= IMAGENET_CLASSES if numbers else f not in known)]
+    if unknown:
+        kind = f"WordNet ids{' or 0 to 999' if len(known) == IMAGENET_CLASSES else ''}"
+        raise DataError(
+            f"sets.{name}: folder '{unknown[0]}' in {folder} is none of the {len(known)} classes of {described.title}: "
+            f"set sets.{name} to the folder that holds its class folders ({kind})"
+        )

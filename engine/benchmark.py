@@ -1,0 +1,154 @@
+"""How fast a model answers: images a second in batches, and the time a single image takes. On noise, without files."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from data import IMAGENET_CLASSES
+from engine.config import EvalConfig
+from engine.device import check_amp, choose_device, device_name, tune
+from engine.distributed import World
+from engine.errors import UserError
+from engine.eval_report import refuse_unwritable, write_json
+from engine.flops import forward_flops
+from engine.log import log_to
+from engine.stepper import autocast
+from engine.trained import trained_model
+
+log = logging.getLogger(__name__)
+
+WARM_UP_RUNS = 3  # fewer where they take long
+FEWEST_RUNS = 3
+SECONDS = 4.0  # of timed passes at each batch size, where their number is left open
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a benchmark found.
+
+    Attributes:
+        images_per_second: median over passes of ``batch_size`` images, of normalised images on the device.
+        latency_ms: median time from an image to its logits, one image at a time.
+        latency_p90_ms: time within which nine of ten images are done.
+        memory_gb: most memory of the GPU in use at ``batch_size``, in GiB; None on a CPU.
+        parameters: of the model.
+        gmacs: billions of multiply-adds for one image.
+        batch_size: images in a pass.
+        crop: side of the images in pixels.
+        runs: timed passes at ``batch_size`` and at one image.
+    """
+
+    images_per_second: float
+    latency_ms: float
+    latency_p90_ms: float
+    memory_gb: float | None
+    parameters: int
+    gmacs: float
+    batch_size: int
+    crop: int
+    runs: tuple[int, int]
+
+
+def measure_speed(cfg: EvalConfig, trained: dict[str, Any] | None) -> Speed:
+    """Time a model's forward pass and write what was found.
+
+    Args:
+        cfg: the settings; without a checkpoint the weights are random.
+        trained: the checkpoint's content, where it is one of ours.
+
+    Raises:
+        UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
+    """
+    world = World.from_environment()
+    device = choose_device(cfg.device, world.local_rank)
+    check_amp(cfg.amp, device)
+    tune(device)
+    log_to(None, world.is_main)
+    refuse_unwritable(cfg)
+    if world.size > 1:
+        raise UserError("benchmark=true measures one device: run it with python, not torchrun")
+    classes = len(trained["classes"]) if trained else cfg.model.num_classes or IMAGENET_CLASSES
+    model = trained_model(cfg, trained, classes)
+    gmacs = forward_flops(model, cfg.data.crop) / 2e9
+    speed = _measure(model.to(device).eval(), cfg, device, gmacs)
+    where = {"model": cfg.model.name, "device": device_name(device), "amp": cfg.amp}
+    how = {"compile": cfg.compile, "channels_last": cfg.channels_last}
+    write_json(cfg, {"benchmark": where | how | asdict(speed)})
+    _say(cfg, speed, where["device"])
+    return speed
+
+
+def _measure(model: nn.Module, cfg: EvalConfig, device: torch.device, gmacs: float) -> Speed:
+    # The batch first: a compiled model takes the second size it sees for one of many, unless that is 1.
+    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    batch = _times(network, cfg.eval.batch_size, cfg, device)
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    single = _times(network, 1, cfg, device)
+    return Speed(
+        images_per_second=cfg.eval.batch_size / median(batch),
+        latency_ms=1e3 * median(single),
+        latency_p90_ms=1e3 * (quantiles(single, n=10, method="inclusive")[-1] if len(single) > 1 else single[0]),
+        memory_gb=memory,
+        parameters=sum(p.numel() for p in model.parameters()),
+        gmacs=gmacs,
+        batch_size=cfg.eval.batch_size,
+        crop=cfg.data.crop,
+        runs=(len(batch), len(single)),
+    )
+
+
+@torch.inference_mode()
+def _times(network: nn.Module, count: int, cfg: EvalConfig, device: torch.device) -> list[float]:
+    """Seconds of each timed forward pass of ``count`` images."""
+    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    images = torch.randn(count, 3, cfg.data.crop, cfg.data.crop, device=device).contiguous(memory_format=memory_format)
+
+    def forward() -> None:
+        with autocast(device, cfg.amp):
+            network(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    warm = time.perf_counter() + SECONDS / 2
+    for run in range(WARM_UP_RUNS):
+        if run == 0 or time.perf_counter() < warm:
+            forward()
+    return time_runs(forward, cfg.benchmark_runs)
+
+
+def time_runs(work: Callable[[], object], runs: int | None) -> list[float]:
+    """Seconds of each of ``runs`` calls, or of as many as take ``SECONDS``."""
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < (runs or FEWEST_RUNS) or (runs is None and time.perf_counter() < end):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _say(cfg: EvalConfig, speed: Speed, where: str) -> None:
+    weights = cfg.checkpoint or "random weights"
+    log.info(
+        "%s (%s): %.2f M parameters, %.2f GMACs at %d pixels",
+        *(cfg.model.name, weights, speed.parameters / 1e6, speed.gmacs, speed.crop),
+    )
+    extra = "".join(f", {name}" for name in ("compile", "channels_last") if getattr(cfg, name))
+    log.info("%s, %s%s", where, cfg.amp, extra)
+    log.info("%.1f images/s at batch %d (%d runs)", speed.images_per_second, speed.batch_size, speed.runs[0])
+    log.info(
+        "latency %.2f ms at batch 1, 9 of 10 within %.2f ms (%d runs)",
+        *(speed.latency_ms, speed.latency_p90_ms, speed.runs[1]),
+    )
+    if speed.memory_gb is not None:
+        log.info("%.2f GiB of GPU memory at batch %d", speed.memory_gb, speed.batch_size)
+    log.info("written to %s", os.path.relpath(cfg.output))

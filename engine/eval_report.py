@@ -1,0 +1,79 @@
+"""What an evaluation leaves behind: a JSON file, a table in Markdown, and its lines on the console."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import SETS
+from engine.config import EvalConfig
+from engine.errors import UserError
+from engine.scoring import Scores
+
+log = logging.getLogger(__name__)
+
+
+def refuse_unwritable(cfg: EvalConfig) -> None:
+    """Raise where the files cannot be written: better said before the evaluation than after it."""
+    for path in (Path(cfg.output), _table_path(cfg)):
+        folder = path.resolve().parent
+        if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise UserError(f"output={cfg.output}: {path} cannot be written: set output to another file")
+    if Path(cfg.output) == _table_path(cfg):
+        raise UserError(f"output={cfg.output} is a file of JSON: give it another ending than .md")
+
+
+def _table_path(cfg: EvalConfig) -> Path:
+    return Path(cfg.output).with_suffix(".md")
+
+
+def write_scores(cfg: EvalConfig, scores: Scores, backend: str) -> None:
+    """Write and say the scores on the images of ``data``."""
+    write_json(cfg, {"data": cfg.data.name, "split": cfg.data.split} | scores.as_dict())
+    log.info("%s on %d images of %s (read by %s)", cfg.checkpoint, scores.images, cfg.data.name, backend)
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", scores.top1, scores.top5, scores.loss)
+    log.info("written to %s", os.path.relpath(cfg.output))
+
+
+def write_sets(cfg: EvalConfig, scores: dict[str, Scores]) -> None:
+    """Write and show the scores on several evaluation sets."""
+    write_json(cfg, {"sets": {name: _known(found) for name, found in scores.items()}})
+    rows = [_row(name, found) for name, found in scores.items()]
+    table = markdown_table(("set", "images", "top-1, %", "top-5, %", "loss"), rows)
+    said = f"{cfg.checkpoint}, {cfg.data.crop} pixels, {cfg.amp}"
+    path = _table_path(cfg)
+    path.write_text(f"{said}\n\n{table}\n")
+    log.info("\n%s\n\n%s\n", said, table)
+    log.info("written to %s and %s", os.path.relpath(cfg.output), os.path.relpath(path))
+
+
+def _known(scores: Scores) -> dict[str, float]:
+    """Without the loss where there is none."""
+    return {name: value for name, value in scores.as_dict().items() if value == value}
+
+
+def _row(name: str, scores: Scores) -> tuple[str, ...]:
+    whole = SETS[name].images
+    images = str(scores.images) if scores.images == whole else f"{scores.images} of {whole}"
+    loss = f"{scores.loss:.4f}" if "loss" in _known(scores) else "–"
+    return SETS[name].title, images, f"{scores.top1:.2f}", f"{scores.top5:.2f}", loss
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown that reads well as plain text, too: the first column to the left, the others to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    cells = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (head, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def write_json(cfg: EvalConfig, content: dict[str, Any]) -> None:
+    """Write the JSON file: the checkpoint and ``content``."""
+    checkpoint = str(cfg.checkpoint) if cfg.checkpoint is not None else None
+    Path(cfg.output).write_text(json.dumps({"checkpoint": checkpoint} | content, indent=1) + "\n")

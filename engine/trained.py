@@ -1,0 +1,68 @@
+"""What is in a checkpoint, and the model that it makes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.checkpoint import checked, is_ours
+from engine.config import MODEL_SCHEMA, EvalConfig
+from engine.errors import UserError
+from models import build_model, load_resized, read_file, read_weights
+
+log = logging.getLogger(__name__)
+
+
+def open_trained(checkpoint: str | None, needed: bool = True) -> dict[str, Any] | None:
+    """The content of one of our checkpoints, or None where the file holds bare weights of somebody else.
+
+    Args:
+        checkpoint: the file.
+        needed: whether there must be one.
+
+    Raises:
+        UserError: if none is named or there is no such file.
+        ModelError: if it cannot be read.
+    """
+    if checkpoint is None and not needed:
+        return None
+    if checkpoint is None:
+        raise UserError("no checkpoint: add checkpoint=PATH, such as outputs/quickstart/checkpoints/last.pt")
+    path = Path(checkpoint)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}: set checkpoint=PATH to a file")
+    content = read_file(path)
+    return checked(content, path) if is_ours(content) else None
+
+
+def implied_family(arguments: list[str]) -> list[str]:
+    """The argument that gives a model the options of its checkpoint's family, where some are typed without ``model=``.
+
+    Hydra refuses options that it does not know, before the checkpoint is read.
+
+    Raises:
+        UserError: or ModelError if the checkpoint cannot be read.
+    """
+    typed = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    file = typed.get("checkpoint", "")
+    if "model" in typed or not any(key.startswith("model.") for key in typed) or not Path(file).is_file():
+        return []
+    trained = open_trained(file)
+    return [f"{MODEL_SCHEMA}={trained['family']}"] if trained else []
+
+
+def trained_model(cfg: EvalConfig, trained: dict[str, Any] | None, num_classes: int) -> nn.Module:
+    """The model with the checkpoint's weights, its position tables resized to ``data.crop``."""
+    model = build_model(cfg.model, num_classes, cfg.data.crop)
+    if cfg.checkpoint is not None:
+        for notice in load_resized(model, _weights(cfg, trained), str(cfg.checkpoint)):
+            log.info("%s", notice)
+    return model
+
+
+def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tensor]:
+    averaged = cfg.eval.weights == "ema"
+    if trained is None:
+        return read_weights(str(cfg.checkpoint), averaged)
+    return trained["ema" if averaged and trained["ema"] is not None else "model"]

@@ -1,0 +1,97 @@
+"""eval.py benchmark=true: what it says about a model and how it times."""
+
+import json
+import time
+
+import pytest
+import timm
+import torch
+
+from engine import benchmark
+from engine.benchmark import measure_speed, time_runs
+from engine.settings import eval_settings
+from tests.runs import composed, run
+
+SMALL = ("benchmark=true", "device=cpu", "amp=fp32", "data.crop=32", "eval.batch_size=4", "benchmark_runs=4")
+
+
+def measured(*options: str):
+    return measure_speed(eval_settings(composed(*SMALL, *options), None, [*SMALL, *options]), None)
+
+
+def test_without_a_checkpoint_or_images(tmp_path):
+    """Parameters and multiply-adds as timm lists them for the network at 224 pixels."""
+    options = ("model=timm", "model.name=resnet18", "data.crop=224")
+    out = run("eval.py", *SMALL, *options, cwd=tmp_path, IMAGENET_DIR="/nowhere")
+    assert out.returncode == 0, out.stderr
+    found = json.loads((tmp_path / "eval.json").read_text())["benchmark"]
+    assert (found["model"], found["amp"], found["batch_size"], found["crop"]) == ("resnet18", "fp32", 4, 224)
+    assert found["parameters"] == 11_689_512 and found["gmacs"] == pytest.approx(1.82, abs=0.01)
+    assert found["runs"] == [4, 4] and found["memory_gb"] is None and found["images_per_second"] > 0
+    assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
+    for said in ("11.69 M parameters, 1.81 GMACs at 224 pixels", "images/s at batch 4", "at batch 1, 9 of 10 within"):
+        assert said in out.stdout
+
+
+def test_speeds_are_those_of_the_model(here, monkeypatch):
+    """A model that sleeps 5 ms and 1 ms an image."""
+
+    class Sleeper(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.005 + 0.001 * len(x))
+            return x.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(benchmark, "trained_model", lambda *_: Sleeper())
+    monkeypatch.setattr(benchmark, "forward_flops", lambda *_: 0)
+    speed = measured("model=deit_tiny", "eval.batch_size=15", "benchmark_runs=9")
+    assert 6 <= speed.latency_ms < 10 and 500 < speed.images_per_second <= 15 / 0.02
+
+
+def test_precision_and_layout_are_those_asked_for(here, monkeypatch):
+    seen = []
+
+    class Witness(torch.nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x[:, :, 0, 0])
+            seen.append((len(x), logits.dtype, x.is_contiguous(memory_format=torch.channels_last), x.requires_grad))
+            return logits
+
+    monkeypatch.setattr(benchmark, "trained_model", lambda *_: Witness(3, 2))
+    monkeypatch.setattr(benchmark, "forward_flops", lambda *_: 0)
+    measured("model=deit_tiny", "amp=bf16", "channels_last=true", "benchmark_runs=1")
+    passes = benchmark.WARM_UP_RUNS + 1
+    assert seen == [(n, torch.bfloat16, True, False) for n in (4, 1) for _ in range(passes)]
+
+
+def test_the_number_of_runs(monkeypatch):
+    monkeypatch.setattr(benchmark, "SECONDS", 0.05)
+    assert len(time_runs(lambda: None, 7)) == 7
+    assert len(time_runs(lambda: time.sleep(0.06), None)) == benchmark.FEWEST_RUNS
+    times = time_runs(lambda: time.sleep(0.005), None)
+    assert 3 < len(times) <= 10 and min(times) >= 0.005
+
+
+def test_a_checkpoint_brings_its_model(here):
+    torch.save(timm.create_model("deit_tiny_patch16_224", img_size=32, num_classes=7).state_dict(), "w.pth")
+    speed = measured("model=deit_tiny", "model.num_classes=7", "checkpoint=w.pth")
+    assert speed.parameters == sum(v.numel() for v in torch.load("w.pth").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "benchmark=true needs a model: add model=NAME"),
+        (("model=deit_tiny", "sets.a=x"), "without sets"),
+        (("model=deit_tiny", "output=nowhere/x.json"), "cannot be written"),
+        (("model=deit_tiny", "benchmark_runs=0"), "benchmark_runs=0 must be more than 0"),
+    ],
+)
+def test_mistakes(options, message, here):
+    with pytest.raises(ValueError, match=message):
+        measured(*options)
+
+
+def test_one_process_at_a_time(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="run it with python, not torchrun"):
+        measured("model=deit_tiny")
