@@ -14,8 +14,10 @@ from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 
 from data import SETS, DataConfig, DataError, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
+from engine.eval import evaluate_checkpoint
 from engine.eval_report import markdown_table
-from tests.runs import run
+from engine.settings import eval_settings
+from tests.runs import composed, run
 
 WNIDS = ImageNetInfo().label_names()
 SIDE, COUNT, RANKS = 32, 56, 7
@@ -276,11 +278,17 @@ def test_only_models_of_imagenets_classes():
             refuse_other_than_imagenet(1000, other)
 
 
-def test_a_mistake_ends_in_one_line(sets, weights, tmp_path):
-    options = (*OPTIONS, f"checkpoint={weights}", f"sets.a={sets}/a", "model.num_classes=10")
-    out = run("eval.py", *options, cwd=tmp_path)
-    assert out.returncode == 2 and out.stderr.count("\n") == 1, out.stderr
-    assert "the sets are of ImageNet's 1000 classes, and the model has 10" in out.stderr
+def test_mistakes_end_before_the_model_is_built(sets, weights, here, monkeypatch):
+    monkeypatch.setattr("engine.eval.trained_model", lambda *_: pytest.fail("built"))
+    for typed, message in (
+        ((f"sets.a={sets}/a", "model.num_classes=10"), "the sets are of ImageNet's 1000 classes, and the model has 10"),
+        ((f"sets.a={sets}/a", "sets.r=nowhere"), "sets.r=nowhere is no folder"),
+        ((f"sets.labels={sets}/flat.txt",), "add sets.imagenet=FOLDER"),
+        ((f"sets.a={sets}/a", "output=a.md"), "give it another ending than .md"),
+    ):
+        options = (*OPTIONS, f"checkpoint={weights}", *typed)
+        with pytest.raises(ValueError, match=message):
+            evaluate_checkpoint(eval_settings(composed(*options), None, options), None)
 
 
 def test_a_table_is_markdown_and_aligned():
