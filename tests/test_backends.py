@@ -22,7 +22,8 @@ from data.backends import Backend, build_backend, resolve_backend
 from data.config import DataConfig
 from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
-from data.index import EXTENSIONS, ImageIndex, load_index
+from data.headers import EXTENSIONS
+from data.index import ImageIndex, load_index
 from tests.runs import PROJECT
 
 BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255

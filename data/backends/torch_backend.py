@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
+from io import BytesIO
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -43,7 +44,7 @@ class CropDataset(Dataset):
     def _image(self, crops: Crops, row: int) -> Tensor:
         i = int(crops.index[row])
         top, left, height, width = crops.box[row].tolist()
-        with Image.open(self.index.path(i)) as file:
+        with Image.open(BytesIO(self.index.read(i))) as file:
             if file.size != (self.index.widths[i], self.index.heights[i]):
                 raise OSError("size differs from the index")
             pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
