@@ -1,5 +1,6 @@
-"""What the header of an image file says."""
+"""What the header of an image file says, and whether the whole of it can be decoded."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -7,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content, whatever the name says
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises at damaged files
 
 
 class Header(NamedTuple):
@@ -30,3 +32,16 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
         return "has too many pixels"
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def decoded(content: bytes) -> Image.Image:
+    """The image in a file's content, its pixels read.
+
+    Raises:
+        BROKEN: if it is damaged or cut short.
+    """
+    with Image.open(BytesIO(content), formats=READABLE) as image:
+        image.verify()  # every part of a PNG, also those after the pixels
+    image = Image.open(BytesIO(content), formats=READABLE)
+    image.load()
+    return image

@@ -69,7 +69,7 @@ def _folder_index(root: Path, split: str, index_dir: str | None, on_bad_image: s
 
 def _packed_index(folder: Path) -> ImageIndex:
     path = folder / PACKED_INDEX
-    again = f"remove it and repeat the {PREPARE} command that wrote it"
+    again = f"remove it and write it anew with {PREPARE} --folder {folder.parent} --splits {folder.name} --layout keep"
     try:
         file = ArrayFile(path)
         if not is_of_this_version(file):

@@ -2,16 +2,15 @@
 
 import importlib.util
 from collections.abc import Generator, Iterator
-from io import BytesIO
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
+from data.headers import BROKEN, decoded
 from data.index import ImageIndex
 
 BACKENDS = ("dali", "torch", "synthetic")
@@ -85,15 +84,11 @@ def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataErr
     for i in crops.index:
         name = index.name(int(i))
         try:
-            content = index.read(int(i))
-            with Image.open(BytesIO(content)) as image:
-                image.verify()  # every part of a PNG, also those after the pixels
-            with Image.open(BytesIO(content)) as image:
-                image.load()
-                if (image.height, image.width) != (index.heights[i], index.widths[i]):
-                    again = "pack it again" if packed else "touch its folder to index anew"
-                    return DataError(f"{name} has changed since the index was written: {again}")
-        except (OSError, ValueError, SyntaxError) as error:
+            image = decoded(index.read(int(i)))
+            if (image.height, image.width) != (index.heights[i], index.widths[i]):
+                again = "pack it again" if packed else "touch its folder to index anew"
+                return DataError(f"{name} has changed since the index was written: {again}")
+        except BROKEN as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             mend = "mend it at its source and pack it again" if packed else "put a readable image of that name there"
             return DataError(f"{name} cannot be decoded ({reason}): {mend}, then run the same command again to go on")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.backends import unreadable
 from data.crops import Crops
+from data.headers import BROKEN
 from data.index import ImageIndex
 
 AHEAD = 1  # batches read before they are asked for
@@ -45,7 +46,7 @@ def encoded_images(
             crops, images = waiting.popleft()
             try:
                 return crops, list(images)
-            except (OSError, ValueError, SyntaxError) as error:
+            except BROKEN as error:
                 raise unreadable(index, crops, error) from error
 
         for crops in requests:

@@ -20,6 +20,7 @@ from data.backends import unreadable
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
+from data.headers import BROKEN
 from data.index import ImageIndex
 
 
@@ -37,7 +38,7 @@ class CropDataset(Dataset):
         try:
             for row in range(len(crops)):
                 out[row] = self._image(crops, row)
-        except (OSError, ValueError, SyntaxError) as error:
+        except BROKEN as error:
             return unreadable(self.index, crops, error)
         return out
 
