@@ -15,7 +15,7 @@ from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
 from data.prepare.sources import Split, image_folder, official_train, official_val
-from data.prepare.target import agree_on, alone, cut, parts, plan_of, refuse_full
+from data.prepare.target import Target, refuse_full
 from data.prepare.writing import (
     ShardRows,
     Written,
@@ -83,9 +83,11 @@ def prepare(task: Task) -> Result:
         DataError: if it cannot be done as asked; what is done by then stays.
     """
     _refuse(task)
+    targets = {} if task.layout == "keep" else {name: _target(task, name) for name in task.splits}
+    refuse_full(task.root, list(targets.values()))
     result = Result()
     for name in task.splits:
-        written = _keep(task, name) if task.layout == "keep" else _write(task, name)
+        written = _keep(task, name) if task.layout == "keep" else _write(targets[name], task.workers)
         index = load_index(task.root, name, on_bad_image="skip")
         assert index is not None
         result.report += _report(name, index, written)
@@ -120,6 +122,13 @@ def _refuse(task: Task) -> None:
         raise DataError(f"the official tar files have no split '{min(other)}': set --splits train,val")
 
 
+def _target(task: Task, name: str) -> Target:
+    split, folder = _source(task, name), task.root / name
+    if task.layout == "shards":
+        return Target.shards(folder, split, task.shorter_side, task.shard_size)
+    return Target.folders(folder, split, task.shorter_side)
+
+
 def _source(task: Task, name: str) -> Split:
     if task.folder is not None:
         return image_folder(task.folder, name)
@@ -141,24 +150,19 @@ def _keep(task: Task, name: str) -> list[Written]:
     return [Written(0, sum(source.size for source in image_folder(task.root, name).classes), [])]
 
 
-def _write(task: Task, name: str) -> list[Written]:
+def _write(target: Target, workers: int) -> list[Written]:
     """Write a split; what was written, and what was left out."""
-    split, folder = _source(task, name), task.root / name
-    sizes = [source.size for source in split.classes]
-    shards = cut(sizes, task.shard_size) if task.layout == "shards" else None
-    wanted = parts(folder, split, shards)
-    with alone(folder):
-        agree_on(folder, plan_of(split, shards, task.shorter_side))
-        remove_partial(folder)
-        refuse_full(folder, wanted)
-        if shards is None:
-            jobs = [partial(write_class_folder, path, source, task.shorter_side) for path, (source,) in wanted]
-            return [Written(0, 0, split.left_out), *_run(jobs, sizes, f"write {name}", task.workers)]
-        packing = [partial(write_shard, path, sources, task.shorter_side) for path, sources in wanted]
-        filled = [sum(source.size for source in sources) for _, sources in wanted]
-        done = _run(packing, filled, f"write {name}", task.workers)
-        _write_index(folder, [rows for _, rows in done])
-        return [Written(0, 0, split.left_out), *(written for written, _ in done)]
+    sizes = [part.size for part in target.parts]
+    label, others = f"write {target.split.name}", Written(0, 0, target.split.left_out)
+    with target.begun():
+        remove_partial(target.folder)
+        if target.packed:
+            packing = [partial(write_shard, part, target.shorter_side) for part in target.parts]
+            done = _run(packing, sizes, label, workers)
+            _write_index(target.folder, [rows for _, rows in done])
+            return [others, *(written for written, _ in done)]
+        copying = [partial(write_class_folder, part, target.shorter_side) for part in target.parts]
+        return [others, *_run(copying, sizes, label, workers)]
 
 
 def _write_index(folder: Path, shards: list[ShardRows]) -> None:

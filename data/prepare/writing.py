@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.headers import BROKEN, Header, decoded, read_header
 from data.image_index import ImageIndex, Rows, joined_index
 from data.prepare.sources import ClassSource, Member
-from data.prepare.target import plan_file
+from data.prepare.target import Part, plan_file
 from data.prepare.tars import members
 from data.shards import PATTERN, REMEDY, Shards, shard_name
 
@@ -48,18 +48,19 @@ class ShardRows:
     size: int  # of the shard
 
 
-def write_class_folder(target: Path, source: ClassSource, shorter_side: int | None) -> Written:
-    """Write the images of one class to a folder, unless that is there.
+def write_class_folder(part: Part, shorter_side: int | None) -> Written:
+    """Write the images of a class to its folder, unless that is there.
 
     Raises:
         DataError: if an image cannot be read or written.
     """
-    if target.is_dir():
-        files = [path for path in target.rglob("*") if path.is_file()]
+    if part.path.is_dir():
+        files = [path for path in part.path.rglob("*") if path.is_file()]
         return Written(len(files), sum(path.stat().st_size for path in files), [], kept=True)
+    (source,) = part.sources
     found, left_out = _listing(source)
     size = 0
-    with _partial(target) as scratch:
+    with _partial(part.path) as scratch:
         for member in found:
             path = scratch / os.path.relpath(member.path, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def write_class_folder(target: Path, source: ClassSource, shorter_side: int | No
     return Written(len(found), size, left_out)
 
 
-def write_shard(target: Path, sources: Sequence[ClassSource], shorter_side: int | None) -> tuple[Written, ShardRows]:
+def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRows]:
     """Write the images of some classes to a shard, unless it is there, and read what the index needs of it.
 
     The same images make the same bytes.
@@ -76,18 +77,18 @@ def write_shard(target: Path, sources: Sequence[ClassSource], shorter_side: int 
         DataError: if an image cannot be read or written.
     """
     left_out: list[str] = []
-    kept = target.is_file()
+    kept = part.path.is_file()
     if not kept:
-        with _partial(target) as scratch, open(scratch, "wb") as file:
+        with _partial(part.path) as scratch, open(scratch, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
-                for source in sources:
+                for source in part.sources:
                     found, others = _listing(source)
                     left_out += others
                     for member in found:
                         _add(tar, member.path, _content(member, shorter_side))
             file.flush()
             os.fsync(file.fileno())
-    rows = read_shard(target)
+    rows = read_shard(part.path)
     return Written(len(rows.lengths), rows.size, left_out, kept), rows
 
 
