@@ -1,9 +1,11 @@
 """Time the data backends against each other on the same images, in one run.
 
 python scripts/bench_loader.py --root /path/to/images --split val
+python scripts/bench_loader.py --root /path/to/images /path/to/the/same/in/shards --split val
 
 Each backend reads the same training crops in turn, several times; the table gives the median of images a second and
-the ratio to the first. The winner on a CPU is what ``data.backend=auto`` means there (``data/backends/__init__.py``).
+the ratio to the first. With more than one root the same is done for each. The winner on a CPU is what
+``data.backend=auto`` means there (``data/backends/__init__.py``).
 """
 
 import argparse
@@ -46,7 +48,7 @@ def images_per_second(kind: str, cfg: DataConfig, plan: TrainPlan, workers: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="image folder: <root>/<split>/<class>/<image>")
+    parser.add_argument("--root", required=True, nargs="+", help="image folders or packed sets of the same images")
     parser.add_argument("--split", default="train")
     parser.add_argument("--index-dir", help="where the index lies, if not in the root")
     parser.add_argument("--crop", type=int, default=224)
@@ -55,20 +57,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    cfg = DataConfig(name="folder", root=args.root, crop=args.crop, resize=args.crop, index_dir=args.index_dir)
-    images = open_split(cfg, args.split)
-    geometry = BatchGeometry(min(args.batch_size, len(images)), mix_group=1)
-    plan = TrainPlan(images.index, 0, cfg, AugmentConfig(), geometry)
-    kinds = ("torch", "dali")
-    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for kind in tqdm(kinds * args.repeats, disable=None, leave=False):
-        speeds[kind].append(images_per_second(kind, cfg, plan, args.workers, args.batches))
+    cfgs = [
+        DataConfig(name="folder", root=r, crop=args.crop, resize=args.crop, index_dir=args.index_dir) for r in args.root
+    ]
+    sets = [open_split(cfg, args.split) for cfg in cfgs]
+    geometry = BatchGeometry(min(args.batch_size, len(sets[0])), mix_group=1)
+    plans = [TrainPlan(images.index, 0, cfg, AugmentConfig(), geometry) for images, cfg in zip(sets, cfgs, strict=True)]
+    cases = [
+        (f"{kind}, {'folder' if plan.index.shards is None else 'shards'}", kind, cfg, plan)
+        for kind in ("torch", "dali")
+        for cfg, plan in zip(cfgs, plans, strict=True)
+    ]
+    speeds: dict[str, list[float]] = {case[0]: [] for case in cases}
+    for name, kind, cfg, plan in tqdm(cases * args.repeats, disable=None, leave=False):
+        speeds[name].append(images_per_second(kind, cfg, plan, args.workers, args.batches))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{len(images)} images, crop {args.crop}, batch {geometry.batch_size}, {args.workers} workers, {device}")
-    print(f"{'backend':10} {'images/s':>9} {'least':>7} {'most':>7} {'ratio':>7}")
-    for kind, found in speeds.items():
-        ratio = median(a / b for a, b in zip(found, speeds[kinds[0]], strict=True))
-        print(f"{kind:10} {median(found):9.0f} {min(found):7.0f} {max(found):7.0f} {ratio:7.2f}")
+    print(f"{len(sets[0])} images, crop {args.crop}, batch {geometry.batch_size}, {args.workers} workers, {device}")
+    print(f"{'backend':14} {'images/s':>9} {'least':>7} {'most':>7} {'ratio':>7}")
+    for name, found in speeds.items():
+        ratio = median(a / b for a, b in zip(found, speeds[cases[0][0]], strict=True))
+        print(f"{name:14} {median(found):9.0f} {min(found):7.0f} {max(found):7.0f} {ratio:7.2f}")
 
 
 if __name__ == "__main__":
