@@ -18,8 +18,9 @@ from data.arrays import write_arrays
 from data.errors import DataError
 from data.index import PACKED_INDEX, load_index
 from data.prepare import Task, prepare
-from data.prepare.sources import TRAIN_TAR, VAL_TAR
-from data.prepare.target import refuse_full
+from data.prepare.sources import TRAIN_TAR, VAL_TAR, image_folder
+from data.prepare.target import Target, refuse_full
+from data.prepare.writing import write_class_folder, write_shard
 from scripts import prepare_imagenet
 from tests.official import IMAGES, files_in, jpeg, tar_of, val_labels, write_official
 from tests.runs import PROJECT, environment
@@ -70,22 +71,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_official_tars_become_class_folders(tmp_path: Path) -> None:
+def test_official_tars_become_class_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     made = write_official(
         tmp_path / "tars", extra={"../../../evil_1.JPEG": jpeg(3), "n99999999_1.JPEG": jpeg(4), "notes.txt": b"text"}
     )
     before = files_in(tmp_path / "tars")
-    done = run("--tars", tmp_path / "tars", "--to", tmp_path / "set", "--workers", 2)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("sys.argv", command("--tars", tmp_path / "tars", "--to", tmp_path / "set")[1:])
+    prepare_imagenet.main()
+    printed = capsys.readouterr().out
     assert files_in(tmp_path / "set") == made
     assert files_in(tmp_path / "tars") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "tars"]
     classes = len(set(val_labels(4).values()))
-    assert f"train: {classes * IMAGES} images of {classes} classes" in done.stdout
-    assert f"val: 4 images of {classes} classes" in done.stdout
-    assert "3 files left out:" in done.stdout
-    assert "../../../evil_1.JPEG is no n0" in done.stdout
-    assert f"next: torchrun train.py model=lipsformer_swin_tiny data.root={tmp_path / 'set'}" in done.stdout
+    assert f"train: {classes * IMAGES} images of {classes} classes" in printed
+    assert f"val: 4 images of {classes} classes" in printed
+    assert "3 files left out:" in printed
+    assert "../../../evil_1.JPEG is no n0" in printed
+    assert f"next: torchrun train.py model=lipsformer_swin_tiny data.root={tmp_path / 'set'}" in printed
+    assert "the official train images are 1281167: some are missing" in printed
     assert load_index(tmp_path / "set", "train", build=False) is not None
 
 
@@ -234,6 +239,35 @@ def test_a_folder_is_packed_copied_or_kept(folder: Path, tmp_path: Path) -> None
     assert (result.bad, result.report[0].split(":")[0]) == (0, "train")
     prepare(task(folder=folder, layout="keep"))
     assert files_in(folder) == before
+
+
+def test_validation_images_side_by_side_are_sorted_into_classes(folder: Path, tmp_path: Path) -> None:
+    """As Kaggle has them: train/<wnid>/, and val/ with all images."""
+    (tmp_path / "kaggle" / "val").mkdir(parents=True)
+    for path in folder.glob("val/*/*.JPEG"):
+        shutil.copy(path, tmp_path / "kaggle" / "val")
+    (tmp_path / "kaggle" / "val" / "notes.txt").write_text("text")
+    result = prepare(task(folder=tmp_path / "kaggle", to=tmp_path / "set", splits=["val"]))
+    assert files_in(tmp_path / "set" / "val") == files_in(folder / "val")
+    assert "    val: notes.txt is no ILSVRC2012_val_00000001.JPEG" in result.report
+    assert "has no class folders" in refused(task(folder=tmp_path / "kaggle", layout="keep", splits=["val"]))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target.shards(tmp_path, image_folder(folder, "train"), None, 20_000)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.tar \(No space left on device\)"):
+        write_shard(target.parts[0], None)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\): make room"):
+        write_class_folder(Target.folders(tmp_path, target.split, None).parts[0], None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_get_a_lost_index_back(folder: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class DaliBackend:
 
         with (
             TemporaryDirectory(prefix="coldstart-") as folder,
-            closing(encoded_images(self.index, requests, self.workers, Path(folder))) as images,
+            closing(encoded_images(self.index, requests, Path(folder))) as images,
         ):
 
             def source():

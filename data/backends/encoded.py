@@ -17,12 +17,13 @@ from data.headers import BROKEN
 from data.index import ImageIndex
 
 AHEAD = 1  # batches read before they are asked for
+READERS = 16  # reading waits for the disk, not for the processor
 
 Encoded = list[NDArray[np.uint8]]
 
 
 def encoded_images(
-    index: ImageIndex, requests: Iterator[Crops], threads: int, folder: Path
+    index: ImageIndex, requests: Iterator[Crops], folder: Path
 ) -> Generator[tuple[Crops, Encoded], None, None]:
     """Each request with its images: their paths, or the content of the files of packed ones.
 
@@ -32,7 +33,7 @@ def encoded_images(
     Raises:
         DataError: naming the image that cannot be read.
     """
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
 
         def image(row: int) -> NDArray[np.uint8]:
             if index.shards is not None:

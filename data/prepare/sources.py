@@ -159,18 +159,30 @@ def official_val(tars: Path, class_of: Mapping[str, str]) -> Split:
     Raises:
         DataError: if it is missing, damaged or holds no images, or an image has no class.
     """
-    tar, left_out = _find(tars, VAL_TAR, "val"), []
+    tar = _find(tars, VAL_TAR, "val")
+    return _flat_val(tar, [(info.name, str(tar), info.offset_data, info.size) for info in members(tar)], class_of)
+
+
+def flat_val_folder(folder: Path, class_of: Mapping[str, str]) -> Split:
+    """The validation images side by side in a folder, as Kaggle has them; otherwise as :func:`official_val`."""
+    files = [entry for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    return _flat_val(folder, [(file.name, file.path, 0, file.stat().st_size) for file in files], class_of)
+
+
+def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Mapping[str, str]) -> Split:
+    """Validation images, given with the file, offset and size of their bytes, sorted into their classes."""
     found: dict[str, Member] = {}
-    for info in members(tar):
-        name = PurePosixPath(info.name).name
+    left_out = []
+    for full_name, source, offset, size in files:
+        name = PurePosixPath(full_name).name
         if not (match := VAL_IMAGE.fullmatch(name)):
-            left_out.append(f"{tar.name}: {info.name} is no ILSVRC2012_val_00000001.JPEG")
+            left_out.append(f"{where.name}: {full_name} is no ILSVRC2012_val_00000001.JPEG")
         elif match[1] not in class_of:
-            raise DataError(f"{name} in {tar} has no class in the list of --val-labels: give a list of all images")
+            raise DataError(f"{name} in {where} has no class in the list of --val-labels: give a list of all images")
         else:
-            found[name] = Member(f"{class_of[match[1]]}/{name}", str(tar), info.offset_data, info.size)
+            found[name] = Member(f"{class_of[match[1]]}/{name}", source, offset, size)
     if not found:
-        raise DataError(f"{tar} holds no ILSVRC2012_val_00000001.JPEG: it is not the official {VAL_TAR}")
+        raise DataError(f"{where} holds no ILSVRC2012_val_00000001.JPEG: it is not the official {VAL_TAR}")
     classes: dict[str, list[Member]] = {}
     for member in sorted(found.values()):
         classes.setdefault(member.path.split("/")[0], []).append(member)
@@ -192,6 +204,11 @@ def image_folder(root: Path, split: str) -> Split:
     if not classes:
         raise DataError(f"{folder} has no class folders: it must hold <class>/<image>")
     return Split(split, classes)
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether a folder holds validation images instead of class folders."""
+    return folder.is_dir() and not class_folders(folder) and any(VAL_IMAGE.fullmatch(p.name) for p in folder.iterdir())
 
 
 def _find(tars: Path, name: str, split: str) -> Path:

@@ -14,7 +14,7 @@ from data.index import PACKED_INDEX, ImageIndex, load_index
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
-from data.prepare.sources import Split, image_folder, official_train, official_val
+from data.prepare.sources import Split, flat_val_folder, image_folder, is_flat, official_train, official_val
 from data.prepare.target import Target, refuse_full
 from data.prepare.writing import (
     ShardRows,
@@ -29,6 +29,7 @@ from data.prepare.writing import (
 
 T = TypeVar("T")
 
+OFFICIAL_IMAGES = {"train": 1_281_167, "val": 50_000}
 MOST_NAMES = 20  # of images of one kind in the report that is printed
 
 
@@ -91,6 +92,8 @@ def prepare(task: Task) -> Result:
         index = load_index(task.root, name, on_bad_image="skip")
         assert index is not None
         result.report += _report(name, index, written)
+        if task.tars is not None and len(index) != OFFICIAL_IMAGES[name]:
+            result.report.append(f"  the official {name} images are {OFFICIAL_IMAGES[name]}: some are missing")
         if task.check:
             found = check_images(index, task.workers)
             file = report_file(index)
@@ -131,6 +134,9 @@ def _target(task: Task, name: str) -> Target:
 
 def _source(task: Task, name: str) -> Split:
     if task.folder is not None:
+        folder = task.folder / name
+        if name == "val" and is_flat(folder):
+            return flat_val_folder(folder, validation_classes(task.val_labels, task.folder))
         return image_folder(task.folder, name)
     assert task.tars is not None
     if name == "train":
