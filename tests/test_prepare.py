@@ -300,6 +300,7 @@ def test_images_are_made_smaller_where_asked_for(folder: Path, tmp_path: Path) -
     first = sorted((root / "train").iterdir())[0]
     (first / "large.JPEG").write_bytes(jpeg(5, 300, 200, quality=95))
     (first / "damaged.JPEG").write_bytes(jpeg(5, 300, 200)[:-2000])
+    (first / "long.JPEG").write_bytes(jpeg(5, 300, 100))
     prepare(task(folder=root, to=tmp_path / "small", shorter_side=100, splits=["train"]))
     with Image.open(tmp_path / "small" / "train" / first.name / "large.JPEG") as image:
         assert (image.format, image.size) == ("JPEG", (150, 100))

@@ -22,7 +22,8 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
         DataError: where a process was killed; and whatever a job raises, after which no other job is begun.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.prepare"])
+    # The script first: from another folder than the project's, only it knows where the project is.
+    context.set_forkserver_preload(["__main__", "data.prepare"])
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         numbers = {pool.submit(job): number for number, job in enumerate(jobs)}
         try:
