@@ -77,5 +77,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: the processes at work end with this one
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)

@@ -33,6 +33,10 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
             raise DataError(
                 "a process was killed, perhaps for lack of memory: run the same command again, with fewer --workers"
             ) from error
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.kill()  # a job may take minutes to end
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
