@@ -1,17 +1,17 @@
 """Named arrays in one file that processes map into their memory instead of reading it.
 
 The file is an ordinary uncompressed ``.npz``; its arrays begin at multiples of 64 bytes. Many processes of a machine
-share the pages of a mapped file, and what is never looked at is never read. Replacing the file does no harm to those
-who have mapped the one before.
+share the pages of a mapped file, and what is never looked at is never read. Those who have mapped a file keep it when
+it is replaced.
 """
 
+import filecmp
 import mmap
 import os
 import secrets
 import struct
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,10 @@ Identity = tuple[int, int, int, int]  # of a file: device, inode, size, time of 
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
-    """Write a file of arrays so that a reader sees either none or all of it; equal arrays make equal files."""
+    """Write a file of arrays so that a reader sees either none or all of it.
+
+    Equal arrays make equal files; a file that is equal already stays.
+    """
     # Processes of several machines may write to one folder, and process ids of two containers may be the same.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -39,11 +42,12 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
                         npy.write_array(out, np.asanyarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError:
-        with suppress(OSError):
-            scratch.unlink()
-        raise
+        # Machines that index one folder at the same time must not take from each other the file that they map: some
+        # network file systems do not keep a file that was replaced from elsewhere.
+        if not (path.is_file() and filecmp.cmp(scratch, path, shallow=False)):
+            os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _member(name: str, place: int) -> zipfile.ZipInfo:

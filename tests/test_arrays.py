@@ -56,6 +56,13 @@ def test_a_replaced_file_stays_mapped_as_it_was(file: Path) -> None:
     assert os.listdir(file.parent) == []
 
 
+def test_an_equal_file_is_not_replaced(file: Path) -> None:
+    mapped = ArrayFile(file)
+    write_arrays(file, ARRAYS)
+    assert mapped.is_current()
+    assert os.listdir(file.parent) == [file.name]
+
+
 def test_nothing_is_left_where_writing_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
 
