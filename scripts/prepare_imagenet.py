@@ -66,7 +66,8 @@ def main() -> None:
     try:
         result = prepare(task)
     except DataError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print("\n".join(result.report))
     if result.bad:
         sys.exit(f"{result.bad} images are bad: mend or remove them at their source and prepare the set again")

@@ -88,7 +88,7 @@ def test_official_tars_become_class_folders(
     assert f"train: {classes * IMAGES} images of {classes} classes" in printed
     assert f"val: 4 images of {classes} classes" in printed
     assert "3 files left out:" in printed
-    assert "../../../evil_1.JPEG is no n0" in printed
+    assert "../../../evil_1.JPEG is not named like n0" in printed
     assert f"next: torchrun train.py model=lipsformer_swin_tiny data.root={tmp_path / 'set'}" in printed
     assert "the official train images are 1281167: some are missing" in printed
     assert load_index(tmp_path / "set", "train", build=False) is not None
@@ -193,12 +193,14 @@ def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> 
     assert f"val: {len(val_labels(4))} images checked, 0 bad" in done.stdout
 
 
-def test_a_mistake_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr("sys.argv", command("--tars", tmp_path, "--to", tmp_path / "set")[1:])
     with pytest.raises(SystemExit) as ended:
         prepare_imagenet.main()
-    missing = f"error: {tmp_path / TRAIN_TAR} is missing: put it there, or prepare the rest alone with --splits val"
-    assert ended.value.code == missing
+    missing = f"{tmp_path / TRAIN_TAR} is missing: put it there, or prepare the rest alone with --splits val"
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {missing}\n")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_validation_images_side_by_side_are_sorted_into_classes(folder: Path, tm
     (tmp_path / "kaggle" / "val" / "notes.txt").write_text("text")
     result = prepare(task(folder=tmp_path / "kaggle", to=tmp_path / "set", splits=["val"]))
     assert files_in(tmp_path / "set" / "val") == files_in(folder / "val")
-    assert "    val: notes.txt is no ILSVRC2012_val_00000001.JPEG" in result.report
+    assert "    val: notes.txt is not named like ILSVRC2012_val_00000001.JPEG" in result.report
     assert "has no class folders" in refused(task(folder=tmp_path / "kaggle", layout="keep", splits=["val"]))
 
 

@@ -87,7 +87,7 @@ class ClassTar:
             if match and match[1] == self.name:
                 found[name] = Member(f"{self.name}/{name}", str(self.tar), info.offset_data, info.size)
             else:
-                others.append(f"{self.name}.tar: {info.name} is no {self.name}_1.JPEG")
+                others.append(f"{self.name}.tar: {info.name} is not named like {self.name}_1.JPEG")
         return [found[name] for name in sorted(found)], others
 
 
@@ -143,7 +143,7 @@ def official_train(tars: Path) -> Split:
         if match := CLASS_TAR.fullmatch(name):
             classes[match[1]] = ClassTar(match[1], tar, info.offset_data, info.size)
         else:
-            left_out.append(f"{tar.name}: {info.name} is no n01234567.tar")
+            left_out.append(f"{tar.name}: {info.name} is not named like n01234567.tar")
     if not classes:
         raise DataError(f"{tar} holds no n01234567.tar: it is not the official {TRAIN_TAR}")
     return Split("train", [classes[name] for name in sorted(classes)], left_out)
@@ -176,7 +176,7 @@ def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Map
     for full_name, source, offset, size in files:
         name = PurePosixPath(full_name).name
         if not (match := VAL_IMAGE.fullmatch(name)):
-            left_out.append(f"{where.name}: {full_name} is no ILSVRC2012_val_00000001.JPEG")
+            left_out.append(f"{where.name}: {full_name} is not named like ILSVRC2012_val_00000001.JPEG")
         elif match[1] not in class_of:
             raise DataError(f"{name} in {where} has no class in the list of --val-labels: give a list of all images")
         else:
@@ -198,7 +198,6 @@ def image_folder(root: Path, split: str) -> Split:
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
-
     with ThreadPoolExecutor(THREADS) as pool:
         classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), class_folders(folder)))
     if not classes:

@@ -3,9 +3,11 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 
+NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # any name of a file comes back as it was
 END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
 
 
@@ -22,11 +24,11 @@ def members(
     try:
         with open(path, "rb") as file:
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            with tarfile.open(fileobj=file, mode="r:", **NAMES) as tar:
                 for member in tar:
                     if stop is not None and tar.offset > stop:
                         raise tarfile.ReadError("a tar file in it reaches beyond its end")
-                    if member.isreg():
+                    if member.isreg() and not member.issparse():
                         yield member
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != END:

@@ -20,7 +20,7 @@ from data.headers import BROKEN, Header, decoded, read_header
 from data.image_index import ImageIndex, Rows, joined_index
 from data.prepare.sources import ClassSource, Member
 from data.prepare.target import Part, plan_file
-from data.prepare.tars import members
+from data.prepare.tars import NAMES, members
 from data.shards import PATTERN, REMEDY, Shards, shard_name
 
 PARTIAL = ".partial-"
@@ -80,7 +80,7 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRow
     kept = part.path.is_file()
     if not kept:
         with _partial(part.path) as scratch, open(scratch, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, **NAMES) as tar:
                 for source in part.sources:
                     found, others = _listing(source)
                     left_out += others
