@@ -25,7 +25,7 @@ def real_answers(index: ImageIndex) -> NDArray[np.int64]:
         match = VAL_NAME.search(path)
         if match is None or not 1 <= int(match[1]) <= len(real):
             raise DataError(
-                f"sets.real: {index.path(row)} is not named as ImageNet's validation images are "
+                f"sets.real: {index.name(row)} is not named as ImageNet's validation images are "
                 f"(ILSVRC2012_val_00000001.JPEG to {len(real):08d}), and the labels of ReaL go by names"
             )
         right = real[int(match[1]) - 1]

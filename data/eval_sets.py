@@ -16,7 +16,7 @@ from data.answers import listed_answers, read_list, real_answers
 from data.config import DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
-from data.index import ImageIndex, load_index
+from data.index import PACKED_INDEX, ImageIndex, load_index
 from data.labels import IMAGENET_CLASSES, wnids
 
 
@@ -184,7 +184,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _is_flat(folder: Path) -> bool:
     """Whether images lie in the folder itself: it has no class folders, nor the index that packed images have."""
-    return not _subfolders(folder) and not (folder / "index.npz").is_file()
+    return not _subfolders(folder) and not (folder / PACKED_INDEX).is_file()
 
 
 def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:

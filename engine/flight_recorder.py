@@ -99,7 +99,7 @@ class FlightRecorder:
             **self.about,
             "steps": [{key: _finite(value) for key, value in line.items()} for line in self.past],
             "readings": [reading for reading in self.run.read_stability() if reading["step"] >= self.past[0]["step"]],
-            "images": [{"index": int(row), "path": str(self.plan.index.path(int(row)))} for row in rows],
+            "images": [{"index": int(row), "path": self.plan.index.name(int(row))} for row in rows],
         }
         (place / "record.json").write_text(json.dumps(record, indent=1) + "\n")
         usual = f"usually {median(history):.4g}" if history else "the first steps"

@@ -1,6 +1,6 @@
 """Time the loaders against each other on the same images, in one run: our backends, timm's and torchvision's.
 
-python scripts/bench_loader.py --root /path/to/images --split val
+python scripts/bench_loader.py --root /path/to/images [/path/to/the/same/packed] --split val
 
 Recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random erasing, mixup
 and cutmix, as the models see them. The floor is the decoding alone. The loaders take turns, each time in a process of
@@ -50,7 +50,7 @@ class Setting:
     batch_size: int
     batches: int
     workers: int
-    full: bool  # the recipe
+    full: bool = False  # the recipe
     hw_load: float | None = None  # share of JPEGs for a GPU's hardware decoder
 
     @property
@@ -230,7 +230,7 @@ def measured(name: str, setting: Setting) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="image folder: <root>/<split>/<class>/<image>")
+    parser.add_argument("--root", required=True, nargs="+", help="an image folder, and others for our backends alone")
     parser.add_argument("--split", default="train")
     parser.add_argument("--index-dir", help="where the index lies, if not in the root")
     parser.add_argument("--recipes", nargs="+", choices=["plain", "full"], default=["plain", "full"])
@@ -241,14 +241,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    common = (args.root, args.split, args.index_dir, args.crop, args.batch_size, args.batches + WARM, args.workers)
-    images = open_split(Setting(*common, full=False).data, args.split)
-    settings = {(n, r): Setting(*common, full=r == "full") for r in args.recipes for n in args.loaders if n in LOADERS}
-    settings |= {(name, "floor"): Setting(*common, full=False) for name in args.loaders if name in FLOORS}
+    common = (args.split, args.index_dir, args.crop, args.batch_size, args.batches + WARM, args.workers)
+    folder, *packed = args.root
+    settings = {}
+    for recipe in args.recipes:
+        settings |= {(n, recipe): Setting(folder, *common, recipe == "full") for n in args.loaders if n in LOADERS}
+        others = [(f"{n}, {Path(root).name}", root) for n in args.loaders if n.startswith("ours") for root in packed]
+        settings |= {(label, recipe): Setting(root, *common, recipe == "full") for label, root in others}
+    settings |= {(name, "floor"): Setting(folder, *common) for name in args.loaders if name in FLOORS}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {row: [] for row in settings}
     for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
-        found[row].append(measured(row[0], settings[row]))
+        loader = next(name for name in LOADERS | FLOORS if row[0].startswith(name))
+        found[row].append(measured(loader, settings[row]))
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    images = open_split(Setting(folder, *common).data, args.split)
     print(f"{len(images)} images, crop {args.crop}, batch {args.batch_size}, {args.workers} workers, {where}\n")
     print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

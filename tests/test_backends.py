@@ -5,9 +5,11 @@ With ``TEST_IMAGES=/path/to/images`` the pixels of up to 200 images found below 
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ from data.backends import Backend, build_backend, resolve_backend
 from data.config import DataConfig
 from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
-from data.index import EXTENSIONS, ImageIndex, load_index
+from data.headers import EXTENSIONS
+from data.index import ImageIndex, load_index
+from tests.packing import pack
 from tests.runs import PROJECT
 
 BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255
@@ -82,7 +86,7 @@ def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.ui
     images = []
     for i, n in enumerate(crops.index):
         (top, left, height, width), (y, x) = crops.box[i].tolist(), crops.window[i].tolist()
-        with Image.open(index.path(int(n))) as file:
+        with Image.open(BytesIO(index.read(int(n)))) as file:
             image = file.convert("RGB").crop((left, top, left + width, top + height))
         image = image.resize(crops.size[i, ::-1].tolist(), FILTERS[cfg.interpolation])
         image = image.crop((x, y, x + cfg.crop, y + cfg.crop))
@@ -159,6 +163,66 @@ def test_a_flip_mirrors_left_and_right(photographs: Path, kind: str) -> None:
     for row, flip in enumerate(flipped.flip):
         assert torch.equal(after[row], before[row].flip(-1) if flip else before[row])
         assert not torch.equal(before[row], before[row].flip(-1))
+
+
+def write_cmyk(folder: Path, image: Image.Image) -> None:
+    """Write each kind of CMYK JPEG: Adobe's, of inverted colours, as CMYK and YCCK; and one that is not Adobe's."""
+    colours = np.array(image.convert("CMYK"))
+    colours[..., 3] = 255 - np.asarray(image.convert("L"))
+    Image.frombytes("CMYK", image.size, colours.tobytes()).save(folder / "adobe.jpg", quality=90)
+    content = (folder / "adobe.jpg").read_bytes()
+    segment = content.index(b"Adobe") - 4  # two bytes of marker, two of length
+    transform = segment + 15
+    assert content[segment : segment + 4] == b"\xff\xee\0\x0e"
+    (folder / "ycck.jpg").write_bytes(content[:transform] + b"\2" + content[transform + 1 :])
+    (folder / "plain.jpg").write_bytes(content[:segment] + content[segment + 16 :])
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kinds of files that ImageNet holds a few of, and the least and largest images."""
+    root = tmp_path_factory.mktemp("odd")
+    folder = root / "train" / "a"
+    folder.mkdir(parents=True)
+    image = Image.fromarray(skimage.data.chelsea())
+    write_cmyk(folder, image)
+    image.save(folder / "png.JPEG", format="PNG")
+    image.convert("L").save(folder / "grey.JPEG")
+    image.convert("LA").save(folder / "grey-alpha.png")
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    image.save(folder / "turned.JPEG", exif=turned)
+    for name in ("one.JPEG", "one.png"):
+        Image.new("RGB", (1, 1), (200, 10, 30)).save(folder / name)
+    image.resize((6000, 4000)).save(folder / "huge.JPEG")
+    return root
+
+
+@pytest.mark.parametrize("layout", ["folder", "shards"])
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_odd_files_are_pillows_in_either_layout(odd: Path, tmp_path: Path, kind: str, mode: str, layout: str) -> None:
+    index = index_of(odd if layout == "folder" else pack(odd, tmp_path))
+    assert {index.paths[row] for row in index.cmyk} == {"a/adobe.jpg", "a/ycck.jpg", "a/plain.jpg"}
+    compare(kind, index, options("bicubic", 64), mode, CPU, BOUND)
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", ["folder", "shards"])
+@pytest.mark.parametrize("mode", MODES)
+def test_odd_files_are_pillows_on_a_gpu(odd: Path, tmp_path: Path, mode: str, layout: str) -> None:
+    index = index_of(odd if layout == "folder" else pack(odd, tmp_path))
+    compare("dali", index, options("bicubic", 64), mode, GPU, GPU_BOUND)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_damaged_cmyk_file_is_named(odd: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(odd, tmp_path / "odd")
+    index, cfg = index_of(tmp_path / "odd"), options("bicubic", 64)
+    cut_short(tmp_path / "odd" / "train" / "a" / "ycck.jpg")
+    assert "a/ycck.jpg cannot be decoded" in refusal(
+        build(kind, index, cfg, max_batch=16), [make_crops(index, cfg, "eval")]
+    )
 
 
 # --- the same each time ---------------------------------------------------------------------------------------------

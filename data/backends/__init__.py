@@ -5,12 +5,12 @@ from collections.abc import Generator, Iterator
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
+from data.headers import BROKEN, decoded
 from data.index import ImageIndex
 
 BACKENDS = ("dali", "torch", "synthetic")
@@ -79,21 +79,18 @@ def build_backend(
 
 
 def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataError:
-    """The error that names the file of a failed request, found by reading its files one by one."""
+    """The error that names the image of a failed request, found by reading its images one by one."""
+    packed = index.shards is not None
     for i in crops.index:
-        path = index.path(int(i))
+        name = index.name(int(i))
         try:
-            with Image.open(path) as image:
-                image.verify()  # every part of a PNG, also those after the pixels
-            with Image.open(path) as image:
-                image.load()
-                if (image.height, image.width) != (index.heights[i], index.widths[i]):
-                    return DataError(f"{path} has changed since the index was written: touch its folder to index anew")
-        except (OSError, ValueError, SyntaxError) as error:
-            reason = getattr(error, "strerror", None) or error
-            return DataError(
-                f"{path} cannot be decoded ({reason}): put a readable image of that name in its place, "
-                "then run the same command again to go on"
-            )
+            image = decoded(index.read(int(i)))
+            if (image.height, image.width) != (index.heights[i], index.widths[i]):
+                again = "pack it again" if packed else "touch its folder to index anew"
+                return DataError(f"{name} has changed since the index was written: {again}")
+        except BROKEN as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            mend = "mend it at its source and pack it again" if packed else "put a readable image of that name there"
+            return DataError(f"{name} cannot be decoded ({reason}): {mend}, then run the same command again to go on")
     reason = " ".join(str(cause).split())
-    return DataError(f"a batch that holds {index.path(int(crops.index[0]))} could not be decoded: {reason}")
+    return DataError(f"a batch that holds {index.name(int(crops.index[0]))} could not be decoded: {reason}")

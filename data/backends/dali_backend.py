@@ -1,18 +1,22 @@
-"""The DALI backend: one pipeline for CPU and GPU, training and evaluation, fed with paths and crops by the plan.
+"""The DALI backend: one pipeline for CPU and GPU, training and evaluation, fed with images and crops by the plan.
 
 On a GPU JPEGs are decoded there (``mixed``); on a CPU the same pipeline runs without one. Settings that make its
-pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing.
+pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing. CMYK images are decoded by Pillow:
+DALI takes all of them for Adobe's, whose colours are inverted.
 """
 
-import os
 from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from torch import Tensor
 
 from data.backends import unreadable
+from data.backends.encoded import encoded_images
 from data.config import DataConfig
 from data.crops import Crops
 from data.index import ImageIndex
@@ -22,15 +26,18 @@ INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 
 
 @pipeline_def(enable_conditionals=False)
-def crop_pipeline(source, device: str, side: int, interpolation):
-    """Paths and crops to uint8 images in (channels, height, width), and the shapes of the files' images."""
-    path, start, extent, size, window, flip = fn.external_source(
+def crop_pipeline(source, from_paths: bool, device: str, side: int, interpolation):
+    """Images and crops to uint8 images in (channels, height, width), and the shapes of the files' images.
+
+    An image comes as its path or as its file's content; DALI reads paths in its own threads.
+    """
+    image, start, extent, size, window, flip = fn.external_source(
         source=source,
         num_outputs=6,
         batch=True,
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32],
     )
-    encoded = fn.io.file.read(path)
+    encoded = fn.io.file.read(image) if from_paths else image
     images = fn.decoders.image_slice(
         encoded,
         start=start,
@@ -70,23 +77,32 @@ class DaliBackend:
         on_gpu = self.device.type == "cuda"
         ahead: list[Crops] = []
 
-        def source():
-            crops = next(requests)
-            ahead.append(crops)
-            return self._arrays(crops)
+        with (
+            TemporaryDirectory(prefix="coldstart-") as folder,
+            closing(encoded_images(self.index, requests, Path(folder))) as images,
+        ):
 
-        pipeline = crop_pipeline(
-            source,
-            "gpu" if on_gpu else "cpu",
-            self.cfg.crop,
-            INTERPOLATION[self.cfg.interpolation],
-            batch_size=self.max_batch,
-            num_threads=self.workers,
-            device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
-            exec_dynamic=True,
-        )
-        pipeline.build()
+            def source():
+                crops, encoded = next(images)
+                ahead.append(crops)
+                return encoded, *_columns(crops)
+
+            pipeline = crop_pipeline(
+                source,
+                self.index.shards is None,
+                "gpu" if on_gpu else "cpu",
+                self.cfg.crop,
+                INTERPOLATION[self.cfg.interpolation],
+                batch_size=self.max_batch,
+                num_threads=self.workers,
+                device_id=(self.device.index or 0) if on_gpu else None,
+                prefetch_queue_depth=PREFETCH,
+                exec_dynamic=True,
+            )
+            pipeline.build()
+            yield from self._run(pipeline, ahead)
+
+    def _run(self, pipeline: Pipeline, ahead: list[Crops]) -> Generator[Tensor, None, None]:
         while True:
             try:
                 images, shapes = pipeline.run()
@@ -101,10 +117,10 @@ class DaliBackend:
             # No copy: the dynamic executor's buffers belong to whoever holds them.
             yield torch.from_dlpack(images.as_tensor())
 
-    def _arrays(self, crops: Crops) -> tuple[list[np.ndarray], ...]:
-        paths = [np.frombuffer(os.fsencode(self.index.path(int(i))), dtype=np.uint8) for i in crops.index]
-        columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
-        return paths, *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
+
+def _columns(crops: Crops) -> tuple[list[np.ndarray], ...]:
+    columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
+    return *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
 
 
 def _merge(requests: list[Crops]) -> Crops:

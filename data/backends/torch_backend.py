@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
+from io import BytesIO
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -19,6 +20,7 @@ from data.backends import unreadable
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
+from data.headers import BROKEN
 from data.index import ImageIndex
 
 
@@ -36,14 +38,14 @@ class CropDataset(Dataset):
         try:
             for row in range(len(crops)):
                 out[row] = self._image(crops, row)
-        except (OSError, ValueError, SyntaxError) as error:
+        except BROKEN as error:
             return unreadable(self.index, crops, error)
         return out
 
     def _image(self, crops: Crops, row: int) -> Tensor:
         i = int(crops.index[row])
         top, left, height, width = crops.box[row].tolist()
-        with Image.open(self.index.path(i)) as file:
+        with Image.open(BytesIO(self.index.read(i))) as file:
             if file.size != (self.index.widths[i], self.index.heights[i]):
                 raise OSError("size differs from the index")
             pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))

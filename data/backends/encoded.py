@@ -1,0 +1,74 @@
+"""Images as DALI takes them: the path of each, or its file's content, read a batch ahead."""
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.backends import unreadable
+from data.crops import Crops
+from data.headers import BROKEN
+from data.index import ImageIndex
+
+AHEAD = 1  # batches read before they are asked for
+READERS = 16  # reading waits for the disk, not for the processor
+
+Encoded = list[NDArray[np.uint8]]
+
+
+def encoded_images(
+    index: ImageIndex, requests: Iterator[Crops], folder: Path
+) -> Generator[tuple[Crops, Encoded], None, None]:
+    """Each request with its images: their paths, or the content of the files of packed ones.
+
+    CMYK images come decoded by Pillow, without loss; those that DALI reads by their path are written to ``folder``,
+    which must outlive the reading.
+
+    Raises:
+        DataError: naming the image that cannot be read.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+
+        def image(row: int) -> NDArray[np.uint8]:
+            if index.shards is not None:
+                return np.frombuffer(_ppm(index, row) if row in index.cmyk else index.read(row), dtype=np.uint8)
+            path = _ppm_file(index, row, folder) if row in index.cmyk else index.path(row)
+            return np.frombuffer(os.fsencode(path), dtype=np.uint8)
+
+        waiting: deque[tuple[Crops, Iterator[NDArray[np.uint8]]]] = deque()
+
+        def first() -> tuple[Crops, Encoded]:
+            crops, images = waiting.popleft()
+            try:
+                return crops, list(images)
+            except BROKEN as error:
+                raise unreadable(index, crops, error) from error
+
+        for crops in requests:
+            rows = crops.index.tolist()
+            waiting.append((crops, map(image, rows) if index.shards is None else pool.map(image, rows)))
+            if len(waiting) > AHEAD:
+                yield first()
+        while waiting:
+            yield first()
+
+
+def _ppm(index: ImageIndex, row: int) -> bytes:
+    """A decoded image in a format that says nothing but pixels."""
+    content = BytesIO()
+    with Image.open(BytesIO(index.read(row))) as image:
+        image.convert("RGB").save(content, format="PPM")
+    return content.getvalue()
+
+
+def _ppm_file(index: ImageIndex, row: int, folder: Path) -> Path:
+    path = folder / f"{row}.ppm"
+    if not path.exists():  # it may be asked for again while DALI reads it
+        path.write_bytes(_ppm(index, row))
+    return path

@@ -1,0 +1,47 @@
+"""What the header of an image file says, and whether the whole of it can be decoded."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+READABLE = ("JPEG", "PNG")  # by content, whatever the name says
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises at damaged files
+
+
+class Header(NamedTuple):
+    """Height and width in pixels as stored (an EXIF rotation is not applied), and whether the colours are CMYK."""
+
+    height: int
+    width: int
+    cmyk: bool
+
+
+def read_header(source: Path | IO[bytes]) -> Header | str:
+    """The header of an image, or what is wrong with the file."""
+    try:
+        with Image.open(source, formats=READABLE) as image:
+            if image.mode.startswith("I"):
+                return "has 16 bits a channel, which the decoders read differently"
+            return Header(image.height, image.width, image.mode == "CMYK")
+    except UnidentifiedImageError:
+        return "is no JPEG or PNG image"
+    except Image.DecompressionBombError:
+        return "has too many pixels"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def decoded(content: bytes) -> Image.Image:
+    """The image in a file's content, its pixels read.
+
+    Raises:
+        BROKEN: if it is damaged or cut short.
+    """
+    with Image.open(BytesIO(content), formats=READABLE) as image:
+        image.verify()  # every part of a PNG, also those after the pixels
+    image = Image.open(BytesIO(content), formats=READABLE)
+    image.load()
+    return image

@@ -1,0 +1,94 @@
+"""Decoding every image of a split once, to find those that are damaged or unusual."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path, PurePath
+
+from tqdm import tqdm
+
+from data.headers import BROKEN, decoded
+from data.image_index import ImageIndex
+from data.prepare.jobs import run_jobs
+
+CHUNK = 256  # images of one job
+ORIENTATION = 0x0112  # EXIF tag; anything but 1 asks viewers to turn or mirror the image
+ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
+
+
+@dataclass
+class Findings:
+    """What decoding some images has shown; each list holds names of images."""
+
+    images: int = 0
+    grey: int = 0
+    bad: list[str] = field(default_factory=list)
+    misnamed: list[str] = field(default_factory=list)
+    cmyk: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+
+    @classmethod
+    def sum(cls, parts: Iterable["Findings"]) -> "Findings":
+        """What all parts have shown, in their order."""
+        total = cls()
+        for part in parts:
+            for one in fields(cls):
+                setattr(total, one.name, getattr(total, one.name) + getattr(part, one.name))
+        return total
+
+    def report(self, split: str, most: int | None = None) -> str:
+        """The findings in words, with at most ``most`` names of each kind."""
+        lines = [f"{split}: {self.images} images checked, {len(self.bad)} bad, {self.grey} greyscale"]
+        lists = (
+            ("bad: cut short or not decodable", self.bad),
+            ("named unlike their content; they train as they are", self.misnamed),
+            ("in CMYK; Pillow decodes them, they train as they are", self.cmyk),
+            ("with an EXIF rotation; used as stored, as Pillow and torchvision do", self.turned),
+        )
+        for title, names in lists:
+            if names:
+                lines += [f"  {len(names)} {title}:", *(f"    {name}" for name in names[:most])]
+                lines += [f"    and {len(names) - most} more"] if most is not None and len(names) > most else []
+        return "\n".join(lines)
+
+
+def check_images(index: ImageIndex, workers: int) -> Findings:
+    """Decode every image of an index, which lies in a file."""
+    total = len(index)
+    chunks = [range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
+    parts: dict[int, Findings] = {}
+    with tqdm(total=total, desc=f"check {index.root.name}", unit=" images", disable=None, leave=False) as bar:
+        for number, found in run_jobs([partial(check_rows, index, rows) for rows in chunks], workers):
+            parts[number] = found
+            bar.update(found.images)
+    found = Findings.sum(parts[number] for number in sorted(parts))
+    found.bad = index.bad + found.bad
+    found.images += len(index.bad)
+    return found
+
+
+def check_rows(index: ImageIndex, rows: range) -> Findings:
+    """Decode some images of an index."""
+    found = Findings(images=len(rows))
+    for row in rows:
+        name = index.name(row)
+        try:
+            image = decoded(index.read(row))
+        except BROKEN as error:
+            found.bad.append(f"{name} cannot be decoded ({getattr(error, 'strerror', None) or error})")
+            continue
+        if PurePath(index.paths[row]).suffix.lower() not in ENDINGS[image.format or ""]:
+            found.misnamed.append(f"{name} is a {image.format}")
+        if image.mode == "CMYK":
+            found.cmyk.append(name)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            found.turned.append(name)
+        found.grey += image.mode in ("1", "L", "LA")
+    return found
+
+
+def report_file(index: ImageIndex) -> Path:
+    """Where the report of a check lies: beside the index."""
+    assert index.file is not None
+    path = index.file.path
+    return path.with_name(f"{path.stem.removeprefix('.')}-check.txt")

@@ -1,0 +1,217 @@
+"""Where the images to prepare come from: the official tar files, or an image folder. Sources are only ever read."""
+
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from data.errors import DataError
+from data.folders import THREADS, class_folders, walk
+from data.prepare.tars import members
+
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+CLASS_TAR = re.compile(r"(n\d{8})\.tar")
+TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
+VAL_IMAGE = re.compile(r"(ILSVRC2012_val_\d{8})\.JPEG")
+
+
+class Member(NamedTuple):
+    """An image of the source: its path in the data set, and where its bytes lie."""
+
+    path: str  # <class>/<file>
+    source: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Its bytes; a ``DataError`` that names the source where they cannot be read."""
+        try:
+            with open(self.source, "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), self.size, self.offset)
+        except OSError as error:
+            raise DataError(f"{self.source} cannot be read ({error.strerror})") from error
+        if len(content) != self.size:
+            raise DataError(f"{self.source} is cut short, or is being changed")
+        return content
+
+
+class ClassSource(Protocol):
+    """The images of one class."""
+
+    @property
+    def name(self) -> str:
+        """Name of the class."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images, or a little more."""
+
+    def listing(self) -> tuple[list[Member], list[str]]:
+        """Its images, sorted by path, and the names of what else was there."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a split is made from.
+
+    Attributes:
+        classes: sorted by name.
+        left_out: members of the source that are no images of the set, each as ``name: reason``.
+    """
+
+    name: str
+    classes: list[ClassSource]
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ClassTar:
+    """One class of the training images: a tar file inside the official one."""
+
+    name: str
+    tar: Path
+    offset: int
+    size: int
+
+    def listing(self) -> tuple[list[Member], list[str]]:
+        found: dict[str, Member] = {}
+        others = []
+        for info in members(self.tar, self.offset, self.offset + self.size):
+            # Only the last part of a name is used: members of a tar file may be called ../../anything.
+            name = PurePosixPath(info.name).name
+            match = TRAIN_IMAGE.fullmatch(name)
+            if match and match[1] == self.name:
+                found[name] = Member(f"{self.name}/{name}", str(self.tar), info.offset_data, info.size)
+            else:
+                others.append(f"{self.name}.tar: {info.name} is not named like {self.name}_1.JPEG")
+        return [found[name] for name in sorted(found)], others
+
+
+@dataclass(frozen=True)
+class ClassMembers:
+    """One class whose images are known."""
+
+    name: str
+    members: list[Member]
+
+    @property
+    def size(self) -> int:
+        return sum(member.size for member in self.members)
+
+    def listing(self) -> tuple[list[Member], list[str]]:
+        return self.members, []
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """One class of an image folder; its images are listed where they are needed, for there may be millions."""
+
+    name: str
+    folder: Path  # of the split
+    size: int
+
+    @classmethod
+    def measured(cls, folder: Path, name: str) -> "ClassFolder":
+        """A class folder and the bytes in it."""
+        members, _ = cls(name, folder, 0).listing()
+        if not members:
+            raise DataError(f"class folder {folder / name} holds no images: fill it or remove it")
+        return cls(name, folder, sum(member.size for member in members))
+
+    def listing(self) -> tuple[list[Member], list[str]]:
+        try:
+            images = sorted(image for _, _, found in walk(self.folder, self.name) for image in found)
+            paths = [os.path.join(self.folder, image) for image in images]
+            return [Member(i, p, 0, os.stat(p).st_size) for i, p in zip(images, paths, strict=True)], []
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
+
+
+def official_train(tars: Path) -> Split:
+    """The training images in the official tar file, which holds one tar file a class.
+
+    Raises:
+        DataError: if it is missing, damaged or holds no classes.
+    """
+    tar, left_out, classes = _find(tars, TRAIN_TAR, "train"), [], {}
+    for info in members(tar):
+        name = PurePosixPath(info.name).name
+        if match := CLASS_TAR.fullmatch(name):
+            classes[match[1]] = ClassTar(match[1], tar, info.offset_data, info.size)
+        else:
+            left_out.append(f"{tar.name}: {info.name} is not named like n01234567.tar")
+    if not classes:
+        raise DataError(f"{tar} holds no n01234567.tar: it is not the official {TRAIN_TAR}")
+    return Split("train", [classes[name] for name in sorted(classes)], left_out)
+
+
+def official_val(tars: Path, class_of: Mapping[str, str]) -> Split:
+    """The validation images in the official tar file, which lie side by side.
+
+    Args:
+        tars: the folder of the tar file.
+        class_of: class of each image by its name without ending.
+
+    Raises:
+        DataError: if it is missing, damaged or holds no images, or an image has no class.
+    """
+    tar = _find(tars, VAL_TAR, "val")
+    return _flat_val(tar, [(info.name, str(tar), info.offset_data, info.size) for info in members(tar)], class_of)
+
+
+def flat_val_folder(folder: Path, class_of: Mapping[str, str]) -> Split:
+    """The validation images side by side in a folder, as Kaggle has them; otherwise as :func:`official_val`."""
+    files = [entry for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    return _flat_val(folder, [(file.name, file.path, 0, file.stat().st_size) for file in files], class_of)
+
+
+def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Mapping[str, str]) -> Split:
+    """Validation images, given with the file, offset and size of their bytes, sorted into their classes."""
+    found: dict[str, Member] = {}
+    left_out = []
+    for full_name, source, offset, size in files:
+        name = PurePosixPath(full_name).name
+        if not (match := VAL_IMAGE.fullmatch(name)):
+            left_out.append(f"{where.name}: {full_name} is not named like ILSVRC2012_val_00000001.JPEG")
+        elif match[1] not in class_of:
+            raise DataError(f"{name} in {where} has no class in the list of --val-labels: give a list of all images")
+        else:
+            found[name] = Member(f"{class_of[match[1]]}/{name}", source, offset, size)
+    if not found:
+        raise DataError(f"{where} holds no ILSVRC2012_val_00000001.JPEG: it is not the official {VAL_TAR}")
+    classes: dict[str, list[Member]] = {}
+    for member in sorted(found.values()):
+        classes.setdefault(member.path.split("/")[0], []).append(member)
+    return Split("val", [ClassMembers(name, classes[name]) for name in sorted(classes)], left_out)
+
+
+def image_folder(root: Path, split: str) -> Split:
+    """The images of an image folder, ``root/split/<class>/<image>``.
+
+    Raises:
+        DataError: if there are none, or one cannot be read.
+    """
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    with ThreadPoolExecutor(THREADS) as pool:
+        classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), class_folders(folder)))
+    if not classes:
+        raise DataError(f"{folder} has no class folders: it must hold <class>/<image>")
+    return Split(split, classes)
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether a folder holds validation images instead of class folders."""
+    return folder.is_dir() and not class_folders(folder) and any(VAL_IMAGE.fullmatch(p.name) for p in folder.iterdir())
+
+
+def _find(tars: Path, name: str, split: str) -> Path:
+    if not (tars / name).is_file():
+        other = "val" if split == "train" else "train"
+        raise DataError(f"{tars / name} is missing: put it there, or prepare the rest alone with --splits {other}")
+    return tars / name

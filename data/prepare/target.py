@@ -1,0 +1,153 @@
+"""The folder a split is written to: what it will hold, that nobody else writes there, and whether there is room."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import DataError
+from data.prepare.sources import ClassSource, Split
+from data.shards import MOST_SHARDS, shard_name
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard or a class folder, which is written at a time."""
+
+    path: Path
+    sources: list[ClassSource]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images, or a little more."""
+        return sum(source.size for source in self.sources)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split to be written.
+
+    Attributes:
+        folder: where.
+        split: its source.
+        parts: what it will consist of.
+        packed: whether they are shards.
+        shorter_side: most pixels of an image's shorter side.
+    """
+
+    folder: Path
+    split: Split
+    parts: list[Part]
+    packed: bool
+    shorter_side: int | None
+
+    @classmethod
+    def folders(cls, folder: Path, split: Split, shorter_side: int | None) -> "Target":
+        """A split in class folders."""
+        parts = [Part(folder / source.name, [source]) for source in split.classes]
+        return cls(folder, split, parts, False, shorter_side)
+
+    @classmethod
+    def shards(cls, folder: Path, split: Split, shorter_side: int | None, shard_size: int) -> "Target":
+        """A split in shards, each of as many whole classes as fit, at least one.
+
+        Raises:
+            DataError: if there would be too many shards.
+        """
+        groups: list[list[ClassSource]] = []
+        filled = 0
+        for source in split.classes:
+            if not groups or filled + source.size > shard_size:
+                groups.append([])
+                filled = 0
+            filled += source.size
+            groups[-1].append(source)
+        if len(groups) > MOST_SHARDS:
+            least = 2 * sum(source.size for source in split.classes) // MOST_SHARDS
+            raise DataError(
+                f"--shard-size {shard_size} makes {len(groups)} shards of {split.name}, more than {MOST_SHARDS}: "
+                f"set {least} or more"
+            )
+        parts = [Part(folder / shard_name(number), group) for number, group in enumerate(groups)]
+        return cls(folder, split, parts, True, shorter_side)
+
+    @property
+    def plan(self) -> str:
+        """All that the bytes of the split depend on."""
+        parts = json.dumps([(part.path.name, [(s.name, s.size) for s in part.sources]) for part in self.parts])
+        note = {
+            "shards": len(self.parts) if self.packed else None,
+            "classes": len(self.split.classes),
+            "shorter_side": self.shorter_side,
+            "parts": hashlib.sha256(parts.encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        }
+        return json.dumps(note) + "\n"
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Make the folder, keep other processes from working there too, and note the plan.
+
+        Raises:
+            DataError: if another plan is noted, for half of each would be neither, or the folder holds other files.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"cannot write {self.folder} ({error.strerror}): choose another --to") from error
+        try:
+            _lock(descriptor, self.folder)
+            self._note()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _note(self) -> None:
+        path = plan_file(self.folder)
+        try:
+            if path.is_file():
+                if path.read_text() != self.plan:
+                    raise DataError(
+                        f"{self.folder} was begun from another source or with another --layout, --shorter-side or "
+                        f"--shard-size: repeat that command, choose another --to, or remove {self.folder} and {path}"
+                    )
+            elif any(self.folder.iterdir()):
+                raise DataError(f"{self.folder} holds files that this command has not written: choose another --to")
+            else:
+                scratch = path.with_name(f".{path.name}.tmp")
+                scratch.write_text(self.plan)
+                scratch.rename(path)
+        except OSError as error:
+            raise DataError(f"cannot write {path} ({error.strerror}): choose another --to") from error
+
+
+def plan_file(folder: Path) -> Path:
+    """The note of what a split's folder is made from and how."""
+    return folder.with_name(f"prepared-{folder.name}.json")
+
+
+def refuse_full(root: Path, targets: Sequence[Target]) -> None:
+    """Raise where what is still to be written would not fit."""
+    missing = [part for target in targets for part in target.parts if not part.path.exists()]
+    needed = sum(part.size for part in missing)
+    existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DataError(
+            f"{needed / 1e9:.1f} GB more are needed in {root}, where {free / 1e9:.1f} GB are free: "
+            "make room or choose another --to"
+        )
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"another process is preparing {folder}: wait for its end") from error
+    except OSError:
+        pass  # a file system without locks

@@ -1,0 +1,38 @@
+"""Reading tar files whose members may be anything: where each begins, and whether the file is whole."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+
+NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # any name of a file comes back as it was
+END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
+
+
+def members(
+    path: Path, start: int = 0, stop: int | None = None, remedy: str = "copy or download it again"
+) -> Iterator[tarfile.TarInfo]:
+    """The regular files in a tar file, or in the one that lies in it from ``start`` to ``stop``.
+
+    ``offset_data`` of each counts from the beginning of the outer file.
+
+    Raises:
+        DataError: if the file cannot be read, is no tar file, or ends too early.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:", **NAMES) as tar:
+                for member in tar:
+                    if stop is not None and tar.offset > stop:
+                        raise tarfile.ReadError("a tar file in it reaches beyond its end")
+                    if member.isreg() and not member.issparse():
+                        yield member
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != END:
+                    raise tarfile.ReadError("its end is missing")
+    except (OSError, tarfile.TarError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} is damaged or cut short ({reason}): {remedy}") from error

@@ -1,0 +1,201 @@
+"""Preparing a data set, split by split: write it, index it, check it, and say what has come of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from data.arrays import write_arrays
+from data.errors import DataError
+from data.index import PACKED_INDEX, ImageIndex, load_index
+from data.prepare.check import check_images, report_file
+from data.prepare.ground_truth import validation_classes
+from data.prepare.jobs import run_jobs
+from data.prepare.sources import Split, flat_val_folder, image_folder, is_flat, official_train, official_val
+from data.prepare.target import Target, refuse_full
+from data.prepare.writing import (
+    ShardRows,
+    Written,
+    packed_index,
+    read_shard,
+    remove_partial,
+    shards_in,
+    write_class_folder,
+    write_shard,
+)
+
+T = TypeVar("T")
+
+OFFICIAL_IMAGES = {"train": 1_281_167, "val": 50_000}
+MOST_NAMES = 20  # of images of one kind in the report that is printed
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be prepared.
+
+    Attributes:
+        tars: folder of the official tar files; or
+        folder: an image folder.
+        to: where the prepared set is written; ``None`` leaves the folder where it is.
+        layout: ``folder``, ``shards``, or ``keep``, which copies nothing.
+        splits: their names.
+        workers: processes.
+        val_labels: a list of the classes of the official validation images.
+        shorter_side: most pixels of an image's shorter side; ``None`` keeps the bytes of every image.
+        shard_size: bytes of a shard, about.
+        check: whether to decode every image once.
+    """
+
+    tars: Path | None
+    folder: Path | None
+    to: Path | None
+    layout: str
+    splits: list[str]
+    workers: int
+    val_labels: Path | None = None
+    shorter_side: int | None = None
+    shard_size: int = 10**9
+    check: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Folder of the prepared set."""
+        root = self.to if self.to is not None else self.folder
+        assert root is not None
+        return root
+
+
+@dataclass
+class Result:
+    """What has come of it: lines to print, and the number of bad images found by a check."""
+
+    report: list[str] = field(default_factory=list)
+    bad: int = 0
+
+
+def prepare(task: Task) -> Result:
+    """Do a task, or what an earlier attempt at it has left to do.
+
+    Raises:
+        DataError: if it cannot be done as asked; what is done by then stays.
+    """
+    _refuse(task)
+    targets = {} if task.layout == "keep" else {name: _target(task, name) for name in task.splits}
+    refuse_full(task.root, list(targets.values()))
+    result = Result()
+    for name in task.splits:
+        written = _keep(task, name) if task.layout == "keep" else _write(targets[name], task.workers)
+        index = load_index(task.root, name, on_bad_image="skip")
+        assert index is not None
+        result.report += _report(name, index, written)
+        if task.tars is not None and len(index) != OFFICIAL_IMAGES[name]:
+            result.report.append(f"  the official {name} images are {OFFICIAL_IMAGES[name]}: some are missing")
+        if task.check:
+            found = check_images(index, task.workers)
+            file = report_file(index)
+            file.write_text(found.report(name) + "\n", errors="backslashreplace")
+            result.report += [found.report(name, MOST_NAMES), f"  all of it in {file}"]
+            result.bad += len(found.bad)
+    return result
+
+
+def _refuse(task: Task) -> None:
+    """Raise where the options contradict one another."""
+    if task.layout == "keep":
+        if task.folder is None or task.to is not None:
+            raise DataError("--layout keep takes --folder and no --to: it indexes and checks the folder where it is")
+        if task.shorter_side is not None:
+            raise DataError("--shorter-side needs --to and --layout folder or shards: no source is ever changed")
+    elif task.to is None:
+        raise DataError(f"--layout {task.layout} needs --to DIR, where the prepared set is written")
+    source = task.tars if task.tars is not None else task.folder
+    assert source is not None
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder")
+    if task.folder is not None and task.to is not None:
+        sources = {(task.folder / name).resolve() for name in task.splits}
+        targets = [(task.to / name).resolve() for name in task.splits]
+        if any(not sources.isdisjoint((target, *target.parents)) for target in targets):
+            raise DataError(f"--to {task.to} lies in the source, which is never changed: choose another folder")
+    if task.tars is not None and (other := set(task.splits) - {"train", "val"}):
+        raise DataError(f"the official tar files have no split '{min(other)}': set --splits train,val")
+
+
+def _target(task: Task, name: str) -> Target:
+    split, folder = _source(task, name), task.root / name
+    if task.layout == "shards":
+        return Target.shards(folder, split, task.shorter_side, task.shard_size)
+    return Target.folders(folder, split, task.shorter_side)
+
+
+def _source(task: Task, name: str) -> Split:
+    if task.folder is not None:
+        folder = task.folder / name
+        if name == "val" and is_flat(folder):
+            return flat_val_folder(folder, validation_classes(task.val_labels, task.folder))
+        return image_folder(task.folder, name)
+    assert task.tars is not None
+    if name == "train":
+        return official_train(task.tars)
+    return official_val(task.tars, validation_classes(task.val_labels, task.tars))
+
+
+def _keep(task: Task, name: str) -> list[Written]:
+    """Index shards that have no index; class folders get theirs where they are opened."""
+    folder = task.root / name
+    if (folder / PACKED_INDEX).exists():
+        return []
+    if shards := shards_in(folder):
+        jobs = [partial(read_shard, shard) for shard in shards]
+        _write_index(folder, _run(jobs, [shard.stat().st_size for shard in shards], f"index {name}", task.workers))
+        return []
+    return [Written(0, sum(source.size for source in image_folder(task.root, name).classes), [])]
+
+
+def _write(target: Target, workers: int) -> list[Written]:
+    """Write a split; what was written, and what was left out."""
+    sizes = [part.size for part in target.parts]
+    label, others = f"write {target.split.name}", Written(0, 0, target.split.left_out)
+    with target.begun():
+        remove_partial(target.folder)
+        if target.packed:
+            packing = [partial(write_shard, part, target.shorter_side) for part in target.parts]
+            done = _run(packing, sizes, label, workers)
+            _write_index(target.folder, [rows for _, rows in done])
+            return [others, *(written for written, _ in done)]
+        copying = [partial(write_class_folder, part, target.shorter_side) for part in target.parts]
+        return [others, *_run(copying, sizes, label, workers)]
+
+
+def _write_index(folder: Path, shards: list[ShardRows]) -> None:
+    try:
+        write_arrays(folder / PACKED_INDEX, packed_index(folder, shards).arrays())
+    except OSError as error:
+        raise DataError(f"cannot write {folder / PACKED_INDEX} ({error.strerror}): make room, and try again") from error
+
+
+def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers: int) -> list[T]:
+    """The results of jobs in their order, with a progress bar of their bytes."""
+    results: dict[int, T] = {}
+    with tqdm(total=sum(sizes), desc=label, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for number, result in run_jobs(jobs, workers):
+            results[number] = result
+            bar.update(sizes[number])
+    return [results[number] for number in range(len(jobs))]
+
+
+def _report(name: str, index: ImageIndex, written: list[Written]) -> list[str]:
+    if index.shards is not None:
+        size, where = int(index.shards.lengths.sum()), f"in {len(index.shards.sizes)} shards"
+    else:
+        size, where = sum(part.size for part in written), "in class folders"
+    lines = [f"{name}: {len(index)} images of {len(index.classes)} classes, {size / 1e9:.3f} GB, {where}: {index.root}"]
+    if kept := sum(part.kept for part in written):
+        lines.append(f"  {kept} of {len(written) - 1} shards or class folders had been written before")
+    if left_out := index.bad + [entry for part in written for entry in part.left_out]:
+        lines += [f"  {len(left_out)} files left out:", *(f"    {entry}" for entry in left_out)]
+    return lines

@@ -1,0 +1,213 @@
+"""Writing a prepared split, a class folder or a shard at a time: each appears under its name only when it is whole."""
+
+import io
+import json
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.errors import DataError
+from data.headers import BROKEN, Header, decoded, read_header
+from data.image_index import ImageIndex, Rows, joined_index
+from data.prepare.sources import ClassSource, Member
+from data.prepare.target import Part, plan_file
+from data.prepare.tars import NAMES, members
+from data.shards import PATTERN, REMEDY, Shards, shard_name
+
+PARTIAL = ".partial-"
+QUALITY = 95  # of JPEGs that are made smaller
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a job has written or found written."""
+
+    images: int
+    size: int
+    left_out: list[str]
+    kept: bool = False  # it was there already
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The images in a shard, for the index."""
+
+    classes: list[str]  # the targets of ``rows`` are places in this list
+    rows: Rows
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    size: int  # of the shard
+
+
+def write_class_folder(part: Part, shorter_side: int | None) -> Written:
+    """Write the images of a class to its folder, unless that is there.
+
+    Raises:
+        DataError: if an image cannot be read or written.
+    """
+    if part.path.is_dir():
+        files = [path for path in part.path.rglob("*") if path.is_file()]
+        return Written(len(files), sum(path.stat().st_size for path in files), [], kept=True)
+    (source,) = part.sources
+    found, left_out = _listing(source)
+    size = 0
+    with _partial(part.path) as scratch:
+        for member in found:
+            path = scratch / os.path.relpath(member.path, source.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size += path.write_bytes(_content(member, shorter_side))
+    return Written(len(found), size, left_out)
+
+
+def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRows]:
+    """Write the images of some classes to a shard, unless it is there, and read what the index needs of it.
+
+    The same images make the same bytes.
+
+    Raises:
+        DataError: if an image cannot be read or written.
+    """
+    left_out: list[str] = []
+    kept = part.path.is_file()
+    if not kept:
+        with _partial(part.path) as scratch, open(scratch, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, **NAMES) as tar:
+                for source in part.sources:
+                    found, others = _listing(source)
+                    left_out += others
+                    for member in found:
+                        _add(tar, member.path, _content(member, shorter_side))
+            file.flush()
+            os.fsync(file.fileno())
+    rows = read_shard(part.path)
+    return Written(len(rows.lengths), rows.size, left_out, kept), rows
+
+
+def _listing(source: ClassSource) -> tuple[list[Member], list[str]]:
+    found, others = source.listing()
+    if not found:
+        raise DataError(f"the source holds no images of class {source.name}: it is damaged or not what it should be")
+    return found, others
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # of no date and no owner
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def read_shard(path: Path) -> ShardRows:
+    """The images in a shard in their order; those that are no readable images are named in ``rows.bad``.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    classes: dict[str, int] = {}
+    paths, targets, headers, places, bad = [], [], [], [], []
+    with open(path, "rb") as file:
+        for info in members(path, remedy=REMEDY):
+            target = classes.setdefault(info.name.split("/")[0], len(classes))
+            file.seek(info.offset_data)
+            header = read_header(io.BytesIO(file.read(info.size)))
+            if isinstance(header, Header):
+                paths.append(info.name)
+                targets.append(target)
+                headers.append(header)
+                places.append((info.offset_data, info.size))
+            else:
+                bad.append(f"{path.parent.name}/{path.name}: {info.name} {header}")
+    offsets, lengths = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    return ShardRows(list(classes), Rows.of(paths, targets, headers, bad), offsets, lengths, os.stat(path).st_size)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards in a split's folder, in their order.
+
+    Raises:
+        DataError: if some are missing.
+    """
+    found = sorted(folder.glob(PATTERN))
+    plan = plan_file(folder)
+    count = json.loads(plan.read_text())["shards"] if found and plan.is_file() else len(found)
+    if [path.name for path in found] != [shard_name(number) for number in range(count or 0)]:
+        raise DataError(f"{folder} does not hold all of its shards: repeat the command that wrote them")
+    return found
+
+
+def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
+    """The index of a split's shards, given in their order.
+
+    Raises:
+        DataError: if the classes are not in the order of their names, each in one shard.
+    """
+    classes = [name for shard in shards for name in shard.classes]
+    if classes != sorted(set(classes)):
+        raise DataError(f"the shards in {folder} do not belong together: pack the images again")
+    firsts = np.cumsum([0, *(len(shard.classes) for shard in shards)], dtype=np.int32)
+    rows = [
+        replace(shard.rows, targets=shard.rows.targets + first) for shard, first in zip(shards, firsts, strict=False)
+    ]
+    places = Shards(
+        folder,
+        np.array([shard.size for shard in shards], dtype=np.int64),
+        np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.lengths) for shard in shards]),
+        np.concatenate([shard.offsets for shard in shards]),
+        np.concatenate([shard.lengths for shard in shards]),
+    )
+    return joined_index(folder, classes, rows, places)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed have left in a split's folder."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``target`` once all is written."""
+    scratch = target.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{target.name}")
+    try:
+        yield scratch
+        scratch.rename(target)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {target} ({error.strerror}): make room or choose another --to, and repeat the command"
+        ) from error
+    finally:
+        _remove(scratch)
+
+
+def _content(member: Member, shorter_side: int | None) -> bytes:
+    """The bytes of an image: untouched, or a smaller JPEG where its shorter side is longer than asked for."""
+    content = member.read()
+    if shorter_side is None:
+        return content
+    header = read_header(io.BytesIO(content))
+    if isinstance(header, str) or min(header.height, header.width) <= shorter_side:
+        return content
+    try:
+        image = decoded(content).convert("RGB")
+    except BROKEN:
+        return content  # a damaged image stays what it is; checking names it
+    scale = shorter_side / min(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    smaller = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(smaller, format="JPEG", quality=QUALITY)
+    return smaller.getvalue()

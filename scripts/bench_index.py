@@ -1,0 +1,125 @@
+"""What a start costs with an index of ImageNet's size: time and memory of a training process and of its data workers.
+
+python scripts/bench_index.py
+
+Makes an index of 1.28 million images that exist nowhere in a temporary folder, with the 1,000 class folders, and opens
+it in new processes. Memory is beside what the imports take: all pages that are resident (RSS), and those of them
+that no other process shares (private). An index that is mapped adds to the first, not to the second.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from timm.data import ImageNetInfo
+
+from data import AugmentConfig, BatchGeometry, DataConfig, TrainPlan, open_split
+from data.arrays import write_arrays
+from data.folders import Folders, folder_arrays, index_file
+from data.headers import Header
+from data.image_index import ImageIndex, Rows, joined_index
+
+BATCH = 1024
+
+
+def made_set(root: Path, images: int) -> None:
+    """A data set of class folders without images, and an index of many."""
+    folder = root / "train"
+    classes = ImageNetInfo().label_names()
+    rng = np.random.default_rng(0)
+    rows = []
+    for target, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        count = images * (target + 1) // len(classes) - images * target // len(classes)
+        paths = sorted(f"{name}/{name}_{number}.JPEG" for number in rng.choice(30000, count, replace=False))
+        sizes = rng.integers(200, 700, (count, 2)).tolist()
+        rows.append(Rows.of(paths, [target] * count, [Header(h, w, False) for h, w in sizes], []))
+    names = [".", *classes]
+    folders = Folders(names, [os.stat(folder / name).st_mtime_ns for name in names])
+    write_arrays(index_file(root, "train", None), joined_index(folder, classes, rows).arrays() | folder_arrays(folders))
+
+
+def memory() -> dict[str, float]:
+    """Memory of this process in MB (10^6 bytes)."""
+    fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    kilobytes = {name: int(value.split()[0]) for name, value in fields.items()}
+    private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+    return {name: value * 1024 / 1e6 for name, value in (("rss", kilobytes["Rss"]), ("private", private))}
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a piece of work returns, its seconds and the memory it adds."""
+    before, started = memory(), time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    return result, {"seconds": seconds} | {name: value - before[name] for name, value in memory().items()}
+
+
+def start(root: str) -> TrainPlan:
+    """What a training process does before its first step."""
+    images = open_split(DataConfig(name="imagenet", root=root), "train", 1000)
+    plan = TrainPlan(images.index, 0, DataConfig(name="imagenet"), AugmentConfig(), BatchGeometry(BATCH, 32))
+    plan.crops(0, range(BATCH))
+    return plan
+
+
+def training_process(root: str, to_worker: Any, out: Any) -> None:
+    """Start, then hand the index to a worker as PyTorch does."""
+    plan, cost = measured(partial(start, root))
+    fingerprint, cost_of_it = measured(plan.index.fingerprint)
+    to_worker.send(plan.index)
+    out.send({"start, to the first batch of crops": cost, f"fingerprint {fingerprint}": cost_of_it})
+    to_worker.recv()
+
+
+def worker(from_trainer: Any, out: Any) -> None:
+    """Take the index and look up images all over it."""
+
+    def take() -> ImageIndex:
+        index = from_trainer.recv()
+        for row in np.random.default_rng(0).integers(len(index), size=10 * BATCH).tolist():
+            assert index.name(row) and index.heights[row] and index.widths[row]
+        return index
+
+    from_trainer.poll(None)
+    _, cost = measured(take)
+    out.send({f"data worker, {10 * BATCH} images looked up": cost})
+    from_trainer.send("done")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1_281_167)
+    args = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as root:
+        made_set(Path(root), args.images)
+        size = index_file(Path(root), "train", None).stat().st_size
+        trainer_end, worker_end = spawn.Pipe()
+        results, out = spawn.Pipe(duplex=False)
+        jobs = [spawn.Process(target=training_process, args=(root, trainer_end, out))]
+        jobs += [spawn.Process(target=worker, args=(worker_end, out))]
+        for job in jobs:
+            job.start()
+        costs = {name: cost for _ in jobs for name, cost in results.recv().items()}
+        for job in jobs:
+            job.join()
+    print(f"{args.images} images, an index of {size / 1e6:.0f} MB")
+    print(f"{'':44} {'seconds':>8} {'RSS, MB':>8} {'private':>8}")
+    for name, cost in costs.items():
+        print(f"{name:44} {cost['seconds']:8.2f} {cost['rss']:8.0f} {cost['private']:8.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Prepare ImageNet-1K: from the official tar files or an image folder to class folders or shards, indexed and checked.
+
+From the official files (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in one folder):
+
+    python scripts/prepare_imagenet.py --tars DIR --to /data/imagenet --layout shards
+
+From an image folder (train/<class>/ and val/<class>/), packed into shards, or only indexed and checked where it is:
+
+    python scripts/prepare_imagenet.py --folder DIR --to /data/imagenet --layout shards
+    python scripts/prepare_imagenet.py --folder DIR --layout keep --check
+
+Sources are never changed. A command that was interrupted goes on when it is repeated, to the same result. More in
+docs/imagenet.md.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.errors import DataError
+from data.prepare import Task, prepare
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def size(text: str) -> int:
+    """A number of bytes such as 1G, 500M or 1000000."""
+    number, unit = (text[:-1], UNITS[text[-1].upper()]) if text[-1:].upper() in UNITS else (text, 1)
+    if (value := int(float(number) * unit)) < 1:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def parse(arguments: list[str] | None = None) -> Task:
+    """The task that a command line means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tars", type=Path, metavar="DIR", help="folder of the official tar files")
+    source.add_argument("--folder", type=Path, metavar="DIR", help="image folder: <split>/<class>/<image>")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where the prepared set is written")
+    parser.add_argument("--layout", choices=("folder", "shards", "keep"), help="default: folder; without --to: keep")
+    parser.add_argument("--splits", default="train,val", help="default: train,val")
+    parser.add_argument("--val-labels", type=Path, metavar="FILE", help="classes of the official validation images")
+    parser.add_argument("--shorter-side", type=positive, metavar="N", help="make images with a longer one smaller")
+    parser.add_argument("--shard-size", type=size, default=10**9, metavar="BYTES", help="default: 1G")
+    parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--check", action="store_true", help="decode every image once; exits with 1 if any is bad")
+    args = vars(parser.parse_args(arguments))
+    args["splits"] = [name for name in args["splits"].split(",") if name]
+    args["layout"] = args["layout"] or ("keep" if args["to"] is None else "folder")
+    return Task(**args)
+
+
+def main() -> None:
+    task = parse()
+    try:
+        result = prepare(task)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(result.report))
+    if result.bad:
+        sys.exit(f"{result.bad} images are bad: mend or remove them at their source and prepare the set again")
+    print(f"next: torchrun train.py model=lipsformer_swin_tiny data.root={task.root.resolve()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""ImageNet's official tar files in small: the names and nesting of the real ones, few images, few classes."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import skimage.data
+from PIL import Image
+
+from data.prepare.ground_truth import image_name, validation_classes
+from data.prepare.sources import TRAIN_TAR, VAL_TAR
+
+IMAGES = 5  # of a class, in training
+
+
+def jpeg(seed: int, width: int = 60, height: int = 50, **options) -> bytes:
+    """A small JPEG; another one for each seed."""
+    picture = Image.fromarray(skimage.data.astronaut()).crop((seed, seed, seed + 200, seed + 170))
+    content = io.BytesIO()
+    picture.resize((width, height)).save(content, format="JPEG", **options)
+    return content.getvalue()
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return content.getvalue()
+
+
+def val_labels(images: int) -> dict[str, str]:
+    """Name and class of the first validation images."""
+    known = validation_classes(None, Path("nowhere"))
+    return {image_name(n): known[image_name(n)] for n in range(1, images + 1)}
+
+
+def write_official(folder: Path, images: int = 4, extra: dict[str, bytes] | None = None) -> dict[str, bytes]:
+    """Write the tar files; the files of the set that they hold, by their paths in it.
+
+    Args:
+        folder: where.
+        images: validation images; the training images are of their classes.
+        extra: more files in the tar file of the first class.
+    """
+    folder.mkdir(parents=True)
+    val = val_labels(images)
+    classes = sorted(set(val.values()))
+    train = {
+        name: {f"{name}_{7 * i}.JPEG": jpeg(10 * c + i, 60 + i, 50 + c) for i in range(IMAGES)}
+        for c, name in enumerate(classes)
+    }
+    first = train[classes[0]] | (extra or {})
+    tars = {f"{name}.tar": tar_of(first if name == classes[0] else train[name]) for name in reversed(classes)}
+    (folder / TRAIN_TAR).write_bytes(tar_of(tars))
+    flat = {f"{name}.JPEG": jpeg(100 + i) for i, name in enumerate(val)}
+    (folder / VAL_TAR).write_bytes(tar_of(dict(reversed(flat.items()))))
+    made = {f"train/{name}/{file}": data for name, files in train.items() for file, data in files.items()}
+    return made | {f"val/{val[name.removesuffix('.JPEG')]}/{name}": data for name, data in flat.items()}
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    """All visible files below a folder, but the notes of how it was prepared."""
+    found = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith((".", "prepared-")))
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}

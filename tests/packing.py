@@ -1,0 +1,18 @@
+"""Packing small image folders into shards, in this process."""
+
+from pathlib import Path
+
+from data.arrays import write_arrays
+from data.index import PACKED_INDEX
+from data.prepare.sources import image_folder
+from data.prepare.target import Target
+from data.prepare.writing import packed_index, write_shard
+
+
+def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) -> Path:
+    """Pack ``root/split`` into shards in ``to/split``; returns ``to``."""
+    target = Target.shards(to / split, image_folder(root, split), None, shard_size)
+    target.folder.mkdir(parents=True)
+    shards = [write_shard(part, None)[1] for part in target.parts]
+    write_arrays(target.folder / PACKED_INDEX, packed_index(target.folder, shards).arrays())
+    return to

@@ -1,0 +1,31 @@
+"""The benchmark of starts, on a small index."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import PROJECT, environment
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc")
+def test_the_index_is_mapped_by_workers() -> None:
+    """Of its 0.1 GB for 2 million images a worker has nothing of its own."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / "bench_index.py", "--images", "2000000"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = {
+        line.split(",")[0]: [float(n) for n in re.findall(r"\d+(?:\.\d+)?", line[44:])]
+        for line in done.stdout.splitlines()
+    }
+    start, worker = rows["start"], rows["data worker"]
+    assert start[0] < 5
+    assert start[1] < 400
+    assert worker[2] < 20 < worker[1]

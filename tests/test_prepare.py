@@ -1,0 +1,422 @@
+"""Preparing ImageNet from tar files and folders: the real command, killed and repeated, and what it refuses."""
+
+import fcntl
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.arrays import write_arrays
+from data.errors import DataError
+from data.index import PACKED_INDEX, load_index
+from data.prepare import Task, prepare
+from data.prepare.sources import TRAIN_TAR, VAL_TAR, image_folder
+from data.prepare.target import Target, refuse_full
+from data.prepare.writing import write_class_folder, write_shard
+from scripts import prepare_imagenet
+from tests.official import IMAGES, files_in, jpeg, tar_of, val_labels, write_official
+from tests.runs import PROJECT, environment
+
+SCRIPT = PROJECT / "scripts" / "prepare_imagenet.py"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=200)
+
+
+def refused(task: Task) -> str:
+    """The message, one line, with which a task is refused."""
+    with pytest.raises(DataError) as caught:
+        prepare(task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def task(**options) -> Task:
+    plain = {"tars": None, "folder": None, "to": None, "layout": "folder", "splits": ["train", "val"], "workers": 1}
+    return Task(**(plain | options))
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official tar files in small. Tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("official") / "tars"
+    write_official(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as class folders."""
+    root = tmp_path_factory.mktemp("folder") / "set"
+    for name, content in write_official(root.with_name("tars")).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_official_tars_become_class_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made = write_official(
+        tmp_path / "tars", extra={"../../../evil_1.JPEG": jpeg(3), "n99999999_1.JPEG": jpeg(4), "notes.txt": b"text"}
+    )
+    before = files_in(tmp_path / "tars")
+    monkeypatch.setattr("sys.argv", command("--tars", tmp_path / "tars", "--to", tmp_path / "set")[1:])
+    prepare_imagenet.main()
+    printed = capsys.readouterr().out
+    assert files_in(tmp_path / "set") == made
+    assert files_in(tmp_path / "tars") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "tars"]
+    classes = len(set(val_labels(4).values()))
+    assert f"train: {classes * IMAGES} images of {classes} classes" in printed
+    assert f"val: 4 images of {classes} classes" in printed
+    assert "3 files left out:" in printed
+    assert "../../../evil_1.JPEG is not named like n0" in printed
+    assert f"next: torchrun train.py model=lipsformer_swin_tiny data.root={tmp_path / 'set'}" in printed
+    assert "the official train images are 1281167: some are missing" in printed
+    assert load_index(tmp_path / "set", "train", build=False) is not None
+
+
+def test_official_tars_become_shards(official: Path, folder: Path, tmp_path: Path) -> None:
+    to = tmp_path / "set"
+    done = run("--tars", official, "--to", to, "--layout", "shards", "--shard-size", "20K", "--workers", 2, "--check")
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        packed, plain = load_index(to, split), load_index(folder, split)
+        assert packed is not None
+        assert plain is not None
+        assert packed.shards is not None
+        assert packed.fingerprint() == plain.fingerprint()
+        assert [packed.read(i) for i in range(len(packed))] == [plain.read(i) for i in range(len(plain))]
+        assert (to / split / "index-check.txt").read_text().startswith(f"{split}: {len(plain)} images checked, 0 bad")
+    assert len(list((to / "train").glob("shard-*.tar"))) > 1
+
+
+def wait_for(found: Path, pattern: str, count: int, process: subprocess.Popen) -> None:
+    """Wait until a folder holds ``count`` files of a pattern."""
+    deadline = time.monotonic() + 100
+    while len(list(found.glob(pattern))) < count:
+        assert process.poll() is None, "the command was too fast to be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def children(process: int) -> list[int]:
+    """All processes below one."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, parent = (place.parent.name, place.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if int(parent) == process:
+            found += [int(number), *children(int(number))]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize(("layout", "pattern"), [("shards", "shard-*.tar"), ("folder", "n*")])
+def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str, pattern: str) -> None:
+    write_official(tmp_path / "tars", images=40)
+    options = ("--layout", layout, "--shard-size", "20K", "--workers", 2, "--splits", "train")
+
+    def arguments(to: str) -> tuple[object, ...]:
+        return ("--tars", tmp_path / "tars", "--to", tmp_path / to, *options)
+
+    whole = run(*arguments("whole")).stdout.splitlines()
+    process = subprocess.Popen(command(*arguments("set")), env=environment())
+    wait_for(tmp_path / "set" / "train", pattern, 2, process)
+    below = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{number}").exists() for number in below):  # they end with it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (tmp_path / "set" / "train" / ".partial-12345678-left").mkdir()
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set" / "train").glob(pattern)}
+    everything = len(list((tmp_path / "whole" / "train").glob(pattern)))
+    assert 2 <= len(finished) < everything
+    done = run(*arguments("set"))
+    assert done.returncode == 0, done.stderr
+    assert f"{len(finished)} of {everything} shards or class folders had been written before" in done.stdout
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in finished.items())
+    assert files_in(tmp_path / "set") == files_in(tmp_path / "whole")
+    assert not list((tmp_path / "set" / "train").glob(".*"))
+    assert whole[0].replace("whole", "set") == done.stdout.splitlines()[0]
+
+
+def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folder, tmp_path / "set"))
+    first = sorted((root / "train").iterdir())[0]
+    picture = Image.open(io.BytesIO(jpeg(1)))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (first / "short.JPEG").write_bytes(jpeg(1)[:-700])
+    (first / "text.JPEG").write_text("text")
+    (first / "empty.JPEG").write_bytes(b"")
+    picture.save(first / "png.JPEG", format="PNG")
+    picture.convert("CMYK").save(first / "cmyk.JPEG")
+    picture.convert("L").save(first / "grey.JPEG")
+    picture.save(first / "turned.JPEG", exif=turned)
+    done = run("--folder", root, "--check", "--workers", 2)
+    assert done.returncode == 1
+    assert "3 images are bad" in done.stderr
+    report = (root / "coldstart-index-train-check.txt").read_text()
+    total = 7 + len(list(folder.glob("train/*/*")))
+    lines = report.splitlines()
+    assert lines[0] == f"train: {total} images checked, 3 bad, 1 greyscale"
+    sections = "\n".join(lines).split("\n  3 bad")[1]
+    for name in ("short.JPEG", "text.JPEG", "empty.JPEG"):
+        assert f"{first / name} " in sections.split("  1 named unlike")[0]
+    assert f"{first / 'png.JPEG'} is a PNG" in report
+    assert f"1 in CMYK; Pillow decodes them, they train as they are:\n    {first / 'cmyk.JPEG'}" in report
+    assert f"used as stored, as Pillow and torchvision do:\n    {first / 'turned.JPEG'}" in report
+    assert f"val: {len(val_labels(4))} images checked, 0 bad" in done.stdout
+
+
+def test_a_mistake_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", command("--tars", tmp_path, "--to", tmp_path / "set")[1:])
+    with pytest.raises(SystemExit) as ended:
+        prepare_imagenet.main()
+    missing = f"{tmp_path / TRAIN_TAR} is missing: put it there, or prepare the rest alone with --splits val"
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {missing}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1G", 10**9), ("500m", 5 * 10**8), ("20K", 20_000), ("1.5G", 15 * 10**8), ("77", 77)]
+)
+def test_sizes_may_have_units(text: str, expected: int) -> None:
+    assert prepare_imagenet.parse(["--folder", "a", "--to", "b", "--shard-size", text]).shard_size == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--shard-size", "many"), ("--shard-size", "0"), ("--workers", "0"), ("--tars", "c")]
+)
+def test_wrong_options_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        prepare_imagenet.parse(["--folder", "a", "--to", "b", *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_the_layout_follows_from_where_it_goes() -> None:
+    assert prepare_imagenet.parse(["--folder", "a"]).layout == "keep"
+    assert prepare_imagenet.parse(["--folder", "a", "--to", "b"]).layout == "folder"
+
+
+# --- layouts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_packed_copied_or_kept(folder: Path, tmp_path: Path) -> None:
+    before = files_in(folder)
+    prepare(task(folder=folder, to=tmp_path / "copy"))
+    assert files_in(tmp_path / "copy") == before
+    prepare(task(folder=folder, to=tmp_path / "shards", layout="shards", shard_size=20_000))
+    packed, plain = load_index(tmp_path / "shards", "train"), load_index(folder, "train")
+    assert packed is not None
+    assert plain is not None
+    assert packed.fingerprint() == plain.fingerprint()
+    result = prepare(task(folder=tmp_path / "shards", layout="keep", check=True))
+    assert (result.bad, result.report[0].split(":")[0]) == (0, "train")
+    prepare(task(folder=folder, layout="keep"))
+    assert files_in(folder) == before
+
+
+def test_validation_images_side_by_side_are_sorted_into_classes(folder: Path, tmp_path: Path) -> None:
+    """As Kaggle has them: train/<wnid>/, and val/ with all images."""
+    (tmp_path / "kaggle" / "val").mkdir(parents=True)
+    for path in folder.glob("val/*/*.JPEG"):
+        shutil.copy(path, tmp_path / "kaggle" / "val")
+    (tmp_path / "kaggle" / "val" / "notes.txt").write_text("text")
+    result = prepare(task(folder=tmp_path / "kaggle", to=tmp_path / "set", splits=["val"]))
+    assert files_in(tmp_path / "set" / "val") == files_in(folder / "val")
+    assert "    val: notes.txt is not named like ILSVRC2012_val_00000001.JPEG" in result.report
+    assert "has no class folders" in refused(task(folder=tmp_path / "kaggle", layout="keep", splits=["val"]))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target.shards(tmp_path, image_folder(folder, "train"), None, 20_000)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"cannot write .*shard-00000\.tar \(No space left on device\)"):
+        write_shard(target.parts[0], None)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\): make room"):
+        write_class_folder(Target.folders(tmp_path, target.split, None).parts[0], None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_get_a_lost_index_back(folder: Path, tmp_path: Path) -> None:
+    prepare(task(folder=folder, to=tmp_path, layout="shards", shard_size=20_000))
+    written = (tmp_path / "train" / PACKED_INDEX).read_bytes()
+    (tmp_path / "train" / PACKED_INDEX).unlink()
+    prepare(task(folder=tmp_path, layout="keep"))
+    assert (tmp_path / "train" / PACKED_INDEX).read_bytes() == written
+    write_arrays(tmp_path / "train" / PACKED_INDEX, {"version": np.array(0)})
+    assert "remove it and write it anew" in refused(task(folder=tmp_path, layout="keep"))
+    (tmp_path / "train" / PACKED_INDEX).unlink()
+    sorted((tmp_path / "train").glob("shard-*.tar"))[-1].unlink()
+    assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))
+
+
+def test_a_removed_shard_is_written_again(folder: Path, tmp_path: Path) -> None:
+    packing = task(folder=folder, to=tmp_path, layout="shards", shard_size=20_000)
+    prepare(packing)
+    before = files_in(tmp_path)
+    shard = tmp_path / "train" / "shard-00001.tar"
+    os.truncate(shard, 5000)
+    assert f"{shard} is damaged or cut short" in refused(packing)
+    shard.unlink()
+    prepare(packing)
+    assert files_in(tmp_path) == before
+
+
+def test_images_are_made_smaller_where_asked_for(folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folder, tmp_path / "set"))
+    first = sorted((root / "train").iterdir())[0]
+    (first / "large.JPEG").write_bytes(jpeg(5, 300, 200, quality=95))
+    (first / "damaged.JPEG").write_bytes(jpeg(5, 300, 200)[:-2000])
+    (first / "long.JPEG").write_bytes(jpeg(5, 300, 100))
+    prepare(task(folder=root, to=tmp_path / "small", shorter_side=100, splits=["train"]))
+    with Image.open(tmp_path / "small" / "train" / first.name / "large.JPEG") as image:
+        assert (image.format, image.size) == ("JPEG", (150, 100))
+        whole = Image.open(first / "large.JPEG").resize((150, 100), Image.Resampling.LANCZOS)
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(whole, dtype=int)).mean() < 3
+    was, made = files_in(root / "train"), files_in(tmp_path / "small" / "train")
+    changed = {name for name in was if made[name] != was[name]}
+    assert changed == {f"{first.name}/large.JPEG"}
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_tar_cut_short_is_refused(official: Path, tmp_path: Path) -> None:
+    for name in (TRAIN_TAR, VAL_TAR):
+        size = (official / name).stat().st_size
+        for place, end in enumerate((size // 2 + 7, size // 2 // 512 * 512, 10_240, size - 10_240)):
+            folder = Path(shutil.copytree(official, tmp_path / f"{name}-{place}"))
+            os.truncate(folder / name, end)
+            message = refused(task(tars=folder, to=tmp_path / "set"))
+            assert f"{folder / name} is damaged or cut short" in message
+    assert not (tmp_path / "set").exists()
+
+
+def test_tars_of_something_else_are_refused(official: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(official, tmp_path / "tars"))
+    (folder / TRAIN_TAR).write_bytes(tar_of({"n01440764_1.JPEG": jpeg(1)}))
+    assert "holds no n01234567.tar" in refused(task(tars=folder, to=tmp_path / "set"))
+    (folder / TRAIN_TAR).write_bytes(tar_of({"n01440764.tar": tar_of({"README": b"text"})}))
+    assert "no images of class n01440764" in refused(task(tars=folder, to=tmp_path / "set", splits=["train"]))
+    (folder / VAL_TAR).write_bytes(tar_of({"1.JPEG": jpeg(1)}))
+    assert "holds no ILSVRC2012_val_00000001.JPEG" in refused(task(tars=folder, to=tmp_path / "set", splits=["val"]))
+    (folder / VAL_TAR).write_bytes(b"no tar file")
+    assert "is damaged or cut short" in refused(task(tars=folder, to=tmp_path / "set", splits=["val"]))
+
+
+def test_a_class_tar_that_reaches_beyond_its_end_is_refused(official: Path, tmp_path: Path) -> None:
+    """Its last image would be the beginning of the next one."""
+    folder = Path(shutil.copytree(official, tmp_path / "tars"))
+    inner = tar_of({"n01440764_1.JPEG": jpeg(1), "n01440764_2.JPEG": jpeg(2)})
+    (folder / TRAIN_TAR).write_bytes(tar_of({"n01440764.tar": inner[:2048], "n01443537.tar": tar_of({"x": b""})}))
+    assert "is damaged or cut short" in refused(task(tars=folder, to=tmp_path / "set", splits=["train"]))
+
+
+def test_an_image_without_a_class_is_refused(official: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("n01440764\n")
+    options = {"tars": official, "to": tmp_path / "set", "splits": ["val"]}
+    message = refused(task(**options, val_labels=tmp_path / "list.txt"))
+    assert "has no class in the list of --val-labels" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folder": "set", "layout": "folder"}, "--layout folder needs --to"),
+        ({"tars": "set", "layout": "shards"}, "--layout shards needs --to"),
+        ({"tars": "set", "layout": "keep"}, "--layout keep takes --folder and no --to"),
+        ({"folder": "set", "to": "new", "layout": "keep"}, "--layout keep takes --folder and no --to"),
+        ({"folder": "set", "layout": "keep", "shorter_side": 9}, "--shorter-side needs --to"),
+        ({"folder": "set", "to": "set"}, "lies in the source"),
+        ({"folder": "set", "to": "set/train"}, "lies in the source"),
+        ({"folder": "nowhere", "to": "new"}, "nowhere is no folder"),
+        ({"folder": "set", "to": "new", "splits": ["test"]}, "--splits says which"),
+        ({"tars": "set", "to": "new", "splits": ["test"]}, "no split 'test'"),
+        ({"folder": "set", "to": "full"}, "holds files that this command has not written"),
+        ({"folder": "set", "to": "new", "layout": "shards", "shard_size": 1}, None),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    folder: Path, tmp_path: Path, options: dict[str, object], message: str | None
+) -> None:
+    (tmp_path / "full" / "train").mkdir(parents=True)
+    (tmp_path / "full" / "train" / "mine.txt").write_text("mine")
+    places = {"set": folder, "set/train": folder / "train"}
+    paths = {k: places.get(v, tmp_path / v) for k, v in options.items() if k in ("tars", "folder", "to")}
+    if message is None:
+        assert prepare(task(**(options | paths))).bad == 0  # one class a shard at least
+        return
+    assert message in refused(task(**(options | paths)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_too_many_shards_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.prepare.target.MOST_SHARDS", 1)
+    message = refused(task(folder=folder, to=tmp_path / "set", layout="shards", shard_size=1000))
+    assert "--shard-size 1000 makes 4 shards of train, more than 1: set " in message
+
+
+def test_other_options_on_a_begun_set_are_refused(folder: Path, tmp_path: Path) -> None:
+    begun = {"folder": folder, "to": tmp_path, "layout": "shards", "shard_size": 20_000, "splits": ["train"]}
+    prepare(task(**begun))
+    for other in ({"layout": "folder"}, {"shard_size": 10**9}, {"shorter_side": 30}):
+        assert "was begun from another source or with another" in refused(task(**(begun | other)))
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    next(changed.glob("train/*/*.JPEG")).write_bytes(jpeg(77))
+    assert "was begun from another source" in refused(task(**(begun | {"folder": changed})))
+
+
+def test_a_disk_without_room_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage._replace(free=1000))
+    message = refused(task(folder=folder, to=tmp_path / "new" / "set"))
+    assert "GB more are needed in" in message
+    assert not (tmp_path / "new").exists()
+    refuse_full(tmp_path, [])
+
+
+def test_two_commands_in_one_place_are_refused(folder: Path, tmp_path: Path) -> None:
+    packing = task(folder=folder, to=tmp_path, splits=["train"])
+    (tmp_path / "train").mkdir()
+    descriptor = os.open(tmp_path / "train", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert "another process is preparing" in refused(packing)
+    finally:
+        os.close(descriptor)
+    prepare(packing)

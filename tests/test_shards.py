@@ -1,0 +1,318 @@
+"""Packed splits: images, order and batches as from the folder, and errors that name shard and image."""
+
+import errno
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.arrays import ArrayFile, write_arrays
+from data.backends import build_backend
+from data.config import AugmentConfig, DataConfig
+from data.dataset import is_prepared, open_split
+from data.errors import DataError
+from data.geometry import BatchGeometry
+from data.image_index import VERSION
+from data.index import PACKED_INDEX, ImageIndex, load_index
+from data.loader import Batch, Loader
+from data.plan import EvalPlan, TrainPlan
+from tests.packing import pack
+from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
+
+CPU = torch.device("cpu")
+BACKENDS = ("torch", "dali")
+
+
+@pytest.fixture(scope="module")
+def packed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs in shards. Tests leave them as they are."""
+    to = tmp_path_factory.mktemp("packed")
+    for split in ("train", "val"):
+        pack(photographs, to, split, shard_size=500_000)
+    return to
+
+
+@pytest.fixture
+def own(packed: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(packed, tmp_path / "set"))
+
+
+def opened(root: Path, split: str = "train") -> ImageIndex:
+    index = load_index(root, split)
+    assert index is not None
+    return index
+
+
+def batches(root: Path, kind: str, split: str = "train", workers: int = 0, steps: range = range(4)) -> list[Batch]:
+    cfg = DataConfig(name="folder", root=str(root), crop=48, resize=54)
+    images = open_split(cfg, split)
+    loader = Loader(build_backend(kind, images.index, cfg, CPU, workers, 16), images.labels, CPU)
+    if split == "val":
+        return list(loader.evaluate(EvalPlan(images.index, cfg), 3, 1, 0))
+    plan = TrainPlan(images.index, 5, cfg, AugmentConfig(mix_group=4), BatchGeometry(10, 4, micro_batch_size=4))
+    return list(loader.train(plan, steps.start, steps.stop))
+
+
+def same(some: list[Batch], others: list[Batch]) -> bool:
+    return all(
+        np.array_equal(a.index, b.index) and torch.equal(a.labels, b.labels) and torch.equal(a.images, b.images)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+# --- the same as from a folder --------------------------------------------------------------------------------------
+
+
+def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
+    folder, shards = opened(photographs), opened(packed)
+    assert shards.shards is not None
+    assert len(shards.shards.sizes) > 1
+    assert shards.fingerprint() == folder.fingerprint()
+    assert (list(shards.paths), shards.classes) == (list(folder.paths), folder.classes)
+    for column in ("targets", "heights", "widths"):
+        assert np.array_equal(getattr(shards, column), getattr(folder, column))
+    assert shards.cmyk == folder.cmyk != frozenset()
+    for i in range(len(folder)):
+        assert shards.read(i) == Path(folder.path(i)).read_bytes() == folder.read(i)
+
+
+def test_shards_are_ordinary_tar_files(photographs: Path, packed: Path, tmp_path: Path) -> None:
+    for shard in sorted((packed / "train").glob("shard-*.tar")):
+        subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
+    subprocess.run(["diff", "-r", photographs / "train", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("kind", "workers"), [("torch", 0), ("torch", 2), ("dali", 2)])
+def test_batches_are_the_folders_bit_by_bit(
+    photographs: Path, packed: Path, kind: str, workers: int, split: str
+) -> None:
+    assert same(batches(packed, kind, split, workers), batches(photographs, kind, split, workers))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_resumed_run_gets_the_same_batches_in_either_layout(photographs: Path, packed: Path, kind: str) -> None:
+    whole = batches(photographs, kind, steps=range(7))
+    assert same(batches(packed, kind, steps=range(5, 7)), whole[-6:])  # 5 is in the middle of the second epoch
+
+
+@pytest.mark.parametrize("layout", ["photographs", "packed"])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_an_epoch_takes_the_same_images_on_any_number_of_processes(
+    request: pytest.FixtureRequest, layout: str, world: int
+) -> None:
+    cfg = DataConfig(name="folder", root=str(request.getfixturevalue(layout)), crop=8)
+    index = open_split(cfg, "train").index
+    plans = [
+        TrainPlan(index, 1, cfg, AugmentConfig(mix_group=1), BatchGeometry(11, 1, world, rank)) for rank in range(world)
+    ]
+    for epoch in range(2):
+        steps = range(epoch * 3, epoch * 3 + 3)
+        taken = [plan.crops(*place).index for step in steps for plan in plans for place in plan.positions(step)]
+        assert np.array_equal(np.concatenate(taken), plans[0].order(epoch)[:33])
+        assert len(set(np.concatenate(taken).tolist())) == 33
+
+
+def test_a_run_from_shards_that_is_resumed_ends_as_one_from_the_folder(small_images: Path, here: Path) -> None:
+    for split in ("train", "val"):
+        pack(small_images, here / "packed", split, shard_size=20_000)
+    common = (*SMALL, *ALL_AUGMENTATION)
+    train_here(*common, f"data.root={small_images}", "name=folder")
+    train_here(*common, "data.root=packed", "name=shards", "max_steps=13")
+    assert checkpoint(here / "outputs/shards")["step_in_epoch"] == 3
+    train_here(*common, "data.root=packed", "name=shards")
+    folder, shards = (checkpoint(here / "outputs" / name) for name in ("folder", "shards"))
+    assert folder["step"] == shards["step"] == 20
+    assert same_tensors(folder["model"], shards["model"])
+
+
+def test_any_file_name_survives_packing(tmp_path: Path) -> None:
+    names = ("two words.png", "müller 猫.png", "x" * 150 + ".png", os.fsdecode(b"caf\xe9.png"), "deep/er/1.png")
+    for name in names:
+        path = tmp_path / "set" / "train" / "class é" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(path)
+    folder = opened(tmp_path / "set")
+    shards = opened(pack(tmp_path / "set", tmp_path / "packed"))
+    assert shards.fingerprint() == folder.fingerprint()
+    assert [shards.read(i) for i in range(5)] == [folder.read(i) for i in range(5)]
+
+
+def test_files_that_are_no_images_mean_the_same_as_in_a_folder(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / "set" / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / "set" / "train" / name)
+    (tmp_path / "set" / "train" / "a" / "1.png").write_text("no image")
+    to = pack(tmp_path / "set", tmp_path / "packed")
+    with pytest.raises(DataError, match=r"train/shard-00000\.tar: a/1\.png is no JPEG or PNG image: mend it"):
+        load_index(to, "train")
+    index = load_index(to, "train", on_bad_image="skip")
+    assert index is not None
+    assert list(index.paths) == ["a/2.png", "b/1.png"]
+
+
+# --- across processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["photographs", "packed"])
+def test_an_index_is_mapped_by_other_processes(request: pytest.FixtureRequest, layout: str) -> None:
+    index = opened(request.getfixturevalue(layout))
+    sent = pickle.dumps(index)
+    assert len(sent) < 1000
+    copy = pickle.loads(sent)
+    assert copy.fingerprint() == index.fingerprint()
+    assert [copy.read(i) for i in range(3)] == [index.read(i) for i in range(3)]
+
+
+def test_an_index_whose_file_was_replaced_is_sent_as_it_is(own: Path) -> None:
+    index = opened(own)
+    index.read(0)
+    write_arrays(own / "train" / PACKED_INDEX, {"version": np.array(VERSION)})
+    copy = pickle.loads(pickle.dumps(index))
+    assert copy.file is None
+    assert (copy.fingerprint(), copy.read(5)) == (index.fingerprint(), index.read(5))
+
+
+def test_an_index_replaced_on_the_way_is_refused(own: Path) -> None:
+    sent = pickle.dumps(opened(own))
+    write_arrays(own / "train" / PACKED_INDEX, {"version": np.array(VERSION)})
+    with pytest.raises(DataError, match="was replaced"):
+        pickle.loads(sent)
+
+
+def test_a_changed_copy_is_not_the_file(packed: Path) -> None:
+    index = opened(packed)
+    changed = replace(index, targets=index.targets[::-1])
+    assert pickle.loads(pickle.dumps(changed)).fingerprint() == changed.fingerprint() != index.fingerprint()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_shards_stay_open_and_are_closed_with_their_index(own: Path) -> None:
+    def open_shards() -> int:
+        places = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        return sum(place.startswith(str(own)) and place.endswith(".tar") for place in places)
+
+    index = opened(own)
+    for i in range(len(index)):
+        index.read(i)
+    assert index.shards is not None
+    assert open_shards() == len(index.shards.sizes)
+    del index
+    assert open_shards() == 0
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def cut_short(folder: Path) -> None:
+    os.truncate(folder / "shard-00001.tar", 100_000)
+
+
+def missing(folder: Path) -> None:
+    (folder / "shard-00001.tar").unlink()
+
+
+def longer(folder: Path) -> None:
+    with open(folder / "shard-00001.tar", "ab") as file:
+        file.write(bytes(512))
+
+
+def other_version(folder: Path) -> None:
+    arrays = ArrayFile(folder / PACKED_INDEX).arrays
+    write_arrays(folder / PACKED_INDEX, arrays | {"version": np.array(VERSION + 1)})
+
+
+def damaged_index(folder: Path) -> None:
+    content = bytearray((folder / PACKED_INDEX).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / PACKED_INDEX).write_bytes(content)
+
+
+def without_index(folder: Path) -> None:
+    (folder / PACKED_INDEX).unlink()
+
+
+REFUSALS = {
+    cut_short: r"shard-00001\.tar is cut short, 100000 of \d+ bytes",
+    missing: r"shard-00001\.tar cannot be read \(No such file",
+    longer: r"shard-00001\.tar is not the one indexed",
+    other_version: r"index\.npz is of another version of this project: .* scripts/prepare_imagenet\.py --folder",
+    damaged_index: r"index\.npz is damaged .* scripts/prepare_imagenet\.py --folder",
+    without_index: r"holds shards but no index\.npz: .* scripts/prepare_imagenet\.py",
+}
+
+
+@pytest.mark.parametrize("damage", REFUSALS, ids=lambda damage: damage.__name__)
+def test_damage_is_refused_at_the_start(own: Path, damage: Callable[[Path], None]) -> None:
+    damage(own / "train")
+    with pytest.raises(DataError, match=REFUSALS[damage]) as caught:
+        load_index(own, "train")
+    assert str(own / "train") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_packed_set_is_prepared(own: Path, tmp_path: Path) -> None:
+    cfg = DataConfig(name="folder", root=str(own))
+    assert is_prepared(cfg, ["train", "val"])
+    assert is_prepared(replace(cfg, index_dir=str(tmp_path / "unused")), ["train", "val"])
+    assert not (tmp_path / "unused").exists()
+
+
+def overwritten(index: ImageIndex, i: int) -> None:
+    """Damage one image after the start, without a change of the shard's size."""
+    assert index.shards is not None
+    with open(index.shards.path_of(i), "r+b") as file:
+        file.seek(int(index.shards.offsets[i]) + 400)
+        file.write(bytes(int(index.shards.lengths[i]) - 400))
+
+
+def shortened(index: ImageIndex, i: int) -> None:
+    assert index.shards is not None
+    os.truncate(index.shards.path_of(i), int(index.shards.offsets[i]) + 1000)
+
+
+@pytest.mark.parametrize("damage", [overwritten, shortened])
+@pytest.mark.parametrize(("kind", "workers"), [("torch", 0), ("torch", 1), ("dali", 2)])
+def test_an_image_damaged_in_the_middle_of_an_epoch_is_named(
+    own: Path, kind: str, workers: int, damage: Callable[[ImageIndex, int], None]
+) -> None:
+    cfg = DataConfig(name="folder", root=str(own), crop=48, resize=54)
+    index = opened(own)
+    (i,) = (row for row, path in enumerate(index.paths) if path == "coffee/progressive.JPG")
+    damage(index, i)
+    plan, backend = EvalPlan(index, cfg), build_backend(kind, index, cfg, CPU, workers, 4)
+    first = i if damage is overwritten else i - 1
+    with pytest.raises(DataError) as caught:
+        list(backend.batches(iter([plan.crops(range(first - 1, i + 1))])))
+    reason = "the shard has been cut short" if damage is shortened else ""
+    assert f"{index.name(i)} cannot be decoded ({reason}" in str(caught.value)
+    assert str(index.name(i)).endswith(".tar: coffee/progressive.JPG")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_an_error_of_the_disk_is_named(packed: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = DataConfig(name="folder", root=str(packed), crop=48, resize=54)
+    index = opened(packed)
+    assert index.shards is not None
+    bad, read = int(index.shards.offsets[2]), os.pread
+
+    def failing(descriptor: int, length: int, offset: int) -> bytes:
+        if offset == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr("data.shards.os.pread", failing)
+    backend = build_backend(kind, index, cfg, CPU, 0, 4)
+    stream = backend.batches(iter([EvalPlan(index, cfg).crops(range(n, n + 2)) for n in (0, 2)]))
+    with pytest.raises(DataError, match=r"shard-00000\.tar: .*cannot be decoded \(Input/output error\)"):
+        list(stream)
