@@ -9,6 +9,7 @@ from data.geometry import BatchGeometry
 from data.labels import refuse_different_classes
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
+from data.policies import policies
 
 __all__ = [
     "AugmentConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "build_backend",
     "is_prepared",
     "open_split",
+    "policies",
     "refuse_different_classes",
     "resolve_backend",
     "soft_cross_entropy",

@@ -41,7 +41,8 @@ class AugmentConfig:
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # area of the random crop, share of the image
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # aspect ratio of the random crop
     hflip: float = 0.5  # probability of a horizontal flip
-    auto: str | None = None  # automatic augmentation policy; none is available yet
+    auto: str | None = None  # policy of automatic augmentation: timm's rand-m9-mstd0.5-inc1 and the like, trivial, 3a
+    color_jitter: float = 0.0  # most that brightness, contrast and saturation change; only without auto, or with 3a
     mixup: float = 0.0  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution, 0 = off
     mix_prob: float = 1.0  # probability that a group is mixed at all

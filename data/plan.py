@@ -5,7 +5,7 @@ backends and the device augmentation only carry it out.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_re
 from data.draws import Stream, generator_at, raw_words, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
+from data.policies import AutoDraws, policies
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DeviceDraws:
 
     erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
     mix: list[Mix]
+    auto: AutoDraws | None = None
 
 
 class TrainPlan:
@@ -46,6 +48,9 @@ class TrainPlan:
         data: crop size.
         augment: what is drawn.
         geometry: the cut of the global batch.
+
+    Raises:
+        DataError: if ``augment.auto`` is no policy.
     """
 
     def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
@@ -54,6 +59,7 @@ class TrainPlan:
         self.side = data.crop
         self.augment = augment
         self.geometry = geometry
+        self.policies = policies(augment.auto, augment.color_jitter, data.crop)
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
@@ -100,7 +106,15 @@ class TrainPlan:
         if self.augment.mixup > 0 or self.augment.cutmix > 0:
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
-        return DeviceDraws(erase, mix)
+        return DeviceDraws(erase, mix, self._auto(epoch, positions))
+
+    def _auto(self, epoch: int, positions: range) -> AutoDraws | None:
+        if not self.policies:
+            return None
+        ends = np.cumsum([policy.uniforms for policy in self.policies])
+        u = uniforms(self.seed, epoch, Stream.AUTO, positions.start, len(positions), ends[-1])
+        first, *others = (p.draw(part) for p, part in zip(self.policies, np.split(u, ends[:-1], axis=1), strict=True))
+        return reduce(AutoDraws.then, others, first)
 
     def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
         """One group's draw, distributed as timm's Mixup in batch mode."""

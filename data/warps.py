@@ -1,0 +1,124 @@
+"""Pillow's affine transformations of uint8 batches, each image with an argument of its own.
+
+On CPU and GPU, and there without waiting. Images are ``(n, 3, height, width)``, arguments ``(n,)`` float64, ``fill`` a
+colour ``(1, 3, 1, 1)`` for what comes from outside, and ``cubic`` says whether to interpolate bicubically (Pillow's
+transforms have a = -1), else bilinearly. Source: ``Geometry.c`` of Pillow 12.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.image_ops import choose, to_uint8
+
+TAPS = 4
+# Pillow cuts fractions off. Its own sums of what is of one colour are exact; ours are a little off, to either side.
+GUARD = 1e-3
+
+
+def shear_x(images: Tensor, factors: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """Move rows by ``factor`` pixels for each row."""
+    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 2), 3, fill, cubic)
+
+
+def shear_y(images: Tensor, factors: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """Move columns by ``factor`` pixels for each column."""
+    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 3), 2, fill, cubic)
+
+
+def translate_x(images: Tensor, shares: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """Move the image to the left, by a share of its width."""
+    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[3], 3, fill, cubic)
+
+
+def translate_y(images: Tensor, shares: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """Move the image up, by a share of its height."""
+    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[2], 2, fill, cubic)
+
+
+def _centres(images: Tensor, dim: int) -> Tensor:
+    """Centres of the pixels along a dimension, float64, to broadcast over images."""
+    shape = [1, 1, 1, 1]
+    shape[dim] = -1
+    return (torch.arange(images.shape[dim], device=images.device, dtype=torch.float64) + 0.5).view(shape)
+
+
+def _shift(images: Tensor, shifts: Tensor, dim: int, fill: Tensor, cubic: bool) -> Tensor:
+    """Shift whole rows (``dim`` 3) or columns (``dim`` 2), each by its number of pixels, float64.
+
+    All pixels of a line have the same weights, and its taps are the line itself, moved by whole pixels.
+    """
+    size = images.shape[dim]
+    whole = shifts.floor()
+    weights = _weights(shifts - whole, cubic)
+    shape = [1, 1, 1, 1]
+    shape[dim] = -1
+    taps = torch.arange(-1, size + TAPS - 2, device=images.device).view(shape)
+    places = (taps + whole.long()).clamp_(0, size - 1)
+    sizes = [*images.shape]
+    sizes[dim] = size + TAPS - 1
+    lines = images.gather(dim, places.expand(sizes)).float()
+    moved = _weighted([lines.narrow(dim, tap, size) for tap in range(TAPS)], weights)
+    where = _centres(images, dim).float() + shifts.float()
+    return choose((where >= 0) & (where < size), _cut(moved), fill)
+
+
+def rotate(images: Tensor, degrees: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """Rotate around the centre, counter-clockwise."""
+    height, width = images.shape[2:]
+    angle = -degrees.double().view(-1, 1, 1) * (math.pi / 180)
+    cos, sin = angle.cos().float(), angle.sin().float()
+    x = torch.arange(width, device=images.device) + (0.5 - width / 2)
+    y = (torch.arange(height, device=images.device) + (0.5 - height / 2)).unsqueeze(1)
+    from_x = cos * x + sin * y + width / 2
+    from_y = -sin * x + cos * y + height / 2
+    return _sample(images, from_x, from_y, fill, cubic)
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+    """The images at these places, ``(n, height, width)`` in pixels."""
+    n, channels, height, width = images.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = x - 0.5, y - 0.5
+    left, top = x.floor(), y.floor()
+    by_column = [weight.flatten() for weight in _weights(x.sub_(left), cubic)]
+    by_row = [weight.flatten() for weight in _weights(y.sub_(top), cubic)]
+
+    # With their borders repeated, the images of a channel lie one after the other in one row: from where the first tap
+    # lies, the others are the same number of pixels away everywhere.
+    high, wide = height + 4, width + 4
+    rows = F.pad(images.transpose(0, 1).float(), (2, 2, 2, 2), mode="replicate").view(channels, -1)
+    image = torch.arange(0, n * high, high, device=images.device, dtype=torch.int32).view(n, 1, 1)
+    first = (image + top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
+    first = first.flatten()
+    moved = torch.empty_like(images)
+    for channel, row in enumerate(rows):
+        total = torch.zeros(len(first), device=images.device)
+        for down in range(TAPS):
+            taps = [row[down * wide + right :].index_select(0, first) for right in range(TAPS)]
+            total.addcmul_(_weighted(taps, by_column), by_row[down])
+        moved[:, channel] = _cut(total).view(n, height, width)
+    return choose(inside.unsqueeze(1), moved, fill)
+
+
+def _weighted(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
+    total = taps[0] * weights[0]
+    for tap, weight in zip(taps[1:], weights[1:], strict=True):
+        total.addcmul_(tap, weight)
+    return total
+
+
+def _weights(d: Tensor, cubic: bool) -> list[Tensor]:
+    """Weights of the four pixels around a place a share ``d`` beyond the second, float32.
+
+    Bilinear interpolation is the same with a = 0: the outer two weigh nothing.
+    """
+    d = d.float()
+    e, a = 1 - d, float(cubic)
+    return [-a * d * e * e, e * (1 + a * d * e), d * (1 + a * d * e), -a * d * d * e]
+
+
+def _cut(values: Tensor) -> Tensor:
+    return to_uint8(values.add_(GUARD).clamp_(0, 255))
