@@ -15,7 +15,7 @@ from data.index import ImageIndex, synthetic_index
 from data.plan import EvalPlan, Mix, TrainPlan
 
 SIDE = 64
-ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25)
+ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25, auto="3a", color_jitter=0.3)
 COUNTS = (1, 2, 3, 4, 8)  # processes
 
 
@@ -51,8 +51,8 @@ def global_batch(step: int, world: int = 1, micro: int | None = None, **options)
         plan = make_plan(world=world, rank=rank, micro=micro, **options)
         for epoch, positions in plan.positions(step):
             crops, draws = plan.crops(epoch, positions), plan.device_draws(epoch, positions)
-            assert draws.erase is not None
-            rows.append(np.column_stack([columns(crops), draws.erase]))
+            assert draws.erase is not None and draws.auto is not None
+            rows.append(np.column_stack([columns(crops), draws.erase, draws.auto.ops, draws.auto.args]))
             shift = [range(done + mix.rows.start, done + mix.rows.stop) for mix in draws.mix]
             mixes += [replace(mix, rows=rows) for mix, rows in zip(draws.mix, shift, strict=True)]
             done += len(positions)
@@ -115,6 +115,7 @@ def test_any_step_can_be_asked_for_at_once() -> None:
             assert np.array_equal(columns(walked.crops(*place)), columns(fresh.crops(*place)))
             ours, theirs = walked.device_draws(*place), fresh.device_draws(*place)
             assert np.array_equal(ours.erase, theirs.erase)
+            assert np.array_equal(ours.auto.args, theirs.auto.args)
             assert ours.mix == theirs.mix
 
 
