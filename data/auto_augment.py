@@ -33,8 +33,8 @@ MOVING: dict[Op, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
     Op.TRANSLATE_X: warps.translate_x,
     Op.TRANSLATE_Y: warps.translate_y,
 }
-# Images at a time: on a CPU what is in its caches, on a GPU what fits beside a model.
-AT_ONCE = {"cpu": 2, "cuda": 32}
+# Images at a time: on a CPU what its caches hold, on a GPU what fits beside a model.
+AT_ONCE = {"cpu": 1, "cuda": 32}
 
 
 def carry_out(images: Tensor, draws: AutoDraws, fill: Tensor, cubic: bool) -> Tensor:

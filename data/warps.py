@@ -6,6 +6,7 @@ transforms have a = -1), else bilinearly. Source: ``Geometry.c`` of Pillow 12.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ def _shift(images: Tensor, shifts: Tensor, dim: int, fill: Tensor, cubic: bool) 
     sizes = [*images.shape]
     sizes[dim] = size + TAPS - 1
     lines = images.gather(dim, places.expand(sizes)).float()
-    moved = _weighted([lines.narrow(dim, tap, size) for tap in range(TAPS)], weights)
+    moved = _weighted((lines.narrow(dim, tap, size) for tap in range(TAPS)), weights)
     where = _centres(images, dim).float() + shifts.float()
     return choose((where >= 0) & (where < size), _cut(moved), fill)
 
@@ -83,30 +84,29 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, fill: Tensor, cubic: bool) -> 
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = x.floor(), y.floor()
-    by_column = [weight.flatten() for weight in _weights(x.sub_(left), cubic)]
-    by_row = [weight.flatten() for weight in _weights(y.sub_(top), cubic)]
+    by_column = _weights((x - left).unsqueeze(1), cubic)
+    by_row = _weights((y - top).unsqueeze(1), cubic)
 
-    # With their borders repeated, the images of a channel lie one after the other in one row: from where the first tap
+    # With their borders repeated, all channels of all images lie one after the other in one row: from where the first tap
     # lies, the others are the same number of pixels away everywhere.
     high, wide = height + 4, width + 4
-    rows = F.pad(images.transpose(0, 1).float(), (2, 2, 2, 2), mode="replicate").view(channels, -1)
-    image = torch.arange(0, n * high, high, device=images.device, dtype=torch.int32).view(n, 1, 1)
-    first = (image + top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
-    first = first.flatten()
-    moved = torch.empty_like(images)
-    for channel, row in enumerate(rows):
-        total = torch.zeros(len(first), device=images.device)
-        for down in range(TAPS):
-            taps = [row[down * wide + right :].index_select(0, first) for right in range(TAPS)]
-            total.addcmul_(_weighted(taps, by_column), by_row[down])
-        moved[:, channel] = _cut(total).view(n, height, width)
-    return choose(inside.unsqueeze(1), moved, fill)
+    row = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").flatten()
+    first = (top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
+    start = torch.arange(0, len(row), high * wide, device=images.device, dtype=torch.int32)
+    first = (first.unsqueeze(1) + start.view(n, channels, 1, 1)).flatten()
+    moved = torch.zeros(images.shape, device=images.device)
+    for down in range(TAPS):
+        taps = (row[down * wide + right :].index_select(0, first).view_as(images) for right in range(TAPS))
+        moved.addcmul_(_weighted(taps, by_column), by_row[down])
+    return choose(inside.unsqueeze(1), _cut(moved), fill)
 
 
-def _weighted(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
-    total = taps[0] * weights[0]
-    for tap, weight in zip(taps[1:], weights[1:], strict=True):
-        total.addcmul_(tap, weight)
+def _weighted(taps: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
+    """The weighted sum; taps are wanted one at a time, so that few of them fill the caches."""
+    total: Tensor | None = None
+    for tap, weight in zip(taps, weights, strict=True):
+        total = tap * weight if total is None else total.addcmul_(tap, weight)
+    assert total is not None
     return total
 
 
