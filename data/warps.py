@@ -87,8 +87,8 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, fill: Tensor, cubic: bool) -> 
     by_column = _weights((x - left).unsqueeze(1), cubic)
     by_row = _weights((y - top).unsqueeze(1), cubic)
 
-    # With their borders repeated, all channels of all images lie one after the other in one row: from where the first tap
-    # lies, the others are the same number of pixels away everywhere.
+    # With their borders repeated, all channels of all images lie one after the other in one row: from where the first
+    # tap lies, the others are the same number of pixels away everywhere.
     high, wide = height + 4, width + 4
     row = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").flatten()
     first = (top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
