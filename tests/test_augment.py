@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
@@ -12,7 +13,10 @@ from data.augment import DeviceAugment, soft_cross_entropy
 from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
 from data.index import synthetic_index
+from data.levels import Op
 from data.plan import DeviceDraws, Mix, TrainPlan
+from data.policies import AutoDraws
+from tests.pictures import FILL, as_batch, difference, pictures
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLASSES, SIDE = 10, 32
@@ -78,6 +82,24 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAug
     assert noise.std().item() == pytest.approx(1, abs=5 / len(noise) ** 0.5)
     assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
     assert len(noise.unique()) > 0.99 * len(noise)  # each pixel and channel its own
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(interpolation: str) -> None:
+    photographs = pictures(64)
+    n = len(photographs)
+    expected = [
+        image.rotate(20, resample=Image.Resampling[interpolation.upper()], fillcolor=FILL) for image in photographs
+    ]
+    augment = DeviceAugment(MEAN, STD, CLASSES, interpolation=interpolation)
+    turned = AutoDraws(np.full((n, 1), Op.ROTATE, dtype=np.int8), np.full((n, 1), 20.0))
+    images, labels = as_batch(photographs), torch.zeros(n, dtype=torch.int64)
+    boxes = np.tile(np.array([0, 0, 8, 8], dtype=np.int32), (n, 1))
+    out, _ = augment(images, labels, DeviceDraws(boxes, [], turned))
+    corner, pixels = out[:, :, :8, :8], augment.denormalise(out)
+    assert corner.std().item() == pytest.approx(1, abs=0.1)  # erased last, with noise of deviation 1
+    pixels[:, :, :8, :8] = as_batch(expected)[:, :, :8, :8]
+    assert difference(pixels, expected).max() < 0.1
 
 
 def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:

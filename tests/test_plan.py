@@ -163,6 +163,16 @@ def test_as_many_images_are_flipped_and_erased_as_asked_for(probability: float) 
         assert (erase[:, 2] > 0).mean() == pytest.approx(probability, abs=0.03)
 
 
+def test_what_happens_to_an_image_has_nothing_to_do_with_its_flip_and_erasing() -> None:
+    plan = make_plan(count=20_000, augment=AugmentConfig(auto="rand-m9-inc1", erase=0.5), batch=20_000)
+    draws = plan.device_draws(0, range(20_000))
+    assert draws.auto is not None and draws.erase is not None
+    for other in (plan.crops(0, range(20_000)).flip, draws.erase[:, 2] > 0):
+        for layer in draws.auto.ops.T:
+            table = [np.bincount(layer[other == yes])[np.unique(layer)] for yes in (False, True)]
+            assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
 def test_crop_scale_and_ratio_are_those_asked_for() -> None:
     plan = make_plan(augment=AugmentConfig(scale=[1.0, 1.0], ratio=[0.01, 100.0]))
     crops = plan.crops(0, range(228))
