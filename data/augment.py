@@ -20,23 +20,14 @@ class DeviceAugment(nn.Module):
         std: per channel, in [0, 1].
         num_classes: width of the targets.
         smoothing: label smoothing.
-        interpolation: of rotations and the like, bicubic or bilinear.
     """
 
     mean: Tensor
     std: Tensor
     fill: Tensor
 
-    def __init__(
-        self,
-        mean: list[float],
-        std: list[float],
-        num_classes: int,
-        smoothing: float = 0.0,
-        interpolation: str = "bicubic",
-    ):
+    def __init__(self, mean: list[float], std: list[float], num_classes: int, smoothing: float = 0.0):
         super().__init__()
-        self.cubic = interpolation == "bicubic"
         self.num_classes = num_classes
         self.smoothing = smoothing
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
@@ -57,7 +48,7 @@ class DeviceAugment(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, draws: DeviceDraws) -> tuple[Tensor, Tensor]:
         """uint8 ``(n, 3, side, side)`` and labels ``(n,)`` to float32 images and targets ``(n, num_classes)``."""
         if draws.auto is not None:
-            images = carry_out(images, draws.auto, self.fill, self.cubic)
+            images = carry_out(images, draws.auto, draws.cubic, self.fill)
         images = self.normalise(images)
         if draws.erase is not None:
             self._erase(images, draws.erase)

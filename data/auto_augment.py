@@ -26,7 +26,7 @@ GRADED: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
     Op.SHARPNESS: image_ops.sharpness,
     Op.BLUR: image_ops.gaussian_blur,
 }
-MOVING: dict[Op, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
+MOVING: dict[Op, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     Op.ROTATE: warps.rotate,
     Op.SHEAR_X: warps.shear_x,
     Op.SHEAR_Y: warps.shear_y,
@@ -37,7 +37,7 @@ MOVING: dict[Op, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
 AT_ONCE = {"cpu": 1, "cuda": 32}
 
 
-def carry_out(images: Tensor, draws: AutoDraws, fill: Tensor, cubic: bool) -> Tensor:
+def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None, fill: Tensor) -> Tensor:
     """What the draws make of the images.
 
     Each layer of operations sorts the batch by operation, so that each has its images side by side. All that a device
@@ -46,18 +46,19 @@ def carry_out(images: Tensor, draws: AutoDraws, fill: Tensor, cubic: bool) -> Te
     Args:
         images: uint8 ``(n, 3, height, width)``; stays as it is.
         draws: of these images.
+        cubic: whether movements interpolate bicubically, else bilinearly, ``(n, layers)``; None: all.
         fill: colour of what comes from outside, uint8 ``(1, 3, 1, 1)``.
-        cubic: whether movements interpolate bicubically, else bilinearly.
     """
     orders = np.argsort(draws.ops, axis=0, kind="stable").T  # of each layer: which image stands where
     places = np.argsort(orders, axis=1)  # and where each image stands
     moves = [orders[0], *(before[order] for before, order in zip(places[:-1], orders[1:], strict=True)), places[-1]]
     on_device = _send(np.stack(moves), images.device)
-    args = _send(np.take_along_axis(draws.args.T, orders, axis=1), images.device)
+    numbers = np.stack([draws.args.T, np.ones(orders.shape) if cubic is None else cubic.T])
+    args, cubics = _send(np.take_along_axis(numbers, orders[None], axis=2), images.device)
     for layer, order in enumerate(orders):
         images = images.index_select(0, on_device[layer])
         for op, rows in _runs(draws.ops[order, layer], AT_ONCE[images.device.type]):
-            images[rows] = _operate(op, images[rows], args[layer, rows], fill, cubic)
+            images[rows] = _operate(op, images[rows], args[layer, rows], cubics[layer, rows], fill)
     return images.index_select(0, on_device[-1])
 
 
@@ -71,12 +72,12 @@ def _runs(ops: NDArray[np.int8], at_once: int) -> list[tuple[Op, slice]]:
     return runs
 
 
-def _operate(op: Op, images: Tensor, args: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def _operate(op: Op, images: Tensor, args: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     if op in PLAIN:
         return PLAIN[op](images)
     if op in GRADED:
         return GRADED[op](images, args)
-    return MOVING[op](images, args, fill, cubic)
+    return MOVING[op](images, args, cubic, fill)
 
 
 def _send(array: NDArray, device: torch.device) -> Tensor:

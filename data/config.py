@@ -22,7 +22,7 @@ class DataConfig:
     crop: int = 224  # side of the images the model sees
     crop_ratio: float = 0.875  # evaluation sees this share of the shorter side, through a crop at the centre
     resize: int | None = None  # shorter side before that crop; null: crop / crop_ratio
-    interpolation: str = "bicubic"  # bicubic | bilinear, always with antialiasing
+    interpolation: str = "bicubic"  # bicubic | bilinear, with antialiasing | random: either, in training
     index_dir: str | None = None  # where the index lies; null: in root if writable, else in the user's cache
     on_bad_image: str = "error"  # error | skip
     synthetic_images: int = 10240  # training images of data=synthetic; a fortieth as many are evaluated

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     MIX = 3
     ERASE = 4
     AUTO = 5  # automatic augmentation (RandAugment and its relatives)
+    INTERPOLATION = 6
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:

@@ -37,6 +37,7 @@ class DeviceDraws:
     erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
     mix: list[Mix]
     auto: AutoDraws | None = None
+    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether movements are interpolated bicubically
 
 
 class TrainPlan:
@@ -45,7 +46,7 @@ class TrainPlan:
     Args:
         index: the training images.
         seed: the run's seed.
-        data: crop size.
+        data: crop size, interpolation.
         augment: what is drawn.
         geometry: the cut of the global batch.
 
@@ -57,6 +58,7 @@ class TrainPlan:
         self.index = index
         self.seed = seed
         self.side = data.crop
+        self.interpolation = data.interpolation
         self.augment = augment
         self.geometry = geometry
         self.policies = policies(augment.auto, augment.color_jitter, data.crop)
@@ -94,7 +96,15 @@ class TrainPlan:
         box = random_resized_boxes(u, height, width, (scale[0], scale[1]), (ratio[0], ratio[1]))
         flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < augment.hflip
         size = np.full((n, 2), self.side, dtype=np.int32)
-        return Crops(index=index, box=box, size=size, window=np.zeros((n, 2), dtype=np.int32), flip=flip)
+        window, cubic = np.zeros((n, 2), dtype=np.int32), self._cubic(epoch, positions)[:, 0]
+        return Crops(index=index, box=box, size=size, window=window, flip=flip, cubic=cubic)
+
+    def _cubic(self, epoch: int, positions: range) -> NDArray[np.bool_]:
+        """What is interpolated bicubically, else bilinearly: ``(n, 1 + layers)``, the resizing before all others."""
+        shape = len(positions), 1 + sum(policy.layers for policy in self.policies)
+        if self.interpolation != "random":
+            return np.full(shape, self.interpolation == "bicubic")
+        return uniforms(self.seed, epoch, Stream.INTERPOLATION, positions.start, *shape) < 0.5
 
     def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
         """What the device augmentation does to the batch at these positions."""
@@ -106,7 +116,8 @@ class TrainPlan:
         if self.augment.mixup > 0 or self.augment.cutmix > 0:
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
-        return DeviceDraws(erase, mix, self._auto(epoch, positions))
+        auto = self._auto(epoch, positions)
+        return DeviceDraws(erase, mix, auto, None if auto is None else self._cubic(epoch, positions)[:, 1:])
 
     def _auto(self, epoch: int, positions: range) -> AutoDraws | None:
         if not self.policies:
@@ -141,7 +152,7 @@ class EvalPlan:
 
     Args:
         index: the images.
-        data: sizes.
+        data: sizes, interpolation; bicubic where that is random in training.
     """
 
     def __init__(self, index: ImageIndex, data: DataConfig):
@@ -152,4 +163,5 @@ class EvalPlan:
         """The crops of the images ``rows`` of the index."""
         index = np.arange(rows.start, rows.stop)
         height, width = self.index.heights[index], self.index.widths[index]
-        return centre_crops(index, height, width, evaluation_side(self.data), self.data.crop)
+        side = evaluation_side(self.data)
+        return centre_crops(index, height, width, side, self.data.crop, self.data.interpolation != "bilinear")

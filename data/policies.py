@@ -37,7 +37,8 @@ class AutoDraws:
 class Policy(Protocol):
     """Draws operations."""
 
-    uniforms: int  # random numbers that an image needs
+    layers: int  # operations of an image
+    uniforms: int  # random numbers that it needs
 
     def draw(self, u: Floats) -> AutoDraws:
         """Operations of n images, from uniforms ``(n, self.uniforms)``."""
@@ -180,6 +181,7 @@ class Trivial:
         side: of the images in pixels; movements are of up to 32 pixels.
     """
 
+    layers = 1
     uniforms = 3
     STRENGTHS = 31
 
@@ -219,6 +221,7 @@ class Jitter:
         strength: factors are uniform in 1 ± this, and not below 0.
     """
 
+    layers = 3
     uniforms = 6
 
     def __init__(self, strength: float):

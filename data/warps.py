@@ -1,8 +1,8 @@
 """Pillow's affine transformations of uint8 batches, each image with an argument of its own.
 
-On CPU and GPU, and there without waiting. Images are ``(n, 3, height, width)``, arguments ``(n,)`` float64, ``fill`` a
-colour ``(1, 3, 1, 1)`` for what comes from outside, and ``cubic`` says whether to interpolate bicubically (Pillow's
-transforms have a = -1), else bilinearly. Source: ``Geometry.c`` of Pillow 12.
+On CPU and GPU, and there without waiting. Images are ``(n, 3, height, width)``, arguments ``(n,)`` float64, ``cubic``
+``(n,)`` is 1 for bicubic interpolation (Pillow's transforms have a = -1) and 0 for bilinear, and ``fill`` is a colour
+``(1, 3, 1, 1)`` for what comes from outside. Source: ``Geometry.c`` of Pillow 12.
 """
 
 import math
@@ -12,31 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.image_ops import choose, to_uint8
+from data.image_ops import choose, column, to_uint8
 
 TAPS = 4
 # Pillow cuts fractions off. Its own sums of what is of one colour are exact; ours are a little off, to either side.
 GUARD = 1e-3
 
 
-def shear_x(images: Tensor, factors: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def shear_x(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """Move rows by ``factor`` pixels for each row."""
-    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 2), 3, fill, cubic)
+    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 2), 3, cubic, fill)
 
 
-def shear_y(images: Tensor, factors: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def shear_y(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """Move columns by ``factor`` pixels for each column."""
-    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 3), 2, fill, cubic)
+    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 3), 2, cubic, fill)
 
 
-def translate_x(images: Tensor, shares: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def translate_x(images: Tensor, shares: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """Move the image to the left, by a share of its width."""
-    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[3], 3, fill, cubic)
+    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[3], 3, cubic, fill)
 
 
-def translate_y(images: Tensor, shares: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def translate_y(images: Tensor, shares: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """Move the image up, by a share of its height."""
-    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[2], 2, fill, cubic)
+    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[2], 2, cubic, fill)
 
 
 def _centres(images: Tensor, dim: int) -> Tensor:
@@ -46,7 +46,7 @@ def _centres(images: Tensor, dim: int) -> Tensor:
     return (torch.arange(images.shape[dim], device=images.device, dtype=torch.float64) + 0.5).view(shape)
 
 
-def _shift(images: Tensor, shifts: Tensor, dim: int, fill: Tensor, cubic: bool) -> Tensor:
+def _shift(images: Tensor, shifts: Tensor, dim: int, cubic: Tensor, fill: Tensor) -> Tensor:
     """Shift whole rows (``dim`` 3) or columns (``dim`` 2), each by its number of pixels, float64.
 
     All pixels of a line have the same weights, and its taps are the line itself, moved by whole pixels.
@@ -66,7 +66,7 @@ def _shift(images: Tensor, shifts: Tensor, dim: int, fill: Tensor, cubic: bool) 
     return choose((where >= 0) & (where < size), _cut(moved), fill)
 
 
-def rotate(images: Tensor, degrees: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """Rotate around the centre, counter-clockwise."""
     height, width = images.shape[2:]
     angle = -degrees.double().view(-1, 1, 1) * (math.pi / 180)
@@ -75,10 +75,10 @@ def rotate(images: Tensor, degrees: Tensor, fill: Tensor, cubic: bool) -> Tensor
     y = (torch.arange(height, device=images.device) + (0.5 - height / 2)).unsqueeze(1)
     from_x = cos * x + sin * y + width / 2
     from_y = -sin * x + cos * y + height / 2
-    return _sample(images, from_x, from_y, fill, cubic)
+    return _sample(images, from_x, from_y, cubic, fill)
 
 
-def _sample(images: Tensor, x: Tensor, y: Tensor, fill: Tensor, cubic: bool) -> Tensor:
+def _sample(images: Tensor, x: Tensor, y: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
     """The images at these places, ``(n, height, width)`` in pixels."""
     n, channels, height, width = images.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -110,13 +110,13 @@ def _weighted(taps: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
     return total
 
 
-def _weights(d: Tensor, cubic: bool) -> list[Tensor]:
-    """Weights of the four pixels around a place a share ``d`` beyond the second, float32.
+def _weights(d: Tensor, cubic: Tensor) -> list[Tensor]:
+    """Weights of the four pixels around places a share ``d`` beyond the second, ``(n, 1, …, …)``; float32.
 
     Bilinear interpolation is the same with a = 0: the outer two weigh nothing.
     """
     d = d.float()
-    e, a = 1 - d, float(cubic)
+    e, a = 1 - d, column(cubic, torch.float32)
     return [-a * d * e * e, e * (1 + a * d * e), d * (1 + a * d * e), -a * d * d * e]
 
 

@@ -22,7 +22,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "amp": ("bf16", "fp16", "fp32"),
     "data.backend": ("auto", "dali", "torch"),
-    "data.interpolation": ("bicubic", "bilinear"),
+    "data.interpolation": ("bicubic", "bilinear", "random"),
     "data.on_bad_image": ("error", "skip"),
     "eval.weights": ("ema", "raw"),
     "optim.clip_mode": ("norm", "value", "agc"),

@@ -201,8 +201,7 @@ def _new_stepper(
     steps = cfg.epochs * steps_per_epoch
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, steps_per_epoch)
-    smoothing, interpolation = cfg.augment.smoothing, cfg.data.interpolation
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, smoothing, interpolation).to(device)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes, cfg.augment.smoothing).to(device)
     return Stepper(model, optimizer, schedule, augment, cfg, world, device)
 
 

@@ -130,7 +130,7 @@ def main() -> None:
     fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
 
     def ours(draws: AutoDraws) -> Tensor:
-        return carry_out(batch, draws, fill, cubic=True)
+        return carry_out(batch, draws, None, fill)
 
     print(f"{n} images of {args.side} px, {torch.get_num_threads()} threads, {device}; ms an image")
     print(f"{'operation':22} {'ours':>8} {'timm':>8} {'timm / ours':>12} {'apart':>8}")

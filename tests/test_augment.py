@@ -91,11 +91,12 @@ def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(inte
     expected = [
         image.rotate(20, resample=Image.Resampling[interpolation.upper()], fillcolor=FILL) for image in photographs
     ]
-    augment = DeviceAugment(MEAN, STD, CLASSES, interpolation=interpolation)
+    augment = DeviceAugment(MEAN, STD, CLASSES)
     turned = AutoDraws(np.full((n, 1), Op.ROTATE, dtype=np.int8), np.full((n, 1), 20.0))
     images, labels = as_batch(photographs), torch.zeros(n, dtype=torch.int64)
     boxes = np.tile(np.array([0, 0, 8, 8], dtype=np.int32), (n, 1))
-    out, _ = augment(images, labels, DeviceDraws(boxes, [], turned))
+    cubic = np.full((n, 1), interpolation == "bicubic")
+    out, _ = augment(images, labels, DeviceDraws(boxes, [], turned, cubic))
     corner, pixels = out[:, :, :8, :8], augment.denormalise(out)
     assert corner.std().item() == pytest.approx(1, abs=0.1)  # erased last, with noise of deviation 1
     pixels[:, :, :8, :8] = as_batch(expected)[:, :, :8, :8]

@@ -30,8 +30,9 @@ def images() -> list[Image.Image]:
 
 
 def done(batch: Tensor, draws: AutoDraws, cubic: bool = True) -> Tensor:
+    everywhere = np.full(draws.ops.shape, cubic)
     fill = torch.tensor(FILL, dtype=torch.uint8, device=batch.device).view(1, 3, 1, 1)
-    return carry_out(batch, draws, fill, cubic)
+    return carry_out(batch, draws, everywhere, fill)
 
 
 def the_same(op: Op, arg: float, count: int) -> AutoDraws:
@@ -97,10 +98,10 @@ def test_a_gpu_makes_the_same_pixels_without_waiting(images) -> None:
     (policy,) = policies("rand-m9-mstd0.5-inc1", 0.0, SIDE)
     draws = policy.draw(uniforms(1, 0, Stream.AUTO, 0, len(batch), policy.uniforms))
     there, fill = batch.cuda(), torch.tensor(FILL, dtype=torch.uint8, device="cuda").view(1, 3, 1, 1)
-    carry_out(there, draws, fill, True)
+    carry_out(there, draws, None, fill)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        on_gpu = carry_out(there, draws, fill, True)
+        on_gpu = carry_out(there, draws, None, fill)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (on_gpu.cpu().float() - done(batch, draws).float()).abs().mean(dim=(1, 2, 3)).max() < STEP / 10

@@ -36,12 +36,13 @@ def make_plan(
     micro: int | None = None,
 ) -> TrainPlan:
     geometry = BatchGeometry(batch, augment.mix_group, world, rank, micro)
-    return TrainPlan(image_index(count), seed, DataConfig(name="any", crop=SIDE), augment, geometry)
+    data = DataConfig(name="any", crop=SIDE, interpolation="random")
+    return TrainPlan(image_index(count), seed, data, augment, geometry)
 
 
 def columns(crops: Crops) -> NDArray:
     """All there is to know of each crop, one row an image."""
-    return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip])
+    return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip, crops.cubic])
 
 
 def global_batch(step: int, world: int = 1, micro: int | None = None, **options) -> tuple[NDArray, list[Mix]]:
@@ -52,7 +53,8 @@ def global_batch(step: int, world: int = 1, micro: int | None = None, **options)
         for epoch, positions in plan.positions(step):
             crops, draws = plan.crops(epoch, positions), plan.device_draws(epoch, positions)
             assert draws.erase is not None and draws.auto is not None
-            rows.append(np.column_stack([columns(crops), draws.erase, draws.auto.ops, draws.auto.args]))
+            auto = draws.auto
+            rows.append(np.column_stack([columns(crops), draws.erase, auto.ops, auto.args, draws.cubic]))
             shift = [range(done + mix.rows.start, done + mix.rows.stop) for mix in draws.mix]
             mixes += [replace(mix, rows=rows) for mix, rows in zip(draws.mix, shift, strict=True)]
             done += len(positions)
@@ -171,6 +173,23 @@ def test_what_happens_to_an_image_has_nothing_to_do_with_its_flip_and_erasing() 
         for layer in draws.auto.ops.T:
             table = [np.bincount(layer[other == yes])[np.unique(layer)] for yes in (False, True)]
             assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("interpolation", "share"), [("bicubic", 1.0), ("bilinear", 0.0), ("random", 0.5)])
+def test_interpolation_is_drawn_for_each_image_and_each_movement(interpolation: str, share: float) -> None:
+    count = 10_000
+    data = DataConfig(name="any", crop=SIDE, interpolation=interpolation)
+    geometry = BatchGeometry(count, 8)
+    plan = TrainPlan(image_index(count), 1, data, AugmentConfig(auto="rand-m9", hflip=0.5), geometry)
+    crops, draws = plan.crops(0, range(count)), plan.device_draws(0, range(count))
+    assert draws.auto is not None and draws.cubic is not None and draws.cubic.shape == draws.auto.ops.shape
+    drawn = np.column_stack([crops.cubic, draws.cubic])
+    if share in (0, 1):
+        assert (drawn == share).all()
+    else:
+        patterns = np.bincount(np.column_stack([drawn, crops.flip]) @ [1, 2, 4, 8], minlength=16)
+        assert stats.chisquare(patterns).pvalue > 1e-3  # all independent, of one another and of flips
+    assert EvalPlan(plan.index, data).crops(range(10)).cubic.all() == (interpolation != "bilinear")
 
 
 def test_crop_scale_and_ratio_are_those_asked_for() -> None:

@@ -53,7 +53,8 @@ def test_movements(images, device, size, interpolation, name, least, most) -> No
     for shift in (0, 1):  # other amounts for each image
         values = torch.linspace(least, most, len(images), dtype=torch.float64).roll(shift)
         expected = [moved_by_pillow(i, name, v, resample) for i, v in zip(resized, values.tolist(), strict=True)]
-        made = getattr(warps, name)(as_batch(resized, device), values.to(device), fill, interpolation == "bicubic")
+        cubic = torch.full_like(values, interpolation == "bicubic").to(device)
+        made = getattr(warps, name)(as_batch(resized, device), values.to(device), cubic, fill)
         assert difference(made, expected).max() < ROUNDING
 
 
@@ -63,4 +64,14 @@ def test_whole_pixels_quarter_turns_and_beyond_the_border(images, device, name, 
     fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
     expected = [moved_by_pillow(image, name, value, Image.Resampling.BICUBIC) for image in images]
     values = torch.full((len(images),), value, dtype=torch.float64, device=device)
-    assert difference(getattr(warps, name)(as_batch(images, device), values, fill, True), expected).max() < ROUNDING
+    cubic = torch.ones_like(values)
+    assert difference(getattr(warps, name)(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING
+
+
+def test_each_image_has_an_interpolation_of_its_own(images, device) -> None:
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+    values = torch.full((len(images),), 12.3, dtype=torch.float64, device=device)
+    cubic = torch.arange(len(images), device=device) % 2
+    resample = [Image.Resampling.BICUBIC if c else Image.Resampling.BILINEAR for c in cubic.tolist()]
+    expected = [moved_by_pillow(image, "rotate", 12.3, r) for image, r in zip(images, resample, strict=True)]
+    assert difference(warps.rotate(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING

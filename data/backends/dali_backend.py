@@ -6,6 +6,7 @@ pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing
 
 import os
 from collections.abc import Generator, Iterator
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -18,17 +19,17 @@ from data.crops import Crops
 from data.index import ImageIndex
 
 PREFETCH = 2  # batches decoded ahead
-INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
 
 
 @pipeline_def(enable_conditionals=False)
-def crop_pipeline(source, device: str, side: int, interpolation):
+def crop_pipeline(source, device: str, side: int):
     """Paths and crops to uint8 images in (channels, height, width), and the shapes of the files' images."""
-    path, start, extent, size, window, flip = fn.external_source(
+    path, start, extent, size, window, flip, interpolation = fn.external_source(
         source=source,
-        num_outputs=6,
+        num_outputs=7,
         batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32],
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32, types.INT32],
     )
     encoded = fn.io.file.read(path)
     images = fn.decoders.image_slice(
@@ -41,6 +42,8 @@ def crop_pipeline(source, device: str, side: int, interpolation):
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
     )
+    # Numbers cannot be fed as names of interpolations, but seen as such.
+    interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
     images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
     images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
     images = fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
@@ -52,7 +55,7 @@ class DaliBackend:
 
     Args:
         index: the images.
-        cfg: sizes and interpolation.
+        cfg: the crop size.
         device: a GPU to decode on, or the CPU.
         workers: threads.
         max_batch: images in the largest request.
@@ -79,7 +82,6 @@ class DaliBackend:
             source,
             "gpu" if on_gpu else "cpu",
             self.cfg.crop,
-            INTERPOLATION[self.cfg.interpolation],
             batch_size=self.max_batch,
             num_threads=self.workers,
             device_id=(self.device.index or 0) if on_gpu else None,
@@ -104,10 +106,10 @@ class DaliBackend:
     def _arrays(self, crops: Crops) -> tuple[list[np.ndarray], ...]:
         paths = [np.frombuffer(os.fsencode(self.index.path(int(i))), dtype=np.uint8) for i in crops.index]
         columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
-        return paths, *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
+        switches = (crops.flip.astype(np.int32), np.where(crops.cubic, CUBIC, LINEAR))
+        return paths, *(list(np.ascontiguousarray(c)) for c in (*columns, *switches))
 
 
 def _merge(requests: list[Crops]) -> Crops:
     """Several requests as one: with prefetching, any of them may be the one that failed."""
-    fields = ("index", "box", "size", "window", "flip")
-    return Crops(*(np.concatenate([getattr(crops, name) for crops in requests]) for name in fields))
+    return Crops(*(np.concatenate([getattr(crops, field.name) for crops in requests]) for field in fields(Crops)))
