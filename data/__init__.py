@@ -11,6 +11,7 @@ from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
+from data.policies import policies
 
 __all__ = [
     "IMAGENET_CLASSES",
@@ -32,6 +33,7 @@ __all__ = [
     "is_set_prepared",
     "open_set",
     "open_split",
+    "policies",
     "refuse_different_classes",
     "refuse_other_than_imagenet",
     "resolve_backend",

@@ -1,10 +1,11 @@
-"""What happens to a batch once it is on the device: normalise, erase, mix, and make the targets."""
+"""What happens to a batch once it is on the device: augment, normalise, erase, mix, and make the targets."""
 
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
+from data.auto_augment import carry_out
 from data.plan import DeviceDraws, Mix
 
 
@@ -23,6 +24,7 @@ class DeviceAugment(nn.Module):
 
     mean: Tensor
     std: Tensor
+    fill: Tensor
 
     def __init__(self, mean: list[float], std: list[float], num_classes: int, smoothing: float = 0.0):
         super().__init__()
@@ -30,6 +32,9 @@ class DeviceAugment(nn.Module):
         self.smoothing = smoothing
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+        # timm's colour of what comes from outside an image
+        fill = torch.tensor([min(255, round(255 * value)) for value in mean], dtype=torch.uint8)
+        self.register_buffer("fill", fill.view(1, -1, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``(n, 3, side, side)`` to float32 of the same shape."""
@@ -42,6 +47,8 @@ class DeviceAugment(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, labels: Tensor, draws: DeviceDraws) -> tuple[Tensor, Tensor]:
         """uint8 ``(n, 3, side, side)`` and labels ``(n,)`` to float32 images and targets ``(n, num_classes)``."""
+        if draws.auto is not None:
+            images = carry_out(images, draws.auto, draws.cubic, self.fill)
         images = self.normalise(images)
         if draws.erase is not None:
             self._erase(images, draws.erase)

@@ -22,7 +22,7 @@ class DataConfig:
     crop: int = 224  # side of the images the model sees
     crop_ratio: float = 0.875  # evaluation sees this share of the shorter side, through a crop at the centre
     resize: int | None = None  # shorter side before that crop; null: crop / crop_ratio
-    interpolation: str = "bicubic"  # bicubic | bilinear, always with antialiasing
+    interpolation: str = "bicubic"  # bicubic | bilinear, with antialiasing | random: either, in training
     index_dir: str | None = None  # where a folder's index lies; null: in root if writable, else in the user's cache
     on_bad_image: str = "error"  # error | skip
     subset: float = 1.0  # share of the training images to take, the same of every class
@@ -43,7 +43,8 @@ class AugmentConfig:
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # area of the random crop, share of the image
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # aspect ratio of the random crop
     hflip: float = 0.5  # probability of a horizontal flip
-    auto: str | None = None  # automatic augmentation policy; none is available yet
+    auto: str | None = None  # policy of automatic augmentation: timm's rand-m9-mstd0.5-inc1 and the like, trivial, 3a
+    color_jitter: float = 0.0  # most that brightness, contrast and saturation change; only without auto, or with 3a
     repeats: int = 1  # times that an image comes in an epoch, which then takes as many images less
     mixup: float = 0.0  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution, 0 = off

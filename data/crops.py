@@ -14,6 +14,7 @@ class Crops:
 
     The decoded image is cut to ``box`` (top, left, height, width, in stored pixels), resized to ``size`` (height,
     width), cut to the square whose top-left corner is ``window`` (top, left), and mirrored where ``flip`` says so.
+    Resizing is bicubic where ``cubic`` says so, else bilinear.
     """
 
     index: NDArray[np.int64]  # (n,) rows of the image index
@@ -21,6 +22,7 @@ class Crops:
     size: NDArray[np.int32]  # (n, 2)
     window: NDArray[np.int32]  # (n, 2)
     flip: NDArray[np.bool_]  # (n,)
+    cubic: NDArray[np.bool_]  # (n,)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,7 +74,9 @@ def _central_boxes(height: NDArray, width: NDArray, ratio: tuple[float, float]) 
     return np.stack([(H - h) // 2, (W - w) // 2, h, w], axis=1)
 
 
-def centre_crops(index: NDArray[np.int64], height: NDArray, width: NDArray, resize: int, crop: int) -> Crops:
+def centre_crops(
+    index: NDArray[np.int64], height: NDArray, width: NDArray, resize: int, crop: int, cubic: bool = True
+) -> Crops:
     """Evaluation crops: shorter side to ``resize``, then the central ``crop`` square, as torchvision rounds them."""
     H, W = height.astype(np.int64), width.astype(np.int64)
     shorter = np.minimum(H, W)
@@ -85,6 +89,7 @@ def centre_crops(index: NDArray[np.int64], height: NDArray, width: NDArray, resi
         size=size.astype(np.int32),
         window=window.astype(np.int32),
         flip=np.zeros(len(H), dtype=bool),
+        cubic=np.full(len(H), cubic),
     )
 
 

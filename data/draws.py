@@ -21,8 +21,9 @@ class Stream(IntEnum):
     MIX = 3
     ERASE = 4
     AUTO = 5  # automatic augmentation (RandAugment and its relatives)
-    SUBSET = 6
-    BALANCE = 7
+    INTERPOLATION = 6
+    SUBSET = 7
+    BALANCE = 8
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:

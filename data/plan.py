@@ -5,7 +5,7 @@ backends and the device augmentation only carry it out.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from data.draws import Stream, generator_at, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
 from data.order import epoch_order, subset_rows
+from data.policies import AutoDraws, policies
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class DeviceDraws:
 
     erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
     mix: list[Mix]
+    auto: AutoDraws | None = None
+    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether movements are interpolated bicubically
 
 
 class TrainPlan:
@@ -44,19 +47,24 @@ class TrainPlan:
     Args:
         index: the training images.
         seed: the run's seed.
-        data: crop size and which images to take.
+        data: crop size, interpolation, and which images to take.
         augment: what is drawn.
         geometry: the cut of the global batch.
+
+    Raises:
+        DataError: if ``augment.auto`` is no policy.
     """
 
     def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
         self.index = index
         self.seed = seed
         self.side = data.crop
+        self.interpolation = data.interpolation
         self.augment = augment
         self.geometry = geometry
         self.rows = subset_rows(index.targets, data.subset)  # of the index, to train on
         self.balanced = data.balanced
+        self.policies = policies(augment.auto, augment.color_jitter, data.crop)
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
@@ -92,7 +100,15 @@ class TrainPlan:
         box = random_resized_boxes(u, height, width, (scale[0], scale[1]), (ratio[0], ratio[1]))
         flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < augment.hflip
         size = np.full((n, 2), self.side, dtype=np.int32)
-        return Crops(index=index, box=box, size=size, window=np.zeros((n, 2), dtype=np.int32), flip=flip)
+        window, cubic = np.zeros((n, 2), dtype=np.int32), self._cubic(epoch, positions)[:, 0]
+        return Crops(index=index, box=box, size=size, window=window, flip=flip, cubic=cubic)
+
+    def _cubic(self, epoch: int, positions: range) -> NDArray[np.bool_]:
+        """What is interpolated bicubically, else bilinearly: ``(n, 1 + layers)``, the resizing before all others."""
+        shape = len(positions), 1 + sum(policy.layers for policy in self.policies)
+        if self.interpolation != "random":
+            return np.full(shape, self.interpolation == "bicubic")
+        return uniforms(self.seed, epoch, Stream.INTERPOLATION, positions.start, *shape) < 0.5
 
     def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
         """What the device augmentation does to the batch at these positions."""
@@ -104,7 +120,16 @@ class TrainPlan:
         if self.augment.mixup > 0 or self.augment.cutmix > 0:
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
-        return DeviceDraws(erase, mix)
+        auto = self._auto(epoch, positions)
+        return DeviceDraws(erase, mix, auto, None if auto is None else self._cubic(epoch, positions)[:, 1:])
+
+    def _auto(self, epoch: int, positions: range) -> AutoDraws | None:
+        if not self.policies:
+            return None
+        ends = np.cumsum([policy.uniforms for policy in self.policies])
+        u = uniforms(self.seed, epoch, Stream.AUTO, positions.start, len(positions), ends[-1])
+        first, *others = (p.draw(part) for p, part in zip(self.policies, np.split(u, ends[:-1], axis=1), strict=True))
+        return reduce(AutoDraws.then, others, first)
 
     def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
         """One group's draw, distributed as timm's Mixup in batch mode."""
@@ -131,7 +156,7 @@ class EvalPlan:
 
     Args:
         index: the images.
-        data: sizes.
+        data: sizes, interpolation; bicubic where that is random in training.
     """
 
     def __init__(self, index: ImageIndex, data: DataConfig):
@@ -142,4 +167,5 @@ class EvalPlan:
         """The crops of the images ``rows`` of the index."""
         index = np.arange(rows.start, rows.stop)
         height, width = self.index.heights[index], self.index.widths[index]
-        return centre_crops(index, height, width, evaluation_side(self.data), self.data.crop)
+        side = evaluation_side(self.data)
+        return centre_crops(index, height, width, side, self.data.crop, self.data.interpolation != "bilinear")

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from omegaconf import DictConfig, OmegaConf
 
+from data import policies
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
 from models import FAMILIES, ModelConfig, refuse_unknown
@@ -21,7 +22,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "amp": ("bf16", "fp16", "fp32"),
     "data.backend": ("auto", "dali", "torch"),
-    "data.interpolation": ("bicubic", "bilinear"),
+    "data.interpolation": ("bicubic", "bilinear", "random"),
     "data.on_bad_image": ("error", "skip"),
     "eval.weights": ("ema", "raw"),
     "optim.clip_mode": ("norm", "value", "agc"),
@@ -49,6 +50,7 @@ NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
     *("schedule.cooldown_epochs", "schedule.decay_epochs", "monitor.every", "monitor.history"),
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
+    "augment.color_jitter",
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
@@ -83,8 +85,7 @@ def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Ite
         settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
     if settings.checkpoint.start is not None:
         settings.checkpoint.start = os.path.abspath(os.path.expanduser(settings.checkpoint.start))
-    if settings.augment.auto is not None:
-        raise UserError(f"augment.auto={settings.augment.auto} is not available yet: leave it null")
+    policies(settings.augment.auto, settings.augment.color_jitter, settings.data.crop)  # refuses what there is not
     return settings
 
 

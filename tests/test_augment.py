@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
@@ -12,7 +13,10 @@ from data.augment import DeviceAugment, soft_cross_entropy
 from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
 from data.index import synthetic_index
+from data.levels import Op
 from data.plan import DeviceDraws, Mix, TrainPlan
+from data.policies import AutoDraws
+from tests.pictures import FILL, as_batch, difference, pictures
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLASSES, SIDE = 10, 32
@@ -80,6 +84,25 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAug
     assert len(noise.unique()) > 0.99 * len(noise)  # each pixel and channel its own
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(interpolation: str) -> None:
+    photographs = pictures(64)
+    n = len(photographs)
+    expected = [
+        image.rotate(20, resample=Image.Resampling[interpolation.upper()], fillcolor=FILL) for image in photographs
+    ]
+    augment = DeviceAugment(MEAN, STD, CLASSES)
+    turned = AutoDraws(np.full((n, 1), Op.ROTATE, dtype=np.int8), np.full((n, 1), 20.0))
+    images, labels = as_batch(photographs), torch.zeros(n, dtype=torch.int64)
+    boxes = np.tile(np.array([0, 0, 8, 8], dtype=np.int32), (n, 1))
+    cubic = np.full((n, 1), interpolation == "bicubic")
+    out, _ = augment(images, labels, DeviceDraws(boxes, [], turned, cubic))
+    corner, pixels = out[:, :, :8, :8], augment.denormalise(out)
+    assert corner.std().item() == pytest.approx(1, abs=0.1)  # erased last, with noise of deviation 1
+    pixels[:, :, :8, :8] = as_batch(expected)[:, :, :8, :8]
+    assert difference(pixels, expected).max() < 0.1
+
+
 def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """What timm's Mixup in batch mode makes of one group when it draws this share or box."""
     timm = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
@@ -132,9 +155,12 @@ def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("micro", [None, 4])
-def test_a_batch_augmented_in_parts_is_the_whole_one(augment: DeviceAugment, world: int, micro: int | None) -> None:
+@pytest.mark.parametrize("auto", [None, "rand-m9-mstd0.5-inc1"])
+def test_a_batch_augmented_in_parts_is_the_whole_one(
+    augment: DeviceAugment, world: int, micro: int | None, auto: str | None
+) -> None:
     batch = 38
-    config = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.7, mix_group=4)
+    config = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.7, mix_group=4, auto=auto, color_jitter=0.4)
     index, data = synthetic_index(batch, CLASSES, SIDE), DataConfig(name="any", crop=SIDE)
     images, labels = make_batch(batch)
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -31,10 +32,9 @@ from tests.runs import PROJECT
 
 BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MODES = ("train", "eval")
 BACKENDS = ("torch", "dali")
-PICTURES = (("bicubic", 224), ("bicubic", 64), ("bilinear", 64))  # interpolation and crop
+PICTURES = (("bicubic", 224), ("bicubic", 64), ("bilinear", 64), ("random", 64))  # interpolation and crop
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -65,7 +65,7 @@ def make_crops(index: ImageIndex, cfg: DataConfig, mode: str, seed: int = 0) -> 
     """One crop of each image, as the plans make them."""
     rows = np.arange(len(index))
     if mode == "eval":
-        return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop)
+        return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop, cfg.interpolation != "bilinear")
     rng = np.random.default_rng(seed)
     u = rng.random((len(rows), 4 * TRIES))
     return Crops(
@@ -74,11 +74,12 @@ def make_crops(index: ImageIndex, cfg: DataConfig, mode: str, seed: int = 0) -> 
         size=np.full((len(rows), 2), cfg.crop, dtype=np.int32),
         window=np.zeros((len(rows), 2), dtype=np.int32),
         flip=rng.random(len(rows)) < 0.5,
+        cubic=rng.random(len(rows)) < {"bicubic": 1.0, "bilinear": 0.0, "random": 0.5}[cfg.interpolation],
     )
 
 
 def take(crops: Crops, rows: slice) -> Crops:
-    return Crops(crops.index[rows], crops.box[rows], crops.size[rows], crops.window[rows], crops.flip[rows])
+    return Crops(*(getattr(crops, field.name)[rows] for field in fields(Crops)))
 
 
 def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.uint8]:
@@ -88,7 +89,8 @@ def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.ui
         (top, left, height, width), (y, x) = crops.box[i].tolist(), crops.window[i].tolist()
         with Image.open(BytesIO(index.read(int(n)))) as file:
             image = file.convert("RGB").crop((left, top, left + width, top + height))
-        image = image.resize(crops.size[i, ::-1].tolist(), FILTERS[cfg.interpolation])
+        resample = Image.Resampling.BICUBIC if crops.cubic[i] else Image.Resampling.BILINEAR
+        image = image.resize(crops.size[i, ::-1].tolist(), resample)
         image = image.crop((x, y, x + cfg.crop, y + cfg.crop))
         images.append(np.asarray(image)[:, ::-1] if crops.flip[i] else np.asarray(image))
     return np.stack(images).transpose(0, 3, 1, 2)
@@ -158,7 +160,7 @@ def test_a_crop_larger_than_the_image_is_padded_with_black(
 def test_a_flip_mirrors_left_and_right(photographs: Path, kind: str) -> None:
     index, cfg = index_of(photographs), options("bicubic", 64)
     plain = take(make_crops(index, cfg, "eval"), slice(0, 4))
-    flipped = Crops(plain.index, plain.box, plain.size, plain.window, np.array([True, False, True, False]))
+    flipped = replace(plain, flip=np.array([True, False, True, False]))
     (before,), (after,) = (run(build(kind, index, cfg), [crops]) for crops in (plain, flipped))
     for row, flip in enumerate(flipped.flip):
         assert torch.equal(after[row], before[row].flip(-1) if flip else before[row])

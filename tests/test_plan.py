@@ -15,7 +15,7 @@ from data.index import ImageIndex, synthetic_index
 from data.plan import EvalPlan, Mix, TrainPlan
 
 SIDE = 64
-ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25)
+ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25, auto="3a", color_jitter=0.3)
 COUNTS = (1, 2, 3, 4, 8)  # processes
 
 
@@ -34,15 +34,16 @@ def make_plan(
     world: int = 1,
     rank: int = 0,
     micro: int | None = None,
-    **data,
+    **options,
 ) -> TrainPlan:
     geometry = BatchGeometry(batch, augment.mix_group, world, rank, micro)
-    return TrainPlan(image_index(count), seed, DataConfig(name="any", crop=SIDE, **data), augment, geometry)
+    data = DataConfig(name="any", crop=SIDE, interpolation="random", **options)
+    return TrainPlan(image_index(count), seed, data, augment, geometry)
 
 
 def columns(crops: Crops) -> NDArray:
     """All there is to know of each crop, one row an image."""
-    return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip])
+    return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip, crops.cubic])
 
 
 def global_batch(step: int, world: int = 1, micro: int | None = None, **options) -> tuple[NDArray, list[Mix]]:
@@ -52,8 +53,9 @@ def global_batch(step: int, world: int = 1, micro: int | None = None, **options)
         plan = make_plan(world=world, rank=rank, micro=micro, **options)
         for epoch, positions in plan.positions(step):
             crops, draws = plan.crops(epoch, positions), plan.device_draws(epoch, positions)
-            assert draws.erase is not None
-            rows.append(np.column_stack([columns(crops), draws.erase]))
+            assert draws.erase is not None and draws.auto is not None
+            auto = draws.auto
+            rows.append(np.column_stack([columns(crops), draws.erase, auto.ops, auto.args, draws.cubic]))
             shift = [range(done + mix.rows.start, done + mix.rows.stop) for mix in draws.mix]
             mixes += [replace(mix, rows=rows) for mix, rows in zip(draws.mix, shift, strict=True)]
             done += len(positions)
@@ -133,6 +135,7 @@ def test_any_step_can_be_asked_for_at_once() -> None:
             assert np.array_equal(columns(walked.crops(*place)), columns(fresh.crops(*place)))
             ours, theirs = walked.device_draws(*place), fresh.device_draws(*place)
             assert np.array_equal(ours.erase, theirs.erase)
+            assert np.array_equal(ours.auto.args, theirs.auto.args)
             assert ours.mix == theirs.mix
 
 
@@ -178,6 +181,33 @@ def test_as_many_images_are_flipped_and_erased_as_asked_for(probability: float) 
     assert (erase is not None) == (probability > 0)
     if erase is not None:
         assert (erase[:, 2] > 0).mean() == pytest.approx(probability, abs=0.03)
+
+
+def test_what_happens_to_an_image_has_nothing_to_do_with_its_flip_and_erasing() -> None:
+    plan = make_plan(count=20_000, augment=AugmentConfig(auto="rand-m9-inc1", erase=0.5), batch=20_000)
+    draws = plan.device_draws(0, range(20_000))
+    assert draws.auto is not None and draws.erase is not None
+    for other in (plan.crops(0, range(20_000)).flip, draws.erase[:, 2] > 0):
+        for layer in draws.auto.ops.T:
+            table = [np.bincount(layer[other == yes])[np.unique(layer)] for yes in (False, True)]
+            assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("interpolation", "share"), [("bicubic", 1.0), ("bilinear", 0.0), ("random", 0.5)])
+def test_interpolation_is_drawn_for_each_image_and_each_movement(interpolation: str, share: float) -> None:
+    count = 10_000
+    data = DataConfig(name="any", crop=SIDE, interpolation=interpolation)
+    geometry = BatchGeometry(count, 8)
+    plan = TrainPlan(image_index(count), 1, data, AugmentConfig(auto="rand-m9", hflip=0.5), geometry)
+    crops, draws = plan.crops(0, range(count)), plan.device_draws(0, range(count))
+    assert draws.auto is not None and draws.cubic is not None and draws.cubic.shape == draws.auto.ops.shape
+    drawn = np.column_stack([crops.cubic, draws.cubic])
+    if share in (0, 1):
+        assert (drawn == share).all()
+    else:
+        patterns = np.bincount(np.column_stack([drawn, crops.flip]) @ [1, 2, 4, 8], minlength=16)
+        assert stats.chisquare(patterns).pvalue > 1e-3  # all independent, of one another and of flips
+    assert EvalPlan(plan.index, data).crops(range(10)).cubic.all() == (interpolation != "bilinear")
 
 
 def test_crop_scale_and_ratio_are_those_asked_for() -> None:

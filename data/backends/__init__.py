@@ -58,7 +58,7 @@ def build_backend(
     Args:
         kind: ``"dali"``, ``"torch"`` or ``"synthetic"``.
         index: the images.
-        cfg: sizes and interpolation.
+        cfg: the crop size and more.
         device: where the model is; DALI decodes there.
         workers: most threads or processes to use.
         max_batch: images in the largest request.

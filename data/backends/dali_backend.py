@@ -7,6 +7,7 @@ DALI takes all of them for Adobe's, whose colours are inverted.
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,20 +23,20 @@ from data.crops import Crops
 from data.index import ImageIndex
 
 PREFETCH = 2  # batches decoded ahead
-INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
 
 
 @pipeline_def(enable_conditionals=False)
-def crop_pipeline(source, from_paths: bool, device: str, side: int, interpolation):
+def crop_pipeline(source, from_paths: bool, device: str, side: int):
     """Images and crops to uint8 images in (channels, height, width), and the shapes of the files' images.
 
     An image comes as its path or as its file's content; DALI reads paths in its own threads.
     """
-    image, start, extent, size, window, flip = fn.external_source(
+    image, start, extent, size, window, flip, interpolation = fn.external_source(
         source=source,
-        num_outputs=6,
+        num_outputs=7,
         batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32],
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32, types.INT32],
     )
     encoded = fn.io.file.read(image) if from_paths else image
     images = fn.decoders.image_slice(
@@ -48,6 +49,8 @@ def crop_pipeline(source, from_paths: bool, device: str, side: int, interpolatio
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
     )
+    # Numbers cannot be fed as names of interpolations, but seen as such.
+    interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
     images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
     images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
     images = fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
@@ -59,7 +62,7 @@ class DaliBackend:
 
     Args:
         index: the images.
-        cfg: sizes and interpolation.
+        cfg: the crop size.
         device: a GPU to decode on, or the CPU.
         workers: threads.
         max_batch: images in the largest request.
@@ -92,7 +95,6 @@ class DaliBackend:
                 self.index.shards is None,
                 "gpu" if on_gpu else "cpu",
                 self.cfg.crop,
-                INTERPOLATION[self.cfg.interpolation],
                 batch_size=self.max_batch,
                 num_threads=self.workers,
                 device_id=(self.device.index or 0) if on_gpu else None,
@@ -118,12 +120,12 @@ class DaliBackend:
             yield torch.from_dlpack(images.as_tensor())
 
 
-def _columns(crops: Crops) -> tuple[list[np.ndarray], ...]:
+def _columns(crops: Crops) -> list[list[np.ndarray]]:
     columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
-    return *(list(np.ascontiguousarray(c)) for c in columns), list(crops.flip.astype(np.int32))
+    switches = (crops.flip.astype(np.int32), np.where(crops.cubic, CUBIC, LINEAR))
+    return [list(np.ascontiguousarray(column)) for column in (*columns, *switches)]
 
 
 def _merge(requests: list[Crops]) -> Crops:
     """Several requests as one: with prefetching, any of them may be the one that failed."""
-    fields = ("index", "box", "size", "window", "flip")
-    return Crops(*(np.concatenate([getattr(crops, name) for crops in requests]) for name in fields))
+    return Crops(*(np.concatenate([getattr(crops, field.name) for crops in requests]) for field in fields(Crops)))

@@ -27,10 +27,9 @@ from data.index import ImageIndex
 class CropDataset(Dataset):
     """Answers a request for a batch with its uint8 images; runs in the workers."""
 
-    def __init__(self, index: ImageIndex, side: int, interpolation: str):
+    def __init__(self, index: ImageIndex, side: int):
         self.index = index
         self.side = side
-        self.interpolation = InterpolationMode(interpolation)
 
     def __getitem__(self, crops: Crops) -> Tensor | DataError:
         """``(n, 3, side, side)``; an error is returned, not raised, to cross the process border in one line."""
@@ -51,7 +50,8 @@ class CropDataset(Dataset):
             pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
         # (height, width, 3) in memory seen as (3, height, width): torchvision resizes that without a copy.
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        image = F.resize(image, crops.size[row].tolist(), interpolation=self.interpolation, antialias=True)
+        interpolation = InterpolationMode.BICUBIC if crops.cubic[row] else InterpolationMode.BILINEAR
+        image = F.resize(image, crops.size[row].tolist(), interpolation=interpolation, antialias=True)
         top, left = crops.window[row].tolist()
         if top < 0 or left < 0 or image.shape[1:] != (self.side, self.side):
             image = F.crop(image, top, left, self.side, self.side)
@@ -108,13 +108,13 @@ class TorchBackend:
 
     Args:
         index: the images.
-        cfg: sizes and interpolation.
+        cfg: the crop size.
         device: where the model is; batches for a GPU lie in pinned memory.
         workers: worker processes; 0 works in this process.
     """
 
     def __init__(self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int):
-        self.dataset = CropDataset(index, cfg.crop, cfg.interpolation)
+        self.dataset = CropDataset(index, cfg.crop)
         self.workers = workers
         self.pin_memory = device.type == "cuda"
         self.context = _clean_start() if workers else None

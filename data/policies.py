@@ -1,0 +1,233 @@
+"""Policies of automatic augmentation: what a name stands for, and which operations it draws for each image.
+
+Names are timm's (``rand-m9-mstd0.5-inc1``, ``3a``, ``original``) and ``trivial``. The draws are numbers on the host,
+distributed as timm's and torchvision's; :mod:`data.auto_augment` carries them out.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augment_transform
+
+from data.errors import DataError
+from data.levels import STEPS, Floats, Op, either_way, operations
+
+SEARCHED = ("3a", "original", "originalr", "v0", "v0r")  # timm's AutoAugment
+# Parts of a name. timm itself passes over what it does not know.
+RAND_PART = r"(m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?|t(weights|3a|3aw)"
+SEARCHED_PART = r"mstd\d+(\.\d+)?"
+
+
+@dataclass(frozen=True)
+class AutoDraws:
+    """Operations of a batch in their order; row i of each array belongs to image i."""
+
+    ops: NDArray[np.int8]  # (n, layers) of data.levels.Op
+    args: Floats  # (n, layers)
+
+    def then(self, other: "AutoDraws") -> "AutoDraws":
+        """These operations, and others after them."""
+        return AutoDraws(np.hstack([self.ops, other.ops]), np.hstack([self.args, other.args]))
+
+
+class Policy(Protocol):
+    """Draws operations."""
+
+    layers: int  # operations of an image
+    uniforms: int  # random numbers that it needs
+
+    def draw(self, u: Floats) -> AutoDraws:
+        """Operations of n images, from uniforms ``(n, self.uniforms)``."""
+        ...
+
+
+def policies(auto: str | None, color_jitter: float, side: int) -> list[Policy]:
+    """What happens to an image, one after the other: the named policy, and colour jitter where timm has it.
+
+    That is where there is no policy, or one of 3-Augment's.
+
+    Args:
+        auto: the policy's name, ``augment.auto``.
+        color_jitter: ``augment.color_jitter``.
+        side: of the images in pixels.
+
+    Raises:
+        DataError: if there is no such policy.
+    """
+    chosen: list[Policy] = [] if auto is None else [_named(auto, side)]
+    if color_jitter > 0 and (auto is None or "3a" in auto):
+        chosen.append(Jitter(color_jitter))
+    return chosen
+
+
+def _named(auto: str, side: int) -> Policy:
+    kind, *parts = auto.split("-")
+    if auto == "trivial":
+        return Trivial(side)
+    if kind == "rand":
+        _refuse_parts(auto, parts, RAND_PART, "such as m9, mstd0.5, inc1, n2, p0.5, mmax10, tweights, t3a, t3aw")
+        if "n0" in parts:
+            raise DataError(f"augment.auto={auto}: 'n0' is no operation at all: leave augment.auto null")
+        return Rand(auto)
+    if kind in SEARCHED:
+        _refuse_parts(auto, parts, SEARCHED_PART, "such as mstd0.5")
+        return Searched(auto)
+    known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *SEARCHED))
+    raise DataError(f"augment.auto={auto} is unknown: choose {known}")
+
+
+def _refuse_parts(auto: str, parts: list[str], known: str, examples: str) -> None:
+    seen = set()
+    for part in parts:
+        if not re.fullmatch(known, part):
+            raise DataError(f"augment.auto={auto}: '{part}' is unknown: choose parts {examples}")
+        name = "t" if part.startswith("t") else part.rstrip(".0123456789")
+        if name in seen:
+            raise DataError(f"augment.auto={auto}: '{name}' is given twice")
+        seen.add(name)
+
+
+class Rand:
+    """timm's RandAugment: operations chosen from a list, all with the same probability and magnitude.
+
+    Args:
+        name: as timm reads it.
+    """
+
+    def __init__(self, name: str):
+        parsed = rand_augment_transform(name)
+        self.layers = parsed.num_layers
+        self.weights = parsed.choice_weights
+        self.candidates = Candidates(parsed.ops)
+        choices = len(parsed.ops)
+        if self.weights is not None and self.layers > choices:
+            raise DataError(f"augment.auto={name}: 'n{self.layers}' is more than the {choices} operations there are")
+        self.for_choice = self.layers if self.weights is None else choices
+        self.uniforms = self.for_choice + 4 * self.layers
+
+    def draw(self, u: Floats) -> AutoDraws:
+        """See :class:`Policy`."""
+        return self.candidates.draw(self._chosen(u[:, : self.for_choice]), u[:, self.for_choice :])
+
+    def _chosen(self, u: Floats) -> NDArray[np.int64]:
+        if self.weights is None:
+            return (u * len(self.candidates)).astype(np.int64)
+        # In the order in which exponential clocks ring: a choice without replacement.
+        rings = -np.log1p(-u) / self.weights
+        return np.argsort(rings, axis=1)[:, : self.layers]
+
+
+class Searched:
+    """timm's AutoAugment: one of several fixed sequences of operations.
+
+    Among them 3-Augment (Touvron et al., DeiT III, ECCV 2022): grey, inverted from 128 on, or blurred.
+
+    Args:
+        name: as timm reads it.
+    """
+
+    def __init__(self, name: str):
+        sequences = auto_augment_transform(name).policy
+        self.layers = len(sequences[0])
+        self.sequences = np.arange(len(sequences) * self.layers).reshape(-1, self.layers)
+        self.candidates = Candidates([op for sequence in sequences for op in sequence])
+        self.uniforms = 1 + 4 * self.layers
+
+    def draw(self, u: Floats) -> AutoDraws:
+        """See :class:`Policy`."""
+        chosen = self.sequences[(u[:, 0] * len(self.sequences)).astype(np.int64)]
+        return self.candidates.draw(chosen, u[:, 1:])
+
+
+class Candidates:
+    """Operations to choose from, each with its probability and the distribution of its magnitude.
+
+    Args:
+        ops: timm's.
+    """
+
+    def __init__(self, ops: list[AugmentOp]):
+        self.names = [op.name for op in ops]
+        self.probability = np.array([op.prob for op in ops])
+        self.magnitude = np.array([op.magnitude for op in ops])
+        self.spread = float(ops[0].magnitude_std)
+        self.most = ops[0].magnitude_max or STEPS
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def draw(self, chosen: NDArray[np.int64], u: Floats) -> AutoDraws:
+        """The chosen ones, ``(n, layers)``, each with four uniforms: whether, two for the magnitude, which way."""
+        happens, a, b, way = np.moveaxis(u.reshape(*chosen.shape, 4), 2, 0)
+        mean = self.magnitude[chosen]
+        if math.isinf(self.spread):
+            magnitude = a * mean
+        else:
+            magnitude = mean + self.spread * np.sqrt(-2 * np.log1p(-a)) * np.cos(2 * np.pi * b)  # Box and Muller
+        ops, args = operations(self.names, chosen, np.clip(magnitude, 0, self.most) / STEPS, way)
+        left_out = happens >= self.probability[chosen]
+        ops[left_out], args[left_out] = Op.NONE, 0
+        return AutoDraws(ops, args)
+
+
+class Trivial:
+    """TrivialAugment, wide (Müller and Hutter, ICCV 2021): one operation of any strength, drawn as in torchvision.
+
+    Args:
+        side: of the images in pixels; movements are of up to 32 pixels.
+    """
+
+    layers = 1
+    uniforms = 3
+    STRENGTHS = 31
+
+    def __init__(self, side: int):
+        self.side = side
+
+    def draw(self, u: Floats) -> AutoDraws:
+        """See :class:`Policy`."""
+        strength = np.floor(u[:, 1] * self.STRENGTHS) / (self.STRENGTHS - 1)
+        signed, nothing = either_way(strength, u[:, 2]), np.zeros_like(strength)
+        factor, share = 1 + 0.99 * signed, np.trunc(32 * signed) / self.side
+        space = {
+            Op.NONE: nothing,
+            Op.SHEAR_X: 0.99 * signed,
+            Op.SHEAR_Y: 0.99 * signed,
+            Op.TRANSLATE_X: share,
+            Op.TRANSLATE_Y: share,
+            Op.ROTATE: 135 * signed,
+            Op.BRIGHTNESS: factor,
+            Op.COLOR: factor,
+            Op.CONTRAST: factor,
+            Op.SHARPNESS: factor,
+            Op.POSTERIZE: 8 - np.rint(6 * strength),
+            Op.SOLARIZE: np.ceil(255 - 255 * strength),
+            Op.AUTOCONTRAST: nothing,
+            Op.EQUALIZE: nothing,
+        }
+        chosen = (u[:, 0] * len(space)).astype(np.int64)
+        args = np.stack(list(space.values()))[chosen, np.arange(len(u))]
+        return AutoDraws(np.array(list(space), dtype=np.int8)[chosen][:, None], args[:, None])
+
+
+class Jitter:
+    """Colour jitter as torchvision's: brightness, contrast and saturation, in any order.
+
+    Args:
+        strength: factors are uniform in 1 ± this, and not below 0.
+    """
+
+    layers = 3
+    uniforms = 6
+
+    def __init__(self, strength: float):
+        self.low, self.high = max(0.0, 1 - strength), 1 + strength
+
+    def draw(self, u: Floats) -> AutoDraws:
+        """See :class:`Policy`."""
+        ops = np.array([Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR], dtype=np.int8)
+        return AutoDraws(ops[np.argsort(u[:, :3], axis=1)], self.low + u[:, 3:] * (self.high - self.low))

@@ -1,0 +1,49 @@
+"""Pictures to try image operations on, as PIL images and as batches."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from torch import Tensor
+
+FILL = (124, 116, 104)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pictures(side: int) -> list[Image.Image]:
+    """Photographs, a dark one, a pale one, one of a single colour, noise, and a smooth one with a little texture.
+
+    With ``TEST_IMAGES=DIR`` some photographs from there too.
+    """
+    photographs = [
+        Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
+    ]
+    if "TEST_IMAGES" in os.environ:
+        files = sorted(Path(os.environ["TEST_IMAGES"]).rglob("*.JPEG"))[::25]
+        photographs += [Image.open(file).convert("RGB") for file in files]
+    small = [photograph.resize((side, side)) for photograph in photographs]
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    slope = np.add.outer(np.arange(side), np.arange(side))[..., None] * (100 / side) + rng.normal(20, 4, noise.shape)
+    return [
+        *small,
+        small[0].point(lambda value: value // 4),
+        small[1].point(lambda value: 128 + value // 3),
+        Image.new("RGB", (side, side), (90, 30, 200)),
+        Image.fromarray(noise),
+        Image.fromarray(slope.clip(0, 255).astype(np.uint8)),
+    ]
+
+
+def as_batch(images: list[Image.Image], device: str = "cpu") -> Tensor:
+    """uint8 ``(n, 3, height, width)``."""
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]).to(device)
+
+
+def difference(made: Tensor, expected: list[Image.Image]) -> Tensor:
+    """Mean absolute difference of each image, in steps of 1/255."""
+    assert made.dtype == torch.uint8
+    return (made.cpu().float() - as_batch(expected).float()).abs().mean(dim=(1, 2, 3))

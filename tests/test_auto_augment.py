@@ -1,0 +1,131 @@
+"""What is drawn is done: timm's pixels, whatever else is in the batch."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import auto_augment as timm
+from torch import Tensor
+
+from data.auto_augment import carry_out
+from data.draws import Stream, uniforms
+from data.levels import LEVELS, Op, operations
+from data.policies import AutoDraws, policies
+from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
+
+SIDE = 96
+STEP = 1.0  # 1/255: the largest mean difference of an image that passes; nearly all are far below
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    return pictures(SIDE)
+
+
+def done(batch: Tensor, draws: AutoDraws, cubic: bool = True) -> Tensor:
+    everywhere = np.full(draws.ops.shape, cubic)
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=batch.device).view(1, 3, 1, 1)
+    return carry_out(batch, draws, everywhere, fill)
+
+
+def the_same(op: Op, arg: float, count: int) -> AutoDraws:
+    return AutoDraws(np.full((count, 1), op, dtype=np.int8), np.full((count, 1), arg))
+
+
+@pytest.mark.parametrize("name", sorted(set(LEVELS) - {"GaussianBlurRand"}))
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_every_operation_at_every_magnitude_is_timms(images, device, name, resample) -> None:
+    for magnitude in range(11):
+        for u in (0.25, 0.75):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(timm.random, "random", lambda u=u: 1 - u)  # the sign
+                op = timm.AugmentOp(name, 1.0, magnitude, {"img_mean": FILL, "interpolation": resample})
+                expected = [op(image) for image in images]
+            (kind,), (arg,) = operations([name], np.zeros(1, dtype=np.int64), np.array([magnitude / 10]), np.array([u]))
+            made = done(as_batch(images, device), the_same(Op(kind), arg, len(images)), resample.name == "BICUBIC")
+            assert difference(made, expected).max() < STEP / 5, (magnitude, u)
+
+
+def test_operations_follow_one_another(images, device) -> None:
+    names = ("Solarize", "Rotate", "Color")
+    by_timm = [timm.AugmentOp(n, 1.0, 7, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC}) for n in names]
+    expected = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm.random, "random", lambda: 0.3)
+        for image in images:
+            for op in by_timm:
+                image = op(image)
+            expected.append(image)
+    chosen = np.tile([0, 1, 2], (len(images), 1))
+    ops, args = operations(list(names), chosen, np.full(chosen.shape, 0.7), np.full(chosen.shape, 0.7))
+    assert difference(done(as_batch(images, device), AutoDraws(ops, args)), expected).max() < STEP
+    backwards = AutoDraws(ops[:, ::-1], args[:, ::-1])
+    assert difference(done(as_batch(images, device), backwards), expected).max() > 5 * STEP
+
+
+@pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "rand-n4-mstd101", "trivial", "3a"])
+def test_an_image_does_not_see_the_others(images, device, auto) -> None:
+    batch = as_batch(images, device).repeat(8, 1, 1, 1)
+    chosen = policies(auto, 0.4, SIDE)
+    draws = chosen[0].draw(uniforms(1, 0, Stream.AUTO, 0, len(batch), chosen[0].uniforms))
+    for other in chosen[1:]:
+        draws = draws.then(other.draw(uniforms(2, 0, Stream.AUTO, 0, len(batch), other.uniforms)))
+    before = batch.clone()
+    whole = done(batch, draws)
+    assert torch.equal(batch, before)
+    for size in (1, 7, 32):
+        parts = [
+            done(batch[i : i + size], AutoDraws(draws.ops[i : i + size], draws.args[i : i + size]))
+            for i in range(0, len(batch), size)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+    untouched = (draws.ops == Op.NONE).all(axis=1)
+    assert torch.equal(whole[torch.from_numpy(untouched)], batch[torch.from_numpy(untouched)])
+    changed = (whole != batch).flatten(1).any(dim=1).cpu().numpy()
+    assert changed.mean() > 0.5 * (~untouched).mean()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_pixels_without_waiting(images) -> None:
+    batch = as_batch(images).repeat(8, 1, 1, 1)
+    (policy,) = policies("rand-m9-mstd0.5-inc1", 0.0, SIDE)
+    draws = policy.draw(uniforms(1, 0, Stream.AUTO, 0, len(batch), policy.uniforms))
+    there, fill = batch.cuda(), torch.tensor(FILL, dtype=torch.uint8, device="cuda").view(1, 3, 1, 1)
+    carry_out(there, draws, None, fill)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = carry_out(there, draws, None, fill)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (on_gpu.cpu().float() - done(batch, draws).float()).abs().mean(dim=(1, 2, 3)).max() < STEP / 10
+
+
+@pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-tweights", "3a"])
+def test_augmented_images_have_the_statistics_of_timms(images, device, auto) -> None:
+    """Mean and deviation of the pixels of one photograph over many draws, and the deviations of both."""
+    count, image = 1500, images[0].resize((48, 48))
+    (policy,) = policies(auto, 0.0, 48)
+    draws = policy.draw(uniforms(9, 0, Stream.AUTO, 0, count, policy.uniforms))
+    ours = done(as_batch([image], device).expand(count, -1, -1, -1), draws)
+    parse = timm.rand_augment_transform if auto.startswith("rand") else timm.auto_augment_transform
+    transform = parse(auto, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
+    random.seed(1)
+    np.random.seed(1)
+    theirs = as_batch([transform(image) for _ in range(count)])
+    a, b = (pixels.cpu().double().flatten(1) for pixels in (ours, theirs))
+    for statistic in (
+        lambda pixels: pixels.mean(1),
+        lambda pixels: pixels.std(1),
+        lambda pixels: (pixels.mean(1) - pixels.mean()).abs(),
+        lambda pixels: pixels.diff().abs().mean(1),
+    ):
+        x, y = statistic(a), statistic(b)
+        error = (x.var() / count + y.var() / count).sqrt()
+        assert abs(x.mean() - y.mean()) < 4 * error

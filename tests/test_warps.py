@@ -1,0 +1,77 @@
+"""Movements of batches give Pillow's pixels."""
+
+import pytest
+import torch
+from PIL import Image
+
+from data import warps
+from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
+
+SIDE = 96
+# Few values, where a sum is rounded across a whole number; most with bilinear interpolation at simple fractions.
+ROUNDING = 0.1
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    return pictures(SIDE)
+
+
+def moved_by_pillow(image: Image.Image, name: str, value: float, resample: Image.Resampling) -> Image.Image:
+    if name == "rotate":
+        return image.rotate(value, resample=resample, fillcolor=FILL)
+    maps = {
+        "shear_x": (1, value, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, value, 1, 0),
+        "translate_x": (1, 0, value * image.width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, value * image.height),
+    }
+    return image.transform(image.size, Image.Transform.AFFINE, maps[name], resample=resample, fillcolor=FILL)
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (80, 50), (28, 28)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("shear_x", -0.99, 0.99),
+        ("shear_y", -0.99, 0.99),
+        ("translate_x", -0.45, 0.45),
+        ("translate_y", -0.45, 0.45),
+        ("rotate", -137, 140),
+    ],
+)
+def test_movements(images, device, size, interpolation, name, least, most) -> None:
+    resized = [image.resize(size) for image in images]
+    resample = Image.Resampling[interpolation.upper()]
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+    for shift in (0, 1):  # other amounts for each image
+        values = torch.linspace(least, most, len(images), dtype=torch.float64).roll(shift)
+        expected = [moved_by_pillow(i, name, v, resample) for i, v in zip(resized, values.tolist(), strict=True)]
+        cubic = torch.full_like(values, interpolation == "bicubic").to(device)
+        made = getattr(warps, name)(as_batch(resized, device), values.to(device), cubic, fill)
+        assert difference(made, expected).max() < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.5, -3.0, 90.0, 180.0])
+def test_whole_pixels_quarter_turns_and_beyond_the_border(images, device, name, value) -> None:
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+    expected = [moved_by_pillow(image, name, value, Image.Resampling.BICUBIC) for image in images]
+    values = torch.full((len(images),), value, dtype=torch.float64, device=device)
+    cubic = torch.ones_like(values)
+    assert difference(getattr(warps, name)(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING
+
+
+def test_each_image_has_an_interpolation_of_its_own(images, device) -> None:
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+    values = torch.full((len(images),), 12.3, dtype=torch.float64, device=device)
+    cubic = torch.arange(len(images), device=device) % 2
+    resample = [Image.Resampling.BICUBIC if c else Image.Resampling.BILINEAR for c in cubic.tolist()]
+    expected = [moved_by_pillow(image, "rotate", 12.3, r) for image, r in zip(images, resample, strict=True)]
+    assert difference(warps.rotate(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING
