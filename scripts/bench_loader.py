@@ -134,8 +134,8 @@ class TunedCrops(Dataset):
     def __init__(self, files: list[tuple[str, int]], side: int, full: bool):
         self.files, self.size = files, [side, side]
         last: list[Callable] = [v2.RandomHorizontalFlip()]
-        if full:  # torchvision's own RandAugment, which is not timm's
-            last.append(v2.RandAugment(interpolation=InterpolationMode.BICUBIC))
+        if full:  # torchvision's own RandAugment, which is not timm's, and has no bicubic movements of tensors
+            last.append(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
         self.last = v2.Compose(last)
 
     def __len__(self) -> int:
