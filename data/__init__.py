@@ -1,6 +1,7 @@
 """Where images come from, which comes next, how it is changed, and how it reaches the device."""
 
-from data.augment import DeviceAugment, soft_cross_entropy
+from data.augment.device import DeviceAugment, soft_cross_entropy
+from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
@@ -11,7 +12,6 @@ from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
-from data.policies import policies
 
 __all__ = [
     "IMAGENET_CLASSES",

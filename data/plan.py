@@ -10,13 +10,13 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
 from data.draws import Stream, generator_at, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
 from data.order import epoch_order, subset_rows
-from data.policies import AutoDraws, policies
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.auto_augment import carry_out
+from data.augment.auto_augment import carry_out
+from data.augment.levels import operations
+from data.augment.policies import AutoDraws, Policy, policies
 from data.cache import unpacked
 from data.dataset import PROJECT
 from data.draws import Stream, uniforms
-from data.levels import operations
-from data.policies import AutoDraws, Policy, policies
 from engine.device import tune
 
 FILL = (124, 116, 104)  # ImageNet's mean

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from timm.data import ImageNetInfo
 
 from data import AugmentConfig, BatchGeometry, DataConfig, TrainPlan, open_split
-from data.arrays import write_arrays
-from data.folders import Folders, folder_arrays, index_file
-from data.headers import Header
-from data.image_index import ImageIndex, Rows, joined_index
+from data.index.arrays import write_arrays
+from data.index.folders import Folders, folder_arrays, index_file
+from data.index.headers import Header
+from data.index.image_index import ImageIndex, Rows, joined_index
 
 BATCH = 1024
 

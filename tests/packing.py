@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.arrays import write_arrays
 from data.index import PACKED_INDEX
+from data.index.arrays import write_arrays
 from data.prepare.sources import image_folder
 from data.prepare.target import Target
 from data.prepare.writing import packed_index, write_shard

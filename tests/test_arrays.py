@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.arrays import ALIGNMENT, UNREADABLE, ArrayFile, write_arrays
+from data.index.arrays import ALIGNMENT, UNREADABLE, ArrayFile, write_arrays
 
 ARRAYS = {
     "version": np.array(3),

@@ -9,10 +9,10 @@ from PIL import Image
 from timm.data import auto_augment as timm
 from torch import Tensor
 
-from data.auto_augment import carry_out
+from data.augment.auto_augment import carry_out
+from data.augment.levels import LEVELS, Op, operations
+from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
-from data.levels import LEVELS, Op, operations
-from data.policies import AutoDraws, policies
 from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
 
 SIDE = 96

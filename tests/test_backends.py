@@ -25,8 +25,8 @@ from data.backends import Backend, build_backend, resolve_backend
 from data.config import DataConfig
 from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
-from data.headers import EXTENSIONS
 from data.index import ImageIndex, load_index
+from data.index.headers import EXTENSIONS
 from tests.packing import pack
 from tests.runs import PROJECT
 

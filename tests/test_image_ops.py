@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from data import image_ops as ops
+from data.augment import image_ops as ops
 from tests.pictures import DEVICES, as_batch, difference, pictures
 
 SIDE = 96

@@ -256,7 +256,9 @@ def test_index_of_a_root_that_cannot_be_written_lies_in_the_cache(
     root = tmp_path / "set"
     paint(root / "train" / "a" / "1.png")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("data.folders.os.access", lambda path, mode: Path(path) != root)  # the superuser may write all
+    monkeypatch.setattr(
+        "data.index.folders.os.access", lambda path, mode: Path(path) != root
+    )  # the superuser may write all
     index_of(root)
     assert [path.name for path in root.iterdir()] == ["train"]
     assert len(list((tmp_path / "cache" / "coldstart" / "index").iterdir())) == 1

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment as timm
 
-from data.levels import LEVELS, Op, operations
+from data.augment.levels import LEVELS, Op, operations
 
 MAGNITUDES = [*range(11), 0.37, 4.999, 5.001, 8.75, 9.0001, 9.999, 12.0, 30.0]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import DeviceAugment
+from data.augment.device import DeviceAugment
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, open_split

@@ -11,10 +11,10 @@ from scipy import stats
 from timm.data import auto_augment as timm
 from torchvision.transforms import ColorJitter, TrivialAugmentWide, autoaugment
 
+from data.augment.levels import LEVELS, Op
+from data.augment.policies import AutoDraws, Jitter, Policy, Rand, Searched, Trivial, policies
 from data.draws import Stream, uniforms
 from data.errors import DataError
-from data.levels import LEVELS, Op
-from data.policies import AutoDraws, Jitter, Policy, Rand, Searched, Trivial, policies
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 COUNT = 20_000

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.arrays import write_arrays
 from data.errors import DataError
 from data.index import PACKED_INDEX, load_index
+from data.index.arrays import write_arrays
 from data.prepare import Task, prepare
 from data.prepare.sources import TRAIN_TAR, VAL_TAR, image_folder
 from data.prepare.target import Target, refuse_full

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data.arrays import ArrayFile, write_arrays
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
 from data.geometry import BatchGeometry
-from data.image_index import VERSION
 from data.index import PACKED_INDEX, ImageIndex, load_index
+from data.index.arrays import ArrayFile, write_arrays
+from data.index.image_index import VERSION
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
 from tests.packing import pack
@@ -311,7 +311,7 @@ def test_an_error_of_the_disk_is_named(packed: Path, kind: str, monkeypatch: pyt
             raise OSError(errno.EIO, "Input/output error")
         return read(descriptor, length, offset)
 
-    monkeypatch.setattr("data.shards.os.pread", failing)
+    monkeypatch.setattr("data.index.shards.os.pread", failing)
     backend = build_backend(kind, index, cfg, CPU, 0, 4)
     stream = backend.batches(iter([EvalPlan(index, cfg).crops(range(n, n + 2)) for n in (0, 2)]))
     with pytest.raises(DataError, match=r"shard-00000\.tar: .*cannot be decoded \(Input/output error\)"):

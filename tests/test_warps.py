@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import warps
+from data.augment import warps
 from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
 
 SIDE = 96

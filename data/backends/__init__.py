@@ -10,8 +10,8 @@ from torch import Tensor
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
-from data.headers import BROKEN, decoded
 from data.index import ImageIndex
+from data.index.headers import BROKEN, decoded
 
 BACKENDS = ("dali", "torch", "synthetic")
 CPU_BACKEND = "torch"  # the faster of the two on a CPU: python scripts/bench_loader.py

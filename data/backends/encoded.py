@@ -13,8 +13,8 @@ from PIL import Image
 
 from data.backends import unreadable
 from data.crops import Crops
-from data.headers import BROKEN
 from data.index import ImageIndex
+from data.index.headers import BROKEN
 
 AHEAD = 1  # batches read before they are asked for
 READERS = 16  # reading waits for the disk, not for the processor

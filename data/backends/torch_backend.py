@@ -20,8 +20,8 @@ from data.backends import unreadable
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
-from data.headers import BROKEN
 from data.index import ImageIndex
+from data.index.headers import BROKEN
 
 
 class CropDataset(Dataset):

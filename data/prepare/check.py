@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 
 from tqdm import tqdm
 
-from data.headers import BROKEN, decoded
-from data.image_index import ImageIndex
+from data.index.headers import BROKEN, decoded
+from data.index.image_index import ImageIndex
 from data.prepare.jobs import run_jobs
 
 CHUNK = 256  # images of one job

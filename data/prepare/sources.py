@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from data.errors import DataError
-from data.folders import THREADS, class_folders, walk
+from data.index.folders import THREADS, class_folders, walk
 from data.prepare.tars import members
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from data.arrays import write_arrays
 from data.errors import DataError
 from data.index import PACKED_INDEX, ImageIndex, load_index
+from data.index.arrays import write_arrays
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import DataError
-from data.headers import BROKEN, Header, decoded, read_header
-from data.image_index import ImageIndex, Rows, joined_index
+from data.index.headers import BROKEN, Header, decoded, read_header
+from data.index.image_index import ImageIndex, Rows, joined_index
+from data.index.shards import PATTERN, REMEDY, Shards, shard_name
 from data.prepare.sources import ClassSource, Member
 from data.prepare.target import Part, plan_file
 from data.prepare.tars import NAMES, members
-from data.shards import PATTERN, REMEDY, Shards, shard_name
 
 PARTIAL = ".partial-"
 QUALITY = 95  # of JPEGs that are made smaller

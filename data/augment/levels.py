@@ -13,7 +13,7 @@ STEPS = 10  # timm's magnitudes count tenths of an operation's range
 
 
 class Op(IntEnum):
-    """An operation of :mod:`data.image_ops` or :mod:`data.warps`, and the unit of its argument."""
+    """An operation of :mod:`data.augment.image_ops` or :mod:`data.augment.warps`, and the unit of its argument."""
 
     NONE = 0
     AUTOCONTRAST = auto()  # no argument, as the next two

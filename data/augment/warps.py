@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.image_ops import choose, column, to_uint8
+from data.augment.image_ops import choose, column, to_uint8
 
 TAPS = 4
 # Pillow cuts fractions off. Its own sums of what is of one colour are exact; ours are a little off, to either side.

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.arrays import UNREADABLE, ArrayFile
 from data.errors import DataError
-from data.folders import FLAT, build_index, find_index, index_file
-from data.image_index import VERSION, ImageIndex, Strings, is_of_this_version, mapped_index, synthetic_index
-from data.shards import PATTERN
-
-__all__ = ["PACKED_INDEX", "VERSION", "ImageIndex", "Strings", "load_index", "synthetic_index"]
+from data.index.arrays import UNREADABLE, ArrayFile
+from data.index.folders import FLAT, build_index, find_index, index_file
+from data.index.image_index import ImageIndex, is_of_this_version, mapped_index
+from data.index.shards import PATTERN
 
 log = logging.getLogger(__name__)
 

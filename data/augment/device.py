@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from data.auto_augment import carry_out
+from data.augment.auto_augment import carry_out
 from data.plan import DeviceDraws, Mix
 
 
@@ -38,7 +38,7 @@ class DeviceAugment(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``(n, 3, side, side)`` to float32 of the same shape."""
-        return (images.float() - self.mean) / self.std
+        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`, clipped to uint8."""
@@ -66,18 +66,18 @@ class DeviceAugment(nn.Module):
     def _erase(images: Tensor, boxes) -> None:
         for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
             if height > 0:
-                image[:, top : top + height, left : left + width].normal_()
+                noise = torch.randn(len(image), height, width, device=image.device)
+                image[:, top : top + height, left : left + width] = noise
 
 
 def _mix(images: Tensor, mix: Mix) -> None:
     """Mix each image of a group with its mirror in the group, in place."""
-    partners = images.flip(0)
     if mix.box is None:
-        images.mul_(mix.share).add_(partners, alpha=1 - mix.share)
+        images.lerp_(images.flip(0), 1 - mix.share)
     else:
         top, left, height, width = mix.box
-        area = (..., slice(top, top + height), slice(left, left + width))
-        images[area] = partners[area]
+        area = images[..., top : top + height, left : left + width]
+        area.copy_(area.flip(0))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

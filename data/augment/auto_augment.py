@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data import image_ops, warps
-from data.levels import Op
-from data.policies import AutoDraws
+from data.augment import image_ops, warps
+from data.augment.levels import Op
+from data.augment.policies import AutoDraws
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,

@@ -1,7 +1,7 @@
 """Policies of automatic augmentation: what a name stands for, and which operations it draws for each image.
 
 Names are timm's (``rand-m9-mstd0.5-inc1``, ``3a``, ``original``) and ``trivial``. The draws are numbers on the host,
-distributed as timm's and torchvision's; :mod:`data.auto_augment` carries them out.
+distributed as timm's and torchvision's; :mod:`data.augment.auto_augment` carries them out.
 """
 
 import math
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augment_transform
 
+from data.augment.levels import STEPS, Floats, Op, either_way, operations
 from data.errors import DataError
-from data.levels import STEPS, Floats, Op, either_way, operations
 
 SEARCHED = ("3a", "original", "originalr", "v0", "v0r")  # timm's AutoAugment
 # Parts of a name. timm itself passes over what it does not know.
@@ -26,7 +26,7 @@ SEARCHED_PART = r"mstd\d+(\.\d+)?"
 class AutoDraws:
     """Operations of a batch in their order; row i of each array belongs to image i."""
 
-    ops: NDArray[np.int8]  # (n, layers) of data.levels.Op
+    ops: NDArray[np.int8]  # (n, layers) of data.augment.levels.Op
     args: Floats  # (n, layers)
 
     def then(self, other: "AutoDraws") -> "AutoDraws":

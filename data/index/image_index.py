@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrays import ArrayFile, Identity
 from data.errors import DataError
-from data.headers import Header
-from data.shards import Shards
+from data.index.arrays import ArrayFile, Identity
+from data.index.headers import Header
+from data.index.shards import Shards
 
 VERSION = 2
 
@@ -118,7 +118,7 @@ class ImageIndex:
         return ImageIndex, (self.root, self.classes, *columns, self.cmyk, self.bad, self.shards)
 
     def arrays(self) -> dict[str, NDArray]:
-        """What :func:`data.arrays.write_arrays` writes of it."""
+        """What :func:`data.index.arrays.write_arrays` writes of it."""
         columns = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
         texts = pack_texts(paths=self.paths, classes=self.classes, bad=self.bad)

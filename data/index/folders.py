@@ -16,11 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.arrays import UNREADABLE, ArrayFile, write_arrays
 from data.cache import cache_dir
 from data.errors import DataError
-from data.headers import EXTENSIONS, Header, read_header
-from data.image_index import ImageIndex, Rows, is_of_this_version, joined_index, mapped_index, pack_texts, texts_of
+from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
+from data.index.headers import EXTENSIONS, Header, read_header
+from data.index.image_index import (
+    ImageIndex,
+    Rows,
+    is_of_this_version,
+    joined_index,
+    mapped_index,
+    pack_texts,
+    texts_of,
+)
 
 log = logging.getLogger(__name__)
 
