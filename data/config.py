@@ -17,6 +17,7 @@ class DataConfig:
     train_split: str = "train"
     split: str = "val"  # what is evaluated
     backend: str = "auto"  # dali | torch | auto: dali on a GPU, the faster of the two on this project's CPU benchmark
+    hw_decoder_load: float = 0.65  # share of JPEGs for a GPU's hardware decoder, where DALI decodes and it has one
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     crop: int = 224  # side of the images the model sees

@@ -53,4 +53,4 @@ class DataWait:
 
     def _machine(self) -> list[str]:
         fewer = [f"run fewer than {self.local_size} processes on this machine"] if self.local_size > 1 else []
-        return [*fewer, "give it more cores", "keep the images on a faster disk, or packed in large files"]
+        return [*fewer, "give it more cores", "keep the images on a faster disk, or packed (docs/imagenet.md)"]

@@ -21,7 +21,17 @@ from engine.settings import as_container, flatten, write_settings
 MAY_DIFFER = (
     *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size"),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
-    *("resume", "name", "output_dir", "profile", "data.root", "data.index_dir", "eval.batch_size", "monitor"),
+    *(
+        "resume",
+        "name",
+        "output_dir",
+        "profile",
+        "data.root",
+        "data.index_dir",
+        "data.hw_decoder_load",
+        "eval.batch_size",
+        "monitor",
+    ),
 )
 
 

@@ -54,7 +54,7 @@ NOT_NEGATIVE = (
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
-    *("model.drop_path_rate", "ema", "data.crop_ratio", "data.subset", "optim.momentum"),
+    *("model.drop_path_rate", "ema", "data.crop_ratio", "data.subset", "data.hw_decoder_load", "optim.momentum"),
 )
 # Options that say where and how a run runs, not what it is: they never enter a run's name.
 UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}

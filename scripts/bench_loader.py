@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import AugmentConfig, BatchGeometry, DataConfig, DeviceAugment, Loader, TrainPlan, build_backend, open_split
 
+HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # tried on a GPU beside the default share of its hardware decoder
 WARM = 3  # batches before the clock of the speed runs; the first one has its own
 POLICY = "rand-m9-mstd0.5-inc1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,7 +52,7 @@ class Setting:
     batches: int
     workers: int
     full: bool = False  # the recipe
-    hw_load: float | None = None  # share of JPEGs for a GPU's hardware decoder
+    hw_load: float = DataConfig.hw_decoder_load
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +60,8 @@ class Setting:
 
     @property
     def data(self) -> DataConfig:
-        return DataConfig(name="folder", root=self.root, crop=self.crop, index_dir=self.index_dir)
+        options = {"crop": self.crop, "index_dir": self.index_dir, "hw_decoder_load": self.hw_load}
+        return DataConfig(name="folder", root=self.root, **options)
 
     def files(self) -> list[tuple[str, int]]:
         """Paths and classes, shuffled and repeated until they last."""
@@ -241,21 +243,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    common = (args.split, args.index_dir, args.crop, args.batch_size, args.batches + WARM, args.workers)
     folder, *packed = args.root
+    sizes = [
+        len(open_split(DataConfig(name="folder", root=r, index_dir=args.index_dir), args.split)) for r in args.root
+    ]
+    batch_size = min(args.batch_size, *sizes)
+    common = (args.split, args.index_dir, args.crop, batch_size, args.batches + WARM, args.workers)
     settings = {}
     for recipe in args.recipes:
         settings |= {(n, recipe): Setting(folder, *common, recipe == "full") for n in args.loaders if n in LOADERS}
         others = [(f"{n}, {Path(root).name}", root) for n in args.loaders if n.startswith("ours") for root in packed]
         settings |= {(label, recipe): Setting(root, *common, recipe == "full") for label, root in others}
+        if torch.cuda.is_available() and "ours, dali" in args.loaders:
+            tried = {load: Setting(folder, *common, recipe == "full", load) for load in HW_LOADS}
+            settings |= {(f"ours, dali, hw_decoder_load={load}", recipe): setting for load, setting in tried.items()}
     settings |= {(name, "floor"): Setting(folder, *common) for name in args.loaders if name in FLOORS}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {row: [] for row in settings}
     for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
         loader = next(name for name in LOADERS | FLOORS if row[0].startswith(name))
         found[row].append(measured(loader, settings[row]))
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    images = open_split(Setting(folder, *common).data, args.split)
-    print(f"{len(images)} images, crop {args.crop}, batch {args.batch_size}, {args.workers} workers, {where}\n")
+    print(f"{sizes[0]} images, crop {args.crop}, batch {batch_size}, {args.workers} workers, {where}\n")
     print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for (name, recipe), results in found.items():

@@ -27,7 +27,7 @@ CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LI
 
 
 @pipeline_def(enable_conditionals=False)
-def crop_pipeline(source, from_paths: bool, device: str, side: int):
+def crop_pipeline(source, from_paths: bool, device: str, side: int, hw_decoder_load: float):
     """Images and crops to uint8 images in (channels, height, width), and the shapes of the files' images.
 
     An image comes as its path or as its file's content; DALI reads paths in its own threads.
@@ -48,6 +48,7 @@ def crop_pipeline(source, from_paths: bool, device: str, side: int):
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
+        hw_decoder_load=hw_decoder_load,
     )
     # Numbers cannot be fed as names of interpolations, but seen as such.
     interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
@@ -95,6 +96,7 @@ class DaliBackend:
                 self.index.shards is None,
                 "gpu" if on_gpu else "cpu",
                 self.cfg.crop,
+                self.cfg.hw_decoder_load,
                 batch_size=self.max_batch,
                 num_threads=self.workers,
                 device_id=(self.device.index or 0) if on_gpu else None,
