@@ -87,5 +87,5 @@ class Loader:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.copies)
         for tensor in moved:
-            tensor.record_stream(computing)  # the memory is not to be used again before that is done with it
+            tensor.record_stream(computing)  # torch's memory is not to be used again before that is done with it
         return moved

@@ -70,8 +70,8 @@ def _balanced(seed: int, epoch: int, targets: NDArray[np.int32], words: NDArray[
 def _repeated(count: int, batch_size: int, repeats: int) -> Rows:
     """For each position the place of its image in the order.
 
-    Copies of an image are in one global batch, but for those at its edge, and as far apart there as can be: so they are
-    neither mixed with one another nor, as a rule, seen by one process.
+    Copies of an image are in one global batch, but for those at its edge, and as far apart there as can be: in a batch
+    of that many mix groups they are not mixed with one another, and as a rule not seen by one process.
     """
     positions = np.arange(count)
     spread = np.argsort(np.arange(batch_size) % repeats, kind="stable")

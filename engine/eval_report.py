@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 def refuse_unwritable(cfg: EvalConfig) -> None:
     """Raise where the files cannot be written: better said before the evaluation than after it."""
+    if not Path(cfg.output).name:
+        raise UserError(f"output={cfg.output} is no file: set output to one, such as eval.json")
     for path in (Path(cfg.output), _table_path(cfg)):
         folder = path.resolve().parent
         if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):

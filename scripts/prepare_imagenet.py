@@ -29,9 +29,9 @@ UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 def size(text: str) -> int:
     """A number of bytes such as 1G, 500M or 1000000."""
     number, unit = (text[:-1], UNITS[text[-1].upper()]) if text[-1:].upper() in UNITS else (text, 1)
-    if (value := int(float(number) * unit)) < 1:
+    if not 1 <= (value := float(number) * unit) < 2**63:
         raise ValueError
-    return value
+    return int(value)
 
 
 def positive(text: str) -> int:

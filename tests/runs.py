@@ -27,8 +27,11 @@ SMALL = (
 # Every source of randomness there is.
 ALL_AUGMENTATION = (
     *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase=0.5", "augment.smoothing=0.1"),
+    *("augment.auto=rand-m9-mstd0.5-inc1", "augment.repeats=2", "data.interpolation=random"),
     *("model.drop_path_rate=0.3", "augment.scale=[0.3,1.0]", "ema=0.9"),
 )
+# For runs that are to learn in a few steps: of 28 pixels RandAugment leaves little to see.
+PLAIN_IMAGES = ("augment.auto=null", "augment.color_jitter=0", "augment.repeats=1", "data.interpolation=bicubic")
 NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.erase=0", "model.drop_path_rate=0")
 
 

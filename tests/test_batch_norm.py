@@ -15,14 +15,14 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.stepper import Stepper
 from engine.train import wants_sync_bn
-from tests.runs import NO_LOCAL_NOISE, checkpoint, metrics, run
+from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
 RUN = (
     *("model=deit_small_convstem", *(f"model.{name}={size}" for name, size in SIZES.items())),
     *("data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0", "device=cpu", "amp=fp32"),
     *("batch_size=32", "micro_batch_size=null", "augment.mix_group=8", "optim.lr=5e-3", "log_every=1", "logger=none"),
-    *NO_LOCAL_NOISE,
+    *(*NO_LOCAL_NOISE, *PLAIN_IMAGES),
 )
 
 

@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 import torch
-from runs import NO_LOCAL_NOISE, SMALL, losses, run, settings, train_here
+from runs import NO_LOCAL_NOISE, PLAIN_IMAGES, SMALL, losses, run, settings, train_here
 
 from models import build_model
 from tests.training import real_batches, twenty_losses
@@ -49,7 +49,7 @@ def options(family: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
     full_rate = ("epochs=20", "max_steps=20", "optim.lr=2e-3")
-    train_here(*options(family), *NO_LOCAL_NOISE, *full_rate, f"amp={amp}", f"data.root={small_images}")
+    train_here(*options(family), *NO_LOCAL_NOISE, *PLAIN_IMAGES, *full_rate, f"amp={amp}", f"data.root={small_images}")
     found = losses(here / "run")
     first, last = (mean(found[step] for step in steps) for steps in (range(1, 6), range(16, 21)))
     assert last < first - 0.03

@@ -286,6 +286,15 @@ def sixteen_bit_png(path: Path) -> None:
     Image.fromarray(np.full((6, 8), 40000, dtype=np.uint16)).save(path, format="PNG")
 
 
+def sixteen_bit_colour_png(path: Path) -> None:
+    """Written by hand: Pillow reads such files, as if they had 8 bits, and writes none."""
+    lines = b"".join(b"\0" + np.full((8, 3), 40000, dtype=">u2").tobytes() for _ in range(6))
+    header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    content = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+
+
 def gif(path: Path) -> None:
     Image.new("RGB", (8, 6)).save(path, format="GIF")
 
@@ -307,11 +316,19 @@ BAD = {
     "text.jpg": text_file,
     "empty.png": empty_file,
     "deep.png": sixteen_bit_png,
+    "deep-colour.png": sixteen_bit_colour_png,
     "moving.gif": gif,
     "moving.JPEG": gif,
     "link.jpg": dangling_link,
     "chunk.PNG": png_with_a_short_chunk,
 }
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path) -> None:
+    loop = root / "train" / "a" / "loop"
+    loop.symlink_to(loop)
+    touch_later(root / "train" / "a")
+    assert f"{loop} cannot be read (Too many levels of symbolic links)" in refused(root)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -177,11 +177,12 @@ def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> 
     picture.convert("CMYK").save(first / "cmyk.JPEG")
     picture.convert("L").save(first / "grey.JPEG")
     picture.save(first / "turned.JPEG", exif=turned)
+    picture.save(first / "exif.JPEG", exif=b"Exif\0\0garbage garbage", dpi=(72, 72))
     done = run("--folder", root, "--check", "--workers", 2)
     assert done.returncode == 1
     assert "3 images are bad" in done.stderr
     report = (root / "coldstart-index-train-check.txt").read_text()
-    total = 7 + len(list(folder.glob("train/*/*")))
+    total = 8 + len(list(folder.glob("train/*/*")))
     lines = report.splitlines()
     assert lines[0] == f"train: {total} images checked, 3 bad, 1 greyscale"
     sections = "\n".join(lines).split("\n  3 bad")[1]
@@ -211,7 +212,8 @@ def test_sizes_may_have_units(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--shard-size", "many"), ("--shard-size", "0"), ("--workers", "0"), ("--tars", "c")]
+    "wrong",
+    [("--shard-size", "many"), ("--shard-size", "0"), ("--shard-size", "inf"), ("--workers", "0"), ("--tars", "c")],
 )
 def test_wrong_options_are_refused(wrong: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -5,6 +5,7 @@ pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing
 DALI takes all of them for Adobe's, whose colours are inverted.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import fields
@@ -104,7 +105,7 @@ class DaliBackend:
                 exec_dynamic=True,
             )
             pipeline.build()
-            yield from self._run(pipeline, ahead)
+            yield from _held_while_used(self._run(pipeline, ahead)) if on_gpu else self._run(pipeline, ahead)
 
     def _run(self, pipeline: Pipeline, ahead: list[Crops]) -> Generator[Tensor, None, None]:
         while True:
@@ -120,6 +121,25 @@ class DaliBackend:
                 raise unreadable(self.index, crops, ValueError("sizes differ from the index"))
             # No copy: the dynamic executor's buffers belong to whoever holds them.
             yield torch.from_dlpack(images.as_tensor())
+
+
+def _held_while_used(batches: Generator[Tensor, None, None]) -> Generator[Tensor, None, None]:
+    """Hold each batch until a GPU is done with what was asked of it before the next one was taken.
+
+    DALI writes into a buffer again once nobody holds it, and knows nothing of the work that still waits to read it.
+    """
+    held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+    try:
+        for batch in batches:
+            yield batch
+            done = torch.cuda.Event()
+            done.record()
+            held.append((batch, done))
+            while held and held[0][1].query():
+                held.popleft()
+    finally:
+        if held:
+            held[-1][1].synchronize()
 
 
 def _columns(crops: Crops) -> list[list[np.ndarray]]:

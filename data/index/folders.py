@@ -81,14 +81,17 @@ def build_index(path: Path, folder: Path) -> ImageIndex:
     """List a split's folder, read every image's header, and write the index.
 
     Raises:
-        DataError: if the index cannot be written.
+        DataError: if a folder cannot be read, or the index not be written.
     """
     log.info("indexing %s (once)", folder)
-    folders = Folders(["."], [os.stat(folder).st_mtime_ns])
-    classes = class_folders(folder) or [FLAT]
     label = f"index {folder.name}"
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(desc=label, unit=" images", disable=None, leave=False) as bar:
-        rows = [_class_rows(folder, name, target, folders, pool, bar) for target, name in enumerate(classes)]
+    try:
+        folders = Folders(["."], [os.stat(folder).st_mtime_ns])
+        classes = class_folders(folder) or [FLAT]
+        with ThreadPoolExecutor(THREADS) as pool, tqdm(desc=label, unit=" images", disable=None, leave=False) as bar:
+            rows = [_class_rows(folder, name, target, folders, pool, bar) for target, name in enumerate(classes)]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
     try:
         write_arrays(path, joined_index(folder, classes, rows).arrays() | folder_arrays(folders))
         return mapped_index(ArrayFile(path, verify=False), folder)

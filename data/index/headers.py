@@ -6,7 +6,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content, whatever the name says
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises at damaged files
 
@@ -23,7 +23,8 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
     """The header of an image, or what is wrong with the file."""
     try:
         with Image.open(source, formats=READABLE) as image:
-            if image.mode.startswith("I"):
+            # Pillow keeps 8 of the 16 bits of a colour, and names them only in how the file stores its pixels.
+            if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
                 return "has 16 bits a channel, which the decoders read differently"
             return Header(image.height, image.width, image.mode == "CMYK")
     except UnidentifiedImageError:

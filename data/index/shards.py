@@ -5,6 +5,7 @@ order of images is the same as from a folder.
 """
 
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 
 PATTERN = "shard-*.tar"
-MOST_SHARDS = 512  # a process keeps each of them open, and may usually open 1024 files
+MOST_SHARDS = 512  # a process keeps each of them open
 
 
 def shard_name(number: int) -> str:
@@ -51,6 +52,7 @@ class Shards:
         self._start()
 
     def _start(self) -> None:
+        _allow_many_files()
         self._open: dict[int, int] = {}
         self._lock = Lock()
 
@@ -113,6 +115,13 @@ class Shards:
     def __del__(self) -> None:
         for descriptor in vars(self).get("_open", {}).values():
             os.close(descriptor)
+
+
+def _allow_many_files() -> None:
+    """A process may usually open 1024 files, and more only once it says so: several splits may have many shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 REMEDY = "copy it again, or remove it and repeat the command of scripts/prepare_imagenet.py that wrote it"

@@ -1,10 +1,12 @@
 """Decoding every image of a split once, to find those that are damaged or unusual."""
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path, PurePath
 
+from PIL import Image
 from tqdm import tqdm
 
 from data.index.headers import BROKEN, decoded
@@ -81,10 +83,17 @@ def check_rows(index: ImageIndex, rows: range) -> Findings:
             found.misnamed.append(f"{name} is a {image.format}")
         if image.mode == "CMYK":
             found.cmyk.append(name)
-        if image.getexif().get(ORIENTATION, 1) != 1:
+        if _is_turned(image):
             found.turned.append(name)
         found.grey += image.mode in ("1", "L", "LA")
     return found
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    except (*BROKEN, struct.error, KeyError, TypeError):  # no decoder reads it, so what is in it does no harm
+        return False
 
 
 def report_file(index: ImageIndex) -> Path:

@@ -198,8 +198,12 @@ def image_folder(root: Path, split: str) -> Split:
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    try:
+        names = class_folders(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}): mend it") from error
     with ThreadPoolExecutor(THREADS) as pool:
-        classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), class_folders(folder)))
+        classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), names))
     if not classes:
         raise DataError(f"{folder} has no class folders: it must hold <class>/<image>")
     return Split(split, classes)

@@ -120,7 +120,10 @@ class Target:
                 raise DataError(f"{self.folder} holds files that this command has not written: choose another --to")
             else:
                 scratch = path.with_name(f".{path.name}.tmp")
-                scratch.write_text(self.plan)
+                with open(scratch, "w") as file:
+                    file.write(self.plan)
+                    file.flush()
+                    os.fsync(file.fileno())
                 scratch.rename(path)
         except OSError as error:
             raise DataError(f"cannot write {path} ({error.strerror}): choose another --to") from error

@@ -85,7 +85,8 @@ def prepare(task: Task) -> Result:
     """
     _refuse(task)
     targets = {} if task.layout == "keep" else {name: _target(task, name) for name in task.splits}
-    refuse_full(task.root, list(targets.values()))
+    if task.shorter_side is None:  # how small smaller images will be is not known
+        refuse_full(task.root, list(targets.values()))
     result = Result()
     for name in task.splits:
         written = _keep(task, name) if task.layout == "keep" else _write(targets[name], task.workers)

@@ -65,6 +65,7 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
             path = scratch / os.path.relpath(member.path, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             size += path.write_bytes(_content(member, shorter_side))
+        os.sync()  # a folder that is there after a power cut must be whole; one call, for there may be 1300 files
     return Written(len(found), size, left_out)
 
 
