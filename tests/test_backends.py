@@ -147,6 +147,19 @@ def test_pixels_of_dali_on_a_gpu_are_pillows(index: ImageIndex, mode: str, inter
     compare("dali", index, options(interpolation, crop), mode, GPU, GPU_BOUND)
 
 
+@needs_gpu
+def test_a_batch_stays_until_a_slow_gpu_has_read_it(photographs: Path) -> None:
+    index = index_of(photographs)
+    cfg = options("bicubic", 224)
+    requests = in_batches(make_crops(index, cfg, "train"), 4) * 4
+    expected = [images.clone() for images in run(build("dali", index, cfg, device=GPU), requests)]
+    late = []
+    for images in build("dali", index, cfg, device=GPU).batches(iter(requests)):
+        torch.cuda._sleep(10**8)  # some hundredths of a second, in which the host goes on
+        late.append(images.clone())
+    assert all(torch.equal(a, b) for a, b in zip(late, expected, strict=True))
+
+
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize(("resize", "crop"), [(56, 64), (61, 64)])
 def test_a_crop_larger_than_the_image_is_padded_with_black(
