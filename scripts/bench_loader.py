@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from io import BytesIO
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import AugmentConfig, BatchGeometry, DataConfig, DeviceAugment, Loader, TrainPlan, build_backend, open_split
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # tried on a GPU beside the default share of its hardware decoder
-WARM = 3  # batches before the clock of the speed runs; the first one has its own
+WARM = 6  # batches before the clock of the speed runs; the first one has its own
 POLICY = "rand-m9-mstd0.5-inc1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Tensor]
@@ -144,12 +145,14 @@ class TunedCrops(Dataset):
         return len(self.files)
 
     def __getitem__(self, i: int) -> Tensor:
-        with Image.open(self.files[i][0]) as file:
+        content = Path(self.files[i][0]).read_bytes()  # quicker than letting Pillow read from the path
+        with Image.open(BytesIO(content)) as file:
             blank = torch.empty(1).expand(3, file.height, file.width)
-            top, left, height, width = v2.RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])
+            top, left, height, width = RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])
             pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
         image = torch.from_numpy(pixels).permute(2, 0, 1)
-        return self.last(v2.functional.resize(image, self.size, InterpolationMode.BICUBIC, antialias=True))
+        image = v2.functional.resize(image, self.size, InterpolationMode.BICUBIC, antialias=True)
+        return self.last(image)
 
 
 def torchvision_loader(setting: Setting) -> Batches:
@@ -162,7 +165,7 @@ def torchvision_loader(setting: Setting) -> Batches:
     erase = v2.RandomErasing(0.25)
     mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=1000), v2.CutMix(alpha=1.0, num_classes=1000)])
     for images in loader:
-        images = (images.to(setting.device, non_blocking=True).float() - mean) / std
+        images = images.to(setting.device, non_blocking=True).float().sub_(mean).div_(std)
         if setting.full:
             images = torch.stack([erase(image) for image in images])
             images, _ = mix(images, torch.zeros(len(images), dtype=torch.long, device=setting.device))
@@ -207,6 +210,8 @@ FLOORS = {"decode, Pillow, whole image": pillow_decode, "decode, DALI, the crop"
 
 def timed(name: str, setting: Setting) -> tuple[float, float]:
     """Images a second after the first batches, and seconds to the first; runs in a process of its own."""
+    # A spawned process would spawn its workers, too: their start, seconds long, would burden the loaders of others.
+    set_start_method("fork", force=True)
     torch.set_num_threads(setting.workers)
     if setting.device.type == "cuda":
         torch.cuda.init()
