@@ -11,18 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from optim.power_iteration import converge, iterate_pairs, start_pairs
+from optim.power_iteration import converge, gathered, iterate, orthonormal, start_blocks, vectors_for
 
 # Updates of the first steps have little in common with the ones before: kept vectors are far off, and need more
 # iterations. The n-th estimate in a row takes at least EARLY_ITERATIONS / n.
 EARLY_ITERATIONS = 20
 # On a CPU, iterations end once one of them raises no value by more than this share over the square of their number: who
 # asks for more wants to know it more exactly.
-SETTLED = 0.03
-# Steps between iterations for σ₁(W), whose vectors turn slowly: a step changes W by little more than tau. On a CPU they
-# end once one of them raises no value by more than this share, or after this many.
-WEIGHT_EVERY = 2
-WEIGHT_MOST, WEIGHT_SETTLED = 4, 1e-3
+SETTLED = 0.1
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
 CPU_BUNDLE = 2**22
 
@@ -56,8 +52,7 @@ class AdamW2(Optimizer):
     With u = m̂ / (√v̂ + ε), the learning rate of a matrix W becomes α = min(lr, τ·σ₁(W)/σ₁(u)), for its decoupled
     weight decay, too. By Weyl's inequality a step then grows σ₁(W) by a factor of at most 1 + τ, so that full learning
     rate from the first step cannot blow a matrix up (Algorithm 1 of the paper). Both σ₁ come from power iteration with
-    vectors that are kept between steps; σ₁(W) is measured as soon as a step has changed W, for the next one. Vectors
-    (biases, gains) take AdamW's step, and so does a matrix of zeros.
+    vectors that are kept between steps. Vectors (biases, gains) take AdamW's step, and so does a matrix of zeros.
 
     A group may say ``cap=False`` (tables and tokens, which are no linear maps) and ``splits=k`` (k matrices on top of
     one another, as in a fused qkv, each with a cap of its own). Tensors of more dimensions count as ``(out, -1)``.
@@ -133,15 +128,13 @@ class AdamW2(Optimizer):
         """Begin to estimate the largest singular values of a matrix and its updates."""
         if parameter.shape[0] % group["splits"]:
             raise ValueError(f"splits={group['splits']} does not divide the {parameter.shape[0]} rows of a matrix")
-        matrices = _matrices([parameter], group["splits"])
-        count, _, columns = matrices.shape
-        starts = start_pairs(count, columns, matrices)
+        matrices = gathered(_parts([parameter], group["splits"]))
         sizes, vectors = converge(matrices)
+        kept = vectors_for(matrices, group["capturable"])
         self.state[parameter] |= {
-            "weight_size": sizes,  # σ₁(W) now
-            "weight_vectors": iterate_pairs(matrices, torch.stack([vectors, starts[:, 1]], dim=1), 10)[1],
-            "update_vectors": starts,
-            "ratio": torch.zeros(count, device=parameter.device),
+            "weight_size": sizes,  # σ₁(W) before the last step
+            "vectors": torch.stack([start_blocks(matrices, kept), vectors[:, :kept]]),  # of the update and of W
+            "ratio": torch.zeros(len(matrices), device=parameter.device),
             "estimates": 0,  # of σ₁(u) in a row
         }
 
@@ -206,19 +199,6 @@ class AdamW2(Optimizer):
         torch._foreach_mul_(parameters, [_along_rows(s, p) for s, p in zip(shrinks, parameters, strict=True)])
         along = [_along_rows(f, p) for f, p in zip(factors, parameters, strict=True)]
         torch._foreach_addcmul_(parameters, steps, along)
-        self._measure(group, parameters)
-
-    def _measure(self, group: Group, parameters: list[Tensor]) -> None:
-        """Estimate σ₁(W) for the next step: here, where a CPU has just had the weights in its cache."""
-        states = [self.state[parameter] for parameter in parameters]
-        weights, pairs = _matrices(parameters, group["splits"]), _gathered(states, "weight_vectors")
-        if group["capturable"] or states[0]["step"].item() % WEIGHT_EVERY == 0:
-            most, tolerance = (1, None) if _must_not_wait(group, weights) else (WEIGHT_MOST, WEIGHT_SETTLED)
-            sizes, pairs = iterate_pairs(weights, pairs, most, tolerance)
-            _keep(states, "weight_vectors", pairs)
-        else:  # they turn so slowly that a product with the first one says enough
-            sizes = torch.linalg.vector_norm(torch.bmm(pairs[:, :1], weights.mT), dim=(1, 2))
-        _keep(states, "weight_size", sizes)
 
     def _plain_steps(self, group: Group, parameters: list[Tensor]) -> list[Tensor]:
         """AdamW's steps −lr·u, rounded as torch's own AdamW rounds them."""
@@ -227,7 +207,10 @@ class AdamW2(Optimizer):
         counts, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
         beta1, beta2 = group["betas"]
         if group["fused"] and not _must_not_wait(group, parameters[0]):
-            steps = [torch.zeros_like(parameter) for parameter in parameters]  # weights that stood at zero
+            # Weights that stood at zero, side by side in memory: matrices of one shape are one tensor without a copy.
+            zeros = torch.zeros(sum(map(torch.numel, parameters)), dtype=parameters[0].dtype)
+            pieces = zeros.split([parameter.numel() for parameter in parameters])
+            steps = [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
             rates = {"beta1": beta1, "beta2": beta2, "lr": group["lr"], "weight_decay": 0.0, "eps": group["eps"]}
             how = {"fused": True, "amsgrad": False, "maximize": group["maximize"]}
             adamw(steps, grads, means, squares, [], counts, **how, **rates)
@@ -257,32 +240,54 @@ class AdamW2(Optimizer):
     def _factors(self, group: Group, parameters: list[Tensor], steps: list[Tensor]) -> Tensor:
         """What to multiply each matrix's step by, at most 1: ``(parameters, splits)``."""
         states = [self.state[parameter] for parameter in parameters]
-        updates, sizes = _matrices(steps, group["splits"]), _gathered(states, "weight_size")
-        moves = self._small_enough(group, states, updates, sizes)
-        if moves is None:
-            iterations = self._iterations(group, states)
-            tolerance = None if _must_not_wait(group, updates) else SETTLED / group["power_iterations"] ** 2
-            moves, pairs = iterate_pairs(updates, _gathered(states, "update_vectors"), iterations, tolerance)
-            _keep(states, "update_vectors", pairs)
-        else:
-            for state in states:
-                state["estimates"] = 0  # the kept vectors grow old
+        moves, sizes = self._sizes(group, states, _parts(steps, group["splits"]), _parts(parameters, group["splits"]))
         ratios = torch.where(sizes > 0, moves / sizes, 0)
+        _keep(states, "weight_size", sizes)
         _keep(states, "ratio", ratios)
         factors = (group["tau"] / ratios).clamp(max=1)
         return factors.view(len(states), -1).to(parameters[0].dtype)
 
+    def _sizes(
+        self, group: Group, states: list[State], updates: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """σ₁ of updates and of weights, the vectors in their states brought up to date.
+
+        Both take an iteration together, for half the small operations; updates then more, where they need them.
+        """
+        kept = torch.stack([state["vectors"] for state in states], dim=1).float()
+        count = len(updates)
+        if self._may_be_small(group, states, updates):
+            sizes, _, vectors = iterate(gathered(weights), kept[1].flatten(0, 1))
+            norms = torch.stack(torch._foreach_norm(updates))
+            if (norms <= group["tau"] * sizes).all():  # then σ₁, smaller still, need not be known
+                for state in states:
+                    state["estimates"] = 0  # the kept vectors of updates grow old
+                _keep(states, "vectors", torch.cat([kept[0].flatten(0, 1), orthonormal(vectors)]), dim=1)
+                return norms, sizes
+        both = gathered(updates + weights)
+        values, gains, vectors = iterate(both, kept.flatten(0, 2))
+        moves, sizes = values.split(count)
+        gain, of_updates, of_weights = gains[:count], vectors[:count], vectors[count:]
+        tolerance = math.inf if _must_not_wait(group, kept) else 1 + SETTLED / group["power_iterations"] ** 2
+        for _ in range(self._iterations(group, states) - 1):
+            if math.isfinite(tolerance) and (gain <= tolerance).all():
+                break
+            moves, gain, of_updates = iterate(both[:count], orthonormal(of_updates))
+        if kept.shape[3] > 2:  # W grows fastest where the step is largest: there W's last vector looks next
+            of_weights[:, -1] = of_updates[:, 0]
+        _keep(states, "vectors", orthonormal(torch.cat([of_updates, of_weights])), dim=1)
+        return moves, sizes
+
     @staticmethod
-    def _small_enough(group: Group, states: list[State], updates: Tensor, sizes: Tensor) -> Tensor | None:
-        """Frobenius norms of the updates where they all clear the cap: then σ₁, smaller still, need not be known.
+    def _may_be_small(group: Group, states: list[State], updates: list[Tensor]) -> bool:
+        """Whether Frobenius norms clear the cap, as far as is known before σ₁(W) is.
 
         Asked on CPUs only, and where the last step's ratios leave a hope.
         """
-        tau = group["tau"]
-        if _must_not_wait(group, updates) or math.isinf(tau) or (_gathered(states, "ratio") > tau).any():
-            return None
-        norms = torch.linalg.matrix_norm(updates)
-        return norms if (norms <= tau * sizes).all() else None
+        sizes, ratios = _gathered(states, "weight_size"), _gathered(states, "ratio")
+        if _must_not_wait(group, sizes) or math.isinf(group["tau"]) or (ratios > group["tau"]).any():
+            return False
+        return bool((torch.stack(torch._foreach_norm(updates)) <= group["tau"] * sizes).all())
 
     def _iterations(self, group: Group, states: list[State]) -> int:
         wanted: int = group["power_iterations"]
@@ -329,11 +334,10 @@ def _is_capped(group: Group, parameter: Tensor) -> bool:
     return group["cap"] and parameter.ndim >= 2
 
 
-def _matrices(tensors: list[Tensor], splits: int) -> Tensor:
-    """Tensors of one shape ``(out, ...)`` as float32 matrices ``(len · splits, out / splits, -1)``; a view of one."""
-    first = tensors[0]
-    stack = first if len(tensors) == 1 else torch.stack(tensors)
-    return stack.reshape(len(tensors) * splits, first.shape[0] // splits, -1).float()
+def _parts(tensors: list[Tensor], splits: int) -> list[Tensor]:
+    """Tensors of one shape ``(out, ...)`` as ``len · splits`` matrices of shape ``(out / splits, -1)`` in float32."""
+    rows = len(tensors[0]) // splits
+    return [part.float() for tensor in tensors for part in tensor.reshape(splits, rows, -1)]
 
 
 def _gathered(states: list[State], key: str) -> Tensor:
@@ -341,10 +345,11 @@ def _gathered(states: list[State], key: str) -> Tensor:
     return torch.cat([state[key] for state in states]).float()
 
 
-def _keep(states: list[State], key: str, values: Tensor) -> None:
-    """Put what :func:`_gathered` took back, in place."""
+def _keep(states: list[State], key: str, values: Tensor, dim: int = 0) -> None:
+    """Put values of all parameters, in their order along ``dim``, into what is kept of each, in place."""
     kept = [state[key] for state in states]
-    torch._foreach_copy_(kept, list(values.view(len(states), *kept[0].shape)))
+    shape = kept[0].shape
+    torch._foreach_copy_(kept, list(values.view(*shape[:dim], len(states), *shape[dim:]).unbind(dim)))
 
 
 def _along_rows(factors: Tensor, parameter: Tensor) -> Tensor:

@@ -1,104 +1,110 @@
-"""Largest singular values of many matrices of one shape at once, by power iteration from vectors kept between calls."""
+"""Largest singular values of many matrices of one shape at once, by subspace iteration from vectors that are kept."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-LARGE = 2**18  # entries of a matrix that is worth a second thread
+Matrices = Tensor | list[Tensor]  # (count, rows, columns), or large ones of one shape, which need not lie together
+
+# Vectors kept for a matrix. Two were seen to lose 15 % of an update that changes fast, and 5 % of a weight; six, 0.2 %
+# and 0.04 %, for a twentieth more time.
+CPU_VECTORS = 6
+# Elsewhere two, whose rotation has a closed form: a library's eigenvectors would wait for the GPU.
+VECTORS = 2
+# Entries of a matrix from which on oneDNN's product of few rows with it is worth a call of its own.
+LARGE = 2**18
+# MKL, which torch.bmm calls, reads a matrix once for every row it multiplies; oneDNN's linear layer, once. torch has no
+# public function that calls it for plain float32 tensors.
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_PLAIN: tuple[Any, ...] = (None, "none", [], "")  # neither bias nor activation
 
 
-def start_pairs(count: int, columns: int, like: Tensor) -> Tensor:
-    """Pairs of orthogonal unit vectors to start from: ``(count, 2, columns)`` in float32 on the device of ``like``.
+def gathered(matrices: list[Tensor]) -> Matrices:
+    """Matrices of one shape as :func:`iterate` takes them: copied into one tensor, unless they are large."""
+    return matrices if _is_large(matrices) else torch.stack(matrices)
+
+
+def start_blocks(matrices: Matrices, vectors: int) -> Tensor:
+    """Orthogonal unit vectors to start from: ``(count, k, columns)`` in float32, k the rank at most.
 
     They are a function of the shape alone, so that neither the order of layers nor a seed changes an optimizer.
+
+    Args:
+        matrices: ``count`` times ``(rows, columns)``.
+        vectors: wanted for each matrix.
     """
+    rows, columns = matrices[0].shape
     generator = torch.Generator().manual_seed(columns)
-    first, second = torch.randn(2, columns, generator=generator)
-    first = _unit(first)
-    pair = torch.stack([first, _unit(second - (second @ first) * first)])
-    return pair.repeat(count, 1, 1).to(like.device)
+    block = torch.randn(1, min(vectors, rows, columns), columns, generator=generator)
+    return torch.linalg.qr(block.mT).Q.mT.repeat(len(matrices), 1, 1).to(matrices[0].device)
 
 
-def iterate(matrices: Tensor, vectors: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Estimate the largest singular values, which errs low.
+def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimate the largest singular values, which errs low, by one product with MᵀM.
 
-    Args:
-        matrices: ``(count, rows, columns)``, float32.
-        vectors: ``(count, columns)``, estimates of the right singular vectors, of length 1.
-        iterations: products with MᵀM, at least 1.
-
-    Returns:
-        Singular values ``(count,)`` and the next estimates ``(count, columns)``; a zero matrix keeps its vector.
-    """
-    rows = vectors.unsqueeze(1)  # rows, not columns: on CPUs such products are up to 20 times faster
-    tiny = torch.finfo(matrices.dtype).tiny
-    for _ in range(iterations):
-        left = _images(rows, matrices)
-        right = _products(left, matrices)
-        length = torch.linalg.vector_norm(right, dim=2, keepdim=True).clamp_min(tiny)
-        rows = right / length
-    values = (length / torch.linalg.vector_norm(left, dim=2, keepdim=True).clamp_min(tiny)).flatten()
-    is_zero = length <= tiny
-    return values.masked_fill(is_zero.flatten(), 0), torch.where(is_zero, vectors.unsqueeze(1), rows).squeeze(1)
-
-
-def iterate_pairs(
-    matrices: Tensor, pairs: Tensor, iterations: int, tolerance: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """:func:`iterate` for matrices that change fast, with a second vector for each.
-
-    Where the second singular value overtakes the first, a single vector kept from before is almost orthogonal to the
-    one it should find, and stays far off for many steps. Two vectors (subspace iteration) turn to the best and the
-    worst direction of their plane.
+    One vector for each matrix, kept from before, is almost orthogonal to the one it should find once the second
+    singular value has overtaken the first, and stays far off for many steps. So there are several, and each iteration
+    turns them to the directions of their subspace that the matrix stretches most (Rayleigh and Ritz).
 
     Args:
-        matrices: ``(count, rows, columns)``, float32.
-        pairs: ``(count, 2, columns)``, orthogonal vectors of length 1.
-        iterations: products with MᵀM, at least 1.
-        tolerance: stop before that once the iteration raised no value by more than this share, which waits for the
-            device to know; None: never.
+        matrices: ``count`` times ``(rows, columns)``, float32.
+        blocks: ``(count, k, columns)``, orthogonal vectors of length 1, estimates of right singular vectors.
 
     Returns:
-        Singular values ``(count,)`` and the next pairs.
+        Singular values ``(count,)``; by which share the iteration raised them; the next blocks, which are not yet
+        orthogonal: see :func:`orthonormal`.
     """
-    tiny = torch.finfo(matrices.dtype).tiny
-    for _ in range(iterations):
-        images = _images(pairs, matrices)
-        turn = _turn(torch.bmm(images, images.mT))
-        images, turned = torch.bmm(turn, images), torch.bmm(turn, pairs)
-        products = _products(images, matrices)
-        before = torch.linalg.vector_norm(images[:, 0], dim=1, keepdim=True)
-        length = torch.linalg.vector_norm(products[:, 0], dim=1, keepdim=True)
-        values = length / before.clamp_min(tiny)
-        best = torch.where(length > 0, products[:, 0] / length.clamp_min(tiny), turned[:, 0])
-        # A trace of the vector itself, for a matrix that maps it to nothing.
-        other = products[:, 1] / length.clamp_min(tiny) + 1e-3 * turned[:, 1]
-        other = _unit(other - (other * best).sum(dim=1, keepdim=True) * best)
-        pairs = torch.stack([best, other], dim=1)
-        if tolerance is not None and (values <= (1 + tolerance) * before).all():
+    tiny = torch.finfo(blocks.dtype).tiny
+    images = _images(blocks, matrices)
+    turns = _turns(torch.bmm(images, images.mT))
+    images, turned = torch.bmm(turns, images), torch.bmm(turns, blocks)
+    products = _products(images, matrices)
+    before = torch.linalg.vector_norm(images[:, 0], dim=1).clamp_min(tiny)
+    length = torch.linalg.vector_norm(products[:, 0], dim=1)
+    values = length / before
+    # A trace of the vectors themselves, for a matrix that maps some of them to nothing.
+    return values, values / before, torch.add(turned, products / length.clamp_min(tiny)[:, None, None], alpha=1e3)
+
+
+def converge(matrices: Matrices, tolerance: float = 1e-4, most: int = 500) -> tuple[Tensor, Tensor]:
+    """Singular values ``(count,)`` and blocks of vectors once ten iterations raise no value by more than ``tolerance``.
+
+    Without any gap between singular values, as at the edge of a random matrix's spectrum, the value after k iterations
+    of one vector is low by about 3/(8k), so ten raise it by less than 1e-4 once it is within 0.2 %.
+    """
+    blocks = start_blocks(matrices, vectors_for(matrices))
+    values = blocks.new_zeros(len(matrices))
+    for _ in range(most // 10):
+        before = values
+        for _ in range(10):
+            values, _, blocks = iterate(matrices, blocks)
+            blocks = orthonormal(blocks)
+        if (values <= before * (1 + tolerance)).all():
             break
-    return values.flatten(), pairs
+    return values, blocks
 
 
-def _turn(gram: Tensor) -> Tensor:
-    """The rotations ``(count, 2, 2)`` that make Gram matrices of that shape diagonal, the larger entry first."""
+def vectors_for(matrices: Matrices, capturable: bool = False) -> int:
+    """How many vectors to keep for matrices on this device; graphs cannot hold a library's eigenvectors either."""
+    return VECTORS if capturable or matrices[0].device.type != "cpu" else CPU_VECTORS
+
+
+def _turns(gram: Tensor) -> Tensor:
+    """The rotations ``(count, k, k)`` that make Gram matrices of that shape diagonal, the largest entry first."""
+    if gram.shape[1] != 2:
+        return torch.linalg.eigh(gram).eigenvectors.flip(2).mT
     angle = torch.atan2(2 * gram[:, 0, 1], gram[:, 0, 0] - gram[:, 1, 1]) / 2
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
 
 
-def converge(matrices: Tensor, tolerance: float = 1e-4, most: int = 500) -> tuple[Tensor, Tensor]:
-    """:func:`iterate` from :func:`start_pairs` until ten iterations raise no value by more than ``tolerance``.
-
-    Without any gap between singular values, as at the edge of a random matrix's spectrum, the value after k iterations
-    is low by about 3/(8k), so ten raise it by less than 1e-4 once it is within 0.2 %.
-    """
-    values, vectors = iterate(matrices, start_pairs(len(matrices), matrices.shape[2], matrices)[:, 0], 10)
-    for _ in range(most // 10 - 1):
-        before = values
-        values, vectors = iterate(matrices, vectors, 10)
-        if (values <= before * (1 + tolerance)).all():
-            break
-    return values, vectors
+def orthonormal(rows: Tensor) -> Tensor:
+    """Rows ``(count, k, columns)`` made orthogonal, the first first, and of length 1."""
+    if rows.shape[1] != 2:
+        return torch.linalg.qr(rows.mT).Q.mT.contiguous()
+    first = _unit(rows[:, :1])
+    return torch.cat([first, _unit(rows[:, 1:] - (rows[:, 1:] * first).sum(2, keepdim=True) * first)], dim=1)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -106,26 +112,19 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _images(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """Vectors ``(count, k, columns)`` mapped by their matrix: ``(count, k, rows)``."""
-    if not _is_large(matrices):
-        return torch.bmm(vectors, matrices.mT)
-    halves = matrices.view(2, -1, matrices.shape[2])
-    return torch.cat(torch.bmm(vectors.expand(2, -1, -1), halves.mT).split(1), dim=2)
+def _images(rows: Tensor, matrices: Matrices) -> Tensor:
+    """Rows ``(count, k, columns)`` mapped by their matrix: ``(count, k, rows)``."""
+    if isinstance(matrices, Tensor):
+        return torch.bmm(rows, matrices.mT)
+    return torch.stack([_ONEDNN(row, matrix, *_PLAIN) for row, matrix in zip(rows, matrices, strict=True)])
 
 
-def _products(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """Vectors ``(count, k, rows)`` mapped by their matrix's transpose: ``(count, k, columns)``."""
-    if not _is_large(matrices):
-        return torch.bmm(vectors, matrices)
-    halves = matrices.view(2, -1, matrices.shape[2])
-    return torch.bmm(torch.cat(vectors.chunk(2, dim=2)), halves).sum(0, keepdim=True)
+def _products(rows: Tensor, matrices: Matrices) -> Tensor:
+    """Rows ``(count, k, rows)`` mapped by their matrix's transpose: ``(count, k, columns)``."""
+    if isinstance(matrices, Tensor):
+        return torch.bmm(rows, matrices)
+    return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in zip(rows, matrices, strict=True)])
 
 
-def _is_large(matrices: Tensor) -> bool:
-    """Whether this is one large matrix on a CPU, whose product with few vectors MKL computes on one thread only.
-
-    Its halves are two. Not as many parts as threads: processes with other numbers of them would round otherwise.
-    """
-    count, rows, columns = matrices.shape
-    return matrices.device.type == "cpu" and count == 1 and rows % 2 == 0 and rows * columns >= LARGE
+def _is_large(matrices: list[Tensor]) -> bool:
+    return _ONEDNN is not None and matrices[0].device.type == "cpu" and matrices[0].numel() >= LARGE

@@ -1,4 +1,4 @@
-"""Largest singular values of the weights an optimizer trains, from its own estimates where it keeps them."""
+"""Largest singular values of the weights an optimizer trains, from its own vectors where it keeps them."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import converge
+from optim.power_iteration import converge, iterate
 
 PARTS = {3: ("q", "k", "v")}
 
@@ -16,7 +16,7 @@ PARTS = {3: ("q", "k", "v")}
 def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
     """The largest singular value of every matrix in groups of :func:`optim.param_groups`, by the name of its layer.
 
-    AdamW² knows them from its last step; for other optimizers they are found anew.
+    Of AdamW²'s vectors one product finds them; for other optimizers they are found anew.
     Nothing in the optimizer changes. Queries, keys and values in one weight have a value each.
 
     Raises:
@@ -29,11 +29,11 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if group["cap"]:
-                layer, known = name.removesuffix(".weight"), optimizer.state.get(parameter, {}).get("weight_size")
-                if known is not None:
-                    found |= _named(layer, known)
+                layer, state = name.removesuffix(".weight"), optimizer.state.get(parameter, {})
+                matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
+                if "vectors" in state:
+                    found |= _named(layer, iterate(matrices, state["vectors"][1].float())[0])
                 else:
-                    matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
                     unknown[matrices.shape].append((layer, matrices))
     for members in unknown.values():
         values = converge(torch.cat([matrices for _, matrices in members]))[0].view(len(members), -1)

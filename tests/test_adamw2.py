@@ -191,26 +191,24 @@ def sigma(matrix: Tensor) -> float:
     return torch.linalg.matrix_norm(matrix.flatten(1).double(), 2).item()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_with_the_default_iterations_the_excess_is_the_estimate_s_error(small_images, seed):
+@pytest.mark.parametrize(("seed", "tau", "lr"), [(0, 0.005, 4e-3), (1, 0.005, 4e-3), (0, 0.03, 1e-2), (1, 0.03, 1e-2)])
+def test_with_the_default_iterations_the_excess_is_the_estimate_s_error(small_images, seed, tau, lr):
     """In a real run: median error of a capped step at most 1 %, worst 10 % after step 20; σ₁(W) within 0.5 %."""
     torch.manual_seed(seed)
-    tau = 0.005
     model = small_model()
-    optimizer = AdamW2(param_groups(model, 0.0, 0.0), 4e-3, (0.9, 0.98), tau=tau)
+    optimizer = AdamW2(param_groups(model, 0.0, 0.0), lr, (0.9, 0.98), tau=tau)
     step_errors, weight_errors = [], []
     for step, (images, labels) in enumerate(islice(cycle(real_batches(small_images, 28)), 60)):
         model.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         before = {id(p): p.detach().clone() for p in model.parameters()}
-        known = {id(p): optimizer.state[p]["weight_size"].tolist() for p, *_ in parts_of(optimizer)}
         optimizer.step()
         for p, part, rows in parts_of(optimizer):
             old, new = before[id(p)][rows], p.detach()[rows]
             if step >= 20 and optimizer.state[p]["ratio"][part] > tau:  # capped: the step's length shows the estimates
                 step_errors.append(abs(sigma(new.double() - old.double()) / sigma(old) / tau - 1))
                 assert sigma(new) <= sigma(old) * (1 + tau * (1 + step_errors[-1])) * (1 + 1e-6)
-            weight_errors.append(abs(known[id(p)][part] / sigma(old) - 1))
+            weight_errors.append(abs(optimizer.state[p]["weight_size"][part].item() / sigma(old) - 1))
     assert len(step_errors) > 500
     print(f"steps: median {median(step_errors):.1e}, worst {max(step_errors):.3f}; weights: {max(weight_errors):.1e}")
     assert median(step_errors) <= 0.01 and max(step_errors) <= 0.10
@@ -335,8 +333,7 @@ def test_random_numbers_are_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_capturable_keeps_its_numbers_on_the_device_and_agrees(monkeypatch):
-    monkeypatch.setattr("optim.adamw2.WEIGHT_EVERY", 1)  # as it does, which cannot look at a step's number
+def test_capturable_keeps_its_numbers_on_the_device_and_agrees():
     ours = small_model()
     theirs = copy.deepcopy(ours)
     a = AdamW2(param_groups(ours), torch.tensor(1e-2), tau=0.01, power_iterations=30, capturable=True)
