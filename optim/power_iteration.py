@@ -93,7 +93,8 @@ def vectors_for(matrices: Matrices, capturable: bool = False) -> int:
 def _turns(gram: Tensor) -> Tensor:
     """The rotations ``(count, k, k)`` that make Gram matrices of that shape diagonal, the largest entry first."""
     if gram.shape[1] != 2:
-        return torch.linalg.eigh(gram).eigenvectors.flip(2).mT
+        # Of a matrix that is not finite the values come out as such; LAPACK would end the run instead.
+        return torch.linalg.eigh(gram.nan_to_num(0, 0, 0)).eigenvectors.flip(2).mT
     angle = torch.atan2(2 * gram[:, 0, 1], gram[:, 0, 0] - gram[:, 1, 1]) / 2
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)

@@ -310,6 +310,18 @@ def test_splits_that_do_not_divide_are_refused():
         AdamW2([{"params": [nn.Parameter(torch.ones(4, 2))], "splits": 3}])
 
 
+def test_a_gradient_that_is_not_finite_raises_nothing():
+    """The engine finds it without waiting for a GPU, and names the step: torch's AdamW says nothing either."""
+    weights = [nn.Parameter(torch.randn(8, 9)) for _ in range(2)]
+    optimizer = AdamW2(weights, lr=0.1)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(8, 9)
+        weights[0].grad[1, 2] = float("nan")
+        optimizer.step()
+    assert weights[0].isnan().any() and weights[1].isfinite().all()
+
+
 def test_closures_compute_the_loss_and_its_gradient():
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer = AdamW2([weight], lr=0.1)

@@ -81,3 +81,14 @@ def test_how_much_an_iteration_raised_a_value_is_told():
     before = (1.8**2 + 0.8**2) ** 0.5
     assert torch.allclose(values * 1.0, torch.tensor([(5.4**2 + 0.8**2) ** 0.5 / before]))
     assert torch.allclose(gains, values / before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_a_matrix_that_is_not_finite_stops_nobody_and_spoils_no_other(bad):
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 9, 8)
+    blocks = start_blocks(matrices, 6)
+    good = iterations(matrices, blocks, 3)[0]
+    matrices[1, 2, 3] = bad
+    values = iterations(matrices, blocks, 3)[0]
+    assert not 0 <= values[1] < 1e19 and torch.equal(values[[0, 2]], good[[0, 2]])
