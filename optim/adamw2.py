@@ -256,9 +256,9 @@ class AdamW2(Optimizer):
         """
         kept = torch.stack([state["vectors"] for state in states], dim=1).float()
         count = len(updates)
-        if self._may_be_small(group, states, updates):
+        norms = self._small_norms(group, states, updates)
+        if norms is not None:
             sizes, _, vectors = iterate(gathered(weights), kept[1].flatten(0, 1))
-            norms = torch.stack(torch._foreach_norm(updates))
             if (norms <= group["tau"] * sizes).all():  # then σ₁, smaller still, need not be known
                 for state in states:
                     state["estimates"] = 0  # the kept vectors of updates grow old
@@ -268,9 +268,9 @@ class AdamW2(Optimizer):
         values, gains, vectors = iterate(both, kept.flatten(0, 2))
         moves, sizes = values.split(count)
         gain, of_updates, of_weights = gains[:count], vectors[:count], vectors[count:]
-        tolerance = math.inf if _must_not_wait(group, kept) else 1 + SETTLED / group["power_iterations"] ** 2
+        may_settle, enough = not _must_not_wait(group, kept), 1 + SETTLED / group["power_iterations"] ** 2
         for _ in range(self._iterations(group, states) - 1):
-            if math.isfinite(tolerance) and (gain <= tolerance).all():
+            if may_settle and (gain <= enough).all():
                 break
             moves, gain, of_updates = iterate(both[:count], orthonormal(of_updates))
         if kept.shape[3] > 2:  # W grows fastest where the step is largest: there W's last vector looks next
@@ -279,15 +279,16 @@ class AdamW2(Optimizer):
         return moves, sizes
 
     @staticmethod
-    def _may_be_small(group: Group, states: list[State], updates: list[Tensor]) -> bool:
-        """Whether Frobenius norms clear the cap, as far as is known before σ₁(W) is.
+    def _small_norms(group: Group, states: list[State], updates: list[Tensor]) -> Tensor | None:
+        """Frobenius norms of the updates where they all clear the cap by the last known σ₁(W); None elsewhere.
 
         Asked on CPUs only, and where the last step's ratios leave a hope.
         """
         sizes, ratios = _gathered(states, "weight_size"), _gathered(states, "ratio")
         if _must_not_wait(group, sizes) or math.isinf(group["tau"]) or (ratios > group["tau"]).any():
-            return False
-        return bool((torch.stack(torch._foreach_norm(updates)) <= group["tau"] * sizes).all())
+            return None
+        norms = torch.stack(torch._foreach_norm(updates))
+        return norms if (norms <= group["tau"] * sizes).all() else None
 
     def _iterations(self, group: Group, states: list[State]) -> int:
         wanted: int = group["power_iterations"]
