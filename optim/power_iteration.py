@@ -1,11 +1,12 @@
 """Largest singular values of many matrices of one shape at once, by subspace iteration from vectors that are kept."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Matrices = Tensor | list[Tensor]  # (count, rows, columns), or large ones of one shape, which need not lie together
+Matrices = list[Tensor]  # (some, rows, columns) each, one after another: what need not lie together is not copied
 
 # Vectors kept for a matrix. Two were seen to lose 15 % of an update that changes fast, and 5 % of a weight; six, 0.2 %
 # and 0.04 %, for a twentieth more time.
@@ -21,8 +22,8 @@ _PLAIN: tuple[Any, ...] = (None, "none", [], "")  # neither bias nor activation
 
 
 def gathered(matrices: list[Tensor]) -> Matrices:
-    """Matrices of one shape as :func:`iterate` takes them: copied into one tensor, unless they are large."""
-    return matrices if _is_large(matrices) else torch.stack(matrices)
+    """Matrices ``(rows, columns)`` of one shape as :func:`iterate` takes them: copied side by side, unless large."""
+    return [matrix[None] for matrix in matrices] if _is_large(matrices[0]) else [torch.stack(matrices)]
 
 
 def start_blocks(matrices: Matrices, vectors: int) -> Tensor:
@@ -31,13 +32,13 @@ def start_blocks(matrices: Matrices, vectors: int) -> Tensor:
     They are a function of the shape alone, so that neither the order of layers nor a seed changes an optimizer.
 
     Args:
-        matrices: ``count`` times ``(rows, columns)``.
+        matrices: ``count`` of them.
         vectors: wanted for each matrix.
     """
-    rows, columns = matrices[0].shape
+    rows, columns = matrices[0].shape[1:]
     generator = torch.Generator().manual_seed(columns)
     block = torch.randn(1, min(vectors, rows, columns), columns, generator=generator)
-    return torch.linalg.qr(block.mT).Q.mT.repeat(len(matrices), 1, 1).to(matrices[0].device)
+    return torch.linalg.qr(block.mT).Q.mT.repeat(sum(map(len, matrices)), 1, 1).to(matrices[0].device)
 
 
 def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,8 +49,9 @@ def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]
     turns them to the directions of their subspace that the matrix stretches most (Rayleigh and Ritz).
 
     Args:
-        matrices: ``count`` times ``(rows, columns)``, float32.
-        blocks: ``(count, k, columns)``, orthogonal vectors of length 1, estimates of right singular vectors.
+        matrices: ``count`` of them, float32.
+        blocks: ``(count, k, columns)``, orthogonal vectors of length 1, estimates of right singular vectors, that of
+            the largest value last.
 
     Returns:
         Singular values ``(count,)``; by which share the iteration raised them; the next blocks, which are not yet
@@ -57,14 +59,14 @@ def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """
     tiny = torch.finfo(blocks.dtype).tiny
     images = _images(blocks, matrices)
-    turns = _turns(torch.bmm(images, images.mT))
-    images, turned = torch.bmm(turns, images), torch.bmm(turns, blocks)
-    products = _products(images, matrices)
-    before = torch.linalg.vector_norm(images[:, 0], dim=1).clamp_min(tiny)
-    length = torch.linalg.vector_norm(products[:, 0], dim=1)
+    squares, turns = _ritz(torch.bmm(images, images.mT))
+    products = torch.bmm(turns, _products(images, matrices))
+    before = squares.sqrt().clamp_min(tiny)
+    length = torch.linalg.vector_norm(products[:, -1], dim=1)
     values = length / before
-    # A trace of the vectors themselves, for a matrix that maps some of them to nothing.
-    return values, values / before, torch.add(turned, products / length.clamp_min(tiny)[:, None, None], alpha=1e3)
+    # A trace of the old vectors, for a matrix that maps some of them to nothing.
+    following = torch.addcdiv(blocks, products, length.clamp_min(tiny)[:, None, None], value=1e3)
+    return values, values / before, following
 
 
 def converge(matrices: Matrices, tolerance: float = 1e-4, most: int = 500) -> tuple[Tensor, Tensor]:
@@ -73,8 +75,8 @@ def converge(matrices: Matrices, tolerance: float = 1e-4, most: int = 500) -> tu
     Without any gap between singular values, as at the edge of a random matrix's spectrum, the value after k iterations
     of one vector is low by about 3/(8k), so ten raise it by less than 1e-4 once it is within 0.2 %.
     """
-    blocks = start_blocks(matrices, vectors_for(matrices))
-    values = blocks.new_zeros(len(matrices))
+    blocks = start_blocks(matrices, vectors_for(matrices[0]))
+    values = blocks.new_zeros(len(blocks))
     for _ in range(most // 10):
         before = values
         for _ in range(10):
@@ -85,27 +87,34 @@ def converge(matrices: Matrices, tolerance: float = 1e-4, most: int = 500) -> tu
     return values, blocks
 
 
-def vectors_for(matrices: Matrices, capturable: bool = False) -> int:
-    """How many vectors to keep for matrices on this device; graphs cannot hold a library's eigenvectors either."""
-    return VECTORS if capturable or matrices[0].device.type != "cpu" else CPU_VECTORS
-
-
-def _turns(gram: Tensor) -> Tensor:
-    """The rotations ``(count, k, k)`` that make Gram matrices of that shape diagonal, the largest entry first."""
-    if gram.shape[1] != 2:
-        # Of a matrix that is not finite the values come out as such; LAPACK would end the run instead.
-        return torch.linalg.eigh(gram.nan_to_num(0, 0, 0)).eigenvectors.flip(2).mT
-    angle = torch.atan2(2 * gram[:, 0, 1], gram[:, 0, 0] - gram[:, 1, 1]) / 2
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
-
-
 def orthonormal(rows: Tensor) -> Tensor:
-    """Rows ``(count, k, columns)`` made orthogonal, the first first, and of length 1."""
-    if rows.shape[1] != 2:
-        return torch.linalg.qr(rows.mT).Q.mT.contiguous()
-    first = _unit(rows[:, :1])
-    return torch.cat([first, _unit(rows[:, 1:] - (rows[:, 1:] * first).sum(2, keepdim=True) * first)], dim=1)
+    """Rows ``(count, k, columns)`` made orthogonal and of length 1, in the subspace they span."""
+    if rows.shape[1] > 2:
+        return torch.linalg.qr(rows.mT).Q.mT
+    last = _unit(rows[:, -1:])
+    first = rows[:, :-1]
+    return torch.cat([_unit(first - (first * last).sum(2, keepdim=True) * last), last], dim=1)
+
+
+def vectors_for(matrix: Tensor, capturable: bool = False) -> int:
+    """How many vectors to keep for a matrix on this device; graphs cannot hold a library's eigenvectors either."""
+    return VECTORS if capturable or matrix.device.type != "cpu" else CPU_VECTORS
+
+
+def _ritz(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Of Gram matrices ``(count, k, k)``: the largest eigenvalue; eigenvectors as rows, its own last."""
+    if gram.shape[1] > 2:
+        try:
+            values, vectors = torch.linalg.eigh(gram)
+        except torch.linalg.LinAlgError:  # one is not finite, and its value comes out as such
+            values, vectors = torch.linalg.eigh(gram.nan_to_num(0, 0, 0))
+        return values[:, -1], vectors.mT
+    if gram.shape[1] == 1:
+        return gram[:, 0, 0], torch.ones_like(gram)
+    half, mean, beside = (gram[:, 0, 0] - gram[:, 1, 1]) / 2, (gram[:, 0, 0] + gram[:, 1, 1]) / 2, gram[:, 0, 1]
+    angle = torch.atan2(beside, half) / 2
+    cos, sin = angle.cos(), angle.sin()
+    return mean + torch.hypot(half, beside), torch.stack([-sin, cos, cos, sin], dim=1).view(-1, 2, 2)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -115,17 +124,24 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _images(rows: Tensor, matrices: Matrices) -> Tensor:
     """Rows ``(count, k, columns)`` mapped by their matrix: ``(count, k, rows)``."""
-    if isinstance(matrices, Tensor):
-        return torch.bmm(rows, matrices.mT)
-    return torch.stack([_ONEDNN(row, matrix, *_PLAIN) for row, matrix in zip(rows, matrices, strict=True)])
+    if _is_large(matrices[0][0]):
+        return torch.stack([_ONEDNN(row, matrix, *_PLAIN) for row, matrix in zip(rows, _each(matrices), strict=True)])
+    parts = rows.split([len(piece) for piece in matrices])
+    return torch.cat([torch.bmm(part, piece.mT) for part, piece in zip(parts, matrices, strict=True)])
 
 
 def _products(rows: Tensor, matrices: Matrices) -> Tensor:
     """Rows ``(count, k, rows)`` mapped by their matrix's transpose: ``(count, k, columns)``."""
-    if isinstance(matrices, Tensor):
-        return torch.bmm(rows, matrices)
-    return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in zip(rows, matrices, strict=True)])
+    if _is_large(matrices[0][0]):
+        each = _each(matrices)
+        return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in zip(rows, each, strict=True)])
+    parts = rows.split([len(piece) for piece in matrices])
+    return torch.cat([torch.bmm(part, piece) for part, piece in zip(parts, matrices, strict=True)])
 
 
-def _is_large(matrices: list[Tensor]) -> bool:
-    return _ONEDNN is not None and matrices[0].device.type == "cpu" and matrices[0].numel() >= LARGE
+def _each(matrices: Matrices) -> Iterator[Tensor]:
+    return (matrix for piece in matrices for matrix in piece)
+
+
+def _is_large(matrix: Tensor) -> bool:
+    return _ONEDNN is not None and matrix.device.type == "cpu" and matrix.numel() >= LARGE

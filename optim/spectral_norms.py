@@ -32,11 +32,11 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
                 layer, state = name.removesuffix(".weight"), optimizer.state.get(parameter, {})
                 matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
                 if "vectors" in state:
-                    found |= _named(layer, iterate(matrices, state["vectors"][1].float())[0])
+                    found |= _named(layer, iterate([matrices], state["vectors"][1].float())[0])
                 else:
                     unknown[matrices.shape].append((layer, matrices))
     for members in unknown.values():
-        values = converge(torch.cat([matrices for _, matrices in members]))[0].view(len(members), -1)
+        values = converge([matrices for _, matrices in members])[0].view(len(members), -1)
         for (layer, _), of_layer in zip(members, values, strict=True):
             found |= _named(layer, of_layer)
     return found

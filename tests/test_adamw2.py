@@ -1,43 +1,21 @@
 """AdamW²: AdamW's bits where nothing is capped, an SVD's arithmetic where something is, and no matrix grows by more."""
 
 import copy
-import io
 from itertools import cycle, islice
 from statistics import median
 
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import settings
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from models import build_model
 from optim import AdamW2, param_groups
 from tests.training import real_batches
+from tests.twins import same, set_gradients, small_model
 
 INF = float("inf")
-
-
-def small_model() -> nn.Module:
-    cfg = settings("model=lipsformer_swin_mini", "model.embed_dim=12", "model.depths=[1,1]", "data=fashion_mnist")
-    return build_model(cfg.model, 10, 28)
-
-
-def set_gradients(*twins: nn.Module, step: int) -> None:
-    """The same random gradients, of very different sizes, for each."""
-    generator = torch.Generator().manual_seed(step)
-    for same_parameters in zip(*(model.parameters() for model in twins), strict=True):
-        size = 10 ** (4 * torch.rand((), generator=generator) - 3)
-        grad = size * torch.randn(same_parameters[0].shape, generator=generator)
-        for twin in same_parameters:
-            twin.grad = grad.clone().to(twin.dtype)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 # --- where nothing is capped --------------------------------------------------------------------------------------
@@ -72,6 +50,23 @@ def test_fused_it_is_torch_s_fused_adamw_to_the_last_digits():
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
         assert torch.equal(a.state[p]["exp_avg_sq"], b.state[q]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("of", ["weights and gradients", "gradients"])
+def test_it_takes_the_same_step_in_another_memory_layout(fused, of):
+    torch.manual_seed(0)
+    start = torch.randn(8, 3, 4, 4)
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(start.clone().to(memory_format=layout if of != "gradients" else torch.contiguous_format))
+        optimizer = AdamW2([weight], 1e-2, tau=0.01, fused=fused)
+        for step in range(3):
+            gradient = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+            weight.grad = gradient.to(memory_format=layout)
+            optimizer.step()
+        moved.append(weight.detach())
+    assert torch.allclose(*moved, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -241,133 +236,3 @@ def test_what_is_no_matrix_and_what_is_zero_moves_as_under_adamw():
     a.step()
     b.step()
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
-
-
-# --- an ordinary optimizer ----------------------------------------------------------------------------------------
-
-
-def test_groups_of_a_model_tell_matrices_from_tables():
-    groups = param_groups(timm.create_model("lipsformer_swin_mini"))
-    kind = {name: (group["cap"], group["splits"]) for group in groups for name, _ in group["params"]}
-    assert kind["stages.0.0.attn.branch.qkv.weight"] == (True, 3)
-    assert kind["stages.0.0.attn.branch.proj.weight"] == kind["head.weight"] == (True, 1)
-    assert not any(cap for name, (cap, _) in kind.items() if "bias" in name or "norm" in name)
-    vit = {n: g["cap"] for g in param_groups(timm.create_model("deit_small_patch16_224")) for n, _ in g["params"]}
-    assert not vit["pos_embed"] and not vit["cls_token"] and vit["patch_embed.proj.weight"]
-    assert not param_groups(nn.Embedding(3, 4))[0]["cap"]
-
-
-def test_a_saved_state_goes_on_bit_for_bit():
-    torch.manual_seed(0)
-    whole = small_model()
-    optimizer = AdamW2(param_groups(whole), 1e-2, tau=0.01)
-    for step in range(4):
-        set_gradients(whole, step=step)
-        optimizer.step()
-    file = io.BytesIO()
-    torch.save((whole.state_dict(), optimizer.state_dict()), file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
-    resumed = small_model()
-    again = AdamW2(param_groups(resumed), 1e-2, tau=0.01)
-    resumed.load_state_dict(weights)
-    again.load_state_dict(state)
-    assert again.cap_report() == optimizer.cap_report()
-    for step in range(4, 8):
-        set_gradients(whole, resumed, step=step)
-        optimizer.step()
-        again.step()
-    assert same(whole, resumed)
-
-
-def test_another_optimizer_s_state_is_refused():
-    model = small_model()
-    state = torch.optim.AdamW(param_groups(model)).state_dict()
-    with pytest.raises(ValueError, match="state is of another optimizer than AdamW2"):
-        AdamW2(param_groups(model)).load_state_dict(state | {"param_groups": [{"params": []}]})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": -1.0}, "lr=-1.0"),
-        ({"betas": (0.9, 1.0)}, "betas="),
-        ({"tau": 0.0}, "tau=0.0"),
-        ({"tau": float("nan")}, "tau=nan"),
-        ({"power_iterations": 0}, "power_iterations=0"),
-        ({"eps": -1e-8}, "eps="),
-        ({"weight_decay": -0.1}, "weight_decay="),
-        ({"lr": torch.tensor(0.1)}, "capturable"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        AdamW2([nn.Parameter(torch.ones(2, 2))], **options)
-
-
-def test_splits_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="splits=3 does not divide the 4 rows"):
-        AdamW2([{"params": [nn.Parameter(torch.ones(4, 2))], "splits": 3}])
-
-
-def test_a_gradient_that_is_not_finite_raises_nothing():
-    """The engine finds it without waiting for a GPU, and names the step: torch's AdamW says nothing either."""
-    weights = [nn.Parameter(torch.randn(8, 9)) for _ in range(2)]
-    optimizer = AdamW2(weights, lr=0.1)
-    for _ in range(3):
-        for weight in weights:
-            weight.grad = torch.randn(8, 9)
-        weights[0].grad[1, 2] = float("nan")
-        optimizer.step()
-    assert weights[0].isnan().any() and weights[1].isfinite().all()
-
-
-def test_closures_compute_the_loss_and_its_gradient():
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = AdamW2([weight], lr=0.1)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = weight.square().sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure) == 4 and (weight < 1).all()
-
-
-def test_random_numbers_are_left_alone():
-    before = torch.get_rng_state()
-    model = nn.Linear(4, 4)
-    torch.set_rng_state(before)
-    optimizer = AdamW2(model.parameters())
-    set_gradients(model, step=0)
-    optimizer.step()
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_capturable_keeps_its_numbers_on_the_device_and_agrees():
-    ours = small_model()
-    theirs = copy.deepcopy(ours)
-    a = AdamW2(param_groups(ours), torch.tensor(1e-2), tau=0.01, power_iterations=30, capturable=True)
-    b = AdamW2(param_groups(theirs), 1e-2, tau=0.01, power_iterations=30)
-    for step in range(5):
-        set_gradients(ours, theirs, step=step)
-        a.step()
-        b.step()
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_a_compiled_step_agrees():
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3))
-    theirs = copy.deepcopy(ours)
-    a, b = (AdamW2(m.parameters(), torch.tensor(1e-2), tau=0.01, capturable=True) for m in (ours, theirs))
-    compiled = torch.compile(a.step)
-    for step in range(4):
-        set_gradients(ours, theirs, step=step)
-        compiled()
-        b.step()
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,198 @@
+"""Parameters that AdamW² steps together, and the arithmetic of their step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optim.power_iteration import Matrices, gathered, iterate, orthonormal
+
+# Updates of the first steps have little in common with the ones before: kept vectors are far off, and need more
+# iterations. The n-th estimate in a row takes at least EARLY_ITERATIONS / n.
+EARLY_ITERATIONS = 20
+# On a CPU, iterations end once one of them raises no value by more than this share over the square of their number: who
+# asks for more wants to know it more exactly.
+SETTLED = 0.1
+
+State = dict[str, Any]
+Group = dict[str, Any]
+
+
+class Bundle:
+    """Parameters of one device, type and age that step together; matrices under a cap are of one shape, too.
+
+    What is kept for each lies side by side; the states of the optimizer hold views of it.
+
+    Args:
+        group: of the optimizer.
+        parameters: of the group.
+        states: of the parameters.
+    """
+
+    def __init__(self, group: Group, parameters: list[Tensor], states: list[State]):
+        self.parameters, self.states = parameters, states
+        self.means = [state["exp_avg"] for state in states]
+        self.squares = [state["exp_avg_sq"] for state in states]
+        self.count = states[0]["step"].clone()
+        for state in states:
+            state["step"] = self.count
+        self.capped = is_capped(group, parameters[0])
+        if self.capped:
+            self.sizes = self._side_by_side("weight_size").flatten()
+            self.ratios = self._side_by_side("ratio").flatten()
+            self.vectors = self._side_by_side("vectors", dim=1).flatten(1, 2)  # (2, matrices, k, columns)
+
+    def _side_by_side(self, key: str, dim: int = 0) -> Tensor:
+        together = torch.stack([state[key].float() for state in self.states], dim)
+        for state, own in zip(self.states, together.unbind(dim), strict=True):
+            state[key] = own
+        return together
+
+    # --- the step -------------------------------------------------------------------------------------------------
+
+    def step(self, group: Group) -> None:
+        """Take a step by the parameters' gradients, as the group says."""
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.count += 1
+        fused = group["fused"] and not self._must_not_wait(group) and self._is_plain(grads)
+        if self.capped:
+            self._step_under_cap(group, grads, fused)
+        elif fused:
+            self._fused(group, self.parameters, grads, group["weight_decay"])
+        else:
+            torch._foreach_mul_(self.parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(self.parameters, self._steps(group, grads))
+
+    def _step_under_cap(self, group: Group, grads: list[Tensor], fused: bool) -> None:
+        weights = _matrices(self.parameters, group["splits"])
+        if fused:
+            together = self._fused_steps(group, grads)
+            steps, updates = list(together.unbind()), [together.view(len(weights), *weights[0].shape).float()]
+        else:
+            steps = self._steps(group, grads)
+            updates = gathered(_matrices(steps, group["splits"]))
+        # A factor of exactly 1 changes no bit: uncapped matrices move as under AdamW, and nobody waits to know which.
+        factors = self._factors(group, updates, weights).view(len(steps), -1).to(steps[0].dtype)
+        shrinks = (1 - group["lr"] * group["weight_decay"] * factors.double()).to(factors.dtype)
+        torch._foreach_mul_(self.parameters, [_along_rows(s, p) for s, p in zip(shrinks, steps, strict=True)])
+        along = [_along_rows(f, p) for f, p in zip(factors, steps, strict=True)]
+        torch._foreach_addcmul_(self.parameters, steps, along)
+
+    def _is_plain(self, grads: list[Tensor]) -> bool:
+        """Whether everything lies in memory as its shape says: torch's kernel sees only the memory."""
+        return all(x.is_contiguous() for x in (*self.parameters, *grads, *self.means, *self.squares))
+
+    def _fused(self, group: Group, targets: list[Tensor], grads: list[Tensor], decay: float) -> None:
+        """Let the kernel of torch's ``AdamW(fused=True)`` move ``targets``."""
+        beta1, beta2 = group["betas"]
+        rates = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": decay, "eps": group["eps"]}
+        how = {"amsgrad": False, "maximize": group["maximize"]}
+        torch._fused_adamw_(targets, grads, self.means, self.squares, [], [self.count] * len(grads), **rates, **how)
+
+    def _fused_steps(self, group: Group, grads: list[Tensor]) -> Tensor:
+        """AdamW's steps −lr·u, as weights make them that stood at zero: ``(parameters, ...)``."""
+        steps = grads[0].new_zeros(len(grads), *grads[0].shape)
+        self._fused(group, list(steps.unbind()), grads, decay=0.0)
+        return steps
+
+    def _steps(self, group: Group, grads: list[Tensor]) -> list[Tensor]:
+        """AdamW's steps −lr·u, rounded as torch's own AdamW rounds them."""
+        beta1, beta2 = group["betas"]
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        torch._foreach_lerp_(self.means, grads, 1 - beta1)
+        torch._foreach_mul_(self.squares, beta2)
+        torch._foreach_addcmul_(self.squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(self.squares)
+        if group["capturable"]:
+            torch._foreach_div_(roots, (1 - beta2**self.count).sqrt())
+            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_div_(roots, -group["lr"] / (1 - beta1**self.count))
+            return list(torch._foreach_div(self.means, roots))
+        count = self.count.item()
+        torch._foreach_div_(roots, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        # As AdamW's addcdiv rounds; adding to minus zero changes nothing, not even the sign of a zero. In the roots'
+        # place: on a CPU, the fewer bytes, the more of them are in the cache for the products.
+        zero = torch.full((), -0.0, dtype=roots[0].dtype, device=roots[0].device)
+        for mean, root in zip(self.means, roots, strict=True):
+            torch.addcdiv(zero, mean, root, value=-group["lr"] / (1 - beta1**count), out=root)
+        return list(roots)
+
+    # --- the cap --------------------------------------------------------------------------------------------------
+
+    def _factors(self, group: Group, updates: Matrices, weights: list[Tensor]) -> Tensor:
+        """What to multiply the step of each matrix by, at most 1."""
+        moves = self._estimate(group, updates, weights)
+        self.ratios[:] = torch.where(self.sizes > 0, moves / self.sizes, 0)
+        return (group["tau"] / self.ratios).clamp(max=1)
+
+    def _estimate(self, group: Group, updates: Matrices, weights: list[Tensor]) -> Tensor:
+        """σ₁ of the updates; the kept σ₁ of weights and all vectors are brought up to date.
+
+        Both take an iteration together, for half the small operations; updates then more, where they need them.
+        """
+        count = len(weights)
+        norms = self._small_norms(group, updates)
+        if norms is not None:
+            self.sizes[:], _, vectors = iterate(gathered(weights), self.vectors[1])
+            if (norms <= group["tau"] * self.sizes).all():  # then σ₁, smaller still, need not be known
+                self.vectors[1] = orthonormal(vectors)
+                for state in self.states:
+                    state["estimates"] = 0  # the kept vectors of updates grow old
+                return norms
+        values, gains, vectors = iterate([*updates, *gathered(weights)], self.vectors.flatten(0, 1))
+        moves, gain = values[:count], gains[:count]
+        self.sizes[:] = values[count:]
+        may_settle, enough = not self._must_not_wait(group), 1 + SETTLED / group["power_iterations"] ** 2
+        for _ in range(self._iterations(group) - 1):
+            if may_settle and (gain <= enough).all():
+                break
+            moves, gain, vectors[:count] = iterate(updates, orthonormal(vectors[:count]))
+        if vectors.shape[1] > 2:  # W grows fastest where the step is largest: there its weakest vector looks next
+            vectors[count:, 0] = vectors[:count, -1]
+        self.vectors.flatten(0, 1)[:] = orthonormal(vectors)
+        return moves
+
+    def _small_norms(self, group: Group, updates: Matrices) -> Tensor | None:
+        """Frobenius norms of the updates where they all clear the cap by the last known σ₁(W); None elsewhere.
+
+        Asked on CPUs only, and where the last step's ratios leave a hope.
+        """
+        tau = group["tau"]
+        if self._must_not_wait(group) or math.isinf(tau) or self.ratios.max() > tau:
+            return None
+        norms = torch.cat([torch.linalg.vector_norm(piece, dim=(1, 2)) for piece in updates])
+        return norms if (norms <= tau * self.sizes).all() else None
+
+    def _iterations(self, group: Group) -> int:
+        wanted: int = group["power_iterations"]
+        if group["capturable"]:
+            return wanted
+        for state in self.states:
+            state["estimates"] += 1
+        return max(wanted, math.ceil(EARLY_ITERATIONS / min(state["estimates"] for state in self.states)))
+
+    def _must_not_wait(self, group: Group) -> bool:
+        """Whether no number is to be looked at: a GPU would have to be waited for, and a graph has no branches."""
+        return group["capturable"] or self.parameters[0].device.type != "cpu"
+
+
+def is_capped(group: Group, parameter: Tensor) -> bool:
+    """Whether a parameter of a group counts as one or more matrices under a cap."""
+    return group["cap"] and parameter.ndim >= 2
+
+
+def _matrices(tensors: list[Tensor], splits: int) -> list[Tensor]:
+    """Tensors of one shape ``(out, ...)`` as ``len · splits`` matrices of shape ``(out / splits, -1)`` in float32."""
+    rows = len(tensors[0]) // splits
+    return [part.float() for tensor in tensors for part in tensor.reshape(splits, rows, -1).unbind()]
+
+
+def _along_rows(factors: Tensor, parameter: Tensor) -> Tensor:
+    """One factor for each of ``(splits,)`` parts of a parameter, shaped to multiply it."""
+    if len(factors) == 1:
+        return factors[0]
+    rows = factors.repeat_interleave(parameter.shape[0] // len(factors))
+    return rows.view(-1, *[1] * (parameter.ndim - 1))

@@ -1,0 +1,176 @@
+"""AdamW² as an ordinary optimizer: groups, states, closures, errors, copies, devices' numbers and graphs."""
+
+import copy
+import io
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import models  # noqa: F401  (registers the models)
+from optim import AdamW2, param_groups
+from tests.twins import same, set_gradients, small_model
+
+
+def test_groups_of_a_model_tell_matrices_from_tables():
+    groups = param_groups(timm.create_model("lipsformer_swin_mini"))
+    kind = {name: (group["cap"], group["splits"]) for group in groups for name, _ in group["params"]}
+    assert kind["stages.0.0.attn.branch.qkv.weight"] == (True, 3)
+    assert kind["stages.0.0.attn.branch.proj.weight"] == kind["head.weight"] == (True, 1)
+    assert not any(cap for name, (cap, _) in kind.items() if "bias" in name or "norm" in name)
+    vit = {n: g["cap"] for g in param_groups(timm.create_model("deit_small_patch16_224")) for n, _ in g["params"]}
+    assert not vit["pos_embed"] and not vit["cls_token"] and vit["patch_embed.proj.weight"]
+    assert not param_groups(nn.Embedding(3, 4))[0]["cap"]
+
+
+def test_a_saved_state_goes_on_bit_for_bit():
+    torch.manual_seed(0)
+    whole = small_model()
+    optimizer = AdamW2(param_groups(whole), 1e-2, tau=0.01)
+    for step in range(4):
+        set_gradients(whole, step=step)
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save((whole.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed = small_model()
+    again = AdamW2(param_groups(resumed), 1e-2, tau=0.01)
+    resumed.load_state_dict(weights)
+    again.load_state_dict(state)
+    assert again.cap_report() == optimizer.cap_report()
+    for step in range(4, 8):
+        set_gradients(whole, resumed, step=step)
+        optimizer.step()
+        again.step()
+    assert same(whole, resumed)
+
+
+def test_a_copy_goes_on_by_itself():
+    torch.manual_seed(0)
+    model = small_model()
+    optimizer = AdamW2(param_groups(model), 1e-2, tau=0.01)
+    set_gradients(model, step=0)
+    optimizer.step()
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    for step in range(1, 4):
+        set_gradients(model, twin, step=step)
+        optimizer.step()
+        if step == 1:  # a copy that shared anything would move with it
+            assert not same(model, twin)
+        its_optimizer.step()
+    assert same(model, twin) and optimizer.cap_report() == its_optimizer.cap_report()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_parameters_without_gradients_wait_and_go_on_as_if_alone(fused):
+    """Of five matrices one has no gradient in some steps; each goes the way it would go in an optimizer of its own."""
+    torch.manual_seed(0)
+    start = [torch.randn(6, 8) for _ in range(5)]
+    together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    how = {"lr": 1e-2, "tau": 0.01, "fused": fused, "power_iterations": 100}  # till nothing is left to estimate
+    optimizers = [AdamW2(together, **how)]
+    optimizers += [AdamW2([weight], **how) for weight in apart]
+    for step in range(9):
+        for i, (a, b) in enumerate(zip(together, apart, strict=True)):
+            gradient = torch.randn(6, 8, generator=torch.Generator().manual_seed(10 * step + i))
+            a.grad = b.grad = None if step % 3 == 1 and i in (0, 3) else gradient
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(together, apart, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert optimizers[0].state[a]["step"] == (6 if a is together[0] or a is together[3] else 9)
+
+
+def test_another_optimizer_s_state_is_refused():
+    model = small_model()
+    state = torch.optim.AdamW(param_groups(model)).state_dict()
+    with pytest.raises(ValueError, match="state is of another optimizer than AdamW2"):
+        AdamW2(param_groups(model)).load_state_dict(state | {"param_groups": [{"params": []}]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"betas": (0.9, 1.0)}, "betas="),
+        ({"tau": 0.0}, "tau=0.0"),
+        ({"tau": float("nan")}, "tau=nan"),
+        ({"power_iterations": 0}, "power_iterations=0"),
+        ({"eps": -1e-8}, "eps="),
+        ({"weight_decay": -0.1}, "weight_decay="),
+        ({"lr": torch.tensor(0.1)}, "capturable"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW2([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_splits_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="splits=3 does not divide the 4 rows"):
+        AdamW2([{"params": [nn.Parameter(torch.ones(4, 2))], "splits": 3}])
+
+
+def test_a_gradient_that_is_not_finite_raises_nothing():
+    """The engine finds it without waiting for a GPU, and names the step: torch's AdamW says nothing either."""
+    weights = [nn.Parameter(torch.randn(8, 9)) for _ in range(2)]
+    optimizer = AdamW2(weights, lr=0.1)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(8, 9)
+        weights[0].grad[1, 2] = float("nan")
+        optimizer.step()
+    assert weights[0].isnan().any() and weights[1].isfinite().all()
+
+
+def test_closures_compute_the_loss_and_its_gradient():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = AdamW2([weight], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4 and (weight < 1).all()
+
+
+def test_random_numbers_are_left_alone():
+    before = torch.get_rng_state()
+    model = nn.Linear(4, 4)
+    torch.set_rng_state(before)
+    optimizer = AdamW2(model.parameters())
+    set_gradients(model, step=0)
+    optimizer.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_capturable_keeps_its_numbers_on_the_device_and_agrees():
+    ours = small_model()
+    theirs = copy.deepcopy(ours)
+    a = AdamW2(param_groups(ours), torch.tensor(1e-2), tau=0.01, power_iterations=30, capturable=True)
+    b = AdamW2(param_groups(theirs), 1e-2, tau=0.01, power_iterations=30)
+    for step in range(5):
+        set_gradients(ours, theirs, step=step)
+        a.step()
+        b.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_agrees():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    theirs = copy.deepcopy(ours)
+    a, b = (AdamW2(m.parameters(), torch.tensor(1e-2), tau=0.01, capturable=True) for m in (ours, theirs))
+    compiled = torch.compile(a.step)
+    for step in range(4):
+        set_gradients(ours, theirs, step=step)
+        compiled()
+        b.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,26 @@
+"""Models that should move alike: a small LipsFormer, the same made gradients for several, whether weights are equal."""
+
+import torch
+from runs import settings
+from torch import nn
+
+from models import build_model
+
+
+def small_model() -> nn.Module:
+    cfg = settings("model=lipsformer_swin_mini", "model.embed_dim=12", "model.depths=[1,1]", "data=fashion_mnist")
+    return build_model(cfg.model, 10, 28)
+
+
+def set_gradients(*twins: nn.Module, step: int) -> None:
+    """The same random gradients, of very different sizes, for each."""
+    generator = torch.Generator().manual_seed(step)
+    for same_parameters in zip(*(model.parameters() for model in twins), strict=True):
+        size = 10 ** (4 * torch.rand((), generator=generator) - 3)
+        grad = size * torch.randn(same_parameters[0].shape, generator=generator)
+        for twin in same_parameters:
+            twin.grad = grad.clone().to(twin.dtype)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
