@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import torch
@@ -100,7 +99,7 @@ class AdamW2(Optimizer):
             **{"power_iterations": power_iterations, "cap": True, "splits": 1},
             **{"foreach": foreach, "maximize": maximize, "capturable": capturable, "fused": fused},
         }
-        self._last_bundles: dict[int, tuple[list[bool], list[Bundle]]] = {}
+        self._last_bundles: dict[int, tuple[list[Tensor], list[Bundle]]] = {}
         super().__init__(params, defaults)
 
     # --- what is kept ---------------------------------------------------------------------------------------------
@@ -170,13 +169,12 @@ class AdamW2(Optimizer):
 
     def _bundles(self, index: int, group: Group) -> list[Bundle]:
         """The group's parameters that have gradients, in the bundles of the step before if they are the same ones."""
-        grads = [parameter.grad for parameter in group["params"]]
-        if any(grad is not None and grad.is_sparse for grad in grads):
+        present = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if any(parameter.grad.is_sparse for parameter in present):
             raise RuntimeError("AdamW2 takes no sparse gradients")
-        present = [grad is not None for grad in grads]
-        before, bundles = self._last_bundles.get(index, (None, []))
-        if before != present:
-            bundles = self._bundled(group, list(compress(group["params"], present)))
+        before, bundles = self._last_bundles.get(index, ([], []))
+        if len(before) != len(present) or not all(a is b for a, b in zip(before, present, strict=True)):
+            bundles = self._bundled(group, present)
             self._last_bundles[index] = present, bundles
         return bundles
 

@@ -7,6 +7,9 @@ every optimizer takes a step of its own copy of the weights by the same gradient
 and only once AdamW²'s first ones are over, which take more iterations. The table gives the median step and the median
 of its ratios, turn by turn, to AdamW(foreach=True).
 
+The last row is a yardstick of another kind: AdamW(foreach=True) and nothing but one iteration of one vector for each
+update and weight, matrix after matrix, as a direct reading of the algorithm has it; it caps nothing.
+
 --gradients random draws them anew for every turn instead: no estimate of a singular value can settle, the worst case.
 """
 
@@ -41,6 +44,24 @@ YARDSTICK = "AdamW, foreach"
 EARLY = 25  # steps before the clock runs: AdamW²'s first ones take more iterations
 
 
+class OneVectorEach(AdamW):
+    """AdamW, and beside it the products that estimating every σ₁ by one iteration of one vector takes at least."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Take AdamW's step and multiply."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if group["cap"]:
+                    for key, matrix in (("v of W", weight.detach()), ("v of u", self.state[weight]["exp_avg"])):
+                        matrix = matrix.flatten(1)
+                        before = self.state[weight].get(key, matrix[0])
+                        image = matrix @ before
+                        after = matrix.mT @ (image / image.norm())
+                        self.state[weight][key] = after / after.norm()
+        return loss
+
+
 def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
     """The optimizers, by name; each takes parameter groups."""
     return {
@@ -49,6 +70,7 @@ def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
         "AdamW, fused": partial(AdamW, fused=True),
         f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),
         "AdamW², τ = ∞ (nothing is skipped)": partial(AdamW2, tau=float("inf")),
+        "AdamW, foreach, and one vector's products": partial(OneVectorEach, foreach=True),
     }
 
 
