@@ -56,28 +56,50 @@ class Bundle:
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         self.count += 1
         fused = group["fused"] and not self._must_not_wait(group) and self._is_plain(grads)
-        if self.capped:
-            self._step_under_cap(group, grads, fused)
+        if self.capped and fused:
+            self._fused_step_under_cap(group, grads)
+        elif self.capped:
+            self._step_under_cap(group, grads)
         elif fused:
             self._fused(group, self.parameters, grads, group["weight_decay"])
         else:
             torch._foreach_mul_(self.parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(self.parameters, self._steps(group, grads))
 
-    def _step_under_cap(self, group: Group, grads: list[Tensor], fused: bool) -> None:
-        weights = _matrices(self.parameters, group["splits"])
-        if fused:
-            together = self._fused_steps(group, grads)
-            steps, updates = list(together.unbind()), [together.view(len(weights), *weights[0].shape).float()]
-        else:
-            steps = self._steps(group, grads)
-            updates = gathered(_matrices(steps, group["splits"]))
+    def _step_under_cap(self, group: Group, grads: list[Tensor]) -> None:
+        steps = self._steps(group, grads)
+        updates = gathered([step.float() for step in self._matrices(group, steps)])
+        factors = self._factors(group, updates, self._matrices(group, self.parameters))
         # A factor of exactly 1 changes no bit: uncapped matrices move as under AdamW, and nobody waits to know which.
-        factors = self._factors(group, updates, weights).view(len(steps), -1).to(steps[0].dtype)
+        factors = factors.view(len(steps), -1).to(steps[0].dtype)
         shrinks = (1 - group["lr"] * group["weight_decay"] * factors.double()).to(factors.dtype)
         torch._foreach_mul_(self.parameters, [_along_rows(s, p) for s, p in zip(shrinks, steps, strict=True)])
         along = [_along_rows(f, p) for f, p in zip(factors, steps, strict=True)]
         torch._foreach_addcmul_(self.parameters, steps, along)
+
+    def _fused_step_under_cap(self, group: Group, grads: list[Tensor]) -> None:
+        """The same with fewer passes over memory: with decay λ, a step is the share lr·λ of the way from W to −u/λ."""
+        decay = group["weight_decay"]
+        # As the kernel moves weights that stand at zero; without decay only the direction is left of the aim.
+        aims = grads[0].new_zeros(len(grads), *grads[0].shape)
+        self._fused(group | {"lr": 1 / decay if decay else 1.0}, list(aims.unbind()), grads, decay=0.0)
+        weights = self._matrices(group, self.parameters)
+        aims = aims.view(len(weights), *weights[0].shape)
+        share = group["lr"] * decay if decay else group["lr"]
+        shares = (self._factors(group, [aims.float()], weights, share) * share).tolist()
+        if decay:
+            torch._foreach_lerp_(weights, list(aims.unbind()), shares)
+        else:
+            torch._foreach_add_(weights, torch._foreach_mul(list(aims.unbind()), shares))
+
+    @staticmethod
+    def _matrices(group: Group, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of one shape ``(out, ...)`` as matrices ``(out / splits, -1)``, ``splits`` of each."""
+        splits, shape = group["splits"], tensors[0].shape
+        if splits == 1 and len(shape) == 2:
+            return tensors
+        size = splits, shape[0] // splits, math.prod(shape[1:])
+        return [part for tensor in tensors for part in tensor.reshape(size).unbind()]
 
     def _is_plain(self, grads: list[Tensor]) -> bool:
         """Whether everything lies in memory as its shape says: torch's kernel sees only the memory."""
@@ -89,12 +111,6 @@ class Bundle:
         rates = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": decay, "eps": group["eps"]}
         how = {"amsgrad": False, "maximize": group["maximize"]}
         torch._fused_adamw_(targets, grads, self.means, self.squares, [], [self.count] * len(grads), **rates, **how)
-
-    def _fused_steps(self, group: Group, grads: list[Tensor]) -> Tensor:
-        """AdamW's steps −lr·u, as weights make them that stood at zero: ``(parameters, ...)``."""
-        steps = grads[0].new_zeros(len(grads), *grads[0].shape)
-        self._fused(group, list(steps.unbind()), grads, decay=0.0)
-        return steps
 
     def _steps(self, group: Group, grads: list[Tensor]) -> list[Tensor]:
         """AdamW's steps −lr·u, rounded as torch's own AdamW rounds them."""
@@ -122,27 +138,27 @@ class Bundle:
 
     # --- the cap --------------------------------------------------------------------------------------------------
 
-    def _factors(self, group: Group, updates: Matrices, weights: list[Tensor]) -> Tensor:
-        """What to multiply the step of each matrix by, at most 1."""
-        moves = self._estimate(group, updates, weights)
+    def _factors(self, group: Group, updates: Matrices, weights: list[Tensor], share: float | Tensor = 1.0) -> Tensor:
+        """What to multiply the step of each matrix by, at most 1, where steps are a ``share`` of the updates."""
+        moves = self._estimate(group, updates, gathered([weight.float() for weight in weights]), share)
         self.ratios[:] = torch.where(self.sizes > 0, moves / self.sizes, 0)
         return (group["tau"] / self.ratios).clamp(max=1)
 
-    def _estimate(self, group: Group, updates: Matrices, weights: list[Tensor]) -> Tensor:
-        """σ₁ of the updates; the kept σ₁ of weights and all vectors are brought up to date.
+    def _estimate(self, group: Group, updates: Matrices, weights: Matrices, share: float | Tensor) -> Tensor:
+        """σ₁ of the steps; the kept σ₁ of weights and all vectors are brought up to date.
 
         Both take an iteration together, for half the small operations; updates then more, where they need them.
         """
-        count = len(weights)
-        norms = self._small_norms(group, updates)
+        norms = self._small_norms(group, updates, share)
         if norms is not None:
-            self.sizes[:], _, vectors = iterate(gathered(weights), self.vectors[1])
+            self.sizes[:], _, vectors = iterate(weights, self.vectors[1])
             if (norms <= group["tau"] * self.sizes).all():  # then σ₁, smaller still, need not be known
                 self.vectors[1] = orthonormal(vectors)
                 for state in self.states:
                     state["estimates"] = 0  # the kept vectors of updates grow old
                 return norms
-        values, gains, vectors = iterate([*updates, *gathered(weights)], self.vectors.flatten(0, 1))
+        values, gains, vectors = iterate([*updates, *weights], self.vectors.flatten(0, 1))
+        count = len(self.sizes)
         moves, gain = values[:count], gains[:count]
         self.sizes[:] = values[count:]
         may_settle, enough = not self._must_not_wait(group), 1 + SETTLED / group["power_iterations"] ** 2
@@ -153,17 +169,17 @@ class Bundle:
         if vectors.shape[1] > 2:  # W grows fastest where the step is largest: there its weakest vector looks next
             vectors[count:, 0] = vectors[:count, -1]
         self.vectors.flatten(0, 1)[:] = orthonormal(vectors)
-        return moves
+        return moves * share
 
-    def _small_norms(self, group: Group, updates: Matrices) -> Tensor | None:
-        """Frobenius norms of the updates where they all clear the cap by the last known σ₁(W); None elsewhere.
+    def _small_norms(self, group: Group, updates: Matrices, share: float | Tensor) -> Tensor | None:
+        """Frobenius norms of the steps where they all clear the cap by the last known σ₁(W); None elsewhere.
 
         Asked on CPUs only, and where the last step's ratios leave a hope.
         """
         tau = group["tau"]
         if self._must_not_wait(group) or math.isinf(tau) or self.ratios.max() > tau:
             return None
-        norms = torch.cat([torch.linalg.vector_norm(piece, dim=(1, 2)) for piece in updates])
+        norms = torch.cat([torch.linalg.vector_norm(piece, dim=(1, 2)) for piece in updates]) * share
         return norms if (norms <= tau * self.sizes).all() else None
 
     def _iterations(self, group: Group) -> int:
@@ -182,12 +198,6 @@ class Bundle:
 def is_capped(group: Group, parameter: Tensor) -> bool:
     """Whether a parameter of a group counts as one or more matrices under a cap."""
     return group["cap"] and parameter.ndim >= 2
-
-
-def _matrices(tensors: list[Tensor], splits: int) -> list[Tensor]:
-    """Tensors of one shape ``(out, ...)`` as ``len · splits`` matrices of shape ``(out / splits, -1)`` in float32."""
-    rows = len(tensors[0]) // splits
-    return [part.float() for tensor in tensors for part in tensor.reshape(splits, rows, -1).unbind()]
 
 
 def _along_rows(factors: Tensor, parameter: Tensor) -> Tensor:
