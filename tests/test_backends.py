@@ -271,6 +271,21 @@ def test_batch_sizes_change_no_pixel(photographs: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
+def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: Path, kind: str) -> None:
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(index, cfg, "train"), 5)
+    expected, before = run(build(kind, index, cfg, workers=2), requests), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with torch.inference_mode():
+            made = run(build(kind, index, cfg, workers=2), requests)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_no_requests_give_no_batches(photographs: Path, kind: str) -> None:
     assert run(build(kind, index_of(photographs), options("bicubic", 64)), []) == []
 
@@ -434,30 +449,28 @@ next(sys.kept)
 # --- which one ------------------------------------------------------------------------------------------------------
 
 
-def test_auto_is_dali_on_a_gpu_and_torch_on_a_cpu() -> None:
-    cfg = DataConfig(name="any")
-    assert resolve_backend(cfg, GPU) == "dali"
-    assert resolve_backend(cfg, CPU) == "torch"
+def test_auto_is_dali() -> None:
+    assert resolve_backend(DataConfig(name="any")) == "dali"
 
 
 def test_without_dali_auto_is_torch_and_dali_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("nvidia") else find(name))
-    assert resolve_backend(DataConfig(name="any"), GPU) == "torch"
+    assert resolve_backend(DataConfig(name="any")) == "torch"
     with pytest.raises(DataError, match=r"set data\.backend=torch"):
-        resolve_backend(DataConfig(name="any", backend="dali"), GPU)
+        resolve_backend(DataConfig(name="any", backend="dali"))
 
 
 def test_the_backend_asked_for_is_taken() -> None:
-    assert resolve_backend(DataConfig(name="any", backend="torch"), GPU) == "torch"
-    assert resolve_backend(DataConfig(name="any", backend="dali"), CPU) == "dali"
-    assert resolve_backend(DataConfig(name="synthetic", backend="dali"), GPU) == "synthetic"
+    assert resolve_backend(DataConfig(name="any", backend="torch")) == "torch"
+    assert resolve_backend(DataConfig(name="any", backend="dali")) == "dali"
+    assert resolve_backend(DataConfig(name="synthetic", backend="dali")) == "synthetic"
 
 
 def test_an_unknown_backend_is_refused(photographs: Path) -> None:
     cfg = DataConfig(name="any", backend="ffcv")
     with pytest.raises(DataError, match=r"data\.backend=ffcv is unknown"):
-        build(resolve_backend(cfg, CPU), index_of(photographs), cfg)
+        build(resolve_backend(cfg), index_of(photographs), cfg)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
