@@ -88,6 +88,16 @@ def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: 
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
+def test_what_fails_in_a_thread_fails_the_batch(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("data.backends.resizing.write_row", fail)
+    index, cfg = index_of(photographs), options("bicubic", 64)
+    with pytest.raises(MemoryError, match="no more"):
+        run(build("dali", index, cfg, workers=2), in_batches(make_crops(index, cfg, "train"), 8))
+
+
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_no_requests_give_no_batches(photographs: Path, kind: str) -> None:
     assert run(build(kind, index_of(photographs), options("bicubic", 64)), []) == []

@@ -24,7 +24,7 @@ def write_row(out: Tensor, row: int, crops: Crops, pixels: NDArray[np.uint8]) ->
     interpolation = InterpolationMode.BICUBIC if crops.cubic[row] else InterpolationMode.BILINEAR
     image = F.resize(image, crops.size[row].tolist(), interpolation=interpolation, antialias=True)
     top, left = crops.window[row].tolist()
-    if top < 0 or left < 0 or image.shape[1:] != (side, side):
+    if image.shape[1:] != (side, side):
         image = F.crop(image, top, left, side, side)
     out[row] = image.flip(-1) if crops.flip[row] else image
 
