@@ -16,7 +16,7 @@ class DataConfig:
     archive_sha256: str | None = None
     train_split: str = "train"
     split: str = "val"  # what is evaluated
-    backend: str = "auto"  # dali | torch | auto: dali on a GPU, the faster of the two on this project's CPU benchmark
+    backend: str = "auto"  # dali | torch | auto: dali where it is installed, being the faster one
     hw_decoder_load: float = 0.65  # share of JPEGs for a GPU's hardware decoder, where DALI decodes and it has one
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])

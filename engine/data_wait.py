@@ -45,11 +45,10 @@ class DataWait:
         return [f"set max_workers={self.cores}, for {cores} that this process may use (now {self.workers})"]
 
     def _decoder(self) -> list[str]:
-        if self.on_gpu and self.backend == "torch":
-            return ["start a run with data.backend=dali, which decodes on the GPU (requirements.txt installs it)"]
-        if not self.on_gpu and self.backend == "dali":
-            return ["start a run with data.backend=torch, the faster one on a CPU"]
-        return []
+        if self.backend == "dali":
+            return []
+        gain = "decodes on the GPU" if self.on_gpu else "decodes no more than the crops"
+        return [f"start a run with data.backend=dali, which {gain} (requirements.txt installs it)"]
 
     def _machine(self) -> list[str]:
         fewer = [f"run fewer than {self.local_size} processes on this machine"] if self.local_size > 1 else []

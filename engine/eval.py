@@ -63,7 +63,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
     if world.is_main and cfg.sets.folders():
         write_sets(cfg, scores)
     elif world.is_main:
-        write_scores(cfg, scores[cfg.data.name], resolve_backend(cfg.data, device))
+        write_scores(cfg, scores[cfg.data.name], resolve_backend(cfg.data))
     return scores
 
 
@@ -89,7 +89,7 @@ def _score(
     network: nn.Module, images: EvalImages, augment: DeviceAugment, cfg: EvalConfig, world: World, device: torch.device
 ) -> Scores:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
-    kind = resolve_backend(images.data, device)
+    kind = resolve_backend(images.data)
     backend = build_backend(kind, images.index, images.data, device, workers, cfg.eval.batch_size)
     loader = Loader(backend, images.answers, device)
     batches = loader.evaluate(EvalPlan(images.index, images.data), cfg.eval.batch_size, world.size, world.rank)

@@ -62,7 +62,7 @@ def train(cfg: TrainConfig) -> None:
     run = RunDirectory(str(cfg.output_dir))
     run.adopt(cfg)
     weights = _starting_weights(cfg, run)
-    cfg.data.backend = resolve_backend(cfg.data, device)
+    cfg.data.backend = resolve_backend(cfg.data)
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, cfg.micro_batch_size)
     train_set, val_set, num_classes = _open_data(cfg, world)
     model = _new_model(cfg, num_classes)

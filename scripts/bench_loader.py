@@ -5,7 +5,7 @@ python scripts/bench_loader.py --root /path/to/images [/path/to/the/same/packed]
 Recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random erasing, mixup
 and cutmix, as the models see them. The floor is the decoding alone. The loaders take turns, each time in a process of
 its own; the table gives medians. With a GPU batches go there, and DALI decodes there, by several shares of its hardware
-decoder. The winner on a CPU is what ``data.backend=auto`` means there (``data/backends/__init__.py``).
+decoder. The winner is what ``data.backend=auto`` means (``data/backends/__init__.py``).
 """
 
 import argparse

@@ -4,9 +4,12 @@ import io
 import tarfile
 from pathlib import Path
 
+import pytest
 import skimage.data
 from PIL import Image
 
+from data.errors import DataError
+from data.prepare import Task, prepare
 from data.prepare.ground_truth import image_name, validation_classes
 from data.prepare.sources import TRAIN_TAR, VAL_TAR
 
@@ -65,3 +68,34 @@ def files_in(root: Path) -> dict[str, bytes]:
     """All visible files below a folder, but the notes of how it was prepared."""
     found = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith((".", "prepared-")))
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def refused(task: Task) -> str:
+    """The message, one line, with which a task is refused."""
+    with pytest.raises(DataError) as caught:
+        prepare(task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def task(**options) -> Task:
+    plain = {"tars": None, "folder": None, "to": None, "layout": "folder", "splits": ["train", "val"], "workers": 1}
+    return Task(**(plain | options))
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official tar files in small. Tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("official") / "tars"
+    write_official(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as class folders."""
+    root = tmp_path_factory.mktemp("folder") / "set"
+    for name, content in write_official(root.with_name("tars")).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
 
+SIDE = 96
 FILL = (124, 116, 104)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -36,6 +38,18 @@ def pictures(side: int) -> list[Image.Image]:
         Image.fromarray(noise),
         Image.fromarray(slope.clip(0, 255).astype(np.uint8)),
     ]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device; a test file takes over this fixture and the next as names of its own."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    """The pictures, ``SIDE`` pixels wide and high."""
+    return pictures(SIDE)
 
 
 def as_batch(images: list[Image.Image], device: str = "cpu") -> Tensor:

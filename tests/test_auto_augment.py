@@ -13,20 +13,11 @@ from data.augment.auto_augment import carry_out
 from data.augment.levels import LEVELS, Op, operations
 from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
-from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
+from tests import pictures as shown
+from tests.pictures import FILL, SIDE, as_batch, difference
 
-SIDE = 96
+device, images = shown.device, shown.images
 STEP = 1.0  # 1/255: the largest mean difference of an image that passes; nearly all are far below
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def device(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    return pictures(SIDE)
 
 
 def done(batch: Tensor, draws: AutoDraws, cubic: bool = True) -> Tensor:

@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from data.augment import image_ops as ops
-from tests.pictures import DEVICES, as_batch, difference, pictures
+from tests import pictures as shown
+from tests.pictures import as_batch, difference
 
-SIDE = 96
+device, images = shown.device, shown.images
 ROUNDING = 0.01  # few values, where float32 rounds a sum across a whole number
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def device(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    return pictures(SIDE)
 
 
 def every(value: float, images: Tensor) -> Tensor:

@@ -5,21 +5,12 @@ import torch
 from PIL import Image
 
 from data.augment import warps
-from tests.pictures import DEVICES, FILL, as_batch, difference, pictures
+from tests import pictures as shown
+from tests.pictures import FILL, SIDE, as_batch, difference
 
-SIDE = 96
+device, images = shown.device, shown.images
 # Few values, where a sum is rounded across a whole number; most with bilinear interpolation at simple fractions.
 ROUNDING = 0.1
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def device(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    return pictures(SIDE)
 
 
 def moved_by_pillow(image: Image.Image, name: str, value: float, resample: Image.Resampling) -> Image.Image:

@@ -14,7 +14,6 @@ from data.index import ImageIndex
 from data.index.headers import BROKEN, decoded
 
 BACKENDS = ("dali", "torch", "synthetic")
-CPU_BACKEND = "torch"  # the faster of the two on a CPU: python scripts/bench_loader.py
 
 
 class Backend(Protocol):
@@ -32,10 +31,10 @@ class Backend(Protocol):
         ...
 
 
-def resolve_backend(cfg: DataConfig, device: torch.device) -> str:
+def resolve_backend(cfg: DataConfig) -> str:
     """The backend that ``data.backend`` means on this machine.
 
-    ``auto`` is a fixed rule: DALI on a GPU, on a CPU the one that won the benchmark; torch where DALI is missing.
+    ``auto`` is DALI, the faster one on GPU and CPU (``scripts/bench_loader.py``), and torch where DALI is missing.
 
     Raises:
         DataError: if it is no known backend, or DALI is asked for and not installed.
@@ -44,7 +43,7 @@ def resolve_backend(cfg: DataConfig, device: torch.device) -> str:
         return "synthetic"
     have_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if cfg.backend == "auto":
-        return ("dali" if device.type == "cuda" else CPU_BACKEND) if have_dali else "torch"
+        return "dali" if have_dali else "torch"
     if cfg.backend == "dali" and not have_dali:
         raise DataError("data.backend=dali needs NVIDIA DALI: install requirements.txt, or set data.backend=torch")
     return cfg.backend

@@ -1,8 +1,8 @@
-"""The DALI backend: one pipeline for CPU and GPU, training and evaluation, fed with images and crops by the plan.
+"""The DALI backend, for training and evaluation, fed with images and crops by the plan.
 
-On a GPU JPEGs are decoded there (``mixed``); on a CPU the same pipeline runs without one. Settings that make its
-pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing. CMYK images are decoded by Pillow:
-DALI takes all of them for Adobe's, whose colours are inverted.
+On a GPU JPEGs are decoded (``mixed``) and resized there. On a CPU DALI decodes, which it does for the crop alone, and
+torchvision resizes, in a seventh of the time that DALI takes there. CMYK images are decoded by Pillow: DALI takes all
+of them for Adobe's, whose colours are inverted.
 """
 
 from collections import deque
@@ -11,52 +11,22 @@ from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import Pipeline
 from torch import Tensor
 
 from data.backends import unreadable
-from data.backends.encoded import encoded_images
+from data.backends.dali_pipelines import Source, cpu_pipeline, gpu_pipeline
+from data.backends.encoded import Encoded, encoded_images
+from data.backends.resizing import in_threads
 from data.config import DataConfig
 from data.crops import Crops
 from data.index import ImageIndex
 
 PREFETCH = 2  # batches decoded ahead
-CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
-
-
-@pipeline_def(enable_conditionals=False)
-def crop_pipeline(source, from_paths: bool, device: str, side: int, hw_decoder_load: float):
-    """Images and crops to uint8 images in (channels, height, width), and the shapes of the files' images.
-
-    An image comes as its path or as its file's content; DALI reads paths in its own threads.
-    """
-    image, start, extent, size, window, flip, interpolation = fn.external_source(
-        source=source,
-        num_outputs=7,
-        batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32, types.INT32],
-    )
-    encoded = fn.io.file.read(image) if from_paths else image
-    images = fn.decoders.image_slice(
-        encoded,
-        start=start,
-        shape=extent,
-        axes=[0, 1],
-        device="mixed" if device == "gpu" else "cpu",
-        output_type=types.RGB,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,
-        hw_decoder_load=hw_decoder_load,
-    )
-    # Numbers cannot be fed as names of interpolations, but seen as such.
-    interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
-    images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
-    images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
-    images = fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW")
-    return images, fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
 class DaliBackend:
@@ -79,38 +49,31 @@ class DaliBackend:
 
     def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
-        on_gpu = self.device.type == "cuda"
-        ahead: list[Crops] = []
-
         with (
             TemporaryDirectory(prefix="coldstart-") as folder,
             closing(encoded_images(self.index, requests, Path(folder))) as images,
         ):
+            if self.device.type == "cuda":
+                # No copy: the dynamic executor's buffers belong to whoever holds them.
+                decoded = self._decoded(images)
+                yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
+            else:
+                yield from in_threads(self._decoded(images), self.cfg.crop, self.workers)
 
-            def source():
-                crops, encoded = next(images)
-                ahead.append(crops)
-                return encoded, *_columns(crops)
+    def _decoded(self, images: Iterator[tuple[Crops, Encoded]]) -> Generator[tuple[Crops, Any], None, None]:
+        """Each request with DALI's list of what the pipeline makes of it."""
+        ahead: list[Crops] = []
 
-            pipeline = crop_pipeline(
-                source,
-                self.index.shards is None,
-                "gpu" if on_gpu else "cpu",
-                self.cfg.crop,
-                self.cfg.hw_decoder_load,
-                batch_size=self.max_batch,
-                num_threads=self.workers,
-                device_id=(self.device.index or 0) if on_gpu else None,
-                prefetch_queue_depth=PREFETCH,
-                exec_dynamic=True,
-            )
-            pipeline.build()
-            yield from _held_while_used(self._run(pipeline, ahead)) if on_gpu else self._run(pipeline, ahead)
+        def source() -> tuple[Encoded, Crops]:
+            crops, encoded = next(images)
+            ahead.append(crops)
+            return encoded, crops
 
-    def _run(self, pipeline: Pipeline, ahead: list[Crops]) -> Generator[Tensor, None, None]:
+        pipeline = self._pipeline(source)
+        pipeline.build()
         while True:
             try:
-                images, shapes = pipeline.run()
+                made, shapes = pipeline.run()
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -119,11 +82,23 @@ class DaliBackend:
             sizes = np.stack([self.index.heights[crops.index], self.index.widths[crops.index]], axis=1)
             if not np.array_equal(shapes.as_array()[:, :2], sizes):
                 raise unreadable(self.index, crops, ValueError("sizes differ from the index"))
-            # No copy: the dynamic executor's buffers belong to whoever holds them.
-            yield torch.from_dlpack(images.as_tensor())
+            yield crops, made
+
+    def _pipeline(self, source: Source) -> Pipeline:
+        common = {
+            "batch_size": self.max_batch,
+            "num_threads": self.workers,
+            "prefetch_queue_depth": PREFETCH,
+            "exec_dynamic": True,
+        }
+        from_paths = self.index.shards is None
+        if self.device.type == "cuda":
+            on = self.device.index or 0
+            return gpu_pipeline(source, from_paths, self.cfg.crop, self.cfg.hw_decoder_load, device_id=on, **common)
+        return cpu_pipeline(source, from_paths, device_id=None, **common)
 
 
-def _held_while_used(batches: Generator[Tensor, None, None]) -> Generator[Tensor, None, None]:
+def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]:
     """Hold each batch until a GPU is done with what was asked of it before the next one was taken.
 
     DALI writes into a buffer again once nobody holds it, and knows nothing of the work that still waits to read it.
@@ -140,12 +115,6 @@ def _held_while_used(batches: Generator[Tensor, None, None]) -> Generator[Tensor
     finally:
         if held:
             held[-1][1].synchronize()
-
-
-def _columns(crops: Crops) -> list[list[np.ndarray]]:
-    columns = (crops.box[:, :2], crops.box[:, 2:], crops.size.astype(np.float32), crops.window)
-    switches = (crops.flip.astype(np.int32), np.where(crops.cubic, CUBIC, LINEAR))
-    return [list(np.ascontiguousarray(column)) for column in (*columns, *switches)]
 
 
 def _merge(requests: list[Crops]) -> Crops:

@@ -10,13 +10,13 @@ from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from data.backends import unreadable
+from data.backends.resizing import write_row
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
@@ -36,26 +36,18 @@ class CropDataset(Dataset):
         out = torch.empty(len(crops), 3, self.side, self.side, dtype=torch.uint8)
         try:
             for row in range(len(crops)):
-                out[row] = self._image(crops, row)
+                write_row(out, row, crops, self._pixels(crops, row))
         except BROKEN as error:
             return unreadable(self.index, crops, error)
         return out
 
-    def _image(self, crops: Crops, row: int) -> Tensor:
+    def _pixels(self, crops: Crops, row: int) -> NDArray[np.uint8]:
         i = int(crops.index[row])
         top, left, height, width = crops.box[row].tolist()
         with Image.open(BytesIO(self.index.read(i))) as file:
             if file.size != (self.index.widths[i], self.index.heights[i]):
                 raise OSError("size differs from the index")
-            pixels = np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
-        # (height, width, 3) in memory seen as (3, height, width): torchvision resizes that without a copy.
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        interpolation = InterpolationMode.BICUBIC if crops.cubic[row] else InterpolationMode.BILINEAR
-        image = F.resize(image, crops.size[row].tolist(), interpolation=interpolation, antialias=True)
-        top, left = crops.window[row].tolist()
-        if top < 0 or left < 0 or image.shape[1:] != (self.side, self.side):
-            image = F.crop(image, top, left, self.side, self.side)
-        return image.flip(-1) if crops.flip[row] else image
+            return np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
 
 
 class RequestSampler(Sampler[Crops]):

@@ -1,0 +1,82 @@
+"""DALI's pipelines: fed with images and crops, they give what was decoded and the shapes of the files' images.
+
+Settings that make their pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing. An image
+comes as its path or as its file's content; DALI reads paths in its own threads.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from data.backends.encoded import Encoded
+from data.crops import Crops
+
+CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
+Columns = list[list[np.ndarray]]
+Source = Callable[[], tuple[Encoded, Crops]]
+
+
+@pipeline_def(enable_conditionals=False)
+def cpu_pipeline(source: Source, from_paths: bool):
+    """Decodes what is in the boxes, (height, width, channels)."""
+
+    def columns():
+        encoded, crops = source()
+        return encoded, *_boxes(crops)
+
+    image, start, extent = fn.external_source(
+        source=columns, num_outputs=3, batch=True, dtype=[types.UINT8, types.INT32, types.INT32]
+    )
+    return _decoded(image, from_paths, "cpu", start, extent)
+
+
+@pipeline_def(enable_conditionals=False)
+def gpu_pipeline(source: Source, from_paths: bool, side: int, hw_decoder_load: float):
+    """Decodes on a GPU, and makes the batch there, (channels, height, width)."""
+
+    def columns():
+        encoded, crops = source()
+        return encoded, *_boxes(crops), *_changes(crops)
+
+    image, start, extent, size, window, flip, interpolation = fn.external_source(
+        source=columns,
+        num_outputs=7,
+        batch=True,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32, types.INT32],
+    )
+    images, shapes = _decoded(image, from_paths, "mixed", start, extent, hw_decoder_load=hw_decoder_load)
+    # Numbers cannot be fed as names of interpolations, but seen as such.
+    interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
+    images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
+    images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
+    return fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW"), shapes
+
+
+def _decoded(image, from_paths: bool, device: str, start, extent, **options):
+    encoded = fn.io.file.read(image) if from_paths else image
+    images = fn.decoders.image_slice(
+        encoded,
+        start=start,
+        shape=extent,
+        axes=[0, 1],
+        device=device,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        **options,
+    )
+    return images, fn.peek_image_shape(encoded, adjust_orientation=False)
+
+
+def _boxes(crops: Crops) -> Columns:
+    return _by_image(crops.box[:, :2], crops.box[:, 2:])
+
+
+def _changes(crops: Crops) -> Columns:
+    interpolation = np.where(crops.cubic, CUBIC, LINEAR)
+    return _by_image(crops.size.astype(np.float32), crops.window, crops.flip.astype(np.int32), interpolation)
+
+
+def _by_image(*columns: np.ndarray) -> Columns:
+    return [list(np.ascontiguousarray(column)) for column in columns]

@@ -1,0 +1,68 @@
+"""From decoded crops to rows of a batch on a CPU: resized, cut to the window, mirrored. With Pillow's arithmetic."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from data.crops import Crops
+
+Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and what its boxes cut out: (height, width, 3) each
+
+
+def write_row(out: Tensor, row: int, crops: Crops, pixels: NDArray[np.uint8]) -> None:
+    """Make a row of a batch ``(n, 3, side, side)`` of what the box of that row cuts out, ``(height, width, 3)``."""
+    side = out.shape[2]
+    # (height, width, 3) in memory seen as (3, height, width): torchvision resizes that without a copy.
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    interpolation = InterpolationMode.BICUBIC if crops.cubic[row] else InterpolationMode.BILINEAR
+    image = F.resize(image, crops.size[row].tolist(), interpolation=interpolation, antialias=True)
+    top, left = crops.window[row].tolist()
+    if image.shape[1:] != (side, side):
+        image = F.crop(image, top, left, side, side)
+    out[row] = image.flip(-1) if crops.flip[row] else image
+
+
+def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator[Tensor, None, None]:
+    """The batches of decoded requests; while one is used, the next one is made.
+
+    Args:
+        decoded: the requests in their order.
+        side: of the square images in pixels.
+        threads: how many to use; each works alone, for many images are more to share than the pixels of one.
+    """
+    waiting: deque[Callable[[], Tensor]] = deque()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for crops, images in decoded:
+            waiting.append(_begun(pool, threads, side, crops, images))
+            if len(waiting) > 1:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+
+def _begun(
+    pool: ThreadPoolExecutor, parts: int, side: int, crops: Crops, images: Sequence[NDArray[np.uint8]]
+) -> Callable[[], Tensor]:
+    """Begin to make a batch; what is returned waits for it."""
+    out = torch.empty(len(crops), 3, side, side, dtype=torch.uint8)
+
+    @torch.inference_mode()  # an evaluation asks for batches in that mode, which threads do not take over
+    def write(first: int) -> None:
+        for row in range(first, len(crops), parts):
+            write_row(out, row, crops, np.asarray(images[row]))
+
+    futures: list[Future[None]] = [pool.submit(write, part) for part in range(parts)]
+
+    def made() -> Tensor:
+        for future in futures:
+            future.result()
+        return out
+
+    return made

@@ -1,0 +1,88 @@
+"""Requests as the plans make them, and backends that answer them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.backends import Backend, build_backend
+from data.config import DataConfig
+from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
+from data.errors import DataError
+from data.index import ImageIndex, load_index
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+MODES = ("train", "eval")
+BACKENDS = ("torch", "dali")
+
+
+def options(interpolation: str, crop: int) -> DataConfig:
+    return DataConfig(name="photographs", crop=crop, resize=crop * 8 // 7, interpolation=interpolation)
+
+
+def index_of(root: Path) -> ImageIndex:
+    index = load_index(root, "train", on_bad_image="skip")
+    assert index is not None
+    return index
+
+
+def make_crops(index: ImageIndex, cfg: DataConfig, mode: str, seed: int = 0) -> Crops:
+    """One crop of each image, as the plans make them."""
+    rows = np.arange(len(index))
+    if mode == "eval":
+        return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop, cfg.interpolation != "bilinear")
+    rng = np.random.default_rng(seed)
+    u = rng.random((len(rows), 4 * TRIES))
+    return Crops(
+        index=rows,
+        box=random_resized_boxes(u, index.heights, index.widths, (0.08, 1.0), (3 / 4, 4 / 3)),
+        size=np.full((len(rows), 2), cfg.crop, dtype=np.int32),
+        window=np.zeros((len(rows), 2), dtype=np.int32),
+        flip=rng.random(len(rows)) < 0.5,
+        cubic=rng.random(len(rows)) < {"bicubic": 1.0, "bilinear": 0.0, "random": 0.5}[cfg.interpolation],
+    )
+
+
+def take(crops: Crops, rows: slice) -> Crops:
+    return Crops(*(getattr(crops, field.name)[rows] for field in fields(Crops)))
+
+
+def in_batches(crops: Crops, size: int) -> list[Crops]:
+    return [take(crops, slice(start, start + size)) for start in range(0, len(crops), size)]
+
+
+def build(
+    kind: str, index: ImageIndex, cfg: DataConfig, workers: int = 0, max_batch: int = 8, device: torch.device = CPU
+) -> Backend:
+    return build_backend(kind, index, cfg, device, workers, max_batch)
+
+
+def run(backend: Backend, requests: list[Crops]) -> list[Tensor]:
+    batches = list(backend.batches(iter(requests)))
+    assert [len(images) for images in batches] == [len(crops) for crops in requests]
+    return batches
+
+
+def refusal(backend: Backend, requests: list[Crops]) -> str:
+    """The message, one line, with which a backend stops."""
+    with pytest.raises(DataError) as refused:
+        run(backend, requests)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def write_cmyk(folder: Path, image: Image.Image) -> None:
+    """Write each kind of CMYK JPEG: Adobe's, of inverted colours, as CMYK and YCCK; and one that is not Adobe's."""
+    colours = np.array(image.convert("CMYK"))
+    colours[..., 3] = 255 - np.asarray(image.convert("L"))
+    Image.frombytes("CMYK", image.size, colours.tobytes()).save(folder / "adobe.jpg", quality=90)
+    content = (folder / "adobe.jpg").read_bytes()
+    segment = content.index(b"Adobe") - 4  # two bytes of marker, two of length
+    transform = segment + 15
+    assert content[segment : segment + 4] == b"\xff\xee\0\x0e"
+    (folder / "ycck.jpg").write_bytes(content[:transform] + b"\2" + content[transform + 1 :])
+    (folder / "plain.jpg").write_bytes(content[:segment] + content[segment + 16 :])
