@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,8 @@ def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: 
         with torch.inference_mode():
             made = run(build(kind, index, cfg, workers=2), requests)
         assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))

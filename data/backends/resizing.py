@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
 
 import numpy as np
 import torch
@@ -38,13 +40,25 @@ def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator
         threads: how many to use; each works alone, for many images are more to share than the pixels of one.
     """
     waiting: deque[Callable[[], Tensor]] = deque()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _pool(threads) as pool:
         for crops, images in decoded:
             waiting.append(_begun(pool, threads, side, crops, images))
             if len(waiting) > 1:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
+
+
+@contextmanager
+def _pool(threads: int) -> Generator[ThreadPoolExecutor, None, None]:
+    """Threads in which torch uses no others."""
+    own = torch.get_num_threads()
+    all_there = Barrier(threads)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for thread in [pool.submit(all_there.wait) for _ in range(threads)]:
+            thread.result()
+        torch.set_num_threads(own)  # what a thread says of itself is taken for threads to come as well
+        yield pool
 
 
 def _begun(
