@@ -33,6 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import AugmentConfig, BatchGeometry, DataConfig, DeviceAugment, Loader, TrainPlan, build_backend, open_split
+from engine.device import tune
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # tried on a GPU beside the default share of its hardware decoder
 WARM = 6  # batches before the clock of the speed runs; the first one has its own
@@ -213,6 +214,7 @@ def timed(name: str, setting: Setting) -> tuple[float, float]:
     # A spawned process would spawn its workers, too: their start, seconds long, would burden the loaders of others.
     set_start_method("fork", force=True)
     torch.set_num_threads(setting.workers)
+    tune(setting.device)  # as training does
     if setting.device.type == "cuda":
         torch.cuda.init()
     begun = time.perf_counter()

@@ -1,6 +1,8 @@
 """What is drawn is done: timm's pixels, whatever else is in the batch."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
 from tests import pictures as shown
 from tests.pictures import FILL, SIDE, as_batch, difference
+from tests.runs import PROJECT
 
 device, images = shown.device, shown.images
 STEP = 1.0  # 1/255: the largest mean difference of an image that passes; nearly all are far below
@@ -28,6 +31,15 @@ def done(batch: Tensor, draws: AutoDraws, cubic: bool = True) -> Tensor:
 
 def the_same(op: Op, arg: float, count: int) -> AutoDraws:
     return AutoDraws(np.full((count, 1), op, dtype=np.int8), np.full((count, 1), arg))
+
+
+def drawn(auto: str, count: int) -> AutoDraws:
+    """Of a policy and the colour jitter that belongs to it."""
+    chosen = policies(auto, 0.4, SIDE)
+    draws = chosen[0].draw(uniforms(1, 0, Stream.AUTO, 0, count, chosen[0].uniforms))
+    for other in chosen[1:]:
+        draws = draws.then(other.draw(uniforms(2, 0, Stream.AUTO, 0, count, other.uniforms)))
+    return draws
 
 
 @pytest.mark.parametrize("name", sorted(set(LEVELS) - {"GaussianBlurRand"}))
@@ -64,10 +76,7 @@ def test_operations_follow_one_another(images, device) -> None:
 @pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "rand-n4-mstd101", "trivial", "3a"])
 def test_an_image_does_not_see_the_others(images, device, auto) -> None:
     batch = as_batch(images, device).repeat(8, 1, 1, 1)
-    chosen = policies(auto, 0.4, SIDE)
-    draws = chosen[0].draw(uniforms(1, 0, Stream.AUTO, 0, len(batch), chosen[0].uniforms))
-    for other in chosen[1:]:
-        draws = draws.then(other.draw(uniforms(2, 0, Stream.AUTO, 0, len(batch), other.uniforms)))
+    draws = drawn(auto, len(batch))
     before = batch.clone()
     whole = done(batch, draws)
     assert torch.equal(batch, before)
@@ -81,6 +90,41 @@ def test_an_image_does_not_see_the_others(images, device, auto) -> None:
     assert torch.equal(whole[torch.from_numpy(untouched)], batch[torch.from_numpy(untouched)])
     changed = (whole != batch).flatten(1).any(dim=1).cpu().numpy()
     assert changed.mean() > 0.5 * (~untouched).mean()
+
+
+@pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "3a"])
+def test_threads_share_the_images_and_change_no_pixel(images, auto) -> None:
+    batch = as_batch(images, torch.device("cpu")).repeat(8, 1, 1, 1)
+    draws = drawn(auto, len(batch))
+    made, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(done(batch, draws))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)
+
+
+def test_a_fork_has_threads_of_its_own(images) -> None:
+    code = """
+import os, sys
+import torch
+from data.augment.auto_augment import carry_out
+from data.augment.levels import Op
+from data.augment.policies import AutoDraws
+import numpy as np
+torch.set_num_threads(2)
+draws = AutoDraws(np.full((4, 1), Op.INVERT, dtype=np.int8), np.zeros((4, 1)))
+batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+carry_out(batch, draws, None, batch[:1, :, :1, :1])
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0 if (carry_out(batch, draws, None, batch[:1, :, :1, :1]) == 255).all() else 1)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, timeout=60)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

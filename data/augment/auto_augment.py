@@ -1,6 +1,10 @@
 """Drawn operations carried out on a uint8 batch; on CPU and GPU, and there without waiting."""
 
+import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 from data.augment import image_ops, warps
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
+from data.threads import lone_threads
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,
@@ -57,9 +62,28 @@ def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None,
     args, cubics = _send(np.take_along_axis(numbers, orders[None], axis=2), images.device)
     for layer, order in enumerate(orders):
         images = images.index_select(0, on_device[layer])
-        for op, rows in _runs(draws.ops[order, layer], AT_ONCE[images.device.type]):
-            images[rows] = _operate(op, images[rows], args[layer, rows], cubics[layer, rows], fill)
+        _operate_on(images, draws.ops[order, layer], args[layer], cubics[layer], fill)
     return images.index_select(0, on_device[-1])
+
+
+def _operate_on(images: Tensor, ops: NDArray[np.int8], args: Tensor, cubic: Tensor, fill: Tensor) -> None:
+    """Put what the operations, which stand in order, make of the images in their place."""
+
+    def operate(run: tuple[Op, slice]) -> None:
+        op, rows = run
+        images[rows] = _operate(op, images[rows], args[rows], cubic[rows], fill)
+
+    runs = _runs(ops, AT_ONCE[images.device.type])
+    alone = images.device.type != "cpu" or torch.get_num_threads() == 1
+    deque(map(operate, runs) if alone else _threads(torch.get_num_threads()).map(operate, runs), maxlen=0)
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return lone_threads(count)
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has none of them
 
 
 def _runs(ops: NDArray[np.int8], at_once: int) -> list[tuple[Op, slice]]:

@@ -3,8 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Barrier
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.crops import Crops
+from data.threads import lone_threads
 
 Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and what its boxes cut out: (height, width, 3) each
 
@@ -37,28 +36,16 @@ def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator
     Args:
         decoded: the requests in their order.
         side: of the square images in pixels.
-        threads: how many to use; each works alone, for many images are more to share than the pixels of one.
+        threads: how many to use.
     """
     waiting: deque[Callable[[], Tensor]] = deque()
-    with _pool(threads) as pool:
+    with lone_threads(threads) as pool:
         for crops, images in decoded:
             waiting.append(_begun(pool, threads, side, crops, images))
             if len(waiting) > 1:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
-
-
-@contextmanager
-def _pool(threads: int) -> Generator[ThreadPoolExecutor, None, None]:
-    """Threads in which torch uses no others."""
-    own = torch.get_num_threads()
-    all_there = Barrier(threads)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for thread in [pool.submit(all_there.wait) for _ in range(threads)]:
-            thread.result()
-        torch.set_num_threads(own)  # what a thread says of itself is taken for threads to come as well
-        yield pool
 
 
 def _begun(
