@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from optim.bundle import Bundle, Group, State, is_capped
 from optim.power_iteration import converge, start_blocks, vectors_for
+from threads import share_out
 
 # Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
 CPU_BUNDLE = 2**22
@@ -162,9 +163,13 @@ class AdamW2(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            for bundle in self._bundles(index, group):
+        bundles = [(b, group) for i, group in enumerate(self.param_groups) for b in self._bundles(i, group)]
+        if any(bundle.must_not_wait(group) for bundle, group in bundles):
+            for bundle, group in bundles:
                 bundle.step(group)
+        else:  # the largest first, so that no thread begins one when the others are done
+            bundles.sort(key=lambda item: -item[0].size)
+            share_out(lambda item: item[0].step(item[1]), bundles)
         return loss
 
     def _bundles(self, index: int, group: Group) -> list[Bundle]:

@@ -32,6 +32,7 @@ class Bundle:
 
     def __init__(self, group: Group, parameters: list[Tensor], states: list[State]):
         self.parameters, self.states = parameters, states
+        self.size = sum(parameter.numel() for parameter in parameters)
         self.means = [state["exp_avg"] for state in states]
         self.squares = [state["exp_avg_sq"] for state in states]
         self.count = states[0]["step"].clone()
@@ -51,11 +52,12 @@ class Bundle:
 
     # --- the step -------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def step(self, group: Group) -> None:
         """Take a step by the parameters' gradients, as the group says."""
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         self.count += 1
-        fused = group["fused"] and not self._must_not_wait(group) and self._is_plain(grads)
+        fused = group["fused"] and not self.must_not_wait(group) and self._is_plain(grads)
         if self.capped and fused:
             self._fused_step_under_cap(group, grads)
         elif self.capped:
@@ -161,7 +163,7 @@ class Bundle:
         count = len(self.sizes)
         moves, gain = values[:count], gains[:count]
         self.sizes[:] = values[count:]
-        may_settle, enough = not self._must_not_wait(group), 1 + SETTLED / group["power_iterations"] ** 2
+        may_settle, enough = not self.must_not_wait(group), 1 + SETTLED / group["power_iterations"] ** 2
         for _ in range(self._iterations(group) - 1):
             if may_settle and (gain <= enough).all():
                 break
@@ -177,7 +179,7 @@ class Bundle:
         Asked on CPUs only, and where the last step's ratios leave a hope.
         """
         tau = group["tau"]
-        if self._must_not_wait(group) or math.isinf(tau) or self.ratios.max() > tau:
+        if self.must_not_wait(group) or math.isinf(tau) or self.ratios.max() > tau:
             return None
         norms = torch.cat([torch.linalg.vector_norm(piece, dim=(1, 2)) for piece in updates]) * share
         return norms if (norms <= tau * self.sizes).all() else None
@@ -190,7 +192,7 @@ class Bundle:
             state["estimates"] += 1
         return max(wanted, math.ceil(EARLY_ITERATIONS / min(state["estimates"] for state in self.states)))
 
-    def _must_not_wait(self, group: Group) -> bool:
+    def must_not_wait(self, group: Group) -> bool:
         """Whether no number is to be looked at: a GPU would have to be waited for, and a graph has no branches."""
         return group["capturable"] or self.parameters[0].device.type != "cpu"
 

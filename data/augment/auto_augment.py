@@ -1,10 +1,6 @@
 """Drawn operations carried out on a uint8 batch; on CPU and GPU, and there without waiting."""
 
-import os
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
@@ -14,7 +10,7 @@ from torch import Tensor
 from data.augment import image_ops, warps
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
-from data.threads import lone_threads
+from threads import share_out
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,
@@ -74,16 +70,11 @@ def _operate_on(images: Tensor, ops: NDArray[np.int8], args: Tensor, cubic: Tens
         images[rows] = _operate(op, images[rows], args[rows], cubic[rows], fill)
 
     runs = _runs(ops, AT_ONCE[images.device.type])
-    alone = images.device.type != "cpu" or torch.get_num_threads() == 1
-    deque(map(operate, runs) if alone else _threads(torch.get_num_threads()).map(operate, runs), maxlen=0)
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return lone_threads(count)
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has none of them
+    if images.device.type == "cpu":
+        share_out(operate, runs)
+    else:
+        for run in runs:
+            operate(run)
 
 
 def _runs(ops: NDArray[np.int8], at_once: int) -> list[tuple[Op, slice]]:
