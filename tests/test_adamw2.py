@@ -38,21 +38,17 @@ def test_without_a_cap_it_is_torch_s_adamw_bit_for_bit(tau, foreach):
     assert report is not None and report.share == 0 and report.smallest == 1
 
 
-def test_without_a_cap_threads_leave_torch_s_bits():
+def test_without_a_cap_threads_leave_torch_s_bits(set_threads):
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(400, n)) for n in (333, 777)]
     theirs = copy.deepcopy(ours)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        a, b = AdamW2(ours, 1e-2, tau=INF, weight_decay=0.1), torch.optim.AdamW(theirs, 1e-2, weight_decay=0.1)
-        for _ in range(5):
-            for p, q in zip(ours, theirs, strict=True):
-                p.grad = q.grad = torch.randn(p.shape)
-            a.step()
-            b.step()
-    finally:
-        torch.set_num_threads(before)
+    set_threads(2)
+    a, b = AdamW2(ours, 1e-2, tau=INF, weight_decay=0.1), torch.optim.AdamW(theirs, 1e-2, weight_decay=0.1)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = q.grad = torch.randn(p.shape)
+        a.step()
+        b.step()
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
 
 

@@ -139,41 +139,34 @@ def test_closures_compute_the_loss_and_its_gradient():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_threads_share_the_matrices_and_change_no_bit(fused):
+def test_threads_share_the_matrices_and_change_no_bit(fused, set_threads):
     torch.manual_seed(0)
     start = [torch.randn(300, 700), torch.randn(301, 300), torch.randn(700), *torch.randn(4, 60, 50)]
-    ends, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            weights = [nn.Parameter(w.clone()) for w in start]
-            optimizer = AdamW2(weights, 1e-2, tau=0.01, fused=fused)
-            for step in range(3):
-                generator = torch.Generator().manual_seed(step)
-                for weight in weights:
-                    weight.grad = torch.randn(weight.shape, generator=generator)
-                optimizer.step()
-            assert torch.get_num_threads() == threads
-            ends.append(weights)
-    finally:
-        torch.set_num_threads(before)
+    ends = []
+    for threads in (1, 3):
+        set_threads(threads)
+        weights = [nn.Parameter(w.clone()) for w in start]
+        optimizer = AdamW2(weights, 1e-2, tau=0.01, fused=fused)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        assert torch.get_num_threads() == threads
+        ends.append(weights)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_an_error_in_a_thread_arrives():
-    before = torch.get_num_threads()
+def test_an_error_in_a_thread_arrives(set_threads):
     weights = [nn.Parameter(torch.ones(2, n)) for n in (2, 3, 4)]
     optimizer = AdamW2(weights)
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     weights[1].grad.data = torch.ones(2, 3).double()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(RuntimeError):
-            optimizer.step()
-    finally:
-        torch.set_num_threads(before)
+    set_threads(2)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
 
 
 def test_random_numbers_are_left_alone():

@@ -93,17 +93,14 @@ def test_an_image_does_not_see_the_others(images, device, auto) -> None:
 
 
 @pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "3a"])
-def test_threads_share_the_images_and_change_no_pixel(images, auto) -> None:
+def test_threads_share_the_images_and_change_no_pixel(images, auto, set_threads) -> None:
     batch = as_batch(images, torch.device("cpu")).repeat(8, 1, 1, 1)
     draws = drawn(auto, len(batch))
-    made, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            made.append(done(batch, draws))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    made = []
+    for threads in (1, 3):
+        set_threads(threads)
+        made.append(done(batch, draws))
+        assert torch.get_num_threads() == threads
     assert torch.equal(*made)
 
 

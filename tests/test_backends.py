@@ -75,19 +75,16 @@ def test_batch_sizes_change_no_pixel(photographs: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: Path, kind: str) -> None:
+def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: Path, kind: str, set_threads) -> None:
     index, cfg = index_of(photographs), options("bicubic", 64)
     requests = in_batches(make_crops(index, cfg, "train"), 5)
-    expected, before = run(build(kind, index, cfg, workers=2), requests), torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with torch.inference_mode():
-            made = run(build(kind, index, cfg, workers=2), requests)
-        assert torch.get_num_threads() == 3
-        with ThreadPoolExecutor(1) as later:
-            assert later.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(before)
+    expected = run(build(kind, index, cfg, workers=2), requests)
+    set_threads(3)
+    with torch.inference_mode():
+        made = run(build(kind, index, cfg, workers=2), requests)
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 3
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
