@@ -58,9 +58,9 @@ def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]
         orthogonal: see :func:`orthonormal`.
     """
     tiny = torch.finfo(blocks.dtype).tiny
-    images = _images(blocks, matrices)
+    images = _times(blocks, [piece.mT for piece in matrices])
     squares, turns = _ritz(torch.bmm(images, images.mT))
-    products = torch.bmm(turns, _products(images, matrices))
+    products = torch.bmm(turns, _times(images, matrices))
     before = squares.sqrt().clamp_min(tiny)
     length = torch.linalg.vector_norm(products[:, -1], dim=1)
     values = length / before
@@ -122,19 +122,11 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _images(rows: Tensor, matrices: Matrices) -> Tensor:
-    """Rows ``(count, k, columns)`` mapped by their matrix: ``(count, k, rows)``."""
+def _times(rows: Tensor, matrices: Matrices) -> Tensor:
+    """Rows ``(count, k, n)`` times their matrices ``(n, m)``: ``(count, k, m)``."""
     if _is_large(matrices[0][0]):
-        return torch.stack([_ONEDNN(row, matrix, *_PLAIN) for row, matrix in zip(rows, _each(matrices), strict=True)])
-    parts = rows.split([len(piece) for piece in matrices])
-    return torch.cat([torch.bmm(part, piece.mT) for part, piece in zip(parts, matrices, strict=True)])
-
-
-def _products(rows: Tensor, matrices: Matrices) -> Tensor:
-    """Rows ``(count, k, rows)`` mapped by their matrix's transpose: ``(count, k, columns)``."""
-    if _is_large(matrices[0][0]):
-        each = _each(matrices)
-        return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in zip(rows, each, strict=True)])
+        each = zip(rows, _each(matrices), strict=True)
+        return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in each])
     parts = rows.split([len(piece) for piece in matrices])
     return torch.cat([torch.bmm(part, piece) for part, piece in zip(parts, matrices, strict=True)])
 

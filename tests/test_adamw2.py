@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2, param_groups
 from tests.training import real_batches
-from tests.twins import same, set_gradients, small_model
+from tests.twins import same, set_gradients, small_model, step_alike
 
 INF = float("inf")
 
@@ -29,10 +29,7 @@ def test_without_a_cap_it_is_torch_s_adamw_bit_for_bit(tau, foreach):
     options = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": 0.05, "eps": 1e-8}
     a = AdamW2(param_groups(ours, 0.05, 5e-4), tau=tau, foreach=foreach, **options)
     b = torch.optim.AdamW(param_groups(theirs, 0.05, 5e-4), foreach=bool(foreach), **options)
-    for step in range(20):
-        set_gradients(ours, theirs, step=step)
-        a.step()
-        b.step()
+    step_alike(20, (ours, a), (theirs, b))
     assert same(ours, theirs)
     report = a.cap_report()
     assert report is not None and report.share == 0 and report.smallest == 1
@@ -57,10 +54,7 @@ def test_fused_it_is_torch_s_fused_adamw_to_the_last_digits():
     theirs = copy.deepcopy(ours)
     a = AdamW2(param_groups(ours), 1e-2, tau=INF, fused=True)
     b = torch.optim.AdamW(param_groups(theirs), 1e-2, fused=True)
-    for step in range(20):
-        set_gradients(ours, theirs, step=step)
-        a.step()
-        b.step()
+    step_alike(20, (ours, a), (theirs, b))
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
         assert torch.equal(a.state[p]["exp_avg_sq"], b.state[q]["exp_avg_sq"])
@@ -145,10 +139,7 @@ def test_it_agrees_with_exact_singular_values_on_random_gradients(kind):
     start, theirs = copy.deepcopy(ours), copy.deepcopy(ours)
     a = AdamW2(param_groups(ours, 0.05, 0.0), 1e-2, (0.9, 0.98), tau=0.02, power_iterations=300, **kind)
     b = SvdReference(theirs, 0.02, 1e-2, 0.05, (0.9, 0.98))
-    for step in range(5):
-        set_gradients(ours, theirs, step=step)
-        a.step()
-        b.step()
+    step_alike(5, (ours, a), (theirs, b))
     assert a.cap_report().share > 0.2
     assert_same_way(start, ours, theirs)
 

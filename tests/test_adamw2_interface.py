@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2, param_groups
-from tests.twins import same, set_gradients, small_model
+from tests.twins import same, set_gradients, small_model, step_alike
 
 
 def test_groups_of_a_model_tell_matrices_from_tables():
@@ -184,10 +184,7 @@ def test_capturable_keeps_its_numbers_on_the_device_and_agrees():
     theirs = copy.deepcopy(ours)
     a = AdamW2(param_groups(ours), torch.tensor(1e-2), tau=0.01, power_iterations=30, capturable=True)
     b = AdamW2(param_groups(theirs), 1e-2, tau=0.01, power_iterations=30)
-    for step in range(5):
-        set_gradients(ours, theirs, step=step)
-        a.step()
-        b.step()
+    step_alike(5, (ours, a), (theirs, b))
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 

@@ -3,6 +3,7 @@
 import torch
 from runs import settings
 from torch import nn
+from torch.optim import Optimizer
 
 from models import build_model
 
@@ -24,3 +25,11 @@ def set_gradients(*twins: nn.Module, step: int) -> None:
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def step_alike(steps: int, *trained: tuple[nn.Module, Optimizer]) -> None:
+    """Let each optimizer take steps of its model by the same gradients."""
+    for step in range(steps):
+        set_gradients(*(model for model, _ in trained), step=step)
+        for _, optimizer in trained:
+            optimizer.step()
