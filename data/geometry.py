@@ -4,7 +4,7 @@ A mix group is a run of consecutive positions whose images are mixed with one an
 are cut on group borders, so that no draw and no pairing depends on how many processes there are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from data.errors import DataError
@@ -69,6 +69,11 @@ class BatchGeometry:
     def largest_micro_batch(self) -> int:
         """Images in the largest micro-batch of this process."""
         return max(len(positions) for positions in self.micro_batches())
+
+    def sizes(self) -> list[int]:
+        """Images in every micro-batch of a global batch, of all processes in their order."""
+        ranks = [replace(self, rank=rank) for rank in range(self.world_size)]
+        return [len(positions) for geometry in ranks for positions in geometry.micro_batches()]
 
     def groups_in(self, positions: range) -> list[range]:
         """The mix groups of a micro-batch, as ranges inside it."""

@@ -44,6 +44,7 @@ class Checkpoints:
         """
         scratch = self.folder / ".saving.tmp"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it while the run went on
             with open(scratch, "wb") as file:
                 torch.save({"format": FORMAT} | state, file)
                 file.flush()

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import MODEL_SCHEMA, register
 from engine.errors import USER_ERRORS, RunStopped
-from engine.log import log_to
+from engine.log import flush_streams, log_to
 from engine.settings import flatten
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -61,6 +62,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     try:
         sys.argv += implied(sys.argv[1:]) if implied else []
         main()
+        flush_streams()
     except USER_ERRORS as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -86,7 +88,9 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     if rank != "0":
         time.sleep(patience)  # still alive after that: the first one did not have this error
         who = f" (process {os.environ.get('RANK', rank)})"
-    print(f"error: {message}{who}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody reads it; the exit status says it all the same
+        print(f"error: {message}{who}", file=sys.stderr, flush=True)
+    flush_streams()
     sys.exit(exit_code)
 
 

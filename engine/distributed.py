@@ -92,3 +92,8 @@ class World:
         rows = [torch.empty_like(row) for _ in range(self.size)]
         dist.all_gather(rows, row)
         return torch.stack(rows).tolist()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process left in the middle of an exchange. Gloo has no kind of its own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

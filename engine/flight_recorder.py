@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import TrainPlan
+from engine.beside import beside
 from engine.checkpoint import Checkpoints
 from engine.distributed import World
 from engine.run_dir import RunDirectory
@@ -78,7 +79,8 @@ class FlightRecorder:
             self.past.append({"step": step, "loss": loss, "grad_norm": norm, "lr": lr})
             if step == bad_step or (jumped and (bad_step is None or step < bad_step)):
                 kind = "not finite" if step == bad_step else "spike"
-                said = self._record(kind, step, loss, history) or said
+                with beside(f"the record of step {step} cannot be written"):
+                    said = self._record(kind, step, loss, history) or said
                 self.quiet_until = step + self.keep
         self.unread = []
         return said

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
+from engine.beside import LineFile, beside
 from engine.loggers import Logger
 from engine.plots import draw_heat_maps
 from engine.run_dir import RunDirectory
@@ -27,8 +30,35 @@ SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
     "rank": {"min": min, "median": median},
     "sec": {"max": max, "median": median},
 }
+FAILED = "the instruments cannot be read"
 WORST_IS_LOW = ("diversity", "entropy", "rank")
 LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds with a line for each layer in W&B
+
+
+class Attempt:
+    """The reading of one step; where an instrument fails there is none, and the run goes on.
+
+    Args:
+        monitor: takes the reading.
+    """
+
+    def __init__(self, monitor: StabilityMonitor):
+        self.monitor = monitor
+        self.has_begun = False
+        self.report: StabilityReport | None = None
+
+    def before_update(self, images: Tensor) -> None:
+        """See :meth:`stability.StabilityMonitor.before_update`."""
+        with beside(FAILED):
+            self.monitor.before_update(images)
+            self.has_begun = True
+
+    def after_update(self) -> None:
+        """See :meth:`stability.StabilityMonitor.after_update`."""
+        if self.has_begun:
+            with beside(FAILED):
+                self.monitor.after_update()
+                self.report = self.monitor.report
 
 
 class Instruments:
@@ -43,12 +73,13 @@ class Instruments:
 
     def __init__(self, monitor: StabilityMonitor, every: int, run: RunDirectory, logger: Logger):
         self.monitor, self.every, self.run, self.logger = monitor, every, run, logger
+        self.lines = LineFile(run.stability)
         self.warned: set[tuple[str, int]] = set()
 
-    def at(self, step: int) -> StabilityMonitor | None:
-        """The monitor, where step number ``step``, counted from 1, is to be read."""
+    def at(self, step: int) -> Attempt | None:
+        """What takes the reading, where step number ``step``, counted from 1, is to be read."""
         is_due = self.every > 0 and step % self.every == 0
-        return self.monitor if is_due else None
+        return Attempt(self.monitor) if is_due else None
 
     def take_down(self, report: StabilityReport, place: dict[str, float]) -> dict[str, Any]:
         """Write every layer's numbers to ``stability.jsonl``, and warn of heads that have begun to collapse.
@@ -61,8 +92,7 @@ class Instruments:
             The line for ``metrics.jsonl``.
         """
         layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
-        with open(self.run.stability, "a") as file:
-            file.write(json.dumps(place | {"layers": layers, "collapsed": report.collapsed}) + "\n")
+        self.lines.add(json.dumps(place | {"layers": layers, "collapsed": report.collapsed}))
         self._warn(report, int(place["step"]))
         for_lines = {
             f"{kind}/{name}": worst(kind, values)
@@ -74,11 +104,12 @@ class Instruments:
 
     def draw(self) -> None:
         """Draw layers over steps, in ``plots/stability.png``."""
-        readings = self.run.read_stability()
-        if len(readings) > 1:
-            path = self.run.plots / "stability.png"
-            draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)
-            self.logger.picture("stability", path, readings[-1]["step"])
+        path = self.run.plots / "stability.png"
+        with beside(f"{path} cannot be drawn"):
+            readings = self.run.read_stability()
+            if len(readings) > 1:
+                draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)
+                self.logger.picture("stability", path, readings[-1]["step"])
 
     def _warn(self, report: StabilityReport, step: int) -> None:
         heads = {(name, head) for name, found in report.collapsed.items() for head in found}

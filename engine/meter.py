@@ -70,6 +70,10 @@ class Meter:
         self.images += images
         self.waited += waited
 
+    def is_sound(self) -> bool:
+        """Whether every loss and gradient of this process was finite so far; waits for the device."""
+        return float(self.bad_step) == NEVER
+
     def read(self, votes: list[bool]) -> Reading:
         """The means so far over all processes, and a new span; the only place that waits for the device.
 

@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, and one training batch as the model sees it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,23 @@ def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Pat
         axis.axis("off")
     for axis, image, target in zip(axes.flat, images, targets, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axis.set_title(_caption(target.numpy(), names), fontsize=8)
-    figure.savefig(path, dpi=110)
+        axis.set_title(_caption(target.numpy(), names), fontsize=8, parse_math=False)  # a name may hold a $
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: it shows as a box
+        figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _caption(target: np.ndarray, names: dict[int, str]) -> str:
     first, second = np.argsort(target)[::-1][:2]
     rest = target.min()  # what label smoothing gives every class
+    name, other = (_printable(names[int(label)]) for label in (first, second))
     share = (target[first] - rest) / max(target[first] + target[second] - 2 * rest, 1e-9)
     if share > 0.99:
-        return names[int(first)]
-    return f"{names[int(first)]} {share:.0%}\n{names[int(second)]} {1 - share:.0%}"
+        return name
+    return f"{name} {share:.0%}\n{other} {1 - share:.0%}"
+
+
+def _printable(name: str) -> str:
+    """The name of a folder with bytes that are no text as question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from torch.profiler import supported_activities as supported
 
+from engine.beside import beside
 from engine.trace import TRACE
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,10 @@ def step_profiler(folder: Path, enabled: bool) -> Iterator[Callable[[], None]]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(profiler: profile) -> None:
-        profiler.export_chrome_trace(str(path))
-        log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", path)
-        log.info("what a step waits for: python scripts/read_profile.py %s", folder)
+        with beside(f"{path} cannot be written"):
+            profiler.export_chrome_trace(str(path))
+            log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", path)
+            log.info("what a step waits for: python scripts/read_profile.py %s", folder)
 
     activities = [a for a in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if a in supported()]
     steps = schedule(wait=3, warmup=2, active=4, repeat=1)

@@ -2,9 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
+
+from engine.log import discard
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class Progress:
 
     def advance(self) -> None:
         """One step is done."""
-        self.bar.update()
+        self._draw(self.bar.update)
 
     def show(self, epoch: int, epochs: int, line: dict[str, Any], seconds_left: float) -> None:
         """Show a line of training metrics."""
@@ -39,11 +42,19 @@ class Progress:
             f"data {100 * line['data_wait']:.0f}%"
         )
         self.bar.set_description_str(f"epoch {epoch}/{epochs}", refresh=False)
-        self.bar.set_postfix_str(text)
+        self._draw(lambda: self.bar.set_postfix_str(text))
         record = f"epoch {epoch}/{epochs}  step {line['step']}  {text}  ETA {tqdm.format_interval(seconds_left)}"
         # On a terminal the bar says it already; the file gets it in any case.
         log.log(logging.DEBUG if self.on_terminal else logging.INFO, record)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self.bar.close()
+        self._draw(self.bar.close)
+
+    def _draw(self, draw: Callable[[], object]) -> None:
+        """Change what the terminal shows; a terminal that was closed shows no more."""
+        try:
+            draw()
+        except (OSError, ValueError):
+            self.bar.disable = True
+            discard(sys.stderr)

@@ -86,9 +86,20 @@ class RunDirectory:
             settings.data.backend = before["data"]["backend"]
         refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
 
-    def write_config(self, settings: TrainConfig) -> None:
-        """Write ``config.yaml``, the resolved settings."""
-        write_settings(settings, self.config)
+    def begin(self, settings: TrainConfig, step: int) -> None:
+        """Make the files ready for a run that goes on from ``step``, or starts anew: metrics and ``config.yaml``.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        try:
+            self.cut_metrics(step)
+            write_settings(settings, self.config)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self.path} cannot be written ({error.strerror}): free space or allow it, and run "
+                "the same command again"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

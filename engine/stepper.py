@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from engine.distributed import World
 from engine.profiler import span
 from models import load_weights
 from optim import AdamW2
-from stability import StabilityMonitor
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
@@ -34,6 +33,18 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     No generator's state has to be kept for a resume to be exact.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+class Watch(Protocol):
+    """Looks at one update."""
+
+    def before_update(self, images: Tensor) -> None:
+        """With the gradients as they came, and the images as the model saw them."""
+        ...
+
+    def after_update(self) -> None:
+        """With the new weights."""
+        ...
 
 
 class Stepper:
@@ -62,6 +73,10 @@ class Stepper:
         self.model, self.optimizer, self.schedule, self.augment = model, optimizer, schedule, augment
         self.cfg, self.world, self.device = cfg, world, device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # What forward passes change, such as running statistics; as it was before the step that is under way.
+        self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
+        self.statistics_before = [torch.empty_like(value) for value in self.statistics]
+        self.stage = "between steps"  # | "gradients" | "update"
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -76,7 +91,7 @@ class Stepper:
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def step(
-        self, step: int, batches: Iterable[Batch], micro_steps: int, monitor: StabilityMonitor | None = None
+        self, step: int, batches: Iterable[Batch], micro_steps: int, monitor: Watch | None = None
     ) -> tuple[Tensor, Tensor]:
         """Take the optimizer step number ``step``, counted from 0.
 
@@ -84,13 +99,16 @@ class Stepper:
             step: decides the learning rate and the noise.
             batches: this process's micro-batches of the step, ``micro_steps`` of them.
             micro_steps: the same on every process.
-            monitor: takes a reading of this step.
+            monitor: watches the update, for a reading.
 
         Returns:
             This process's part of the mean loss over the global batch (the parts of all processes add up), and the
             gradient's norm before clipping; both on the device, not waited for.
         """
         self.model.train()
+        if self.statistics:
+            torch._foreach_copy_(self.statistics_before, self.statistics)
+        self.stage = "gradients"
         self.schedule.step_update(step)
         seed_step(self.cfg.seed, step, self.world.rank)
         loss = torch.zeros((), device=self.device)
@@ -100,10 +118,27 @@ class Stepper:
                 part, images = self._backward(batch)
                 loss += part
         with span("update"):
+            self.stage = "update"
             norm = self._update(images, monitor)
             if self.ema is not None:
                 self.ema.update(self.model, step=step)
+        self.stage = "between steps"
         return loss, norm
+
+    @torch.no_grad()
+    def abandon_step(self) -> None:
+        """Be as before the step that an error has cut short.
+
+        Raises:
+            RuntimeError: if its update had begun: weights may have changed, and others not.
+        """
+        if self.stage == "update":
+            raise RuntimeError("the error came in the middle of an update of the weights")
+        if self.stage == "gradients":
+            if self.statistics:
+                torch._foreach_copy_(self.statistics, self.statistics_before)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.stage = "between steps"
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """This micro-batch's part of the loss, and its images as the model saw them."""
@@ -119,7 +154,7 @@ class Stepper:
             self.scaler.scale(loss * self.world.size).backward()
         return loss.detach(), images
 
-    def _update(self, images: Tensor, monitor: StabilityMonitor | None) -> Tensor:
+    def _update(self, images: Tensor, monitor: Watch | None) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         if monitor is not None:
             monitor.before_update(images)

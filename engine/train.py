@@ -24,6 +24,7 @@ from data import (
     resolve_backend,
     subset_rows,
 )
+from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
 from engine.data_wait import DataWait
@@ -155,7 +156,7 @@ def _build(
     peak = peak_flops(device, cfg.amp)
     flops = forward_flops(model, cfg.data.crop) if peak else None
     plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
-    stepper = _new_stepper(cfg, world, device, model, num_classes, plan.steps_per_epoch)
+    stepper = _new_stepper(cfg, world, device, geometry, model, num_classes, plan.steps_per_epoch)
     train_loader = _loader(cfg, world, device, train_set, geometry.largest_micro_batch)
     val_loader = _loader(cfg, world, device, val_set, cfg.eval.batch_size)
 
@@ -164,7 +165,7 @@ def _build(
         stepper.share_buffers()
         return evaluate(stepper.best_network, batches, stepper.augment, world, device, cfg.amp, stepper.memory_format)
 
-    run_id = state["wandb_id"] if state else None
+    run_id = _wandb_id(cfg, state)
     logger = build_logger(cfg.logger, str(cfg.name), run.path, as_container(cfg), run_id, world.is_main)
     about = {"family": family_of(cfg.model), "processes": world.size, "config": as_container(cfg)}
     trainer = Trainer(
@@ -190,18 +191,30 @@ def _build(
         log.info("going on from step %d of %s", trainer.done, run.path)
     _refuse_different_starts(world, device, trainer)
     if world.is_main:
-        run.cut_metrics(trainer.done)
-        run.write_config(cfg)
+        run.begin(cfg, trainer.done)
     return trainer
 
 
+def _wandb_id(cfg: TrainConfig, state: dict[str, Any] | None) -> str | None:
+    """The W&B run to go on with. A copy of a run's directory under another name is another run."""
+    return state["wandb_id"] if state is not None and state["config"]["name"] == cfg.name else None
+
+
 def _new_stepper(
-    cfg: TrainConfig, world: World, device: torch.device, model: nn.Module, num_classes: int, steps_per_epoch: int
+    cfg: TrainConfig,
+    world: World,
+    device: torch.device,
+    geometry: BatchGeometry,
+    model: nn.Module,
+    num_classes: int,
+    steps_per_epoch: int,
 ) -> Stepper:
     """The model on its device, with all that changes it."""
-    model = model.to(device)
     if wants_sync_bn(cfg.sync_bn, model, world, device):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    else:
+        refuse_lone_images(model, geometry, cfg.data.crop)
+    model = model.to(device)
     steps = cfg.epochs * steps_per_epoch
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, steps, steps_per_epoch)
@@ -217,16 +230,6 @@ def _new_monitor(cfg: TrainConfig, stepper: Stepper) -> StabilityMonitor:
         precision=lambda: autocast(stepper.device, cfg.amp),
         most_images=cfg.monitor.images,
     )
-
-
-def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: torch.device) -> bool:
-    """Whether batch statistics are shared; by default wherever there are any, and torch can."""
-    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if world.size == 1 or not has_batch_norm:
-        return False
-    if chosen and device.type != "cuda":
-        raise UserError("sync_bn=true needs GPUs: leave it null, or run a single process with device=cpu")
-    return device.type == "cuda" if chosen is None else chosen
 
 
 def _refuse_different_starts(world: World, device: torch.device, trainer: Trainer) -> None:

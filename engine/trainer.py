@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from data import Batch, TrainPlan
+from engine.beside import LineFile, beside
 from engine.checkpoint import Checkpoints
 from engine.config import TrainConfig
 from engine.data_wait import DataWait
-from engine.distributed import World
-from engine.errors import RunStopped
+from engine.distributed import World, is_lost_peer
+from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.flight_recorder import FlightRecorder
 from engine.instruments import Instruments
 from engine.loggers import Logger
@@ -26,7 +27,7 @@ from engine.progress import Progress
 from engine.run_dir import RunDirectory
 from engine.scoring import Scores
 from engine.settings import as_container
-from engine.signals import StopRequest
+from engine.signals import StopRequest, WaitGivenUp
 from engine.stepper import Stepper
 from models import family_of
 
@@ -82,6 +83,7 @@ class Trainer:
         self.fingerprint, self.model_flops, self.peak_flops = fingerprint, model_flops, peak_flops
         self.checkpoints, self.instruments, self.recorder = checkpoints, instruments, recorder
         self.data_wait = data_wait
+        self.metrics = LineFile(run.metrics)
         self.meter = Meter(world, stepper.device, judge_gradient=cfg.amp != "fp16")
         self.per_epoch = plan.steps_per_epoch
         self.total = cfg.epochs * self.per_epoch
@@ -130,28 +132,63 @@ class Trainer:
         Raises:
             RunStopped: if a loss was not finite, or the process was asked to stop.
         """
-        first = self.first = self.done
-        stop = StopRequest()
-        self.progress = Progress(first, self.stop_at, self.world.is_main)
+        self.first = self.done
+        self.stop = StopRequest()
+        self.progress = Progress(self.first, self.stop_at, self.world.is_main)
         self.started = time.monotonic()
         try:
-            if 0 < first != self.validated and self._validation_is_due():
-                self._validate()  # the run was stopped between a save and its validation
-            with (
-                step_profiler(self.run.path, self.cfg.profile and self.world.is_main) as after_step,
-                closing(self.batches(first, self.stop_at)) as batches,
-            ):
-                self.meter.restart()
-                while self.done < self.stop_at:
-                    self._step(batches)
-                    after_step()
-                    self._after_step(stop, first)
+            self._train_to_the_end()
+        except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
+            raise
+        except Exception as error:
+            self._save_what_is_whole()
+            raise self._in_one_line(error) from error
         finally:
             self.progress.close()
-            stop.restore()
+            self.stop.restore()
             if self.world.is_main:
                 self.instruments.draw()
         return self.last_scores
+
+    def _train_to_the_end(self) -> None:
+        if 0 < self.first != self.validated and self._validation_is_due():
+            self._validate()  # the run was stopped between a save and its validation
+        with (
+            step_profiler(self.run.path, self.cfg.profile and self.world.is_main) as after_step,
+            closing(self.batches(self.first, self.stop_at)) as batches,
+        ):
+            self.meter.restart()
+            while self.done < self.stop_at:
+                self._step(batches)
+                after_step()
+                self._after_step()
+
+    def _save_what_is_whole(self) -> None:
+        """Before an error ends the run, save the steps since the last checkpoint. The other processes may be gone."""
+        if not self.world.is_main or self.done <= max(self.saved, self.first):
+            return
+        with beside("the steps since the last checkpoint cannot be saved"):
+            self.stepper.abandon_step()
+            if self.meter.is_sound():
+                self.checkpoints.save(self._state(), is_best=False)
+                self.saved = self.done
+                log.warning("the run ends early: step %d is saved", self.done)
+
+    def _in_one_line(self, error: Exception) -> Exception:
+        """The error that ends the run, as a line where it needs no traceback."""
+        if isinstance(error, WaitGivenUp):
+            return self._stopped_as_asked()
+        if self.world.size > 1 and isinstance(error, USER_ERRORS):
+            return RunStopped(str(error), 2)  # not the mistake of a command, which all processes would have found
+        if self.world.size > 1 and is_lost_peer(error):
+            return RunStopped("another process has gone, and says why: run the same command again to go on", 1)
+        return error
+
+    def _stopped_as_asked(self) -> RunStopped:
+        return RunStopped(
+            f"stopped as asked after step {self.saved}, which is saved: run the same command again to go on",
+            128 + (self.stop.signal or 15),
+        )
 
     def _step(self, batches: Iterator[Batch]) -> None:
         micro_steps = self.plan.geometry.micro_steps
@@ -161,7 +198,7 @@ class Trainer:
             nonlocal waited
             for _ in range(micro_steps):
                 started = time.perf_counter()
-                with span("data wait"):
+                with span("data wait"), self.stop.waiting():
                     batch = next(batches)
                 waited += time.perf_counter() - started
                 if self.done == self.first:
@@ -172,21 +209,21 @@ class Trainer:
         loss, norm = self.stepper.step(self.done, timed(), micro_steps, monitor)
         self.done += 1
         self.recorder.add(self.done, loss, norm, self.stepper.lr)
-        if monitor is not None:
+        if monitor is not None and monitor.report is not None:
             self._write(self.instruments.take_down(monitor.report, self._place()))
         self.meter.add(self.done, loss, norm, self.cfg.batch_size, waited)
         self.progress.advance()
 
-    def _after_step(self, stop: StopRequest, first: int) -> None:
+    def _after_step(self) -> None:
         validate_now = self._validation_is_due()
         save_now = self.done == self.stop_at or self._save_is_due()
-        read_now = self.done % self.cfg.log_every == 0 or self.done == first + 1 or validate_now or save_now
-        if not read_now and not self._stop_is_wanted(stop):
+        read_now = self.done % self.cfg.log_every == 0 or self.done == self.first + 1 or validate_now or save_now
+        if not read_now and not self._stop_is_wanted():
             return
-        reading = self.meter.read(votes=[bool(stop), self._minutes_are_over()])
+        reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
         if said := self.recorder.look(reading.bad_step):
             log.warning("%s", said)
-        self._report(reading, first)
+        self._report(reading)
         if said := self.data_wait.look(reading.data_wait):
             log.warning("%s", said)
         stop_wanted, save_wanted = reading.votes
@@ -194,19 +231,16 @@ class Trainer:
         if save_now or save_wanted or stop_wanted:
             self._save(is_best=False)
         if stop_wanted and self.done < self.stop_at:
-            raise RunStopped(
-                f"stopped as asked after step {self.done}, which is saved: run the same command again to go on",
-                128 + (stop.signal or 15),
-            )
+            raise self._stopped_as_asked()
         if validate_now:
             self._validate()
         self.meter.restart()
 
-    def _stop_is_wanted(self, stop: StopRequest) -> bool:
+    def _stop_is_wanted(self) -> bool:
         """Whether any process was asked to stop; asked every few seconds, for asking waits for the device."""
         if self.world.size > 1 and (self.done - self.read_at) % self.vote_every:
             return False
-        return self.world.any(bool(stop), self.stepper.device)
+        return self.world.any(bool(self.stop), self.stepper.device)
 
     @property
     def epoch(self) -> int:
@@ -219,7 +253,7 @@ class Trainer:
 
     # --- readings -------------------------------------------------------------------------------------------------
 
-    def _report(self, reading: Reading, first: int) -> None:
+    def _report(self, reading: Reading) -> None:
         if reading.bad_step is not None:
             raise RunStopped(
                 f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "
@@ -229,7 +263,7 @@ class Trainer:
             )
         self.read_at = self.done
         self.vote_every = max(1, int(SECONDS_TO_NOTICE / reading.seconds_per_step))
-        speed = (time.monotonic() - self.started) / max(self.done - first, 1)
+        speed = (time.monotonic() - self.started) / max(self.done - self.first, 1)
         line: dict[str, Any] = {
             "split": "train",
             **self._place(),
@@ -264,8 +298,7 @@ class Trainer:
     def _write(self, line: dict[str, Any]) -> None:
         if not self.world.is_main:
             return
-        with open(self.run.metrics, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.metrics.add(json.dumps(line))
         prefix = line["split"]
         self.logger.log({f"{prefix}/{k}": v for k, v in line.items() if k not in ("split", "step")}, line["step"])
 
@@ -277,16 +310,18 @@ class Trainer:
         augment = self.stepper.augment
         # The noise drawn for the picture is the noise of the step: drawing it must not use it up.
         device = self.stepper.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with beside(f"{path} cannot be drawn"), torch.random.fork_rng([device] if device.type == "cuda" else []):
             images, targets = augment(batch.images, batch.labels, batch.draws)
-        draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.names, path)
-        self.logger.picture("batch", path, 0)
+            draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.names, path)
+            self.logger.picture("batch", path, 0)
 
     # --- evaluations and checkpoints ------------------------------------------------------------------------------
 
     def _validate(self) -> None:
         """Score the model, and save it if it is the best so far."""
-        scores = self.last_scores = self.validate()
+        with self.stop.waiting():
+            scores = self.validate()
+        self.last_scores = scores
         self.validated = self.done
         is_best = self.best is None or scores.top1 > self.best["top1"]
         if is_best:
@@ -300,7 +335,9 @@ class Trainer:
             self._save(is_best)
         if self.world.is_main:
             self.logger.summarise({"best_top1": self.best["top1"] if self.best else None})
-            draw_curves(self.run.read_metrics(), self.run.plots / "curves.png")
+            curves = self.run.plots / "curves.png"
+            with beside(f"{curves} cannot be drawn"):
+                draw_curves(self.run.read_metrics(), curves)
             self.instruments.draw()
 
     def _save_is_due(self) -> bool:

@@ -1,6 +1,7 @@
 """Models with BatchNorm on several processes: one set of running statistics, whoever evaluates."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from data import DeviceAugment
+from data import BatchGeometry, DeviceAugment
+from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.config import TrainConfig
 from engine.distributed import World
 from engine.errors import UserError
 from engine.stepper import Stepper
-from engine.train import wants_sync_bn
 from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
@@ -101,3 +102,21 @@ def test_when_statistics_are_shared(chosen, stem, size, device, expected):
 def test_asking_for_the_impossible_is_one_line():
     with pytest.raises(UserError, match=r"^sync_bn=true needs GPUs: leave it null.*$"):
         wants_sync_bn(True, tiny(), World(0, 2, 0, 2), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "refused"),
+    [
+        ("resnet10t", 32, True),  # the last stage sees one place of each image
+        ("resnet10t", 64, False),  # four places of one image
+        ("test_vit", 160, False),  # no BatchNorm
+    ],
+)
+def test_a_micro_batch_of_one_image_is_refused_where_batch_norm_cannot_take_it(name, side, refused):
+    model = timm.create_model(name, num_classes=3)
+    refuse_lone_images(model, BatchGeometry(10, mix_group=4, micro_batch_size=4), side)  # 4 + 4 + 2
+    with pytest.raises(UserError, match=r"cut into 4 \+ 4 \+ 1 images, .* or to 8") if refused else nullcontext():
+        refuse_lone_images(model, BatchGeometry(9, mix_group=4, micro_batch_size=4), side)
+    of_one_process = BatchGeometry(5, mix_group=4, world_size=2, rank=0)  # the other one has the single image
+    with pytest.raises(UserError, match=r"cut into 4 \+ 1 images") if refused else nullcontext():
+        refuse_lone_images(model, of_one_process, side)

@@ -1,0 +1,212 @@
+"""What may end a run, and what is saved before it does."""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import DataError
+from tests.runs import (
+    ALL_AUGMENTATION,
+    SMALL,
+    checkpoint,
+    command,
+    environment,
+    metrics,
+    same_tensors,
+    train_here,
+)
+
+NEVER_SAVED = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null", "eval_every=99")
+WITH_BATCH_NORM = (
+    *("model=deit_small_convstem", "model.patch_size=4", "model.embed_dim=16", "model.depth=2", "model.num_heads=2"),
+    *("model.stem_width=8", "data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0"),
+    *("device=cpu", "amp=fp32", "batch_size=32", "micro_batch_size=16", "augment.mix_group=8", "augment.repeats=1"),
+    *("optim.lr=1e-3", "log_every=1", "logger=none", "epochs=2"),
+)
+
+
+@pytest.fixture
+def with_a_bad_image(small_images, here, monkeypatch):
+    """A folder of images and one of them, which is read in step 7 for the first time."""
+    images = shutil.copytree(small_images, here / "images")
+
+    def damage(*common: str) -> tuple[Path, bytes]:
+        from engine import trainer
+
+        order: list[list[str]] = []
+        real = trainer.Trainer._step
+
+        def note(self, batches):
+            order.append([self.plan.index.name(int(row)) for row in self.plan.images_of(self.done)])
+            real(self, batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Trainer, "_step", note)
+            train_here(*common, f"data.root={images}", "output_dir=whole")
+        before = {name for names in order[:6] for name in names}
+        bad = next(Path(name) for name in order[6][::-1] if name not in before)
+        whole = bad.read_bytes()
+        bad.write_bytes(whole[:300])
+        return bad, whole
+
+    return images, damage
+
+
+@pytest.mark.parametrize(
+    "options", [(*SMALL, *ALL_AUGMENTATION), WITH_BATCH_NORM], ids=["all_augmentation", "batch_norm"]
+)
+def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
+    """The steps before it are saved, and once it is mended the run ends with the weights it would have had."""
+    images, damage = with_a_bad_image
+    common = (*options, *NEVER_SAVED, "name=a", "max_steps=10")
+    bad, whole = damage(*common)
+    with pytest.raises(DataError, match=re.escape(bad.name)):
+        train_here(*common, f"data.root={images}", "output_dir=part")
+    assert checkpoint(here / "part")["step"] == 6
+    bad.write_bytes(whole)
+    train_here(*common, f"data.root={images}", "output_dir=part")
+    a, b = checkpoint(here / "whole"), checkpoint(here / "part")
+    assert a["step"] == b["step"] == 10
+    assert same_tensors(a["model"], b["model"])
+    assert a["ema"] is None or same_tensors(a["ema"], b["ema"])
+
+
+def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, monkeypatch, capsys):
+    """An error in the optimizer leaves some weights changed and others not."""
+    real, calls = torch.optim.AdamW.step, []
+
+    def step(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError("out of memory")
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(MemoryError):
+        train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
+    assert not list((here / "outputs/a/checkpoints").glob("*.pt"))
+    assert "in the middle of an update" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_is_not_saved(small_images, here, monkeypatch):
+    """Not even where an error ends the run before anybody has looked at the loss."""
+    from engine.stepper import Stepper
+
+    real = Stepper.step
+
+    def step(self, number, batches, micro_steps, monitor=None):
+        if number == 3:
+            raise OSError("a disk is gone")
+        if number == 2:
+            with torch.no_grad():
+                self.parameters[0].fill_(float("nan"))
+        return real(self, number, batches, micro_steps, monitor)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(OSError, match="a disk is gone"):
+        train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9", "log_every=99")
+    assert not list((here / "outputs/a/checkpoints").glob("*.pt"))
+
+
+def test_instruments_and_pictures_may_fail(small_images, here, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("stability.monitor.StabilityMonitor._probe", fail)
+    monkeypatch.setattr("engine.trainer.draw_batch", fail)
+    monkeypatch.setattr("engine.trainer.draw_curves", fail)
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2")
+    said = capsys.readouterr().out
+    assert said.count("the instruments cannot be read (CUDA out of memory): the run goes on") == 1
+    assert "batch.png cannot be drawn" in said and "curves.png cannot be drawn" in said
+    assert checkpoint(here / "outputs/a")["step"] == 4
+
+
+def test_a_run_directory_removed_during_the_run_is_made_anew(small_images, here, monkeypatch):
+    from engine.trainer import Trainer
+
+    real = Trainer._after_step
+
+    def after_step(self):
+        if self.done == 3:
+            shutil.rmtree(self.run.path)
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_after_step", after_step)
+    train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=5")
+    assert checkpoint(here / "outputs/a")["step"] == 5
+    assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [3, 4, 5]
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether a process has come to its training loop, where it saves before it stops."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) & 1 << (signal.SIGTERM - 1))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, here):
+    """A named pipe in place of an image stands for a file server that does not answer."""
+    images = shutil.copytree(small_images, here / "images")
+    common = (*SMALL, *NEVER_SAVED, f"data.root={images}", "name=a", "epochs=1", f"max_workers={workers}")
+    train_here(*common, "output_dir=first", "max_steps=1", "max_workers=0")
+    for image in sorted((images / "train").glob("*/*.png"))[1::2]:
+        image.unlink()
+        os.mkfifo(image)
+    process = subprocess.Popen(
+        command("train.py", *common, "data.on_bad_image=error"),
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not catches_sigterm(process.pid):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors and "stopped as asked" in errors
+
+
+@pytest.mark.parametrize("sink", ["> /dev/full", "2>&1 | head -n 2"])
+def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
+    start = " ".join(f"'{part}'" for part in command("train.py", *SMALL, f"data.root={small_images}", "name=a"))
+    out = subprocess.run(
+        ["bash", "-c", f"{start} max_steps=4 {sink}; exit ${{PIPESTATUS[0]}}"],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out.returncode == 0, out.stderr
+    assert "Traceback" not in out.stderr
+    assert checkpoint(here / "outputs/a")["step"] == 4
+    log = (here / "outputs/a/train.log").read_text()
+    assert log.count("the console cannot be written") == 1 and "top-1" in log
+
+
+@pytest.mark.parametrize("start", [[], pytest.param(["nohup"], marks=pytest.mark.slow)])
+def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, here):
+    common = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "epochs=9")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(here)
+        os.execvpe((start or [command("train.py")[0]])[0], [*start, *command("train.py", *common)], environment())
+    log = here / "outputs/a/metrics.jsonl"
+    while not (log.is_file() and len(metrics(here / "outputs/a")) > 2):
+        assert os.read(terminal, 10000)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    last = checkpoint(here / "outputs/a")["step"]
+    assert (code, last) == (0, 90) if start else (code == 128 + signal.SIGHUP and 2 < last < 90)
