@@ -39,6 +39,7 @@ from engine.loggers import build_logger
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.scoring import Scores, evaluate
 from engine.settings import as_container
+from engine.signals import StopRequest
 from engine.stepper import Stepper, autocast
 from engine.trainer import Trainer
 from models import build_model, family_of, read_weights, refuse_unknown, start_from
@@ -157,8 +158,9 @@ def _build(
     flops = forward_flops(model, cfg.data.crop) if peak else None
     plan = TrainPlan(train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
     stepper = _new_stepper(cfg, world, device, geometry, model, num_classes, plan.steps_per_epoch)
-    train_loader = _loader(cfg, world, device, train_set, geometry.largest_micro_batch)
-    val_loader = _loader(cfg, world, device, val_set, cfg.eval.batch_size)
+    stop = StopRequest()
+    train_loader = _loader(cfg, world, device, train_set, geometry.largest_micro_batch, stop)
+    val_loader = _loader(cfg, world, device, val_set, cfg.eval.batch_size, stop)
 
     def validate() -> Scores:
         batches = val_loader.evaluate(EvalPlan(val_set.index, cfg.data), cfg.eval.batch_size, world.size, world.rank)
@@ -181,6 +183,7 @@ def _build(
         instruments=Instruments(_new_monitor(cfg, stepper), cfg.monitor.every, run, logger),
         recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
         data_wait=DataWait(cfg, device, world.local_size),
+        stop=stop,
         names=train_set.names,
         fingerprint=train_set.index.fingerprint(),
         model_flops=flops,
@@ -243,7 +246,9 @@ def _refuse_different_starts(world: World, device: torch.device, trainer: Traine
         )
 
 
-def _loader(cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int) -> Loader:
+def _loader(
+    cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int, stop: StopRequest
+) -> Loader:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
     backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch)
     return Loader(backend, images.labels, device)

@@ -53,6 +53,7 @@ class Trainer:
         instruments: look at the model as it trains.
         recorder: writes down what led to a spike of the loss.
         data_wait: says what to change where steps wait for data.
+        stop: says whether this process was asked to stop.
         names: name of each class, for pictures.
         fingerprint: of the training images.
         model_flops: of the forward pass of one image.
@@ -73,6 +74,7 @@ class Trainer:
         instruments: Instruments,
         recorder: FlightRecorder,
         data_wait: DataWait,
+        stop: StopRequest,
         names: dict[int, str],
         fingerprint: str,
         model_flops: int | None = None,
@@ -82,7 +84,7 @@ class Trainer:
         self.stepper, self.validate, self.logger, self.names = stepper, validate, logger, names
         self.fingerprint, self.model_flops, self.peak_flops = fingerprint, model_flops, peak_flops
         self.checkpoints, self.instruments, self.recorder = checkpoints, instruments, recorder
-        self.data_wait = data_wait
+        self.data_wait, self.stop = data_wait, stop
         self.metrics = LineFile(run.metrics)
         self.meter = Meter(world, stepper.device, judge_gradient=cfg.amp != "fp16")
         self.per_epoch = plan.steps_per_epoch
@@ -133,11 +135,11 @@ class Trainer:
             RunStopped: if a loss was not finite, or the process was asked to stop.
         """
         self.first = self.done
-        self.stop = StopRequest()
         self.progress = Progress(self.first, self.stop_at, self.world.is_main)
         self.started = time.monotonic()
         try:
-            self._train_to_the_end()
+            with self.stop.listening():
+                self._train_to_the_end()
         except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
             raise
         except Exception as error:
@@ -145,7 +147,6 @@ class Trainer:
             raise self._in_one_line(error) from error
         finally:
             self.progress.close()
-            self.stop.restore()
             if self.world.is_main:
                 self.instruments.draw()
         return self.last_scores
@@ -198,7 +199,7 @@ class Trainer:
             nonlocal waited
             for _ in range(micro_steps):
                 started = time.perf_counter()
-                with span("data wait"), self.stop.waiting():
+                with span("data wait"):
                     batch = next(batches)
                 waited += time.perf_counter() - started
                 if self.done == self.first:
@@ -319,9 +320,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the model, and save it if it is the best so far."""
-        with self.stop.waiting():
-            scores = self.validate()
-        self.last_scores = scores
+        scores = self.last_scores = self.validate()
         self.validated = self.done
         is_best = self.best is None or scores.top1 > self.best["top1"]
         if is_best:
