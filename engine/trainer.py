@@ -137,18 +137,18 @@ class Trainer:
         self.first = self.done
         self.progress = Progress(self.first, self.stop_at, self.world.is_main)
         self.started = time.monotonic()
-        try:
-            with self.stop.listening():
+        with self.stop.listening():
+            try:
                 self._train_to_the_end()
-        except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
-            raise
-        except Exception as error:
-            self._save_what_is_whole()
-            raise self._in_one_line(error) from error
-        finally:
-            self.progress.close()
-            if self.world.is_main:
-                self.instruments.draw()
+            except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
+                raise
+            except Exception as error:
+                self._save_what_is_whole()
+                raise self._in_one_line(error) from error
+            finally:
+                self.progress.close()
+                if self.world.is_main:
+                    self.instruments.draw()
         return self.last_scores
 
     def _train_to_the_end(self) -> None:

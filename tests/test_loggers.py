@@ -1,11 +1,13 @@
 """Weights & Biases: real offline files, one run across resumes, and no reason for training to stop."""
 
 import re
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from wandb.proto import wandb_internal_pb2
 
 from tests.runs import SMALL, checkpoint, metrics, run, train_here
@@ -91,3 +93,15 @@ def test_training_goes_on_where_the_server_cannot_be_reached(small_images, here)
     assert read_run(here / "outputs/a")["history"]["train/loss"]
     everything = out.stdout + out.stderr + "".join(p.read_text() for p in (here / "outputs/a").rglob("*.log"))
     assert not re.search("0{40}", everything), "no secrets in logs"
+
+
+def test_a_copy_of_a_run_under_another_name_is_another_run(small_images, here):
+    """Two runs would write into one on the server, each over the other."""
+    common = (*SMALL, f"data.root={small_images}")
+    train_here(*common, "name=a", "max_steps=1")
+    torch.save(checkpoint(here / "outputs/a") | {"wandb_id": "first"}, here / "outputs/a/checkpoints/last.pt")
+    shutil.copytree(here / "outputs/a", here / "outputs/b")
+    train_here(*common, "name=a", "max_steps=2")
+    train_here(*common, "name=b", "max_steps=2")
+    assert checkpoint(here / "outputs/a")["wandb_id"] == "first"
+    assert checkpoint(here / "outputs/b")["wandb_id"] is None
