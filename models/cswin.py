@@ -4,16 +4,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.layers import DropPath, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import CrossShapedAttention, Similarity
 from models.errors import ModelError
 from models.layers import ConvEmbed, ConvMerge
-from models.pyramid import Pyramid, build_stages
+from models.pyramid import Pyramid, build_stages, create_pyramid
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side, hidden_width
+from models.sizes import check_heads, check_positive, check_side, hidden_width, resized_width
 from models.tokenwise import Mlp
 
 PATCH = 4  # pixels from one token of the first stage to the next
@@ -29,6 +30,9 @@ class CSwinBlock(nn.Module):
         stripe_width: of the attention; None: a single branch over the whole map.
         mlp_ratio: hidden width of the MLP over ``dim``.
         drop_path: stochastic-depth rate of both branches.
+        proj_drop: dropout rate of attention and MLP.
+        attn_drop: dropout rate of the attention weights.
+        **factory: device and dtype of the parameters.
     """
 
     def __init__(
@@ -39,13 +43,18 @@ class CSwinBlock(nn.Module):
         stripe_width: int | None,
         mlp_ratio: float,
         drop_path: float,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        **factory: Any,
     ):
         super().__init__()
         similarity = Similarity((dim // num_heads) ** -0.5)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = CrossShapedAttention(dim, size, num_heads, stripe_width, similarity)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_width(dim, mlp_ratio))
+        self.norm1 = nn.LayerNorm(dim, **factory)
+        self.attn = CrossShapedAttention(
+            dim, size, num_heads, stripe_width, similarity, attn_drop, proj_drop, **factory
+        )
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,13 +74,15 @@ class CSwinPyramid(Pyramid):
         depths: blocks of each stage.
         num_heads: attention heads of each stage, even in all but the last.
         stripes: width of the stripes of each stage; the last stage attends over its whole map.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
         embed: makes the layer from images to the first map, from (in, out) channels.
         merge: makes the layer that halves a map, from (in, out) channels.
         block: makes a block from (channels, map size, heads, stripe width or None, drop path).
         norm: makes the norm after the last stage, from its channels.
         init: initialises the layers of a module in place.
+        **factory: device and dtype of the classifier.
 
     Raises:
         ModelError: where the sizes do not fit together.
@@ -87,18 +98,20 @@ class CSwinPyramid(Pyramid):
         num_heads: tuple[int, ...],
         stripes: tuple[int, ...],
         global_pool: str,
+        drop_rate: float,
         drop_path_rate: float,
-        embed: Callable[[int, int], nn.Module],
+        embed: Callable[[int, int], ConvEmbed],
         merge: Callable[[int, int], nn.Module],
         block: Callable[[int, tuple[int, int], int, int | None, float], nn.Module],
         norm: Callable[[int], nn.Module],
         init: Callable[[nn.Module], None],
+        **factory: Any,
     ):
         size = to_2tuple(img_size)
         check_positive(embed_dim=embed_dim, depths=depths, num_heads=num_heads, stripes=stripes)
         check_heads(embed_dim, depths, num_heads)
         check_side(size, PATCH * 2 ** (len(depths) - 1), f"{len(depths)} stages")
-        widths = _stripe_widths(size, depths, num_heads, stripes)
+        widths = _stripe_widths(size, num_heads, stripes)
 
         def channels(stage: int) -> int:
             return embed_dim * 2**stage
@@ -106,19 +119,63 @@ class CSwinPyramid(Pyramid):
         def make_block(stage: int, drop_path: float) -> nn.Module:
             return block(channels(stage), _map_size(size, stage), num_heads[stage], widths[stage], drop_path)
 
-        num_features = channels(len(depths) - 1)
         super().__init__(
             img_size=size,
             patch_embed=embed(in_chans, embed_dim),
             stages=build_stages(
                 depths, drop_path_rate, lambda stage: merge(channels(stage - 1), channels(stage)), make_block
             ),
-            norm=norm(num_features),
-            num_features=num_features,
+            norm=norm(channels(len(depths) - 1)),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            reduction=PATCH,
             num_classes=num_classes,
             global_pool=global_pool,
+            drop_rate=drop_rate,
             init=init,
+            **factory,
         )
+        self.num_heads = num_heads
+        self.stripe_widths = stripes
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, stripes: tuple[int, ...] | None = None
+    ) -> None:
+        """Take images of another size from now on.
+
+        Args:
+            img_size: side in pixels, or (height, width); None: as it is.
+            stripes: width of the stripes of each stage; None: as they are where they divide the new maps, or else as
+                much wider as the maps. A stage that attends over its whole map goes on doing so.
+
+        Raises:
+            ModelError: where they do not fit together; the model stays as it was.
+        """
+        size = to_2tuple(img_size or self.img_size)
+        stages = len(self.stripe_widths)
+        check_side(size, PATCH * 2 ** (stages - 1), f"{stages} stages")
+        stripes = tuple(stripes or self._resized_stripes(size))
+        check_positive(stripes=stripes)
+        widths = _stripe_widths(size, self.num_heads, stripes)
+        for stage, width in enumerate(_stripe_widths(self.img_size, self.num_heads, self.stripe_widths)):
+            if (width is None) != (widths[stage] is None):
+                raise ModelError(
+                    f"stage {stage + 1} has weights {'for its whole map' if width is None else 'for stripes'}, and "
+                    f"images of {size} pixels with model.stripes={stripes} need others: build the model for that size"
+                )
+        for stage, (layers, width) in enumerate(zip(self.stages, widths, strict=False)):  # fewer where pruned
+            for module in layers.modules():
+                if isinstance(module, CrossShapedAttention):
+                    module.set_input_size(_map_size(size, stage), width)
+        self.stripe_widths = stripes
+        self._set_img_size(size, stripes=stripes)
+
+    def _resized_stripes(self, size: tuple[int, int]) -> list[int]:
+        stripes = []
+        for stage, width in enumerate(self.stripe_widths):
+            before, after = _map_size(self.img_size, stage), _map_size(size, stage)
+            stripes.append(after[0] if before == (width, width) else resized_width(width, before, after))
+        return stripes
 
 
 def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
@@ -133,20 +190,18 @@ def _unit(stripes: tuple[int, ...]) -> int:
     return math.lcm(PATCH * 2**last, *(PATCH * 2**stage * width for stage, width in enumerate(stripes[:last])))
 
 
-def _stripe_widths(
-    img_size: tuple[int, int], depths: tuple[int, ...], num_heads: tuple[int, ...], stripes: tuple[int, ...]
-) -> list[int | None]:
+def _stripe_widths(img_size: tuple[int, int], num_heads: tuple[int, ...], stripes: tuple[int, ...]) -> list[int | None]:
     """The stripe width of each stage, None where one branch sees the whole map: the last stage, or a map that small.
 
     Raises:
         ModelError: where stripes do not divide a map, or heads cannot be halved.
     """
-    if len(stripes) != len(depths):
-        raise ModelError(f"model.depths has {len(depths)} stages and model.stripes {len(stripes)}: give one each")
+    if len(stripes) != len(num_heads):
+        raise ModelError(f"model.depths has {len(num_heads)} stages and model.stripes {len(stripes)}: give one each")
     widths: list[int | None] = []
     for stage, width in enumerate(stripes):
         height_width = _map_size(img_size, stage)
-        if stage == len(depths) - 1 or height_width == (width, width):
+        if stage == len(stripes) - 1 or height_width == (width, width):
             widths.append(None)
             continue
         if any(side % width for side in height_width):
@@ -182,7 +237,12 @@ class CSwin(CSwinPyramid):
         stripes: width of the stripes of each stage; the last stage attends over its whole map.
         mlp_ratio: hidden width of the MLPs over their channels.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
+        proj_drop_rate: dropout rate of attention and MLP.
+        attn_drop_rate: dropout rate of the attention weights.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ModelError: where the sizes do not fit together.
@@ -200,7 +260,20 @@ class CSwin(CSwinPyramid):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
+        factory: Any = {"device": device, "dtype": dtype}
+
+        def norm(dim: int) -> nn.Module:
+            return nn.LayerNorm(dim, **factory)
+
+        def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
+            return CSwinBlock(dim, size, heads, stripe, mlp_ratio, drop_path, proj_drop_rate, attn_drop_rate, **factory)
+
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,
@@ -210,12 +283,14 @@ class CSwin(CSwinPyramid):
             num_heads=num_heads,
             stripes=stripes,
             global_pool=global_pool,
+            drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            embed=lambda i, o: ConvEmbed(i, o, nn.LayerNorm(o), kernel_size=7, stride=PATCH, padding=2),
-            merge=lambda i, o: ConvMerge(i, o, nn.LayerNorm(o), kernel_size=3, padding=1),
-            block=lambda dim, size, heads, stripe, drop: CSwinBlock(dim, size, heads, stripe, mlp_ratio, drop),
-            norm=lambda dim: nn.LayerNorm(dim),
+            embed=lambda i, o: ConvEmbed(i, o, norm(o), kernel_size=7, stride=PATCH, padding=2, **factory),
+            merge=lambda i, o: ConvMerge(i, o, norm(o), kernel_size=3, padding=1, **factory),
+            block=block,
+            norm=norm,
             init=cswin_init_,
+            **factory,
         )
 
 
@@ -225,7 +300,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> CSwin:
-    return build_model_with_cfg(CSwin, variant, pretrained, **(architecture | kwargs))
+    return create_pyramid(CSwin, variant, pretrained, **(architecture | kwargs))
 
 
 @register_model
