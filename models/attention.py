@@ -147,7 +147,7 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """The bias of every pair of tokens in a window: ``(num_heads, tokens, tokens)``."""
-        tokens = self.window_size**2
+        tokens = self.window_size * self.window_size
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 

@@ -83,12 +83,16 @@ class DepthwiseConv2d(nn.Conv2d):
 
 @torch.fx.wrap  # one node of a traced graph: which operation is best depends on the tensor
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.jit.is_scripting() or not (torch.is_grad_enabled() and suits_onednn(x)):
-        return _convolve(x, weight, bias)
-    else:  # the script compiler leaves out an `else` alone
-        if torch.is_autocast_enabled("cpu"):
-            # Cast here: the gradients are computed outside of autocast and want one precision.
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
-        function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
-        return function.apply(x, weight, bias)
+    if torch.is_grad_enabled() and suits_onednn(x):
+        return _with_fast_gradients(x, weight, bias)
+    return _convolve(x, weight, bias)
+
+
+@torch.jit.unused
+def _with_fast_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        # Cast here: the gradients are computed outside of autocast and want one precision.
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
+    function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
+    return function.apply(x, weight, bias)

@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import CrossShapedAttention, Similarity, lipsformer_similarity
-from models.cswin import PATCH, CSwinPyramid
+from models.cswin_pyramid import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
 from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg

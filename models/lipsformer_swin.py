@@ -203,7 +203,8 @@ class LipsFormerSwin(Pyramid):
         size = to_2tuple(img_size or self.img_size)
         smallest = self.feature_info[-1]["reduction"]
         before, after = (tuple(side // smallest for side in sides) for sides in (self.img_size, size))
-        window = window_size or resized_width(self.window_size, before, after)
+        window = resized_width(self.window_size, before, after) if window_size is None else window_size
+        check_positive(window_size=window)
         _check_windows(size, self.feature_info[0]["reduction"], window, len(self.feature_info))
         for module in self.modules():
             if isinstance(module, WindowAttention):

@@ -21,10 +21,9 @@ def tokenwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: ``(out, in)``.
         bias: ``(out,)`` or None.
     """
-    if torch.jit.is_scripting() or x.ndim != 4 or not suits_onednn(x):
+    if x.ndim != 4 or not suits_onednn(x):
         return F.linear(x, weight, bias)
-    else:  # the script compiler leaves out an `else` alone
-        return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).contiguous()
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).contiguous()
 
 
 class TokenLinear(nn.Linear):

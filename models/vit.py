@@ -99,11 +99,11 @@ class ViT(VisionTransformer):
             "final_norm": not is_post,
             "act_layer": ACTIVATIONS[activation],
             "embed_layer": stem_layer(stem, stem_width),
+            "global_pool": global_pool,
             **stabilizer_arguments(stabilizer),
         }
         self.init, self.stabilizer = init, stabilizer  # before timm's constructor, which calls `init_weights`
-        sizes |= {"img_size": img_size, "mlp_ratio": mlp_ratio, "global_pool": global_pool}
-        super().__init__(**(sizes | options | kwargs))
+        super().__init__(img_size=img_size, mlp_ratio=mlp_ratio, **(sizes | options | kwargs))
         if stabilizer == "sigma_reparam":
             sigma_reparam_(self)
 
@@ -210,8 +210,9 @@ _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "acti
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
-    features = {"out_indices": 3, "feature_cls": "getter"}
-    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **(architecture | kwargs))
+    arguments = architecture | kwargs
+    features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
+    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **arguments)
 
 
 @register_model
