@@ -1,11 +1,12 @@
 """Attention in windows and in stripes, by dot products or by similarities whose logits are bounded."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import gen_relative_position_index
+from timm.layers import gen_relative_position_index, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
@@ -13,21 +14,24 @@ from models.errors import ModelError
 from models.tokenwise import TokenLinear
 
 
-@dataclass(frozen=True)
-class Similarity:
+class Similarity(nn.Module):
     """What happens to queries, keys and values before the softmax, and to the output after it.
 
-    Attributes:
+    A module, for the script compiler; it has no parameters.
+
+    Args:
         scale: constant that multiplies every product of a query and a key.
         normalise: ``"none"``; ``"qk"``: queries and keys to unit length; ``"qkv"``: all three to x / √(‖x‖² + ε).
         epsilon: ε of ``"qkv"``; it bounds the slope near zero.
         gain: constant that multiplies the output.
     """
 
-    scale: float
-    normalise: str = "none"
-    epsilon: float = 0.0
-    gain: float = 1.0
+    def __init__(self, scale: float, normalise: str = "none", epsilon: float = 0.0, gain: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.normalise = normalise
+        self.epsilon = epsilon
+        self.gain = gain
 
     def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise over the last dimension; shapes and the dtype of ``v`` stay."""
@@ -35,12 +39,16 @@ class Similarity:
             return q, k, v
         if self.normalise == "qk":
             return F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
-        q, k, v = self._soft_unit(q), self._soft_unit(k), self._soft_unit(v)
-        return q, k, v
+        return _soft_unit(q, self.epsilon), _soft_unit(k, self.epsilon), _soft_unit(v, self.epsilon)
 
-    def _soft_unit(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        return (wide * (wide.square().sum(dim=-1, keepdim=True) + self.epsilon).rsqrt()).to(x.dtype)
+    def extra_repr(self) -> str:
+        return f"{self.scale}, {self.normalise!r}, {self.epsilon}, {self.gain}"
+
+
+@torch.fx.wrap  # one node of a traced graph: the precision depends on the tensor
+def _soft_unit(x: Tensor, epsilon: float) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * (wide.square().sum(dim=-1, keepdim=True) + epsilon).rsqrt()).to(x.dtype)
 
 
 def lipsformer_similarity(
@@ -78,25 +86,68 @@ class WindowAttention(nn.Module):
         window_size: side of a window in tokens.
         num_heads: attention heads.
         similarity: of queries and keys.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output.
+        **factory: device and dtype of the parameters.
     """
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, window_size: int, num_heads: int, similarity: Similarity):
+    def __init__(
+        self,
+        dim: int,
+        window_size: int,
+        num_heads: int,
+        similarity: Similarity,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        **factory: Any,
+    ):
         super().__init__()
         self.window_size = window_size
         self.num_heads = num_heads
         self.similarity = similarity
-        self.qkv = TokenLinear(dim, 3 * dim)
-        self.proj = TokenLinear(dim, dim)
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-        index = gen_relative_position_index((window_size, window_size))
-        self.register_buffer("relative_position_index", index.flatten(), persistent=False)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.qkv = TokenLinear(dim, 3 * dim, **factory)
+        self.proj = TokenLinear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads, **factory))
+        self.init_non_persistent_buffers()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill in the table's index, which no file of weights holds; the name is timm's.
+
+        It is computed even for a model on the meta device, whose weights may be assigned later.
+        """
+        table = self.relative_position_bias_table
+        index = gen_relative_position_index((self.window_size, self.window_size), device="cpu").flatten()
+        index = index if table.is_meta else index.to(table.device)
+        self.register_buffer("relative_position_index", index, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.init_non_persistent_buffers()  # `to_empty` leaves whatever the memory held
+        return self
+
+    def set_window_size(self, window_size: int) -> None:
+        """Change the side of the windows; the table of biases is interpolated as timm does it."""
+        if window_size == self.window_size:
+            return
+        table, old = self.relative_position_bias_table, (self.window_size, self.window_size)
+        shape = ((2 * window_size - 1) ** 2, self.num_heads)
+        with torch.no_grad():
+            resized = resize_rel_pos_bias_table(table, (window_size, window_size), shape, old)
+        self.window_size = window_size
+        self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+        self.init_non_persistent_buffers()
 
     def position_bias(self) -> Tensor:
         """The bias of every pair of tokens in a window: ``(num_heads, tokens, tokens)``."""
-        tokens = self.window_size**2
+        tokens = self.window_size * self.window_size
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 
@@ -108,12 +159,21 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).view(batch, rows, side, columns, side, 3, heads, dim // heads)
         # As rows: the compiler makes slow code of norms over tokens by heads.
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, dim // heads)
-        q, k, v = (rows.view(-1, heads, side**2, dim // heads) for rows in self.similarity.prepare(*qkv.unbind(0)))
+        q, k, v = qkv.unbind(0)
+        q, k, v = self.similarity.prepare(q, k, v)
+        windows = (-1, heads, side * side, dim // heads)
         bias = self.position_bias().to(q.dtype).unsqueeze(0)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.similarity.scale)
+        out = F.scaled_dot_product_attention(
+            q.view(windows),
+            k.view(windows),
+            v.view(windows),
+            attn_mask=bias,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            scale=self.similarity.scale,
+        )
         out = out.view(batch, rows, columns, heads, side, side, dim // heads)
         out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim)
-        return self.proj(_times(out, self.similarity.gain))
+        return self.proj_drop(self.proj(_times(out, self.similarity.gain)))
 
 
 class StripeAttention(nn.Module):
@@ -126,14 +186,25 @@ class StripeAttention(nn.Module):
         stripe: (height, width) of a stripe in tokens.
         num_heads: attention heads of the branch.
         similarity: of queries and keys.
+        attn_drop: dropout rate of the attention weights.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, stripe: tuple[int, int], num_heads: int, similarity: Similarity):
+    def __init__(
+        self,
+        dim: int,
+        stripe: tuple[int, int],
+        num_heads: int,
+        similarity: Similarity,
+        attn_drop: float = 0.0,
+        **factory: Any,
+    ):
         super().__init__()
         self.stripe = stripe
         self.num_heads = num_heads
         self.similarity = similarity
-        self.lepe = DepthwiseConv2d(dim, 3)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.lepe = DepthwiseConv2d(dim, 3, **factory)
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values ``(batch, height, width, 3, dim)`` to ``(batch, height, width, dim)``."""
@@ -142,9 +213,14 @@ class StripeAttention(nn.Module):
         rows, columns = height // tall, width // wide
         qkv = qkv.view(batch, rows, tall, columns, wide, 3, dim).permute(5, 0, 1, 3, 2, 4, 6)
         qkv = qkv.reshape(3, batch * rows * columns, tall * wide, self.num_heads, dim // self.num_heads)
-        q, k, v = self.similarity.prepare(*qkv.unbind(0))
+        q, k, v = qkv.unbind(0)
+        q, k, v = self.similarity.prepare(q, k, v)
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=self.similarity.scale
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            scale=self.similarity.scale,
         ).transpose(1, 2)
         values = v.reshape(-1, tall, wide, dim)
         out = out.reshape(values.shape) + self.lepe(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -164,28 +240,54 @@ class CrossShapedAttention(nn.Module):
         num_heads: attention heads, even unless ``stripe_width`` is None.
         stripe_width: of both kinds of stripes; None: a single branch over the whole map.
         similarity: of queries and keys.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output.
+        **factory: device and dtype of the parameters.
     """
 
     def __init__(
-        self, dim: int, size: tuple[int, int], num_heads: int, stripe_width: int | None, similarity: Similarity
+        self,
+        dim: int,
+        size: tuple[int, int],
+        num_heads: int,
+        stripe_width: int | None,
+        similarity: Similarity,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        **factory: Any,
     ):
         super().__init__()
-        height, width = size
-        stripes = [size] if stripe_width is None else [(height, stripe_width), (stripe_width, width)]
+        stripes = _stripes(size, stripe_width)
         count = len(stripes)
-        self.qkv = TokenLinear(dim, 3 * dim)
-        self.proj = TokenLinear(dim, dim)
+        self.qkv = TokenLinear(dim, 3 * dim, **factory)
+        self.proj = TokenLinear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
         self.stripes = nn.ModuleList(
-            StripeAttention(dim // count, stripe, num_heads // count, similarity) for stripe in stripes
+            StripeAttention(dim // count, stripe, num_heads // count, similarity, attn_drop, **factory)
+            for stripe in stripes
         )
+
+    def set_input_size(self, size: tuple[int, int], stripe_width: int | None) -> None:
+        """Attend on maps of another size, in as many branches as before."""
+        branch: Any
+        for branch, stripe in zip(self.stripes, _stripes(size, stripe_width), strict=True):
+            branch.stripe = stripe
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *size, dim)`` to the same shape."""
         batch, height, width, dim = x.shape
         count = len(self.stripes)
         qkv = self.qkv(x).view(batch, height, width, 3, count, dim // count)
-        branches = [stripe(qkv[..., i, :]) for i, stripe in enumerate(self.stripes)]
-        return self.proj(torch.cat(branches, dim=-1))
+        branches = []
+        for i, stripe in enumerate(self.stripes):
+            branches.append(stripe(qkv[..., i, :]))
+        return self.proj_drop(self.proj(torch.cat(branches, dim=-1)))
+
+
+def _stripes(size: tuple[int, int], stripe_width: int | None) -> list[tuple[int, int]]:
+    """(height, width) of each branch's stripes on a map of ``size``: they stand first, and lie second."""
+    height, width = size
+    return [size] if stripe_width is None else [(height, stripe_width), (stripe_width, width)]
 
 
 def _times(x: Tensor, gain: float) -> Tensor:

@@ -1,22 +1,19 @@
 """CSWin: a pyramid with cross-shaped attention (Dong et al., CVPR 2022), the baseline LipsFormer-CSwin builds on."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
-from timm.layers import DropPath, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+import torch
+from timm.layers import DropPath, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import CrossShapedAttention, Similarity
-from models.errors import ModelError
+from models.cswin_pyramid import PATCH, CSwinPyramid
 from models.layers import ConvEmbed, ConvMerge
-from models.pyramid import Pyramid, build_stages
+from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side, hidden_width
+from models.sizes import hidden_width
 from models.tokenwise import Mlp
-
-PATCH = 4  # pixels from one token of the first stage to the next
 
 
 class CSwinBlock(nn.Module):
@@ -29,6 +26,9 @@ class CSwinBlock(nn.Module):
         stripe_width: of the attention; None: a single branch over the whole map.
         mlp_ratio: hidden width of the MLP over ``dim``.
         drop_path: stochastic-depth rate of both branches.
+        proj_drop: dropout rate of attention and MLP.
+        attn_drop: dropout rate of the attention weights.
+        **factory: device and dtype of the parameters.
     """
 
     def __init__(
@@ -39,125 +39,24 @@ class CSwinBlock(nn.Module):
         stripe_width: int | None,
         mlp_ratio: float,
         drop_path: float,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        **factory: Any,
     ):
         super().__init__()
         similarity = Similarity((dim // num_heads) ** -0.5)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = CrossShapedAttention(dim, size, num_heads, stripe_width, similarity)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_width(dim, mlp_ratio))
+        self.norm1 = nn.LayerNorm(dim, **factory)
+        self.attn = CrossShapedAttention(
+            dim, size, num_heads, stripe_width, similarity, attn_drop, proj_drop, **factory
+        )
+        self.norm2 = nn.LayerNorm(dim, **factory)
+        self.mlp = Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *size, dim)`` to the same shape."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class CSwinPyramid(Pyramid):
-    """The geometry that CSWin and LipsFormer-CSwin share; what a block, a norm and a merge are is up to them.
-
-    Args:
-        img_size: side of the image in pixels, or (height, width), a multiple of 4 * 2^(stages - 1).
-        in_chans: image channels.
-        num_classes: classes, or 0 for no classifier.
-        embed_dim: channels of the first stage; each later stage doubles them.
-        depths: blocks of each stage.
-        num_heads: attention heads of each stage, even in all but the last.
-        stripes: width of the stripes of each stage; the last stage attends over its whole map.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
-        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        embed: makes the layer from images to the first map, from (in, out) channels.
-        merge: makes the layer that halves a map, from (in, out) channels.
-        block: makes a block from (channels, map size, heads, stripe width or None, drop path).
-        norm: makes the norm after the last stage, from its channels.
-        init: initialises the layers of a module in place.
-
-    Raises:
-        ModelError: where the sizes do not fit together.
-    """
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int],
-        in_chans: int,
-        num_classes: int,
-        embed_dim: int,
-        depths: tuple[int, ...],
-        num_heads: tuple[int, ...],
-        stripes: tuple[int, ...],
-        global_pool: str,
-        drop_path_rate: float,
-        embed: Callable[[int, int], nn.Module],
-        merge: Callable[[int, int], nn.Module],
-        block: Callable[[int, tuple[int, int], int, int | None, float], nn.Module],
-        norm: Callable[[int], nn.Module],
-        init: Callable[[nn.Module], None],
-    ):
-        size = to_2tuple(img_size)
-        check_positive(embed_dim=embed_dim, depths=depths, num_heads=num_heads, stripes=stripes)
-        check_heads(embed_dim, depths, num_heads)
-        check_side(size, PATCH * 2 ** (len(depths) - 1), f"{len(depths)} stages")
-        widths = _stripe_widths(size, depths, num_heads, stripes)
-
-        def channels(stage: int) -> int:
-            return embed_dim * 2**stage
-
-        def make_block(stage: int, drop_path: float) -> nn.Module:
-            return block(channels(stage), _map_size(size, stage), num_heads[stage], widths[stage], drop_path)
-
-        num_features = channels(len(depths) - 1)
-        super().__init__(
-            img_size=size,
-            patch_embed=embed(in_chans, embed_dim),
-            stages=build_stages(
-                depths, drop_path_rate, lambda stage: merge(channels(stage - 1), channels(stage)), make_block
-            ),
-            norm=norm(num_features),
-            num_features=num_features,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            init=init,
-        )
-
-
-def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
-    """(height, width) of a stage's map in tokens."""
-    stride = PATCH * 2**stage
-    return img_size[0] // stride, img_size[1] // stride
-
-
-def _unit(stripes: tuple[int, ...]) -> int:
-    """The side in pixels whose multiples stripes divide at every stage; the last stage has none."""
-    last = len(stripes) - 1
-    return math.lcm(PATCH * 2**last, *(PATCH * 2**stage * width for stage, width in enumerate(stripes[:last])))
-
-
-def _stripe_widths(
-    img_size: tuple[int, int], depths: tuple[int, ...], num_heads: tuple[int, ...], stripes: tuple[int, ...]
-) -> list[int | None]:
-    """The stripe width of each stage, None where one branch sees the whole map: the last stage, or a map that small.
-
-    Raises:
-        ModelError: where stripes do not divide a map, or heads cannot be halved.
-    """
-    if len(stripes) != len(depths):
-        raise ModelError(f"model.depths has {len(depths)} stages and model.stripes {len(stripes)}: give one each")
-    widths: list[int | None] = []
-    for stage, width in enumerate(stripes):
-        height_width = _map_size(img_size, stage)
-        if stage == len(depths) - 1 or height_width == (width, width):
-            widths.append(None)
-            continue
-        if any(side % width for side in height_width):
-            raise ModelError(
-                f"stage {stage + 1}: stripes of width {width} do not divide its map of {height_width} tokens: "
-                f"change model.stripes, or take image sizes that are a multiple of {_unit(stripes)}"
-            )
-        if num_heads[stage] % 2:
-            raise ModelError(f"stage {stage + 1}: {num_heads[stage]} heads cannot be halved: make model.num_heads even")
-        widths.append(width)
-    return widths
 
 
 def cswin_init_(module: nn.Module) -> None:
@@ -182,7 +81,12 @@ class CSwin(CSwinPyramid):
         stripes: width of the stripes of each stage; the last stage attends over its whole map.
         mlp_ratio: hidden width of the MLPs over their channels.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
+        proj_drop_rate: dropout rate of attention and MLP.
+        attn_drop_rate: dropout rate of the attention weights.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ModelError: where the sizes do not fit together.
@@ -200,7 +104,20 @@ class CSwin(CSwinPyramid):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
+        factory: Any = {"device": device, "dtype": dtype}
+
+        def norm(dim: int) -> nn.Module:
+            return nn.LayerNorm(dim, **factory)
+
+        def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
+            return CSwinBlock(dim, size, heads, stripe, mlp_ratio, drop_path, proj_drop_rate, attn_drop_rate, **factory)
+
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,
@@ -210,12 +127,14 @@ class CSwin(CSwinPyramid):
             num_heads=num_heads,
             stripes=stripes,
             global_pool=global_pool,
+            drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            embed=lambda i, o: ConvEmbed(i, o, nn.LayerNorm(o), kernel_size=7, stride=PATCH, padding=2),
-            merge=lambda i, o: ConvMerge(i, o, nn.LayerNorm(o), kernel_size=3, padding=1),
-            block=lambda dim, size, heads, stripe, drop: CSwinBlock(dim, size, heads, stripe, mlp_ratio, drop),
-            norm=lambda dim: nn.LayerNorm(dim),
+            embed=lambda i, o: ConvEmbed(i, o, norm(o), kernel_size=7, stride=PATCH, padding=2, **factory),
+            merge=lambda i, o: ConvMerge(i, o, norm(o), kernel_size=3, padding=1, **factory),
+            block=block,
+            norm=norm,
             init=cswin_init_,
+            **factory,
         )
 
 
@@ -225,7 +144,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> CSwin:
-    return build_model_with_cfg(CSwin, variant, pretrained, **(architecture | kwargs))
+    return create_pyramid(CSwin, variant, pretrained, **(architecture | kwargs))
 
 
 @register_model

@@ -70,19 +70,29 @@ class DepthwiseConv2d(nn.Conv2d):
     Args:
         dim: channels.
         kernel_size: side of the kernels, odd.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, kernel_size: int):
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+    def __init__(self, dim: int, kernel_size: int, **factory: Any):
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, dim, height, width)`` to the same shape."""
-        if not (torch.is_grad_enabled() and suits_onednn(x)):
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):
-            # Cast here: the gradients are computed outside of autocast and want one precision.
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
-        function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
-        return function.apply(x, weight, bias)
+        return _depthwise(x, self.weight, self.bias)
+
+
+@torch.fx.wrap  # one node of a traced graph: which operation is best depends on the tensor
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() and suits_onednn(x):
+        return _with_fast_gradients(x, weight, bias)
+    return _convolve(x, weight, bias)
+
+
+@torch.jit.unused
+def _with_fast_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        # Cast here: the gradients are computed outside of autocast and want one precision.
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
+    function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
+    return function.apply(x, weight, bias)

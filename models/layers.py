@@ -5,6 +5,8 @@ Linear layers need no transpose and a convolution sees a channels-last view of t
 Source: Qi et al., "LipsFormer: Introducing Lipschitz Continuity to Vision Transformers", ICLR 2023.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -12,7 +14,11 @@ from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
+from models.sizes import check_image
 from models.tokenwise import tokenwise
+
+torch.fx.wrap("check_image")
+torch.fx.wrap("tokenwise")
 
 
 class CenterNorm(nn.Module):
@@ -23,19 +29,25 @@ class CenterNorm(nn.Module):
 
     Args:
         dim: channels ``d``, at least 2.
+        **factory: device and dtype of the parameters.
 
     Raises:
         ModelError: for one channel, of which centring leaves nothing.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, **factory: Any):
         super().__init__()
         if dim < 2:
             raise ModelError(f"CenterNorm of {dim} channel leaves nothing: set model.embed_dim to 2 or more")
         self.dim = dim
         self.gain = dim / (dim - 1)
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        self.weight = nn.Parameter(torch.empty(dim, **factory))
+        self.bias = nn.Parameter(torch.empty(dim, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to ``(..., dim)``."""
@@ -54,13 +66,19 @@ class WeightedResidual(nn.Module):
         dim: channels.
         init_scale: starting value of every scale; the released models use ``1 / number of blocks``.
         drop_path: probability that a sample skips the branch in training.
+        **factory: device and dtype of the scales.
     """
 
-    def __init__(self, branch: nn.Module, dim: int, init_scale: float, drop_path: float = 0.0):
+    def __init__(self, branch: nn.Module, dim: int, init_scale: float, drop_path: float = 0.0, **factory: Any):
         super().__init__()
+        self.init_scale = init_scale
         self.branch = branch
-        self.scale = nn.Parameter(torch.full((dim,), init_scale))
+        self.scale = nn.Parameter(torch.empty(dim, **factory))
+        self.reset_parameters()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.scale, self.init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to ``(..., dim)``."""
@@ -74,12 +92,13 @@ class ConvBranch(nn.Module):
         dim: channels.
         pointwise: whether the 1x1 convolution follows.
         kernel_size: side of the depthwise kernel, odd.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, pointwise: bool, kernel_size: int = 7):
+    def __init__(self, dim: int, pointwise: bool, kernel_size: int = 7, **factory: Any):
         super().__init__()
-        self.depthwise = DepthwiseConv2d(dim, kernel_size)
-        self.pointwise = nn.Conv2d(dim, dim, 1) if pointwise else None
+        self.depthwise = DepthwiseConv2d(dim, kernel_size, **factory)
+        self.pointwise = nn.Conv2d(dim, dim, 1, **factory) if pointwise else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
@@ -100,15 +119,35 @@ class ConvEmbed(nn.Module):
         kernel_size: side of the convolution's kernel in pixels.
         stride: pixels between tokens.
         padding: of the image with zeros, in pixels.
+        **factory: device and dtype of the parameters.
+
+    Attributes:
+        img_size: (height, width) in pixels of the images to take, None for any; a pyramid sets it.
     """
 
-    def __init__(self, in_chans: int, dim: int, norm: nn.Module, kernel_size: int, stride: int, padding: int = 0):
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        norm: nn.Module,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        **factory: Any,
+    ):
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding)
+        self.img_size: tuple[int, int] | None = None
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride, padding, **factory)
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``."""
+        """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``.
+
+        Raises:
+            ModelError: if the image is of another size than ``img_size``.
+        """
+        if self.img_size is not None:
+            x = check_image(x, self.img_size)
         # The convolution keeps the images' layout, and residuals would hand it on to every layer of the stage.
         return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
@@ -122,11 +161,12 @@ class ConvMerge(nn.Module):
         norm: over the last dimension.
         kernel_size: side of the convolution's kernel in tokens.
         padding: of the map with zeros, in tokens.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, out_dim: int, norm: nn.Module, kernel_size: int, padding: int = 0):
+    def __init__(self, dim: int, out_dim: int, norm: nn.Module, kernel_size: int, padding: int = 0, **factory: Any):
         super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=padding)
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=padding, **factory)
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ Architecture as in the authors' history; their unused norm in each block is left
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+import torch
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import CrossShapedAttention, Similarity, lipsformer_similarity
-from models.cswin import PATCH, CSwinPyramid
+from models.cswin_pyramid import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
+from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg
 from models.sizes import hidden_width
 from models.spectral import spectral_init_
@@ -31,6 +33,9 @@ class LipsFormerCSwinBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over ``dim``.
         drop_path: stochastic-depth rate of all four branches.
         similarity: of the attention.
+        proj_drop: dropout rate of attention and MLP.
+        attn_drop: dropout rate of the attention weights.
+        **factory: device and dtype of the parameters.
     """
 
     def __init__(
@@ -42,17 +47,22 @@ class LipsFormerCSwinBlock(nn.Module):
         mlp_ratio: float,
         drop_path: float,
         similarity: Similarity,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        **factory: Any,
     ):
         super().__init__()
 
         def residual(branch: nn.Module) -> WeightedResidual:
-            return WeightedResidual(branch, dim, INIT_SCALE, drop_path)
+            return WeightedResidual(branch, dim, INIT_SCALE, drop_path, **factory)
 
-        self.conv1 = residual(ConvBranch(dim, pointwise=True))
-        self.conv2 = residual(ConvBranch(dim, pointwise=False))
-        self.attn = residual(CrossShapedAttention(dim, size, num_heads, stripe_width, similarity))
-        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio)))
-        self.norm = CenterNorm(dim)
+        self.conv1 = residual(ConvBranch(dim, pointwise=True, **factory))
+        self.conv2 = residual(ConvBranch(dim, pointwise=False, **factory))
+        self.attn = residual(
+            CrossShapedAttention(dim, size, num_heads, stripe_width, similarity, attn_drop, proj_drop, **factory)
+        )
+        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory))
+        self.norm = CenterNorm(dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *size, dim)`` to the same shape."""
@@ -75,7 +85,12 @@ class LipsFormerCSwin(CSwinPyramid):
         epsilon: ε of certified attention.
         nu: ν of certified attention.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
+        proj_drop_rate: dropout rate of attention and MLP.
+        attn_drop_rate: dropout rate of the attention weights.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ModelError: where the sizes do not fit together.
@@ -96,12 +111,21 @@ class LipsFormerCSwin(CSwinPyramid):
         nu: float = 1.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
+        factory: Any = {"device": device, "dtype": dtype}
+
         def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
             # The released code divides a branch's output by the root of its number of heads.
             branch_heads = heads if stripe is None else heads // 2
             similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu, branch_heads**-0.5)
-            return LipsFormerCSwinBlock(dim, size, heads, stripe, mlp_ratio, drop_path, similarity)
+            return LipsFormerCSwinBlock(
+                dim, size, heads, stripe, mlp_ratio, drop_path, similarity, proj_drop_rate, attn_drop_rate, **factory
+            )
 
         super().__init__(
             img_size=img_size,
@@ -112,12 +136,14 @@ class LipsFormerCSwin(CSwinPyramid):
             num_heads=num_heads,
             stripes=stripes,
             global_pool=global_pool,
+            drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            embed=lambda i, o: ConvEmbed(i, o, CenterNorm(o), kernel_size=PATCH, stride=PATCH),
-            merge=lambda i, o: ConvMerge(i, o, CenterNorm(o), kernel_size=2),
+            embed=lambda i, o: ConvEmbed(i, o, CenterNorm(o, **factory), PATCH, stride=PATCH, **factory),
+            merge=lambda i, o: ConvMerge(i, o, CenterNorm(o, **factory), kernel_size=2, **factory),
             block=block,
             norm=lambda _: nn.Identity(),
             init=spectral_init_,
+            **factory,
         )
 
 
@@ -127,4 +153,4 @@ default_cfgs = generate_default_cfgs({"lipsformer_cswin_tiny.untrained": pretrai
 @register_model
 def lipsformer_cswin_tiny(pretrained: bool = False, **kwargs: Any) -> LipsFormerCSwin:
     """LipsFormer-CSwin-Tiny: 23.8 M parameters, 83.5 % top-1 on ImageNet-1K in the paper."""
-    return build_model_with_cfg(LipsFormerCSwin, "lipsformer_cswin_tiny", pretrained, **kwargs)
+    return create_pyramid(LipsFormerCSwin, "lipsformer_cswin_tiny", pretrained, **kwargs)

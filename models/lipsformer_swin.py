@@ -6,15 +6,16 @@ information across window borders instead. Architecture as released by the autho
 
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import Similarity, WindowAttention, lipsformer_similarity
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
-from models.pyramid import Pyramid, build_stages
+from models.pyramid import Pyramid, build_stages, create_pyramid
 from models.registry import pretrained_cfg
-from models.sizes import check_heads, check_positive, check_side, hidden_width
+from models.sizes import check_heads, check_positive, check_side, hidden_width, resized_width
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
 
@@ -32,6 +33,9 @@ class LipsFormerSwinBlock(nn.Module):
         init_scale: starting value of the residual scales.
         drop_path: stochastic-depth rate of all four branches.
         similarity: of the attention.
+        proj_drop: dropout rate of attention and MLP.
+        attn_drop: dropout rate of the attention weights.
+        **factory: device and dtype of the parameters.
     """
 
     def __init__(
@@ -43,18 +47,21 @@ class LipsFormerSwinBlock(nn.Module):
         init_scale: float,
         drop_path: float,
         similarity: Similarity,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        **factory: Any,
     ):
         super().__init__()
 
         def residual(branch: nn.Module) -> WeightedResidual:
-            return WeightedResidual(branch, dim, init_scale, drop_path)
+            return WeightedResidual(branch, dim, init_scale, drop_path, **factory)
 
-        self.conv1 = residual(ConvBranch(dim, pointwise=True))
-        self.conv2 = residual(ConvBranch(dim, pointwise=False))
-        self.attn = residual(WindowAttention(dim, window_size, num_heads, similarity))
-        self.norm1 = CenterNorm(dim)
-        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio)))
-        self.norm2 = CenterNorm(dim)
+        self.conv1 = residual(ConvBranch(dim, pointwise=True, **factory))
+        self.conv2 = residual(ConvBranch(dim, pointwise=False, **factory))
+        self.attn = residual(WindowAttention(dim, window_size, num_heads, similarity, attn_drop, proj_drop, **factory))
+        self.norm1 = CenterNorm(dim, **factory)
+        self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory))
+        self.norm2 = CenterNorm(dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
@@ -68,12 +75,13 @@ class PatchMerging(nn.Module):
 
     Args:
         dim: channels going in.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, **factory: Any):
         super().__init__()
-        self.norm = CenterNorm(4 * dim)
-        self.reduction = TokenLinear(4 * dim, 2 * dim, bias=False)
+        self.norm = CenterNorm(4 * dim, **factory)
+        self.reduction = TokenLinear(4 * dim, 2 * dim, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to ``(batch, height / 2, width / 2, 2 * dim)``."""
@@ -105,7 +113,12 @@ class LipsFormerSwin(Pyramid):
         epsilon: ε of certified attention.
         nu: ν of certified attention.
         drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
+        proj_drop_rate: dropout rate of attention and MLP.
+        attn_drop_rate: dropout rate of the attention weights.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ModelError: where the sizes do not fit together.
@@ -127,33 +140,83 @@ class LipsFormerSwin(Pyramid):
         nu: float = 1.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         size = to_2tuple(img_size)
         check_positive(
             patch_size=patch_size, embed_dim=embed_dim, depths=depths, num_heads=num_heads, window_size=window_size
         )
         check_heads(embed_dim, depths, num_heads)
-        unit = patch_size * window_size * 2 ** (len(depths) - 1)
-        check_side(size, unit, f"patch {patch_size}, window {window_size} and {len(depths)} stages")
+        _check_windows(size, patch_size, window_size, len(depths))
+        factory: Any = {"device": device, "dtype": dtype}
         similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu)
 
         def block(stage: int, drop_path: float) -> nn.Module:
-            dim, heads = embed_dim * 2**stage, num_heads[stage]
-            return LipsFormerSwinBlock(dim, heads, window_size, mlp_ratio, 1 / sum(depths), drop_path, similarity)
+            return LipsFormerSwinBlock(
+                dim=embed_dim * 2**stage,
+                num_heads=num_heads[stage],
+                window_size=window_size,
+                mlp_ratio=mlp_ratio,
+                init_scale=1 / sum(depths),
+                drop_path=drop_path,
+                similarity=similarity,
+                proj_drop=proj_drop_rate,
+                attn_drop=attn_drop_rate,
+                **factory,
+            )
 
-        num_features = embed_dim * 2 ** (len(depths) - 1)
+        def merge(stage: int) -> nn.Module:
+            return PatchMerging(embed_dim * 2 ** (stage - 1), **factory)
+
+        norm = CenterNorm(embed_dim, **factory)
         super().__init__(
             img_size=size,
-            patch_embed=ConvEmbed(in_chans, embed_dim, CenterNorm(embed_dim), patch_size, stride=patch_size),
-            stages=build_stages(
-                depths, drop_path_rate, lambda stage: PatchMerging(embed_dim * 2 ** (stage - 1)), block
-            ),
-            norm=CenterNorm(num_features),
-            num_features=num_features,
+            patch_embed=ConvEmbed(in_chans, embed_dim, norm, patch_size, patch_size, **factory),
+            stages=build_stages(depths, drop_path_rate, merge, block),
+            norm=CenterNorm(embed_dim * 2 ** (len(depths) - 1), **factory),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            reduction=patch_size,
             num_classes=num_classes,
             global_pool=global_pool,
+            drop_rate=drop_rate,
             init=spectral_init_,
+            **factory,
         )
+        self.window_size = window_size
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:
+        """Take images of another size from now on; the tables of position biases follow the windows.
+
+        Args:
+            img_size: side in pixels, or (height, width); None: as it is.
+            window_size: side of the attention window in tokens; None: as it is where that divides the new maps, or
+                else as much larger as the maps.
+
+        Raises:
+            ModelError: where they do not fit together; the model stays as it was.
+        """
+        size = to_2tuple(img_size or self.img_size)
+        smallest = self.feature_info[-1]["reduction"]
+        before, after = (tuple(side // smallest for side in sides) for sides in (self.img_size, size))
+        window = resized_width(self.window_size, before, after) if window_size is None else window_size
+        check_positive(window_size=window)
+        _check_windows(size, self.feature_info[0]["reduction"], window, len(self.feature_info))
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                module.set_window_size(window)
+        self.window_size = window
+        self._set_img_size(size, window_size=window)
+
+
+def _check_windows(img_size: tuple[int, int], patch_size: int, window_size: int, stages: int) -> None:
+    """Refuse image sizes of which windows do not divide every stage's map."""
+    unit = patch_size * window_size * 2 ** (stages - 1)
+    check_side(img_size, unit, f"patch {patch_size}, window {window_size} and {stages} stages")
 
 
 default_cfgs = generate_default_cfgs(
@@ -167,7 +230,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> LipsFormerSwin:
-    return build_model_with_cfg(LipsFormerSwin, variant, pretrained, **(architecture | kwargs))
+    return create_pyramid(LipsFormerSwin, variant, pretrained, **(architecture | kwargs))
 
 
 @register_model

@@ -1,58 +1,108 @@
-"""What the hierarchical backbones share: stages of shrinking maps, a classifier on the mean, timm's manners."""
+"""What the hierarchical backbones share: stages of shrinking maps, a classifier on the pooled map, timm's manners."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.layers import calculate_drop_path_rates
+from timm.models import build_model_with_cfg, checkpoint_seq, named_apply
+from timm.models._features import feature_take_indices  # timm has no public name for these two
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.errors import ModelError
+from models.layers import ConvEmbed
+from models.sizes import check_choice
+
+POOLS = ("avg", "max", "avgmax", "")
 
 
 class Pyramid(nn.Module):
-    """Patches, stages of blocks on channels-last maps, a last norm, the mean over tokens, a classifier.
+    """Patches, stages of blocks on channels-last maps, a last norm, a pooled map, a classifier.
 
     Args:
         img_size: (height, width) in pixels.
         patch_embed: images to the first map ``(batch, height, width, channels)``.
-        stages: from map to map.
+        stages: from map to map; each but the first halves the map and doubles the channels.
         norm: after the last stage.
-        num_features: channels of the last map.
+        in_chans: image channels.
+        embed_dim: channels of the first map.
+        reduction: pixels from one token of the first map to the next.
         num_classes: classes, or 0 for no classifier.
-        global_pool: ``"avg"``, or ``""`` to keep the map.
+        global_pool: one of ``POOLS``; ``""`` keeps the map.
+        drop_rate: dropout rate of what the classifier sees.
         init: initialises the layers of a module in place.
+        **factory: device and dtype of the classifier.
+
+    Raises:
+        ModelError: for an unknown ``global_pool``.
     """
+
+    output_fmt = "NHWC"  # of the maps, in timm's words
 
     def __init__(
         self,
         img_size: tuple[int, int],
-        patch_embed: nn.Module,
+        patch_embed: ConvEmbed,
         stages: list[nn.Sequential],
         norm: nn.Module,
-        num_features: int,
+        in_chans: int,
+        embed_dim: int,
+        reduction: int,
         num_classes: int,
         global_pool: str,
+        drop_rate: float,
         init: Callable[[nn.Module], None],
+        **factory: Any,
     ):
         super().__init__()
-        self.img_size = img_size
+        check_choice("global_pool", global_pool, POOLS)
+        self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
-        self.num_features = self.head_hidden_size = num_features
+        self.feature_info = [
+            {"num_chs": embed_dim * 2**stage, "reduction": reduction * 2**stage, "module": f"stages.{stage}"}
+            for stage in range(len(stages))
+        ]
+        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(stages) - 1)
         self.grad_checkpointing = False
         self.patch_embed = patch_embed
+        self.patch_embed.img_size = img_size
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.head = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
         self._init = init
         init(self)
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model takes."""
+        assert self.patch_embed.img_size is not None
+        return self.patch_embed.img_size
+
+    def init_weights(self) -> None:
+        """Draw all weights anew, in the constructor's order: the same seed gives the same weights.
+
+        A model that was built on the meta device begins so, after ``to_empty``.
+        """
+
+        def reset(module: Any, name: str) -> None:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+        named_apply(reset, self)
+        self._init(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights in the sense of weight decay: the position-bias tables."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of layers for timm's layer-wise decay: the stem, every stage or every layer of one, the rest."""
+        layers = [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]  # timm's number for the group before
+        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else layers}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -65,12 +115,79 @@ class Pyramid(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one, initialised as the model's layers are, for ``num_classes`` classes."""
-        self.num_classes = num_classes
         if global_pool is not None:
+            check_choice("global_pool", global_pool, POOLS)
             self.global_pool = global_pool
+        self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self._init(self.head)
-        self.head.to(next(self.patch_embed.parameters()))  # device and precision
+        self.head.to(next(self.patch_embed.parameters())).train(self.training)  # device and precision
+
+    def _set_img_size(self, img_size: tuple[int, int], **options: Any) -> None:
+        """Take images of another size, and tell timm the options that go with it."""
+        self.patch_embed.img_size = img_size
+        update_model_input_size(self, img_size, **options)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.grad_checkpointing and self.training
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps after the stages, beside what :meth:`forward_features` returns.
+
+        Args:
+            x: images ``(batch, in_chans, *img_size)``.
+            indices: of the stages wanted; a number: that many last ones; None: all.
+            norm: whether the last stage's map is the one after the last norm.
+            stop_early: whether to compute no stage beyond the last one wanted.
+            output_fmt: layout of the maps, ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: return the maps alone.
+
+        Raises:
+            ModelError: for another layout, or an image of another size than the model was built for.
+        """
+        check_choice("output_fmt", output_fmt, ("NCHW", "NHWC"))
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        end = len(self.stages) - 1
+        maps = []
+        x = self.patch_embed(x)
+        for index in range((last if stop_early else end) + 1):
+            x = checkpoint_seq(self.stages[index], x) if self._recomputes else self.stages[index](x)
+            if index in wanted:
+                found = self.norm(x) if norm and index == end else x
+                maps.append(found.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else found)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if index == end else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Take away what is computed after the last of the wanted stages; returns their indices.
+
+        Args:
+            indices: as for :meth:`forward_intermediates`.
+            prune_norm: whether the last norm goes too.
+            prune_head: whether the classifier goes too.
+        """
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        is_shorter = last < len(self.stages) - 1
+        if is_shorter:
+            self.stages = self.stages[: last + 1]
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_norm or is_shorter:
+            self.norm = nn.Identity()  # the norm has the channels of the last stage
+        if prune_head or is_shorter:
+            self.reset_classifier(0, "")
+        return wanted
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, height, width, num_features)``.
@@ -78,17 +195,9 @@ class Pyramid(nn.Module):
         Raises:
             ModelError: if the image is of another size than the model was built for.
         """
-        if x.shape[-2:] != self.img_size:
-            raise ModelError(
-                f"the model takes images of {self.img_size} pixels and got {tuple(x.shape[-2:])}: "
-                f"set model.img_size (it follows data.crop) or resize the images"
-            )
         x = self.patch_embed(x)
-        if self.grad_checkpointing and self.training:
-            # One by one: the compiler does not look into torch's checkpoint_sequential.
-            for stage in self.stages.children():
-                for block in stage.children():
-                    x = checkpoint(block, x, use_reentrant=False)
+        if self._recomputes and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x, flatten=True)
         else:
             x = self.stages(x)
         return self.norm(x)
@@ -97,6 +206,11 @@ class Pyramid(nn.Module):
         """``(batch, height, width, num_features)`` to ``(batch, num_classes)``."""
         if self.global_pool == "avg":
             x = x.mean(dim=(1, 2))
+        elif self.global_pool == "max":
+            x = x.amax(dim=(1, 2))
+        elif self.global_pool == "avgmax":
+            x = 0.5 * (x.mean(dim=(1, 2)) + x.amax(dim=(1, 2)))
+        x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,3 +239,10 @@ def build_stages(
         layers += [block(stage, ramp.pop(0)) for _ in range(depth)]
         stages.append(nn.Sequential(*layers))
     return stages
+
+
+def create_pyramid(kind: type[Pyramid], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    """A pyramid, or with ``features_only=True`` its maps after the stages in ``out_indices``, as timm makes them."""
+    stages = len(kwargs.get("depths", (1, 1, 1, 1)))
+    features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
+    return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, **kwargs)

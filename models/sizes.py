@@ -1,9 +1,19 @@
-"""Sizes that cannot be built, refused in one line that names sizes that can."""
+"""Sizes and choices that cannot be built, refused in one line that names those that can."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
 
 from models.errors import ModelError
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of ``choices``."""
+    if value not in choices:
+        known = ", ".join(choice or "''" for choice in choices)
+        raise ModelError(f"model.{option}={value} is unknown: choose {known}")
 
 
 def check_positive(**sizes: int | Sequence[int]) -> None:
@@ -42,3 +52,37 @@ def check_side(img_size: tuple[int, int], unit: int, because: str, advice: str =
                 f"image size {side} does not fit: with {because} it must be a multiple of {unit}, "
                 f"such as {near}{advice}"
             )
+
+
+def resized_width(width: int, before: tuple[int, int], after: tuple[int, int]) -> int:
+    """How wide windows or stripes are on a map that was resized: as before where that divides the new map.
+
+    Otherwise they grow with the map. Where neither divides it, the width stays, for the model to refuse.
+
+    Args:
+        width: in tokens, on the old map.
+        before: (height, width) of the old map in tokens.
+        after: of the new one.
+    """
+    grown = min(width * new // old for old, new in zip(before, after, strict=True))
+    fitting = (w for w in (width, grown) if w > 0 and all(side % w == 0 for side in after))
+    return next(fitting, width)
+
+
+@torch.fx.wrap  # one node of a traced graph, which keeps the check
+def check_image(x: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """The images ``(batch, channels, height, width)``, if they are of ``img_size``.
+
+    Raises:
+        ModelError: if they are not.
+    """
+    height, width = x.shape[-2], x.shape[-1]
+    if torch.jit.is_scripting():
+        assert height == img_size[0] and width == img_size[1], f"the model takes images of {img_size} pixels"
+    else:
+        if (height, width) != img_size:
+            raise ModelError(
+                f"the model takes images of {img_size} pixels and got {(height, width)}: "
+                f"set model.img_size (it follows data.crop) or resize the images"
+            )
+    return x

@@ -96,6 +96,14 @@ def reparametrize_(layer: nn.Module) -> None:
         parametrize.register_parametrization(layer, "weight", SigmaReparam(layer.weight))
 
 
+def take_away_(model: nn.Module) -> list[nn.Module]:
+    """Take every :class:`SigmaReparam` from a model, of which the weights stay; returns the layers that had one."""
+    layers = [m for m in model.modules() if parametrize.is_parametrized(m, "weight")]
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    return layers
+
+
 def _advance(model: nn.Module, _: Any) -> None:
     if model.training:
         for held in model.modules():

@@ -41,20 +41,22 @@ class ConvStem(PatchEmbed):
             near = max(self.patch_size) + 1
             raise ModelError(f"a convolutional stem halves the patch: model.patch_size must be even, such as {near}")
         project = self.proj
+        factory: Any = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         convolutions = (
-            nn.Conv2d(project.in_channels, width, 7, stride=2, padding=3, bias=False),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.Conv2d(project.in_channels, width, 7, stride=2, padding=3, bias=False, **factory),
+            nn.Conv2d(width, width, 3, padding=1, bias=False, **factory),
+            nn.Conv2d(width, width, 3, padding=1, bias=False, **factory),
         )
         layers: list[nn.Module] = []
         for convolution in convolutions:
             layers.append(convolution)
             if batch_norm:
-                layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.BatchNorm2d(width, **factory))
             if relu:
                 layers.append(nn.ReLU())
         half = tuple(side // 2 for side in self.patch_size)
-        layers.append(nn.Conv2d(width, project.out_channels, half, stride=half, bias=project.bias is not None))
+        has_bias = project.bias is not None
+        layers.append(nn.Conv2d(width, project.out_channels, half, stride=half, bias=has_bias, **factory))
         self.proj = nn.Sequential(*layers)  # type: ignore[assignment]  # timm only calls it
 
 

@@ -1,11 +1,15 @@
 """Linear maps of every token of a map, and the MLP made of them."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onednn import suits_onednn
 
 
+@torch.fx.wrap  # one node of a traced graph: which operation is best depends on the tensor
 def tokenwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, made for maps: ``(batch, height, width, in)`` to ``(batch, height, width, out)``.
 
@@ -36,14 +40,18 @@ class Mlp(nn.Module):
     Args:
         dim: channels.
         hidden: channels between the layers.
+        drop: dropout rate after each linear layer.
+        **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, **factory: Any):
         super().__init__()
-        self.fc1 = TokenLinear(dim, hidden)
+        self.fc1 = TokenLinear(dim, hidden, **factory)
         self.act = nn.GELU()
-        self.fc2 = TokenLinear(hidden, dim)
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = TokenLinear(hidden, dim, **factory)
+        self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
-        return self.fc2(self.act(self.fc1(x)))
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))

@@ -3,7 +3,6 @@
 With default options names and arithmetic are timm's, so its weights load.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,13 +13,16 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.registry import pretrained_cfg
-from models.sizes import check_positive, check_side, hidden_width
-from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments
+from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
+from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments, take_away_
 from models.stems import STEMS, stem_layer
+
+torch.fx.wrap("check_image")
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 NORM_POSITIONS = ("pre", "post")
 INITS = ("timm", "theory")
+POOLS = ("token", "avg", "max", "avgmax", "map", "prr", "")
 
 
 class PostNormBlock(Block):
@@ -53,6 +55,7 @@ class ViT(VisionTransformer):
         stem_width: channels inside a convolutional stem.
         stabilizer: one of ``STABILIZERS``.
         init: ``timm``, or ``theory`` for :func:`theory_init_`.
+        global_pool: one of ``POOLS``; ``""`` keeps the tokens.
         **kwargs: of timm's ``VisionTransformer``.
 
     Raises:
@@ -73,13 +76,15 @@ class ViT(VisionTransformer):
         stem_width: int = 64,
         stabilizer: str = "none",
         init: str = "timm",
+        global_pool: str = "token",
         **kwargs: Any,
     ):
-        _refuse_unknown("norm_position", norm_position, NORM_POSITIONS)
-        _refuse_unknown("activation", activation, ACTIVATIONS)
-        _refuse_unknown("stem", stem, STEMS)
-        _refuse_unknown("stabilizer", stabilizer, STABILIZERS)
-        _refuse_unknown("init", init, INITS)
+        check_choice("norm_position", norm_position, NORM_POSITIONS)
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("stem", stem, STEMS)
+        check_choice("stabilizer", stabilizer, STABILIZERS)
+        check_choice("init", init, INITS)
+        check_choice("global_pool", global_pool, POOLS)
         sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
         check_positive(**sizes, stem_width=stem_width)
         hidden_width(embed_dim, mlp_ratio)
@@ -87,38 +92,69 @@ class ViT(VisionTransformer):
             raise ModelError(
                 f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them"
             )
-        advice = "; or set a patch size that divides it"
-        check_side(to_2tuple(img_size), patch_size, f"model.patch_size={patch_size}", advice)
+        _check_patches(img_size, patch_size)
         is_post = norm_position == "post"
         options = {
             "block_fn": PostNormBlock if is_post else Block,
             "final_norm": not is_post,
             "act_layer": ACTIVATIONS[activation],
             "embed_layer": stem_layer(stem, stem_width),
+            "global_pool": global_pool,
             **stabilizer_arguments(stabilizer),
         }
+        self.init, self.stabilizer = init, stabilizer  # before timm's constructor, which calls `init_weights`
         super().__init__(img_size=img_size, mlp_ratio=mlp_ratio, **(sizes | options | kwargs))
-        self.stabilizer = stabilizer
-        if init == "theory":
-            theory_init_(self)
         if stabilizer == "sigma_reparam":
             sigma_reparam_(self)
 
-    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, 1 + patches, embed_dim)``, class token first.
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw all weights anew; a model that was built on the meta device begins so, after ``to_empty``.
+
+        Args:
+            mode: timm's name for a way of initialising; empty: the model's own.
+            needs_reset: whether layers that timm leaves to their constructors are drawn too.
+        """
+        stabilized = take_away_(self)
+        super().init_weights(mode, needs_reset)
+        if self.init == "theory":
+            theory_init_(self)
+        for layer in stabilized:
+            reparametrize_(layer)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``.
 
         Raises:
             ModelError: if the image is of another size than the model was built for.
         """
-        if not self.dynamic_img_size and x.shape[-2:] != self.patch_embed.img_size:
-            raise ModelError(
-                f"the model takes images of {self.patch_embed.img_size} pixels and got {tuple(x.shape[-2:])}: "
-                f"set model.img_size (it follows data.crop) or resize the images"
-            )
-        return super().forward_features(x, *args, **kwargs)
+        if not self.dynamic_img_size:
+            x = check_image(x, self.patch_embed.img_size)
+        return self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal))
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Take images of another size from now on; the position table is interpolated as timm does it.
+
+        Args:
+            img_size: side in pixels, or (height, width); None: as it is.
+            patch_size: of the patches, resampled; None: as it is. Convolutional stems keep theirs.
+
+        Raises:
+            ModelError: where they do not fit together; the model stays as it was.
+        """
+        patch = to_2tuple(patch_size or self.patch_embed.patch_size)
+        if patch != self.patch_embed.patch_size and not isinstance(self.patch_embed.proj, nn.Conv2d):
+            raise ModelError("a convolutional stem keeps its patch size: build the model with another model.patch_size")
+        size = to_2tuple(img_size or self.patch_embed.img_size)
+        for side, unit in zip(size, patch, strict=True):
+            _check_patches(side, unit)
+        super().set_input_size(img_size=size, patch_size=patch)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one for ``num_classes`` classes, stabilized as the rest."""
+        if global_pool is not None:
+            check_choice("global_pool", global_pool, POOLS)
         super().reset_classifier(num_classes, global_pool)
         if self.stabilizer == "sigma_reparam":
             reparametrize_(self.head)
@@ -150,9 +186,10 @@ def theory_init_(model: VisionTransformer) -> None:
         nn.init.zeros_(model.pos_embed)
 
 
-def _refuse_unknown(option: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ModelError(f"model.{option}={value} is unknown: choose {', '.join(choices)}")
+def _check_patches(img_size: int | tuple[int, int], patch_size: int) -> None:
+    """Refuse image sizes that patches do not fill."""
+    advice = "; or set a patch size that divides it"
+    check_side(to_2tuple(img_size), patch_size, f"model.patch_size={patch_size}", advice)
 
 
 default_cfgs = generate_default_cfgs(
@@ -173,8 +210,9 @@ _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "acti
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
-    features = {"out_indices": 3, "feature_cls": "getter"}
-    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **(architecture | kwargs))
+    arguments = architecture | kwargs
+    features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
+    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **arguments)
 
 
 @register_model

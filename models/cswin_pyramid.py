@@ -1,0 +1,168 @@
+"""The geometry of pyramids with cross-shaped attention: which stripes the maps of their stages take."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from timm.layers import to_2tuple
+from torch import nn
+
+from models.attention import CrossShapedAttention
+from models.errors import ModelError
+from models.layers import ConvEmbed
+from models.pyramid import Pyramid, build_stages
+from models.sizes import check_heads, check_positive, check_side, resized_width
+
+PATCH = 4  # pixels from one token of the first stage to the next
+
+
+class CSwinPyramid(Pyramid):
+    """The geometry that CSWin and LipsFormer-CSwin share; what a block, a norm and a merge are is up to them.
+
+    Args:
+        img_size: side of the image in pixels, or (height, width), a multiple of 4 * 2^(stages - 1).
+        in_chans: image channels.
+        num_classes: classes, or 0 for no classifier.
+        embed_dim: channels of the first stage; each later stage doubles them.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage, even in all but the last.
+        stripes: width of the stripes of each stage; the last stage attends over its whole map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
+        drop_rate: dropout rate of what the classifier sees.
+        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
+        embed: makes the layer from images to the first map, from (in, out) channels.
+        merge: makes the layer that halves a map, from (in, out) channels.
+        block: makes a block from (channels, map size, heads, stripe width or None, drop path).
+        norm: makes the norm after the last stage, from its channels.
+        init: initialises the layers of a module in place.
+        **factory: device and dtype of the classifier.
+
+    Raises:
+        ModelError: where the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        in_chans: int,
+        num_classes: int,
+        embed_dim: int,
+        depths: tuple[int, ...],
+        num_heads: tuple[int, ...],
+        stripes: tuple[int, ...],
+        global_pool: str,
+        drop_rate: float,
+        drop_path_rate: float,
+        embed: Callable[[int, int], ConvEmbed],
+        merge: Callable[[int, int], nn.Module],
+        block: Callable[[int, tuple[int, int], int, int | None, float], nn.Module],
+        norm: Callable[[int], nn.Module],
+        init: Callable[[nn.Module], None],
+        **factory: Any,
+    ):
+        size = to_2tuple(img_size)
+        check_positive(embed_dim=embed_dim, depths=depths, num_heads=num_heads, stripes=stripes)
+        check_heads(embed_dim, depths, num_heads)
+        check_side(size, PATCH * 2 ** (len(depths) - 1), f"{len(depths)} stages")
+        widths = _stripe_widths(size, num_heads, stripes)
+
+        def channels(stage: int) -> int:
+            return embed_dim * 2**stage
+
+        def make_block(stage: int, drop_path: float) -> nn.Module:
+            return block(channels(stage), _map_size(size, stage), num_heads[stage], widths[stage], drop_path)
+
+        super().__init__(
+            img_size=size,
+            patch_embed=embed(in_chans, embed_dim),
+            stages=build_stages(
+                depths, drop_path_rate, lambda stage: merge(channels(stage - 1), channels(stage)), make_block
+            ),
+            norm=norm(channels(len(depths) - 1)),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            reduction=PATCH,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            init=init,
+            **factory,
+        )
+        self.num_heads = num_heads
+        self.stripe_widths = stripes
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, stripes: tuple[int, ...] | None = None
+    ) -> None:
+        """Take images of another size from now on.
+
+        Args:
+            img_size: side in pixels, or (height, width); None: as it is.
+            stripes: width of the stripes of each stage; None: as they are where they divide the new maps, or else as
+                much wider as the maps. A stage that attends over its whole map goes on doing so.
+
+        Raises:
+            ModelError: where they do not fit together; the model stays as it was.
+        """
+        size = to_2tuple(img_size or self.img_size)
+        stages = len(self.stripe_widths)
+        check_side(size, PATCH * 2 ** (stages - 1), f"{stages} stages")
+        stripes = self._resized_stripes(size) if stripes is None else tuple(stripes)
+        check_positive(stripes=stripes)
+        widths = _stripe_widths(size, self.num_heads, stripes)
+        for stage, width in enumerate(_stripe_widths(self.img_size, self.num_heads, self.stripe_widths)):
+            if (width is None) != (widths[stage] is None):
+                raise ModelError(
+                    f"stage {stage + 1} has weights {'for its whole map' if width is None else 'for stripes'}, and "
+                    f"images of {size} pixels with model.stripes={stripes} need others: build the model for that size"
+                )
+        for stage, (layers, width) in enumerate(zip(self.stages, widths, strict=False)):  # fewer where pruned
+            for module in layers.modules():
+                if isinstance(module, CrossShapedAttention):
+                    module.set_input_size(_map_size(size, stage), width)
+        self.stripe_widths = stripes
+        self._set_img_size(size, stripes=stripes)
+
+    def _resized_stripes(self, size: tuple[int, int]) -> tuple[int, ...]:
+        stripes = []
+        for stage, width in enumerate(self.stripe_widths):
+            before, after = _map_size(self.img_size, stage), _map_size(size, stage)
+            stripes.append(after[0] if before == (width, width) else resized_width(width, before, after))
+        return tuple(stripes)
+
+
+def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
+    """(height, width) of a stage's map in tokens."""
+    stride = PATCH * 2**stage
+    return img_size[0] // stride, img_size[1] // stride
+
+
+def _unit(stripes: tuple[int, ...]) -> int:
+    """The side in pixels whose multiples stripes divide at every stage; the last stage has none."""
+    last = len(stripes) - 1
+    return math.lcm(PATCH * 2**last, *(PATCH * 2**stage * width for stage, width in enumerate(stripes[:last])))
+
+
+def _stripe_widths(img_size: tuple[int, int], num_heads: tuple[int, ...], stripes: tuple[int, ...]) -> list[int | None]:
+    """The stripe width of each stage, None where one branch sees the whole map: the last stage, or a map that small.
+
+    Raises:
+        ModelError: where stripes do not divide a map, or heads cannot be halved.
+    """
+    if len(stripes) != len(num_heads):
+        raise ModelError(f"model.depths has {len(num_heads)} stages and model.stripes {len(stripes)}: give one each")
+    widths: list[int | None] = []
+    for stage, width in enumerate(stripes):
+        height_width = _map_size(img_size, stage)
+        if stage == len(stripes) - 1 or height_width == (width, width):
+            widths.append(None)
+            continue
+        if any(side % width for side in height_width):
+            raise ModelError(
+                f"stage {stage + 1}: stripes of width {width} do not divide its map of {height_width} tokens: "
+                f"change model.stripes, or take image sizes that are a multiple of {_unit(stripes)}"
+            )
+        if num_heads[stage] % 2:
+            raise ModelError(f"stage {stage + 1}: {num_heads[stage]} heads cannot be halved: make model.num_heads even")
+        widths.append(width)
+    return widths

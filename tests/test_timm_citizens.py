@@ -1,0 +1,177 @@
+"""What timm's own tests ask of a model, asked of ours; beside each test the name of timm's (tests/test_models.py).
+
+One small variant a family, and every registered model among the slow tests.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import timm
+import torch
+from timm.layers import get_channel_dim, get_spatial_dim
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import models  # noqa: F401  # registers them
+
+SWIN = {"img_size": 28, "patch_size": 1, "window_size": 7, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (1, 2, 4)}
+CSWIN = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
+SMALL = {
+    "lipsformer_swin_tiny": SWIN,
+    "lipsformer_cswin_tiny": CSWIN | {"attention": "certified"},
+    "cswin_tiny": CSWIN,
+    "vit_postln_small": VIT,
+    "deit_small_convstem": VIT | {"stem_width": 8},
+}
+OURS = sorted({*timm.list_models("lipsformer_*"), *timm.list_models("cswin_*")}) + sorted(
+    name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == "models.vit"
+)
+
+
+@dataclass
+class Case:
+    """A model to be tested, built once, and images for it."""
+
+    name: str
+    options: dict
+    model: nn.Module
+    images: Tensor
+
+    def create(self, **options) -> nn.Module:
+        return timm.create_model(self.name, **(self.options | options)).eval()
+
+    def copy(self) -> nn.Module:
+        return copy.deepcopy(self.model)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((name, SMALL[name]), id=f"{name}, small") for name in SMALL]
+    + [pytest.param((name, {}), id=name, marks=pytest.mark.slow) for name in OURS],
+)
+def case(request):
+    name, options = request.param
+    torch.manual_seed(0)
+    model = timm.create_model(name, **options).eval()
+    side = options.get("img_size", model.default_cfg["input_size"][-1])
+    return Case(name, options, model, torch.randn(2, 3, side, side))
+
+
+def finite(*outputs: Tensor) -> bool:
+    return all(output.shape[0] == 2 and bool(output.isfinite().all()) for output in outputs)
+
+
+def check_maps(maps: list[Tensor], info: FeatureInfo, output_fmt: str, side: int) -> None:
+    """Channels and size of every map are those announced."""
+    assert len(maps) == len(info.channels()) and finite(*maps)
+    for found, channels, reduction in zip(maps, info.channels(), info.reduction(), strict=True):
+        assert found.shape[get_channel_dim(output_fmt)] == channels
+        assert [found.shape[dim] for dim in get_spatial_dim(output_fmt)] == [math.ceil(side / reduction)] * 2
+
+
+@torch.no_grad()
+def test_forward(case):  # test_model_forward
+    model = case.copy()
+    outputs = model(case.images)
+    assert finite(outputs)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(case.images), outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_backward(case):  # test_model_backward
+    model = case.create(num_classes=42).train()
+    outputs = model(case.images)
+    assert finite(outputs) and outputs.shape == (2, 42)
+    outputs.mean().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+def test_default_cfgs(case):  # test_model_default_cfgs, test_model_default_cfgs_non_std
+    model, cfg = case.copy(), case.model.default_cfg
+    names = model.state_dict().keys()
+    assert {f"{cfg['classifier']}.weight", f"{cfg['first_conv']}.weight"} <= names
+    features = model.forward_features(case.images)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.head_hidden_size)
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    torch.testing.assert_close(model(case.images), pooled)
+    torch.testing.assert_close(case.create(num_classes=0)(case.images).shape, pooled.shape)
+    model.reset_classifier(0, "")
+    whole = case.create(num_classes=0, global_pool="")(case.images)
+    assert model(case.images).shape == features.shape == whole.shape
+    if (output_fmt := getattr(model, "output_fmt", None)) is None:
+        assert features.shape[-1] == model.num_features  # tokens
+    else:
+        assert features.shape[get_channel_dim(output_fmt)] == model.num_features
+        if not case.options:
+            assert tuple(features.shape[dim] for dim in get_spatial_dim(output_fmt)) == cfg["pool_size"]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript(case):  # test_model_forward_torchscript
+    torch.testing.assert_close(torch.jit.script(case.copy())(case.images), case.model(case.images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [{}, {"feature_cls": "getter"}, {"feature_cls": "fx"}], ids=str)
+def test_features(case, kind):  # test_model_forward_features, test_model_forward_intermediates_features
+    if kind == {"feature_cls": "fx"} and not hasattr(case.model, "output_fmt"):
+        pytest.skip("traced, a vision transformer of timm gives tokens, not maps")
+    model = case.create(features_only=True, **kind)
+    check_maps(model(case.images), model.feature_info, str(model.output_fmt.value), case.images.shape[-1])
+
+
+@torch.no_grad()
+def test_intermediates(case):  # test_model_forward_intermediates
+    model = case.copy()
+    info = FeatureInfo(model.feature_info, len(model.feature_info))
+    last, maps = model.forward_intermediates(case.images, output_fmt="NCHW")
+    check_maps(maps, info, "NCHW", case.images.shape[-1])
+    torch.testing.assert_close(last, model.forward_features(case.images))
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model.forward_intermediates(case.images)[0], last, rtol=1e-4, atol=1e-5)
+
+
+def traced(model: nn.Module) -> nn.Module:
+    """The model rebuilt from its graph, in training and in evaluation, up to its last node."""
+    train, evaluation = get_graph_node_names(model)
+    return create_feature_extractor(model, train_return_nodes=[train[-1]], eval_return_nodes=[evaluation[-1]])
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_fx_forward(case):  # test_model_forward_fx, test_model_forward_fx_torchscript
+    model = traced(case.copy()).eval()
+    (outputs,) = model(case.images).values()
+    assert torch.equal(outputs, case.model(case.images))
+    (scripted,) = torch.jit.script(model)(case.images).values()
+    torch.testing.assert_close(scripted, outputs)
+
+
+def test_fx_backward(case):  # test_model_backward_fx
+    model = traced(case.create(num_classes=42)).train()
+    (outputs,) = model(case.images).values()
+    assert finite(outputs) and outputs.shape == (2, 42)
+    outputs.mean().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_of_fx_features(case):  # test_model_forward_torchscript_with_features_fx
+    model = case.create(features_only=True, feature_cls="fx")
+    outputs = torch.jit.script(model)(case.images)
+    assert isinstance(outputs, list) and finite(*outputs)
+
+
+def test_export(case):
+    """Beside timm's: no size, device or precision of the tensors decides what is computed."""
+    exported = torch.export.export(case.copy(), (case.images,)).module()
+    torch.testing.assert_close(exported(case.images), case.model(case.images), rtol=1e-4, atol=1e-5)
