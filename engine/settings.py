@@ -48,9 +48,9 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("seed", "max_workers", "checkpoint.keep", "schedule.warmup_epochs", "schedule.warmup_lr", "optim.min_lr"),
-    *("schedule.cooldown_epochs", "schedule.decay_epochs", "monitor.every", "monitor.history"),
+    *("schedule.cooldown_epochs", "schedule.decay_epochs", "schedule.lag_epochs", "monitor.every"),
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
-    "augment.color_jitter",
+    *("augment.color_jitter", "monitor.history"),
 )
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),

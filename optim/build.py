@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from timm.optim import Lamb, Lion, Muon
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from optim.adamw2 import AdamW2
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
+from optim.fused import FusedAdamW, FusedSGD
 from optim.groups import param_groups
 from optim.schedules import Schedule
 
@@ -25,7 +25,7 @@ def _betas(cfg: OptimConfig) -> tuple[float, float]:
 
 
 def _adamw(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
-    return torch.optim.AdamW(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, fused=True)
+    return FusedAdamW(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps)
 
 
 def _adamw2(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
@@ -34,7 +34,7 @@ def _adamw2(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 
 def _sgd(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
-    return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+    return FusedSGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0)
 
 
 def _lion(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:

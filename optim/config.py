@@ -32,6 +32,9 @@ class ScheduleConfig:
     name: str = MISSING  # cosine | linear | step | constant | trapezoid | inverse_sqrt
     warmup_epochs: float = 0.0  # the point of this project
     warmup_lr: float = 0.0  # where a warm-up starts
+    warmup_prefix: bool = True  # the schedule starts after the warm-up; false: with it, as in older versions of timm
+    t_in_epochs: bool = False  # the rate changes at the start of each epoch, and not at each step
+    lag_epochs: float = 0.0  # by which the rate is late, as in DeiT's released code
     cooldown_epochs: float = 0.0  # at the end of the run, at its smallest rate
     decay_epochs: float | None = None  # trapezoid: the descent at the end; null: a fifth of the run
     step_epochs: float = 30.0  # step: between two drops

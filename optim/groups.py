@@ -1,6 +1,7 @@
 """Which parameters decay how much, and which of them are matrices."""
 
 from collections import defaultdict
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
@@ -13,20 +14,22 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
     """Split a model's parameters into groups, as the LipsFormer recipe and AdamW² want them.
 
     Biases, vectors (gains, residual scales) and what the model's ``no_weight_decay()`` names (position-bias tables,
-    tokens) get ``light_decay``; every other weight gets ``weight_decay``. Frozen parameters are left out.
+    tokens), whole or by a pattern such as ``pos_embed.*``, get ``light_decay``; every other weight gets
+    ``weight_decay``. Frozen parameters are left out.
 
     Every group also says what AdamW² reads and others ignore: ``cap``, whether its members are linear maps, which
     tables, tokens and embeddings are not, and ``splits``, the number of matrices on top of one another: 3 for a fused
     qkv. The parameters have their names with them.
     """
     exempt = getattr(model, "no_weight_decay", set)  # timm's convention
-    named = set(exempt())
-    tables = named | _embeddings(model)
+    patterns = exempt()
+    embeddings = _embeddings(model)
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_light = parameter.ndim <= 1 or name.endswith(".bias") or name in named
-            is_table = name in tables or any(part in name for part in TABLES)
+            is_named = any(fnmatch(name, pattern) for pattern in patterns)
+            is_light = parameter.ndim <= 1 or name.endswith(".bias") or is_named
+            is_table = is_named or name in embeddings or any(part in name for part in TABLES)
             cap = parameter.ndim >= 2 and not is_table
             decay = light_decay if is_light else weight_decay
             groups[decay, cap, _splits(name, parameter) if cap else 1].append((name, parameter))

@@ -14,6 +14,9 @@ SCHEDULES = ("cosine", "linear", "step", "constant", "trapezoid", "inverse_sqrt"
 class Schedule(Scheduler):
     """Warm-up on request, the schedule's shape, and on request some steps at its smallest rate.
 
+    The shape begins after the warm-up, or, without ``warmup_prefix``, together with it: then the warm-up takes the
+    place of its first part, and the rate stays below its peak.
+
     Args:
         cfg: which, and its lengths in epochs.
         optimizer: at its peak learning rate.
@@ -31,9 +34,11 @@ class Schedule(Scheduler):
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
         self.cfg, self.low, self.per_epoch = cfg, low, steps_per_epoch
         self.warmup = round(cfg.warmup_epochs * steps_per_epoch)
+        self.lag = round(cfg.lag_epochs * steps_per_epoch)
+        self.start = self.warmup if cfg.warmup_prefix else 0
         cooldown = round(cfg.cooldown_epochs * steps_per_epoch)
-        self.length = steps - self.warmup - cooldown
-        if self.length <= 0:
+        self.length = steps - self.start - cooldown
+        if steps - self.warmup - cooldown <= 0:
             raise OptimError(
                 f"schedule.warmup_epochs={cfg.warmup_epochs:g} and schedule.cooldown_epochs={cfg.cooldown_epochs:g} "
                 f"are as long as the run: make them shorter"
@@ -48,9 +53,12 @@ class Schedule(Scheduler):
 
     def rate(self, step: int, peak: float) -> float:
         """The learning rate of a step, counted from 0, where it is ``peak`` at most."""
+        step = max(step - self.lag, 0)
+        if self.cfg.t_in_epochs:
+            step -= step % self.per_epoch
         if step < self.warmup:
             return self.cfg.warmup_lr + (peak - self.cfg.warmup_lr) * step / self.warmup
-        t = step - self.warmup
+        t = step - self.start
         if t >= self.length and self.cfg.name != "constant":
             return self.low
         match self.cfg.name:

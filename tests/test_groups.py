@@ -1,0 +1,64 @@
+"""Our parameter groups beside timm's own: the same weights decay."""
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+import models  # noqa: F401  (registers the models)
+from optim import param_groups
+
+# Of families that name their tables, tokens and temperatures in no_weight_decay(), each in its own way.
+SMALL = (
+    *("xcit_nano_12_p16_224", "test_vit", "test_vit_relpos", "test_maxvit", "levit_128s", "tiny_vit_5m_224"),
+    *("convit_tiny", "pit_ti_224", "crossvit_tiny_240", "lipsformer_swin_mini", "deit_tiny_distilled_patch16_224"),
+)
+
+
+def undecayed_by_timm(model: nn.Module) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=exempt)
+    return {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+
+
+def assert_the_same_decay(name: str) -> None:
+    """Tables and tokens that timm lets alone are no linear maps either."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    theirs = undecayed_by_timm(model)
+    for group in param_groups(model, 0.05, 0.0):
+        for member, parameter in group["params"]:
+            assert (group["weight_decay"] == 0) == (member in theirs), f"{name}: {member}"
+            assert not (group["cap"] and member in theirs and parameter.ndim >= 2), f"{name}: {member}"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_decay_is_timm_s(name):
+    assert_the_same_decay(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_decay_is_timm_s_for_a_model_of_each_family():
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module)[-1:]:
+            assert_the_same_decay(name)
+
+
+def test_a_pattern_covers_all_it_matches_and_a_name_itself_alone():
+    class Patterned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Linear(2, 2)
+            self.head = nn.Linear(2, 2)
+            self.header = nn.Linear(2, 2)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"table.*", "head", "head.weight"}
+
+    decay = {
+        name: group["weight_decay"] for group in param_groups(Patterned(), 0.1, 0.0) for name, _ in group["params"]
+    }
+    assert {name for name, value in decay.items() if value} == {"header.weight"}

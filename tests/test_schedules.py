@@ -1,0 +1,108 @@
+"""Learning rates of the papers' experiments, beside timm's scheduler driven as the released training loops drive it."""
+
+import math
+
+import pytest
+from runs import settings
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+import optim
+from optim import ScheduleConfig
+
+STEPS = 7  # in an epoch
+
+
+def scheduler(cfg: ScheduleConfig, epochs: int, low: float = 1e-5):
+    """The rate of a step, of a schedule that ``cfg`` describes with a peak of 1e-3."""
+    optimizer = optim.build_optimizer(optim.OptimConfig(name="adamw", lr=1e-3), nn.Linear(2, 2), 512)
+    adamw = optim.OptimConfig(name="adamw", min_lr=low)
+    built = optim.build_schedule(cfg, adamw, optimizer, 512, epochs * STEPS, STEPS)
+    return lambda step: built.rate(step, 1e-3)
+
+
+def rates_of(experiment: str) -> list[float]:
+    """Of every step of an experiment, were an epoch of seven steps."""
+    cfg = settings(f"experiment={experiment}", "data=fashion_mnist", "logger=none", "device=cpu")
+    optimizer = optim.build_optimizer(cfg.optim, nn.Linear(2, 2), cfg.batch_size)
+    schedule = optim.build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * STEPS, STEPS)
+    rates = []
+    for step in range(cfg.epochs * STEPS):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def timm_cosine(peak: float, **options: float):
+    """timm's own scheduler, and the optimizer whose rate it sets."""
+    optimizer = optim.build_optimizer(optim.OptimConfig(name="adamw", lr=peak), nn.Linear(2, 2), 512)
+    return CosineLRScheduler(optimizer, lr_min=1e-5, warmup_lr_init=1e-6, **options), optimizer.param_groups[0]
+
+
+def test_deit_s_rate_is_that_of_its_released_loop():
+    """Once an epoch, and by the number of the epoch that ends: ``lr_scheduler.step(epoch)``."""
+    theirs, group = timm_cosine(1e-3, t_initial=300, warmup_t=5)
+    expected = []
+    for epoch in range(300):
+        expected += [group["lr"]] * STEPS
+        theirs.step(epoch)
+    assert rates_of("deit_small_paper") == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("size", "peak"), [("tiny", 2e-3), ("small", 2e-3), ("base", 1e-3)])
+def test_cswin_s_rates_are_those_of_its_released_loop(size, peak):
+    """Once an epoch, and by the number of the one to come: ``lr_scheduler.step(epoch + 1)``; ten more at the end."""
+    theirs, group = timm_cosine(peak, t_initial=300, warmup_t=20)
+    expected = []
+    for epoch in range(310):
+        expected += [group["lr"]] * STEPS
+        theirs.step(epoch + 1)
+    assert rates_of(f"cswin_{size}_paper") == pytest.approx(expected, rel=1e-12)
+
+
+def test_swin_s_rate_is_that_of_its_released_loop():
+    """At each step. The released loop is one step late, which is left out here: it gives the last number."""
+    theirs, group = timm_cosine(1e-3, t_initial=300 * STEPS, warmup_t=20 * STEPS, t_in_epochs=False)
+    expected = []
+    for step in range(300 * STEPS):
+        theirs.step_update(step)
+        expected.append(group["lr"])
+    assert rates_of("swin_tiny_paper") == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_a_prefix_moves_the_schedule_and_no_prefix_covers_its_beginning(name):
+    options = {"step_epochs": 4.0, "timescale_epochs": 2.0, "cooldown_epochs": 1}
+    bare = scheduler(ScheduleConfig(name=name, decay_epochs=4, **options), 18)
+    after = scheduler(ScheduleConfig(name=name, decay_epochs=4, warmup_epochs=2, **options), 20)
+    within = scheduler(ScheduleConfig(name=name, decay_epochs=4, warmup_epochs=2, warmup_prefix=False, **options), 18)
+    for step in range(18 * STEPS):
+        assert after(step + 2 * STEPS) == bare(step)
+        if step >= 2 * STEPS:
+            assert within(step) == bare(step)
+        else:
+            assert within(step) == pytest.approx(1e-3 * step / (2 * STEPS))
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_in_epochs_the_rate_is_that_of_the_epoch_s_first_step(name):
+    options = {"step_epochs": 2.0, "warmup_epochs": 2, "cooldown_epochs": 1}
+    smooth = scheduler(ScheduleConfig(name=name, **options), 12)
+    stairs = scheduler(ScheduleConfig(name=name, t_in_epochs=True, **options), 12)
+    late = scheduler(ScheduleConfig(name=name, t_in_epochs=True, lag_epochs=1, **options), 12)
+    for step in range(12 * STEPS):
+        assert stairs(step) == smooth(step // STEPS * STEPS)
+        assert late(step) == stairs(max(step - STEPS, 0))
+
+
+def test_the_default_is_a_prefix_and_a_rate_for_each_step():
+    rate = scheduler(ScheduleConfig(name="cosine", warmup_epochs=2), 12)
+    length = 10 * STEPS
+    for step in range(2 * STEPS, 12 * STEPS):
+        fraction = 0.5 * (1 + math.cos(math.pi * (step - 2 * STEPS) / length))
+        assert rate(step) == 1e-5 + (1e-3 - 1e-5) * fraction  # to the last bit
+
+
+def test_a_run_that_is_all_warm_up_is_refused_without_a_prefix_too():
+    with pytest.raises(optim.OptimError, match=r"schedule.warmup_epochs=12 and .* are as long as the run"):
+        scheduler(ScheduleConfig(name="cosine", warmup_epochs=12, warmup_prefix=False), 12)
