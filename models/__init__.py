@@ -10,6 +10,7 @@ from models.errors import ModelError
 from models.finetune import load_resized, start_from
 from models.lipschitz import lipschitz_bound
 from models.lipschitz_report import LipschitzReport
+from models.registry import registration
 from models.weights import load_weights, read_file, read_weights
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "read_file",
     "read_weights",
     "refuse_unknown",
+    "registration",
     "start_from",
 ]
