@@ -279,6 +279,7 @@ def _rewind(named: Path, checkpoints: Checkpoints, world: World) -> None:
         raise UserError(
             f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
         )
+    load_checkpoint(named)  # a damaged file must not cost the checkpoints after it
     world.barrier()  # every process has seen that the file is there
     if world.is_main:
         checkpoints.rewind(named)

@@ -11,7 +11,8 @@ from models.finetune import load_resized, start_from
 from models.lipschitz import lipschitz_bound
 from models.lipschitz_report import LipschitzReport
 from models.registry import registration
-from models.weights import load_weights, read_file, read_weights
+from models.weight_files import read_file
+from models.weights import load_weights, read_weights
 
 __all__ = [
     "FAMILIES",
