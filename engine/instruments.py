@@ -1,12 +1,12 @@
 """What the stability monitor reads, on its way to the metrics, the log and the pictures of a run."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from engine.json_text import to_json
 from engine.loggers import Logger
 from engine.plots import draw_heat_maps
 from engine.run_dir import RunDirectory
@@ -61,8 +61,8 @@ class Instruments:
             The line for ``metrics.jsonl``.
         """
         layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
-        with open(self.run.stability, "a") as file:
-            file.write(json.dumps(place | {"layers": layers, "collapsed": report.collapsed}) + "\n")
+        with open(self.run.stability, "a", encoding="utf-8") as file:
+            file.write(to_json(place | {"layers": layers, "collapsed": report.collapsed}) + "\n")
         self._warn(report, int(place["step"]))
         for_lines = {
             f"{kind}/{name}": worst(kind, values)

@@ -198,7 +198,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_settings(settings: RunConfig, path: Path) -> None:
     """Write settings as YAML, so that a reader sees either none or all of it."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))))
+    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))), encoding="utf-8")
     os.replace(scratch, path)
 
 

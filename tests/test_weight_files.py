@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,18 @@ def test_a_checkpoint_that_would_run_code_is_called_that(here):
     with pytest.raises(UserError, match=r"^evil.pt cannot be read: it holds posix.mkdir, which may run code") as error:
         load_checkpoint(Path("evil.pt"))
     assert "weights_only" not in str(error.value) and not (here / "ran").exists()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.97])
+def test_a_full_disk_is_called_that(share, tmp_path):
+    """Wherever in the file that is: torch's own complaint, of a position in its archive, comes after the system's."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    state = {"step": 1, "model": {str(i): torch.zeros(60_000) for i in range(5)}, "config": {}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * 1.2e6), before[1]))
+    try:
+        with pytest.raises(UserError, match=r"step 1 could not be saved in .* \(File too large\): free space"):
+            checkpoints.save(state, is_best=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
