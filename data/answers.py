@@ -38,7 +38,11 @@ def real_answers(index: ImageIndex) -> NDArray[np.int64]:
 def read_list(file: str) -> list[list[str]]:
     """The words of each line; one or two, the same number on every line."""
     try:
-        lines = [line.split() for line in Path(os.path.expanduser(file)).read_text().splitlines() if line.strip()]
+        lines = [
+            line.split()
+            for line in Path(os.path.expanduser(file)).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', error)})") from error
     if {len(words) for words in lines} not in ({1}, {2}):

@@ -23,6 +23,7 @@ class DataConfig:
     crop: int = 224  # side of the images the model sees
     crop_ratio: float = 0.875  # evaluation sees this share of the shorter side, through a crop at the centre
     resize: int | None = None  # shorter side before that crop; null: crop / crop_ratio
+    crop_mode: str = "center"  # center | squash: evaluation resizes both sides to that, whatever the image's shape
     interpolation: str = "bicubic"  # bicubic | bilinear, with antialiasing | random: either, in training
     index_dir: str | None = None  # where a folder's index lies; null: in root if writable, else in the user's cache
     on_bad_image: str = "error"  # error | skip

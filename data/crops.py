@@ -75,12 +75,23 @@ def _central_boxes(height: NDArray, width: NDArray, ratio: tuple[float, float]) 
 
 
 def centre_crops(
-    index: NDArray[np.int64], height: NDArray, width: NDArray, resize: int, crop: int, cubic: bool = True
+    index: NDArray[np.int64],
+    height: NDArray,
+    width: NDArray,
+    resize: int,
+    crop: int,
+    cubic: bool = True,
+    squash: bool = False,
 ) -> Crops:
-    """Evaluation crops: shorter side to ``resize``, then the central ``crop`` square, as torchvision rounds them."""
+    """Evaluation crops: shorter side to ``resize``, then the central ``crop`` square, as torchvision rounds them.
+
+    Where ``squash`` says so, both sides become ``resize``, whatever the shape of the image.
+    """
     H, W = height.astype(np.int64), width.astype(np.int64)
     shorter = np.minimum(H, W)
     size = np.stack([H * resize // shorter, W * resize // shorter], axis=1)
+    if squash:
+        size = np.full_like(size, resize)
     window = np.where(size < crop, -((crop - size) // 2), np.rint((size - crop) / 2))
     zeros = np.zeros_like(H)
     return Crops(

@@ -82,4 +82,4 @@ def wnids(file: str = "imagenet_synsets.txt") -> tuple[str, ...]:
 
 def timm_metadata(file: str) -> str:
     """The content of a file that timm keeps about ImageNet and its relatives."""
-    return (resources.files("timm.data") / "_info" / file).read_text()
+    return (resources.files("timm.data") / "_info" / file).read_text(encoding="utf-8")

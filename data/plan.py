@@ -167,5 +167,5 @@ class EvalPlan:
         """The crops of the images ``rows`` of the index."""
         index = np.arange(rows.start, rows.stop)
         height, width = self.index.heights[index], self.index.widths[index]
-        side = evaluation_side(self.data)
-        return centre_crops(index, height, width, side, self.data.crop, self.data.interpolation != "bilinear")
+        side, cubic = evaluation_side(self.data), self.data.interpolation != "bilinear"
+        return centre_crops(index, height, width, side, self.data.crop, cubic, self.data.crop_mode == "squash")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.errors import UserError
+from models import ModelError, read_file
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,8 @@ class Checkpoints:
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             scratch.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(
-                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({reason}): "
+                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({_reason(error)}): "
                 "free space and run the same command again to go on from the last good checkpoint"
             ) from error
         self._prune()
@@ -127,10 +127,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
-    return checked(state, path)
+        return checked(read_file(path), path)
+    except ModelError as error:
+        raise UserError(str(error)) from error
 
 
 def checked(content: Any, path: Path) -> dict[str, Any]:
@@ -145,6 +144,16 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written: as the system says, where torch's own error came after that of the system."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from data import (
 from engine.config import EvalConfig
 from engine.device import check_amp, choose_device, default_workers, tune
 from engine.distributed import World
+from engine.errors import RunStopped
 from engine.eval_report import refuse_unwritable, write_scores, write_sets
 from engine.log import log_to
 from engine.scoring import Scores, evaluate
@@ -43,6 +44,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
 
     Raises:
         UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
+        RunStopped: if the model gave logits that are not finite; the scores are written.
     """
     world = World.from_environment()
     device = choose_device(cfg.device, world.local_rank)
@@ -64,6 +66,8 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
         write_sets(cfg, scores)
     elif world.is_main:
         write_scores(cfg, scores[cfg.data.name], resolve_backend(cfg.data))
+    if any(found.not_finite for found in scores.values()):
+        raise RunStopped(f"{cfg.checkpoint}: the model gives answers that are not finite, see {cfg.output}", 1)
     return scores
 
 

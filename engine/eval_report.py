@@ -1,6 +1,5 @@
 """What an evaluation leaves behind: a JSON file, a table in Markdown, and its lines on the console."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from data import SETS
 from engine.config import EvalConfig
 from engine.errors import UserError
+from engine.json_text import to_json
 from engine.scoring import Scores
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def write_sets(cfg: EvalConfig, scores: dict[str, Scores]) -> None:
     table = markdown_table(("set", "images", "top-1, %", "top-5, %", "loss"), rows)
     said = f"{cfg.checkpoint}, {cfg.data.crop} pixels, {cfg.amp}"
     path = _table_path(cfg)
-    path.write_text(f"{said}\n\n{table}\n")
+    path.write_text(f"{said}\n\n{table}\n", encoding="utf-8")
     log.info("\n%s\n\n%s\n", said, table)
     log.info("written to %s and %s", os.path.relpath(cfg.output), os.path.relpath(path))
 
@@ -78,4 +78,4 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_json(cfg: EvalConfig, content: dict[str, Any]) -> None:
     """Write the JSON file: the checkpoint and ``content``."""
     checkpoint = str(cfg.checkpoint) if cfg.checkpoint is not None else None
-    Path(cfg.output).write_text(json.dumps({"checkpoint": checkpoint} | content, indent=1) + "\n")
+    Path(cfg.output).write_text(to_json({"checkpoint": checkpoint} | content, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 """Keeps the last steps in mind and, when the loss jumps or is not finite, writes down what led there."""
 
-import json
 import logging
 import math
 from collections import deque
@@ -15,6 +14,7 @@ from data import TrainPlan
 from engine.beside import beside
 from engine.checkpoint import Checkpoints
 from engine.distributed import World
+from engine.json_text import spelt, to_json
 from engine.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -99,11 +99,12 @@ class FlightRecorder:
             "kind": kind,
             "checkpoint_step": start,
             **self.about,
-            "steps": [{key: _finite(value) for key, value in line.items()} for line in self.past],
+            "config": spelt(self.about["config"]),
+            "steps": list(self.past),
             "readings": [reading for reading in self.run.read_stability() if reading["step"] >= self.past[0]["step"]],
             "images": [{"index": int(row), "path": self.plan.index.name(int(row))} for row in rows],
         }
-        (place / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+        (place / "record.json").write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
         usual = f"usually {median(history):.4g}" if history else "the first steps"
         return (
             f"step {step}: the loss is {loss:.4g} ({usual}); its images and the steps before are in "
@@ -121,7 +122,3 @@ def is_spike(history: Sequence[float], loss: float) -> bool:
     middle = median(history)
     spread = 1.4826 * median(abs(value - middle) for value in history)  # a normal distribution's standard deviation
     return loss > middle + max(DEVIATIONS * spread, SHARE * abs(middle))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,6 +1,5 @@
 """What the stability monitor reads, on its way to the metrics, the log and the pictures of a run."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.beside import LineFile, beside
+from engine.json_text import to_json
 from engine.loggers import Logger
 from engine.plots import draw_heat_maps
 from engine.run_dir import RunDirectory
@@ -92,7 +92,7 @@ class Instruments:
             The line for ``metrics.jsonl``.
         """
         layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
-        self.lines.add(json.dumps(place | {"layers": layers, "collapsed": report.collapsed}))
+        self.lines.add(to_json(place | {"layers": layers, "collapsed": report.collapsed}))
         self._warn(report, int(place["step"]))
         for_lines = {
             f"{kind}/{name}": worst(kind, values)

@@ -1,5 +1,6 @@
 """What a run says: on the console and in its log file. Neither is worth a run: one that breaks is done without."""
 
+import io
 import logging
 import os
 import sys
@@ -47,12 +48,14 @@ def log_to(path: Path | None, speaks: bool) -> None:
         path: the file, appended to; None for none.
         speaks: whether this process says more than errors.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal cannot show is spelt, as stderr does it
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     console.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [console]
     if path is not None and speaks:
-        file = LogFile(path, encoding="utf-8")
+        file = LogFile(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     for room in ("engine", "data", "models", "optim", "stability"):

@@ -15,6 +15,7 @@ from omegaconf import MISSING, OmegaConf
 
 from engine.config import TrainConfig
 from engine.errors import UserError
+from engine.json_text import to_json
 from engine.settings import as_container, flatten, write_settings
 
 # What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
@@ -108,7 +109,7 @@ class RunDirectory:
         Raises:
             UserError: if another process trains here.
         """
-        with open(self.path / ".lock", "w") as file:
+        with open(self.path / ".lock", "w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -131,7 +132,7 @@ class RunDirectory:
                 os.replace(file, file.with_name(f"{file.stem}.before.jsonl"))
             lines = [line for line in _read_lines(file) if line["step"] <= step]
             scratch = file.with_suffix(".tmp")
-            scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            scratch.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")
             os.replace(scratch, file)
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -147,7 +148,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,5 +1,6 @@
 """Exact evaluation: over all processes every image counts once."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -11,18 +12,26 @@ from data import Batch, DeviceAugment
 from engine.distributed import World
 from engine.stepper import autocast
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found; accuracies in percent. The loss is NaN where an image may have several answers."""
+    """What an evaluation found; accuracies in percent.
+
+    The loss is NaN where an image may have several answers, or the model gave logits that are not finite: of so many
+    images, ``not_finite``, which count as wrong.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
+    not_finite: int = 0
 
     def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        """As it is written down: without a word of what is not finite where all is well."""
+        return {name: value for name, value in asdict(self).items() if name != "not_finite" or value}
 
 
 @torch.inference_mode()
@@ -53,24 +62,31 @@ def evaluate(
     """
     model.eval()
     classes = classes.to(device) if classes is not None else None
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # top-1, top-5, loss, images
+    totals = torch.zeros(5, dtype=torch.float64, device=device)  # top-1, top-5, loss, images, not finite
     for batch in batches:
         images = augment.normalise(batch.images).contiguous(memory_format=memory_format)
         with autocast(device, amp):
             logits = model(images)
         logits = logits.float() if classes is None else logits.float()[:, classes]
         totals += torch.stack(_count(logits, batch.labels)).double()
-    top1, top5, loss_sum, images_seen = world.sum(totals).tolist()
-    return Scores(100 * top1 / images_seen, 100 * top5 / images_seen, loss_sum / images_seen, int(images_seen))
+    top1, top5, loss, seen, bad = world.sum(totals).tolist()
+    if bad and world.is_main:
+        log.warning("the model's answers on %d of %d images are not finite: they count as wrong", bad, seen)
+    return Scores(100 * top1 / seen, 100 * top5 / seen, loss / seen, int(seen), int(bad))
 
 
 def _count(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """Of a batch: the images whose best, and whose best five, hold a right answer; the sum of losses; images."""
+    """Of a batch: the images whose best, and whose best five, hold a right answer; the sum of losses; images.
+
+    Last, the images whose logits are not all finite: no answer of theirs is right.
+    """
     answers = labels.view(len(labels), -1)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    right = (best.unsqueeze(2) == answers.unsqueeze(1)).any(2)
+    finite = logits.isfinite().all(1)
+    right = (best.unsqueeze(2) == answers.unsqueeze(1)).any(2) & finite.unsqueeze(1)
     if labels.ndim == 1:
         loss = F.cross_entropy(logits, labels, reduction="sum")
     else:
         loss = torch.full((), torch.nan, device=logits.device)
-    return [right[:, 0].sum(), right.any(1).sum(), loss, (answers >= 0).any(1).sum()]
+    counts = (answers >= 0).any(1)
+    return [right[:, 0].sum(), right.any(1).sum(), loss, counts.sum(), (counts & ~finite).sum()]

@@ -1,28 +1,26 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
 import difflib
-import logging
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import timm
 from omegaconf import DictConfig, OmegaConf
 
 from data import policies
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
+from engine.registered import take_registered
 from models import FAMILIES, ModelConfig, refuse_unknown
-
-log = logging.getLogger(__name__)
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "amp": ("bf16", "fp16", "fp32"),
     "data.backend": ("auto", "dali", "torch"),
     "data.interpolation": ("bicubic", "bilinear", "random"),
+    "data.crop_mode": ("center", "squash"),
     "data.on_bad_image": ("error", "skip"),
     "eval.weights": ("ema", "raw"),
     "optim.clip_mode": ("norm", "value", "agc"),
@@ -115,6 +113,9 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
         what = f"{composed.checkpoint} holds weights alone" if composed.checkpoint else "benchmark=true needs a model"
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")
+    elif not OmegaConf.is_missing(composed.model, "name"):
+        refuse_unknown(composed.model.name)
+        take_registered(composed, typed)
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     if settings.sets.labels is not None and settings.sets.imagenet is None:
@@ -122,8 +123,6 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
     if settings.benchmark and settings.sets.folders():
         raise UserError("benchmark=true measures speed on noise, without sets.…: run the two one after the other")
     refuse_unknown(settings.model.name)
-    if trained is None and "data" not in typed and not settings.benchmark:
-        _take_registered(settings, typed)
     return settings
 
 
@@ -169,24 +168,6 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
     composed[group] = OmegaConf.merge(base, trained, kept)
 
 
-def _take_registered(settings: EvalConfig, typed: set[str]) -> None:
-    """Prepare images as timm was told when the model was registered, except for what the user typed."""
-    registered = timm.get_pretrained_cfg(settings.model.name)
-    if registered is None:
-        return
-    ours: dict[str, Any] = {"mean": list(registered.mean), "std": list(registered.std)}
-    if "data.resize" not in typed:
-        ours["crop_ratio"] = min(registered.crop_pct, 1.0)  # above 1 timm sets the whole image in a border
-    if registered.interpolation in CHOICES["data.interpolation"]:
-        ours["interpolation"] = registered.interpolation
-    taken = {key: value for key, value in ours.items() if f"data.{key}" not in typed}
-    for key, value in taken.items():
-        setattr(settings.data, key, value)
-    if taken:
-        said = ", ".join(f"data.{key}={value}" for key, value in taken.items())
-        log.info("images are prepared as %s is registered: %s", settings.model.name, said)
-
-
 def _override_names(overrides: Iterable[str], with_model: bool) -> list[str]:
     unnamed = UNNAMED - {"model"} if with_model else UNNAMED
     named = (o.lstrip("+~") for o in overrides)
@@ -217,7 +198,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_settings(settings: RunConfig, path: Path) -> None:
     """Write settings as YAML, so that a reader sees either none or all of it."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))))
+    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))), encoding="utf-8")
     os.replace(scratch, path)
 
 

@@ -39,7 +39,9 @@ def read_trace(path: Path) -> StepTimes:
         ValueError: if it is no such trace, or one of an older version, without the parts of a step.
     """
     try:
-        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("ph") == "X"]
+        events = [
+            event for event in json.loads(path.read_text(encoding="utf-8"))["traceEvents"] if event.get("ph") == "X"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no trace: train with profile=true first") from error
     marks = [event for event in events if event.get("cat") == "user_annotation"]

@@ -287,6 +287,7 @@ def _rewind(named: Path, checkpoints: Checkpoints, world: World) -> None:
         raise UserError(
             f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
         )
+    load_checkpoint(named)  # a damaged file must not cost the checkpoints after it
     world.barrier()  # every process has seen that the file is there
     if world.is_main:
         checkpoints.rewind(named)
@@ -325,10 +326,10 @@ def _conclude(cfg: TrainConfig, run: RunDirectory, trainer: Trainer, scores: Sco
     if scores is None and not lines:
         return
     last = dataclasses.asdict(scores) if scores is not None else lines[-1]
-    best = trainer.best or {"step": lines[-1]["step"], "top1": last["top1"]}
     log.info("")
     log.info("top-1 %.2f %%, top-5 %.2f %% on %d images", last["top1"], last["top5"], last["images"])
-    log.info("best  %.2f %% at step %d", best["top1"], best["step"])
+    if trainer.best is not None:  # else no validation gave finite answers
+        log.info("best  %.2f %% at step %d", trainer.best["top1"], trainer.best["step"])
     log.info("run         %s", os.path.relpath(run.path))
     log.info("curves      %s", os.path.relpath(run.plots / "curves.png"))
     log.info("first batch %s", os.path.relpath(run.plots / "batch.png"))

@@ -1,6 +1,5 @@
 """The loop: steps, readings, evaluations, checkpoints, and the end."""
 
-import json
 import logging
 import resource
 import time
@@ -19,6 +18,7 @@ from engine.distributed import World, is_lost_peer
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.flight_recorder import FlightRecorder
 from engine.instruments import Instruments
+from engine.json_text import to_json
 from engine.loggers import Logger
 from engine.meter import Meter, Reading
 from engine.plots import draw_batch, draw_curves
@@ -299,7 +299,7 @@ class Trainer:
     def _write(self, line: dict[str, Any]) -> None:
         if not self.world.is_main:
             return
-        self.metrics.add(json.dumps(line))
+        self.metrics.add(to_json(line))
         prefix = line["split"]
         self.logger.log({f"{prefix}/{k}": v for k, v in line.items() if k not in ("split", "step")}, line["step"])
 
@@ -322,7 +322,7 @@ class Trainer:
         """Score the model, and save it if it is the best so far."""
         scores = self.last_scores = self.validate()
         self.validated = self.done
-        is_best = self.best is None or scores.top1 > self.best["top1"]
+        is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
         if is_best:
             self.best = {"step": self.done, "top1": scores.top1}
         self._write({"split": "val"} | self._place() | scores.as_dict())

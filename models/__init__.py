@@ -10,7 +10,9 @@ from models.errors import ModelError
 from models.finetune import load_resized, start_from
 from models.lipschitz import lipschitz_bound
 from models.lipschitz_report import LipschitzReport
-from models.weights import load_weights, read_file, read_weights
+from models.registry import registration
+from models.weight_files import read_file
+from models.weights import load_weights, read_weights
 
 __all__ = [
     "FAMILIES",
@@ -25,5 +27,6 @@ __all__ = [
     "read_file",
     "read_weights",
     "refuse_unknown",
+    "registration",
     "start_from",
 ]

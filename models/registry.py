@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_deprecated_models
 
 
 def pretrained_cfg(**changes: Any) -> dict[str, Any]:
@@ -22,3 +24,11 @@ def pretrained_cfg(**changes: Any) -> dict[str, Any]:
         "license": "apache-2.0",
         **changes,
     }
+
+
+def registration(name: str) -> Any:
+    """timm's description (``PretrainedCfg``) of a model, which an old name of timm has as well; None without one."""
+    try:
+        return timm.get_pretrained_cfg(get_deprecated_models().get(name) or name)
+    except RuntimeError:  # an old name may stand for weights that timm has no more
+        return None

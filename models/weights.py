@@ -1,56 +1,24 @@
-"""Reading weights from files, whoever wrote them and without running what they hold; loading them into models."""
+"""Weights from files of any form, and loading them into models."""
 
 import re
-from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.released import to_our_names
+from models.weight_files import read_file
 
 # Where files keep their weights: the authors', timm's, and our own checkpoints.
 AVERAGED = ("state_dict_ema", "model_ema", "ema")
 TRAINED = ("state_dict", "model")
-# Settings that authors pickle beside the weights. They become a plain OrderedDict, which torch builds from any file
-# anyway, so that nothing more is trusted; torch fills no other subclass of dict.
-STAND_INS: list[Any] = [(OrderedDict, "yacs.config.CfgNode"), (OrderedDict, "argparse.Namespace")]
 # Tables that a model computes from its sizes, and that older files hold beside the weights.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-
-
-def read_file(path: str | Path) -> Any:
-    """The content of a ``.safetensors`` or torch file, on the CPU: tensors, numbers, text and containers of them.
-
-    Raises:
-        ModelError: if the file is missing, damaged, or names any code but the harmless.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder: name a file of weights in it")
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}: name a file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise ModelError(f"{path} cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """One line of the many of an error; torch's own advice, to trust the file, is left out."""
-    message = str(error)
-    if match := re.search(r"GLOBAL (\S+)", message):
-        return f"it holds {match[1]}, which may run code and is not loaded: save the weights alone"
-    if match := re.search(r"WeightsUnpickler error: *(.+)", message):
-        message = match[1]
-    return f"it is damaged or holds no weights ({(message or type(error).__name__).splitlines()[0]})"
+# A number that BatchNorm counts since torch 0.4.1 and that changes no output; older files lack it.
+COUNTED = ".num_batches_tracked"
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DistributedDataParallel and torch.compile put before names
 
 
 def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
@@ -64,13 +32,18 @@ def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
         ModelError: as :func:`read_file`, or if there are no weights in it.
     """
     content = read_file(path)
-    for name in (*AVERAGED, *TRAINED) if averaged else (*TRAINED, *AVERAGED):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
+    names = (*AVERAGED, *TRAINED) if averaged else (*TRAINED, *AVERAGED)
+    while wrapped := _wrapped_in(content, names):
+        content = wrapped
     if not _are_weights(content):
         raise ModelError(f"{path} holds no weights: expected a dictionary of tensors")
-    return clean_state_dict(content)
+    return {WRAPPERS.sub("", name): value for name, value in content.items()}
+
+
+def _wrapped_in(content: Any, names: Iterable[str]) -> dict[str, Any] | None:
+    """The first dictionary that a dictionary holds under one of the names."""
+    found = (content.get(name) for name in names) if isinstance(content, dict) else ()
+    return next((value for value in found if isinstance(value, dict)), None)
 
 
 def _are_weights(content: Any) -> bool:
@@ -94,6 +67,7 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
         source, weights = source or str(weights), read_weights(weights)
     weights = named_for(model, weights)
     own = model.state_dict()
+    weights = {name: own[name] for name in own if name.endswith(COUNTED)} | weights
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     reshaped = [

@@ -52,7 +52,9 @@ def made_set(root: Path, images: int) -> None:
 
 def memory() -> dict[str, float]:
     """Memory of this process in MB (10^6 bytes)."""
-    fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    fields = dict(
+        line.split(":") for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    )
     kilobytes = {name: int(value.split()[0]) for name, value in fields.items()}
     private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
     return {name: value * 1024 / 1e6 for name, value in (("rss", kilobytes["Rss"]), ("private", private))}

@@ -148,6 +148,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["lipsformer_swin_tiny", "vit_base_patch16_224"])
     parser.add_argument("--turns", type=int, default=15)

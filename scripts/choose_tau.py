@@ -35,8 +35,8 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     config = OmegaConf.load(run / "config.yaml")
     if config.optim.name != "adamw2" or config.optim.tau != float("inf"):
         raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=inf, which measures and caps nothing")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "step_ratio_p99" in line], config.schedule.warmup_epochs
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line.get("step_ratio_p99") is not None], config.schedule.warmup_epochs
 
 
 def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float]:
@@ -72,6 +72,7 @@ def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> Non
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--percentile", type=float, default=99.0, help="of the steps after the warm-up")

@@ -46,12 +46,12 @@ def read(folder: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"{folder} is no run: it has no metrics.jsonl")
     lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
-    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
             split = line["split"]
             for key in NEEDED[split]:
-                float(line[key])
+                float(line[key] or 0)  # null is what is not finite
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"line {number} of {path} is not a run's: it lacks a split with its numbers") from None
         lines[split].append(line)
@@ -67,7 +67,8 @@ def table(runs: list[Run]) -> str:
         accuracies = [line["top1"] for line in run.val]
         last, best = (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}") if accuracies else ("–", "–")
         end = run.train[-1]
-        rows.append(f"| {run.name} | {end['step']} | {end['loss']:.4f} | {last} | {best} |")
+        loss = "–" if end["loss"] is None else f"{end['loss']:.4f}"
+        rows.append(f"| {run.name} | {end['step']} | {loss} | {last} | {best} |")
     return "\n".join(rows)
 
 
@@ -89,6 +90,7 @@ def draw(runs: list[Run], path: Path) -> None:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument(

@@ -10,8 +10,8 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryFile
 
-import timm
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
 from engine.checkpoint import checked, is_ours
-from engine.errors import USER_ERRORS
+from engine.errors import USER_ERRORS, UserError
 
 TOLERANCE = 1e-4  # of the largest logit: float32 in another order
 
@@ -31,7 +31,7 @@ def difference(outputs: Tensor, expected: Tensor) -> float:
 
 
 def export(model: nn.Module, side: int, path: Path) -> dict[str, float]:
-    """Write ``path`` with suffixes .pt2 and .onnx.
+    """Write ``path`` with .pt2 and .onnx after its name, in which points may stand (``resnet50.a1_in1k``).
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -42,16 +42,17 @@ def export(model: nn.Module, side: int, path: Path) -> dict[str, float]:
         How far each of the two, read back from its file, is from the model on images it was not traced with: the
         largest difference over the largest logit.
     """
+    pt2, onnx = (path.with_name(path.name + ending) for ending in (".pt2", ".onnx"))
     traced, fresh = torch.randn(2, 3, side, side), torch.randn(3, 3, side, side)
-    batch = {"x": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' remarks on their own deprecations
         expected = model(fresh)
         program = torch.export.export(model, (traced,), dynamic_shapes=batch)
-        torch.export.save(program, path.with_suffix(".pt2"))
-        from_export = torch.export.load(path.with_suffix(".pt2")).module()(fresh)
-        torch.onnx.export(program, (), str(path.with_suffix(".onnx")), external_data=False, verbose=False)
-    from_onnx = run_onnx(path.with_suffix(".onnx"), fresh)
+        torch.export.save(program, pt2)
+        from_export = torch.export.load(pt2).module()(fresh)
+        torch.onnx.export(program, (), str(onnx), external_data=False, verbose=False)
+    from_onnx = run_onnx(onnx, fresh)
     return {"torch.export": difference(from_export, expected), "ONNX": difference(from_onnx, expected)}
 
 
@@ -70,7 +71,7 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     Args:
         name: of the model.
         weights: a checkpoint or a file of weights; None: untrained.
-        num_classes: None: those of the checkpoint, else 1000.
+        num_classes: None: those of the checkpoint, else the model's own.
         img_size: None: that of the checkpoint, else the model's own.
 
     Raises:
@@ -86,28 +87,43 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
         if cfg.name != name:
             raise models.ModelError(f"{weights} is of {cfg.name}: set --model {cfg.name}")
         cfg.num_classes, cfg.img_size = len(state["classes"]), state["config"]["data"]["crop"]
-    cfg.num_classes = num_classes or cfg.num_classes or 1000
-    cfg.img_size = img_size or cfg.img_size or timm.get_pretrained_cfg(name).input_size[-1]
-    model = models.build_model(cfg, cfg.num_classes, cfg.img_size).eval()
+    registered = models.registration(name)
+    own_classes, own_size = (registered.num_classes, registered.input_size[-1]) if registered else (1000, 224)
+    cfg.num_classes = num_classes or cfg.num_classes
+    cfg.img_size = img_size or cfg.img_size or own_size
+    model = models.build_model(cfg, own_classes, cfg.img_size).eval()
     if weights is not None:
         models.load_weights(model, weights)
     return model, cfg.img_size
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder for the files.
+
+    Raises:
+        UserError: if it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}): name another folder") from error
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model of this project or of timm")
     parser.add_argument("--weights", type=Path, help="a checkpoint or a file of weights; without: untrained")
-    parser.add_argument("--num-classes", type=int, help="default: the checkpoint's, else 1000")
+    parser.add_argument("--num-classes", type=int, help="default: the checkpoint's, else the model's own, mostly 1000")
     parser.add_argument("--img-size", type=int, help="default: the checkpoint's, else the model's own, mostly 224")
     parser.add_argument("--out", type=Path, default=Path("exported"))
     args = parser.parse_args()
     try:
+        make_folder(args.out)
         model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
     found = export(model, side, args.out / args.model)
     for kind, value in found.items():
         print(f"{kind:12}  largest difference {value:.1e} of the largest logit")

@@ -190,7 +190,7 @@ def main() -> None:
         gpu = torch.cuda.is_available()
         machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         header = HEADER.format(machine=machine, side=SIDE, classes=CLASSES, batch=args.batch_size, turns=args.turns)
-        args.out.write_text(header + table(rows))
+        args.out.write_text(header + table(rows), encoding="utf-8")
         print(f"written: {args.out}")
 
 

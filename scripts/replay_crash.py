@@ -84,7 +84,7 @@ def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:
 def replay(run: Path, step: int | None) -> None:
     """Replay a record of a run."""
     place = find_record(run, step)
-    record = json.loads((place / "record.json").read_text())
+    record = json.loads((place / "record.json").read_text(encoding="utf-8"))
     settings = replay_settings(place, record)
     again = RunDirectory(place / "replay")
     if again.has_checkpoints() or again.read_metrics():

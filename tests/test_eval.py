@@ -266,7 +266,10 @@ def test_what_is_taken_from_the_registration_is_said(capsys):
     log_to(None, speaks=True)
     bare("model=cswin_tiny", "data.interpolation=bilinear", "data.mean=[0,0,0]")
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("as cswin_tiny is registered: data.std=[0.229, 0.224, 0.225], data.crop_ratio=0.9")
+    assert line.endswith(
+        "as cswin_tiny is registered: data.crop=224, data.std=[0.229, 0.224, 0.225], data.crop_ratio=0.9, "
+        "data.crop_mode=center"
+    )
 
 
 def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path):

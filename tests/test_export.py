@@ -99,3 +99,27 @@ def test_a_model_of_nan_is_not_served(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export.py", "--model", "lipsformer_swin_mini", "--out", str(tmp_path)])
     assert main() == 1
     assert "do not serve these files" in capsys.readouterr().err
+
+
+def test_classes_and_size_are_the_models_own():
+    """Of the weights that the name means: these know the 21,843 classes of ImageNet-21k."""
+    model, side = trained("vit_tiny_patch16_224.augreg_in21k", None, None, None)
+    assert (model.num_classes, side) == (21843, 224)
+    model, side = trained("lipsformer_swin_mini", None, None, None)
+    assert (model.num_classes, side) == (timm.get_pretrained_cfg("lipsformer_swin_mini").num_classes, 28)
+
+
+def test_points_in_a_name_stay(tmp_path, monkeypatch):
+    """``resnet50.a1_in1k`` and ``resnet50.tv_in1k`` do not write one another's files."""
+    written = []
+    monkeypatch.setattr("torch.export.save", lambda program, path: written.append(path.name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(torch.nn.Flatten().eval(), 2, tmp_path / "net.a1_in1k")
+    assert written == ["net.a1_in1k.pt2"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["export.py", "--model", "none", "--out", str(tmp_path / "file/x")])
+    assert main() == 2
+    assert "file/x cannot be written (Not a directory): name another folder" in capsys.readouterr().err

@@ -163,3 +163,18 @@ def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
         models.load_weights(small(), weights, "F")
     with pytest.raises(models.ModelError, match=f"w.pth {pattern}"):
         models.load_weights(small(), save(weights, tmp_path / "w.pth"))
+
+
+def test_weights_of_before_batches_were_counted_load(tmp_path):
+    """BatchNorm has ``num_batches_tracked`` since torch 0.4.1."""
+    model = timm.create_model("resnet10t", num_classes=3)
+    weights = {name: torch.randn_like(v) for name, v in model.state_dict().items() if "num_batches" not in name}
+    models.load_weights(model, save(weights, tmp_path / "w.pth"))
+    assert same_tensors({name: v for name, v in model.state_dict().items() if name in weights}, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_load(dtype, tmp_path):
+    model, weights = small(), {name: value.to(dtype) for name, value in small().state_dict().items()}
+    models.load_weights(model, save(weights, tmp_path / "w.pth"))
+    assert same_tensors(model.state_dict(), {name: value.float() for name, value in weights.items()})

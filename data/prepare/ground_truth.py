@@ -42,7 +42,7 @@ def validation_classes(given: Path | None, devkit_folder: Path) -> dict[str, str
 
 def _read_list(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--val-labels {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if lines and "," in lines[0]:

@@ -111,7 +111,7 @@ class Target:
         path = plan_file(self.folder)
         try:
             if path.is_file():
-                if path.read_text() != self.plan:
+                if path.read_text(encoding="utf-8") != self.plan:
                     raise DataError(
                         f"{self.folder} was begun from another source or with another --layout, --shorter-side or "
                         f"--shard-size: repeat that command, choose another --to, or remove {self.folder} and {path}"
@@ -120,7 +120,7 @@ class Target:
                 raise DataError(f"{self.folder} holds files that this command has not written: choose another --to")
             else:
                 scratch = path.with_name(f".{path.name}.tmp")
-                with open(scratch, "w") as file:
+                with open(scratch, "w", encoding="utf-8") as file:
                     file.write(self.plan)
                     file.flush()
                     os.fsync(file.fileno())

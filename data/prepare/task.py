@@ -98,7 +98,7 @@ def prepare(task: Task) -> Result:
         if task.check:
             found = check_images(index, task.workers)
             file = report_file(index)
-            file.write_text(found.report(name) + "\n", errors="backslashreplace")
+            file.write_text(found.report(name) + "\n", encoding="utf-8", errors="backslashreplace")
             result.report += [found.report(name, MOST_NAMES), f"  all of it in {file}"]
             result.bad += len(found.bad)
     return result

@@ -138,7 +138,7 @@ def shards_in(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob(PATTERN))
     plan = plan_file(folder)
-    count = json.loads(plan.read_text())["shards"] if found and plan.is_file() else len(found)
+    count = json.loads(plan.read_text(encoding="utf-8"))["shards"] if found and plan.is_file() else len(found)
     if [path.name for path in found] != [shard_name(number) for number in range(count or 0)]:
         raise DataError(f"{folder} does not hold all of its shards: repeat the command that wrote them")
     return found

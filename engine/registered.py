@@ -1,0 +1,98 @@
+"""Preparing images as timm was told when a model was registered, for weights that bring no options of their own."""
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+from timm.data import resolve_data_config
+
+from engine.errors import UserError
+from models import registration
+
+log = logging.getLogger(__name__)
+
+# What there is of each, the first in place of what there is not. A border around the image, for one, there is not.
+OFFERED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
+
+
+def take_registered(composed: DictConfig, typed: set[str]) -> None:
+    """Set the options of ``data`` to what the model's registration says, except for what the user typed.
+
+    Data that the user chose as a whole (``data=NAME``) stays as it is, and what differs is said. A benchmark needs the
+    size alone.
+
+    Args:
+        composed: what Hydra composed.
+        typed: the keys of what the user typed.
+
+    Raises:
+        UserError: if the model is registered for images that cannot be made here.
+    """
+    name, data = composed.model.name, composed.data
+    wanted = registered_options(name, data.crop if "data.crop" in typed else None)
+    if not wanted:
+        log.warning("timm does not say how images for %s are prepared: the options of data are used as they are", name)
+    if composed.benchmark:
+        wanted = {key: value for key, value in wanted.items() if key == "crop"}
+    if "data.resize" in typed:
+        wanted.pop("crop_ratio", None)
+    wanted = {key: value for key, value in wanted.items() if f"data.{key}" not in typed}
+    taken = {key: _offered(key, value) for key, value in wanted.items()}
+    if "data" in typed:
+        if other := {key: value for key, value in taken.items() if data[key] != value}:
+            log.warning("%s is registered with %s, and data=%s was chosen instead", name, _said(other), data.name)
+        return
+    data.update(taken)
+    if taken and not composed.benchmark:
+        log.info("images are prepared as %s is registered: %s", name, _said(taken))
+    if lacking := {key: value for key, value in wanted.items() if taken[key] != value}:
+        instead = _said({key: taken[key] for key in lacking})
+        log.warning("%s is registered with %s, which there is not: it is %s here", name, _said(lacking), instead)
+
+
+def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:
+    """Options of ``data`` for evaluating a model, as timm validates it: at its test size, where it has one.
+
+    Args:
+        name: of the model.
+        crop: side of the images in pixels that was asked for. At the size of its training a model gets the crop ratio
+            of that size; at any other, that of its test size.
+
+    Returns:
+        Empty where timm knows nothing.
+
+    Raises:
+        UserError: if images are not square or have other than three channels.
+    """
+    registered = registration(name)
+    if registered is None:
+        return {}
+    found = resolve_data_config(pretrained_cfg=registered.to_dict(), use_test_size=True)
+    if crop is not None and crop == registered.input_size[-1]:
+        found |= {"crop_pct": registered.crop_pct}
+    channels, height, width = found["input_size"]
+    if channels != 3:
+        raise UserError(f"{name} is registered for images of {channels} channels, and images here have 3")
+    if height != width and crop is None:
+        raise UserError(
+            f"{name} is registered for images of {height} × {width} pixels, and images here are square: "
+            f"add data.crop={width}, or another side"
+        )
+    return {
+        "crop": crop or height,
+        "mean": list(found["mean"]),
+        "std": list(found["std"]),
+        "crop_ratio": found["crop_pct"],
+        "crop_mode": found["crop_mode"],
+        "interpolation": found["interpolation"],
+    }
+
+
+def _offered(key: str, value: Any) -> Any:
+    if key == "crop_ratio":
+        return min(value, 1.0)  # above 1 timm sets the whole image in a border
+    return value if key not in OFFERED or value in OFFERED[key] else OFFERED[key][0]
+
+
+def _said(options: dict[str, Any]) -> str:
+    return ", ".join(f"data.{key}={value}" for key, value in options.items())

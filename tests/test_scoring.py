@@ -1,0 +1,62 @@
+"""A model whose answers are not finite is right about nothing, and never the best."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import DeviceAugment
+from data.loader import Batch
+from engine.distributed import World
+from engine.errors import RunStopped
+from engine.eval import evaluate_checkpoint
+from engine.log import log_to
+from engine.scoring import evaluate
+from engine.settings import eval_settings
+from engine.trained import open_trained
+from tests.runs import SMALL, checkpoint, composed, metrics, train_here
+
+
+@pytest.mark.parametrize("classes", [None, torch.tensor([0, 2])])
+def test_answers_that_are_not_finite_are_wrong(classes, capsys):
+    """Four of six images: one NaN anywhere spoils an image, and so does infinity; among the classes that count."""
+    log_to(None, speaks=True)
+    logits = torch.zeros(6, 3)
+    logits[:, 0] = 1.0
+    logits[0, 1], logits[1, 0], logits[2, 2], logits[3] = torch.nan, torch.inf, -torch.inf, torch.nan
+
+    class Table(torch.nn.Module):
+        def forward(self, x):
+            return logits
+
+    batch = Batch(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), torch.zeros(6, dtype=torch.long), None, None)
+    augment, world = DeviceAugment([0.0] * 3, [1.0] * 3, 3), World(0, 1, 0, 1)
+    found = evaluate(Table(), [batch], augment, world, torch.device("cpu"), "fp32", classes=classes)
+    bad = 4 if classes is None else 3
+    assert found.not_finite == bad and found.top1 == found.top5 == pytest.approx(100 * (6 - bad) / 6)
+    assert f"answers on {bad} of 6 images are not finite" in capsys.readouterr().out
+
+
+def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
+    """The moving average goes wrong in mid-run: it is evaluated, and the run does not take it for its best."""
+    common = (*SMALL, f"data.root={small_images}", "name=a", "ema=0.5", "eval_every=9")
+    train_here(*common, "max_steps=1")
+    state = checkpoint(here / "outputs/a")
+    best = state["best"]
+    state["ema"] = {name: torch.full_like(value, torch.nan) for name, value in state["ema"].items()}
+    torch.save(state, here / "outputs/a/checkpoints/last.pt")
+    train_here(*common, "max_steps=2")
+    assert "on 80 of 80 images are not finite: they count as wrong" in capsys.readouterr().out
+    assert "NaN" not in (here / "outputs/a/metrics.jsonl").read_text()
+    assert [(v["top1"], v["loss"], v["not_finite"]) for v in metrics(here / "outputs/a", "val")[1:]] == [(0, None, 80)]
+    assert checkpoint(here / "outputs/a")["best"] == best
+    assert checkpoint(here / "outputs/a", "best.pt")["step"] == 1
+
+    typed = ["checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0"]
+    trained = open_trained(typed[0].removeprefix("checkpoint="))
+    with pytest.raises(RunStopped, match=r"last.pt: the model gives answers that are not finite") as stopped:
+        evaluate_checkpoint(eval_settings(composed(*typed), trained, typed), trained)
+    found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
+    assert stopped.value.exit_code == 1
+    assert (found["top1"], found["loss"], found["images"], found["not_finite"]) == (0, None, 80, 80)
