@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data import are_threads_abandoned
 from engine.config import MODEL_SCHEMA, register
 from engine.errors import USER_ERRORS, RunStopped
 from engine.log import log_to
@@ -87,6 +88,9 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
         time.sleep(patience)  # still alive after that: the first one did not have this error
         who = f" (process {os.environ.get('RANK', rank)})"
     print(f"error: {message}{who}", file=sys.stderr, flush=True)
+    if are_threads_abandoned():  # Python would wait for them
+        sys.stdout.flush()
+        os._exit(exit_code)
     sys.exit(exit_code)
 
 

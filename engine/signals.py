@@ -1,8 +1,12 @@
 """Being asked to stop: finish the step, save, and say how to go on."""
 
 import signal
+import time
 from types import FrameType
 
+from engine.errors import RunStopped
+
+PATIENCE = 5.0  # seconds that a step may wait for its data once a stop is wanted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -12,8 +16,11 @@ class StopRequest:
     To be installed after the process group exists: a process stuck in joining it must stay killable.
     """
 
+    asked: tuple[float, int] | None = None  # when, and the signal
+
     def __init__(self) -> None:
         self.signal: int | None = None
+        StopRequest.asked = None
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -21,6 +28,7 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        StopRequest.asked = time.monotonic(), number
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -30,3 +38,16 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_waiting() -> None:
+    """Called while a step waits for its data, which may never come: raise where a stop was asked for some time ago.
+
+    Raises:
+        RunStopped: where it was.
+    """
+    if StopRequest.asked is None:
+        return
+    when, number = StopRequest.asked
+    if time.monotonic() - when > PATIENCE:
+        raise RunStopped("stopped as asked, while waiting for data: run the same command again to go on", 128 + number)

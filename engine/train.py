@@ -38,6 +38,7 @@ from engine.loggers import build_logger
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.scoring import Scores, evaluate
 from engine.settings import as_container
+from engine.signals import end_waiting
 from engine.stepper import Stepper, autocast
 from engine.trainer import Trainer
 from models import build_model, family_of, read_weights, refuse_unknown, start_from
@@ -242,8 +243,8 @@ def _refuse_different_starts(world: World, device: torch.device, trainer: Traine
 
 def _loader(cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int) -> Loader:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
-    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch)
-    return Loader(backend, images.labels, device)
+    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch, world.local_size)
+    return Loader(backend, images.labels, device, cfg.data.on_bad_image == "skip", end_waiting)
 
 
 def _find_checkpoint(
