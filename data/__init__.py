@@ -5,18 +5,20 @@ from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
-from data.errors import DataError
+from data.errors import BadImage, DataError
 from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
 from data.geometry import BatchGeometry
 from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
+from data.waiting import are_threads_abandoned
 
 __all__ = [
     "IMAGENET_CLASSES",
     "SETS",
     "AugmentConfig",
+    "BadImage",
     "Batch",
     "BatchGeometry",
     "DataConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "ImageSet",
     "Loader",
     "TrainPlan",
+    "are_threads_abandoned",
     "build_backend",
     "is_prepared",
     "is_set_prepared",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.cache import unpacked
+from data.cache import folder_of, is_whole, unpacked
 from data.config import DataConfig
 from data.errors import DataError
 from data.index import ImageIndex, load_index, synthetic_index
@@ -37,8 +37,8 @@ class ImageSet:
         return len(self.index)
 
 
-def find_root(cfg: DataConfig, unpack: bool = True) -> Path:
-    """The folder of the data set; an archive is unpacked where ``unpack`` says so.
+def find_root(cfg: DataConfig) -> Path:
+    """The folder of the data set; an archive is unpacked.
 
     Raises:
         DataError: if there is none.
@@ -46,16 +46,21 @@ def find_root(cfg: DataConfig, unpack: bool = True) -> Path:
     if cfg.root is not None:
         root = Path(os.path.expanduser(cfg.root))
     elif cfg.archive is not None:
-        root = unpacked(PROJECT / cfg.archive, cfg.archive_sha256 or "", unpack)
+        root = unpacked(*_archive(cfg))
     else:
         hint = " or the environment variable IMAGENET_DIR" if cfg.name == "imagenet" else ""
         raise DataError(
             f"no images for data={cfg.name}: set data.root=/path/to/images{hint} (a folder that holds "
             f"{cfg.train_split}/<class>/ and {cfg.split}/<class>/); to try without any, use experiment=quickstart"
         )
-    if unpack and not root.is_dir():
+    if not root.is_dir():
         raise DataError(f"data.root={root} is no folder: set it to one that holds {cfg.split}/<class>/")
     return root
+
+
+def _archive(cfg: DataConfig) -> tuple[Path, str]:
+    """The file of ``data.archive`` and its digest."""
+    return PROJECT / str(cfg.archive), cfg.archive_sha256 or ""
 
 
 def open_split(
@@ -94,7 +99,8 @@ def is_prepared(cfg: DataConfig, splits: Sequence[str]) -> bool:
     """Whether opening the splits would neither unpack nor index anything: another process has done it."""
     if cfg.name == "synthetic":
         return True
-    root = find_root(cfg, unpack=False)
-    return root.is_dir() and all(
-        load_index(root, split, cfg.index_dir, cfg.on_bad_image, build=False) is not None for split in splits
+    if cfg.root is None and cfg.archive is not None and not is_whole(folder_of(*_archive(cfg))):
+        return False
+    return all(
+        load_index(find_root(cfg), split, cfg.index_dir, cfg.on_bad_image, build=False) is not None for split in splits
     )

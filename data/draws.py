@@ -24,6 +24,7 @@ class Stream(IntEnum):
     INTERPOLATION = 6
     SUBSET = 7
     BALANCE = 8
+    REPLACE = 9  # of images that cannot be read
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:

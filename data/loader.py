@@ -1,9 +1,11 @@
 """Loaders: the plan carried out by a backend, as batches on the device."""
 
+import logging
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +14,15 @@ from torch import Tensor
 
 from data.backends import Backend
 from data.crops import Crops
+from data.errors import BadImage, DataError
 from data.geometry import shard
 from data.plan import DeviceDraws, EvalPlan, TrainPlan
+from data.waiting import look_nowhere
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P")
+MOST_BAD = 0.01  # share of the images that may be left out of training once it runs; more is no passing trouble
 
 
 @dataclass(frozen=True)
@@ -40,43 +49,101 @@ class Loader:
         backend: makes the images.
         labels: label of every row of the image index, int64; or its row of labels.
         device: where batches go.
+        skip_bad: whether training goes on with another image where one cannot be read. Which one is a function of the
+            plan, as every draw; it is the same on any number of processes.
+        look: called about every second while batches are waited for; it may raise to end that.
+
+    Attributes:
+        bad: rows of the images found so far that cannot be read.
     """
 
-    def __init__(self, backend: Backend, labels: NDArray[np.int64], device: torch.device):
+    def __init__(
+        self,
+        backend: Backend,
+        labels: NDArray[np.int64],
+        device: torch.device,
+        skip_bad: bool = False,
+        look: Callable[[], object] = look_nowhere,
+    ):
         self.backend = backend
         self.labels = labels
         self.device = device
+        self.skip_bad = skip_bad
+        self.look = look
+        self.bad: frozenset[int] = frozenset()
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def train(self, plan: TrainPlan, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """This process's micro-batches of the optimizer steps ``first_step … last_step - 1``, in order."""
-        return self._batches(
-            (plan.crops(epoch, positions), plan.device_draws(epoch, positions))
-            for step in range(first_step, last_step)
-            for epoch, positions in plan.positions(step)
-        )
+        places = (place for step in range(first_step, last_step) for place in plan.positions(step))
+        replaced = 0
+        try:
+            for place, crops, batch in self._batches(places, lambda place: plan.crops(*place, self.bad), self._replace):
+                replaced += plan.count_replaced(*place, self.bad)
+                yield Batch(*batch, index=crops.index, draws=plan.device_draws(*place))
+        finally:
+            if replaced:
+                log.error(
+                    "%d times another image took the place of one of the %d that cannot be read",
+                    *(replaced, len(self.bad)),
+                )
 
     def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Generator[Batch, None, None]:
-        """This process's share of all images, in batches; over all processes every image comes once."""
-        mine = shard(len(plan.index), world_size, rank)
-        return self._batches(
-            (plan.crops(range(start, min(start + batch_size, mine.stop))), None)
-            for start in range(mine.start, mine.stop, batch_size)
-        )
+        """This process's share of all images, in batches; over all processes every image comes once.
 
-    def _batches(self, work: Iterator[tuple[Crops, DeviceDraws | None]]) -> Generator[Batch, None, None]:
-        pending: deque[tuple[Crops, DeviceDraws | None]] = deque()
+        An image that cannot be read is an error: a score of other images would be another score.
+        """
+        mine = shard(len(plan.index), world_size, rank)
+        rows = (range(start, min(start + batch_size, mine.stop)) for start in range(mine.start, mine.stop, batch_size))
+        for _, crops, batch in self._batches(rows, plan.crops, self._refuse):
+            yield Batch(*batch, index=crops.index, draws=None)
+
+    def _replace(self, error: BadImage) -> None:
+        """Leave an image out from now on."""
+        if error.row is None or not self.skip_bad:
+            raise error
+        if not self.bad:
+            log.error("%s. Until then another image takes its place (data.on_bad_image=skip)", error)
+        self.bad |= {error.row}
+        if len(self.bad) > 1 + MOST_BAD * len(self.labels):
+            raise DataError(f"{len(self.bad)} of the training images cannot be read, too many to leave out: {error}")
+
+    def _refuse(self, error: BadImage) -> None:
+        raise error
+
+    def _batches(
+        self, places: Iterator[P], crops_at: Callable[[P], Crops], mend: Callable[[BadImage], None]
+    ) -> Generator[tuple[P, Crops, tuple[Tensor, Tensor]], None, None]:
+        """Images and labels at each place, with the place and its crops.
+
+        Where the backend ends at a bad image, ``mend`` raises or makes ``crops_at`` do without it, and the backend
+        starts again from the first place whose batch has not come. So it does where all images turn out to be
+        readable, once for a place: a disk or network may have failed for a moment.
+        """
+        asked: deque[tuple[P, Crops]] = deque()
+        again: deque[P] = deque()
+        excused: P | None = None
 
         def requests() -> Iterator[Crops]:
-            for item in work:
-                pending.append(item)
-                yield item[0]
+            while (place := again.popleft() if again else next(places, None)) is not None:
+                asked.append((place, crops_at(place)))
+                yield asked[-1][1]
 
-        with closing(self.backend.batches(requests())) as stream:
-            for images in stream:
-                crops, draws = pending.popleft()
-                labels = torch.from_numpy(self.labels[crops.index])
-                yield Batch(*self._to_device(images, labels), index=crops.index, draws=draws)
+        while True:
+            try:
+                with closing(self.backend.batches(requests(), self.look)) as stream:
+                    for images in stream:
+                        place, crops = asked.popleft()
+                        yield place, crops, self._to_device(images, torch.from_numpy(self.labels[crops.index]))
+                return
+            except BadImage as error:
+                again.extendleft(place for place, _ in reversed(asked))
+                asked.clear()
+                if error.row is None and again[0] != excused:
+                    excused = again[0]
+                    log.warning("%s; trying again", error)
+                else:
+                    mend(error)
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Copies to a GPU go beside the step that it still computes when the host asks for the next batch."""

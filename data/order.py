@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data.draws import Stream, raw_words
+from data.draws import Stream, raw_words, uniforms
 
 Rows = NDArray[np.int64]
 
@@ -48,6 +48,27 @@ def epoch_order(
     words = raw_words(seed, epoch, Stream.ORDER, len(targets))
     order = _balanced(seed, epoch, targets, words) if balanced else np.argsort(words, kind="stable")
     return order if repeats == 1 else order[_repeated(len(order), batch_size, repeats)]
+
+
+def without_bad(seed: int, epoch: int, start: int, index: Rows, rows: Rows, bad: frozenset[int]) -> Rows:
+    """Images with another one in the place of each that is bad: one drawn for the position, or the next that is good.
+
+    Args:
+        seed: the run's.
+        epoch: counted from 0.
+        start: position of the first image.
+        index: the images at the positions from there on, ``(n,)``.
+        rows: all images to choose from, of which some are good.
+        bad: rows of the images that cannot be read.
+    """
+    index = index.copy()
+    places = uniforms(seed, epoch, Stream.REPLACE, start, len(index), 1)[:, 0] * len(rows)
+    for i in np.flatnonzero(np.isin(index, list(bad))):
+        place = int(places[i])
+        while int(rows[place]) in bad:
+            place = (place + 1) % len(rows)
+        index[i] = rows[place]
+    return index
 
 
 def _by_class(targets: NDArray[np.int32], words: NDArray[np.uint64]) -> tuple[Rows, Rows, Rows]:

@@ -16,7 +16,7 @@ from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_re
 from data.draws import Stream, generator_at, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
-from data.order import epoch_order, subset_rows
+from data.order import epoch_order, subset_rows, without_bad
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,18 @@ class TrainPlan:
         first = step_in_epoch * self.geometry.batch_size
         return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches()]
 
-    def crops(self, epoch: int, positions: range) -> Crops:
-        """Which images stand at these positions, and where to crop and whether to mirror them."""
+    def count_replaced(self, epoch: int, positions: range, bad: frozenset[int]) -> int:
+        """How many of the images at these positions are bad, and so replaced."""
+        return int(np.isin(self.order(epoch)[positions.start : positions.stop], list(bad)).sum()) if bad else 0
+
+    def crops(self, epoch: int, positions: range, bad: frozenset[int] = frozenset()) -> Crops:
+        """Which images stand at these positions, and where to crop and whether to mirror them.
+
+        In the place of each image whose row is in ``bad`` comes another one, drawn for its position.
+        """
         index = self.order(epoch)[positions.start : positions.stop]
+        if bad:
+            index = without_bad(self.seed, epoch, positions.start, index, self.rows, bad)
         n, start = len(positions), positions.start
         u = uniforms(self.seed, epoch, Stream.CROP, start, n, 4 * TRIES)
         height, width = self.index.heights[index], self.index.widths[index]

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data import are_threads_abandoned
 from engine.config import MODEL_SCHEMA, register
 from engine.errors import USER_ERRORS, RunStopped
 from engine.log import flush_streams, log_to
@@ -91,6 +92,8 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     with suppress(OSError, ValueError):  # nobody reads it; the exit status says it all the same
         print(f"error: {message}{who}", file=sys.stderr, flush=True)
     flush_streams()
+    if are_threads_abandoned():  # Python would wait for them
+        os._exit(exit_code)
     sys.exit(exit_code)
 
 

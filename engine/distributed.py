@@ -1,6 +1,7 @@
 """The processes of a run and what they tell each other."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,10 @@ class World:
         if self.local_rank == 0:
             work()
             return
+        parent = os.getppid()
         while not is_done():
+            if os.getppid() != parent:  # killed, and perhaps the first process with it
+                sys.exit("error: the process that started this one is gone: run the same command again")
             time.sleep(0.5)
 
     def barrier(self) -> None:

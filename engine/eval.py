@@ -94,7 +94,7 @@ def _score(
 ) -> Scores:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
     kind = resolve_backend(images.data)
-    backend = build_backend(kind, images.index, images.data, device, workers, cfg.eval.batch_size)
+    backend = build_backend(kind, images.index, images.data, device, workers, cfg.eval.batch_size, world.local_size)
     loader = Loader(backend, images.answers, device)
     batches = loader.evaluate(EvalPlan(images.index, images.data), cfg.eval.batch_size, world.size, world.rank)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format

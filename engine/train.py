@@ -250,8 +250,8 @@ def _loader(
     cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int, stop: StopRequest
 ) -> Loader:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
-    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch)
-    return Loader(backend, images.labels, device)
+    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch, world.local_size)
+    return Loader(backend, images.labels, device, cfg.data.on_bad_image == "skip", stop.look)
 
 
 def _find_checkpoint(

@@ -145,8 +145,8 @@ def test_the_process_that_starts_workers_outlives_signals():
     code = """
 import re, signal
 from multiprocessing import forkserver
-from data.backends.torch_backend import OUTLIVED, _clean_start
-_clean_start()
+from data.backends.workers import OUTLIVED, clean_start
+clean_start([])
 status = open(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read()
 blocked = int(re.search(r"SigBlk:\\s*(\\w+)", status).group(1), 16)
 assert all(blocked >> (number - 1) & 1 for number in OUTLIVED), hex(blocked)

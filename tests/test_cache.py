@@ -3,12 +3,14 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data.cache import cache_dir, unpacked
+from data.cache import MANIFEST, cache_dir, folder_of, is_whole, unpacked
 from data.errors import DataError
 
 
@@ -17,6 +19,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]
     """A small archive and its digest, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "file.txt").write_text("content")
+    os.utime(tmp_path / "file.txt", (1e9, 1e9))
     path = tmp_path / "some.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         for i in range(200):
@@ -47,9 +50,93 @@ def test_an_archive_unpacked_before_is_not_needed_any_more(archive: tuple[Path, 
     assert (target / "folder" / "7.txt").read_text() == "content"
 
 
-def test_nothing_is_unpacked_where_not_asked_for(archive: tuple[Path, str]) -> None:
-    assert not unpacked(*archive, unpack=False).exists()
+def test_asking_whether_it_is_unpacked_does_not_unpack(archive: tuple[Path, str]) -> None:
+    assert not is_whole(folder_of(*archive))
     assert not cache_dir().exists()
+    assert is_whole(unpacked(*archive))
+
+
+def without_a_file(folder: Path) -> None:
+    (folder / "folder" / "7.txt").unlink()
+
+
+def cut_short(folder: Path) -> None:
+    os.truncate(folder / "folder" / "7.txt", 3)
+
+
+def overwritten(folder: Path) -> None:
+    (folder / "folder" / "7.txt").write_text("CONTENT")
+
+
+def with_another_file(folder: Path) -> None:
+    (folder / "folder" / "more.txt").write_text("content")
+
+
+def without_its_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("content")
+
+
+DAMAGES = [without_a_file, cut_short, overwritten, with_another_file, without_its_manifest, a_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_cache_that_is_not_as_it_was_unpacked_is_unpacked_anew(
+    archive: tuple[Path, str], damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    target = unpacked(*archive)
+    damage(target)
+    assert not is_whole(target)
+    assert unpacked(*archive) == target
+    assert f"{target} is not as it was unpacked" in caplog.text
+    assert sorted(path.name for path in (target / "folder").iterdir()) == sorted(f"{i}.txt" for i in range(200))
+    assert (target / "folder" / "7.txt").read_text() == "content"
+    assert list(cache_dir().iterdir()) == [target]
+
+
+def test_what_other_programs_hide_in_it_is_no_change(archive: tuple[Path, str]) -> None:
+    target = unpacked(*archive)
+    (target / "folder" / ".DS_Store").write_text("")
+    assert is_whole(target)
+
+
+def link(member: tarfile.TarInfo) -> None:
+    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+
+
+def device(member: tarfile.TarInfo) -> None:
+    member.type = tarfile.CHRTYPE
+
+
+def fifo(member: tarfile.TarInfo) -> None:
+    member.type = tarfile.FIFOTYPE
+
+
+def absolute(member: tarfile.TarInfo) -> None:
+    member.name = "/tmp/outside.txt"
+
+
+def above(member: tarfile.TarInfo) -> None:
+    member.name = "folder/../../outside.txt"
+
+
+@pytest.mark.parametrize("change", [link, device, fifo, absolute, above])
+def test_members_that_are_no_files_inside_the_folder_are_refused(
+    archive: tuple[Path, str], change: Callable[[tarfile.TarInfo], None], tmp_path: Path
+) -> None:
+    member = tarfile.TarInfo("folder/bad.txt")
+    change(member)
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.addfile(member)
+    digest = hashlib.sha256((tmp_path / "evil.tar").read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=rf"holds {member.name}, which is no file or folder inside it"):
+        unpacked(tmp_path / "evil.tar", digest)
+    assert not list(cache_dir().iterdir())
+    assert not list(tmp_path.glob("**/outside.txt"))
 
 
 def test_a_cache_that_cannot_be_written_is_refused(

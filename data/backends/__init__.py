@@ -1,7 +1,7 @@
 """Backends: from crops to uint8 batches. Each reads, decodes, crops, resizes and mirrors, and draws nothing itself."""
 
 import importlib.util
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.errors import DataError
+from data.errors import BadImage, DataError
 from data.index import ImageIndex
 from data.index.headers import BROKEN, decoded
+from data.waiting import look_nowhere
 
 BACKENDS = ("dali", "torch", "synthetic")
 
@@ -19,14 +20,18 @@ BACKENDS = ("dali", "torch", "synthetic")
 class Backend(Protocol):
     """Makes batches of one data set."""
 
-    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
+    def batches(
+        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+    ) -> Generator[Tensor, None, None]:
         """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
 
+        While it waits, ``look`` is called about every second, and may raise to end the waiting.
         Requests are taken ahead of the batches handed out, so that work goes on in the background. The batch lies
         on the backend's device or in host memory.
 
         Raises:
-            DataError: naming the file, where one cannot be read or decoded.
+            BadImage: where an image cannot be read or decoded.
+            DataError: if batches cannot be made for another reason.
         """
         ...
 
@@ -50,7 +55,13 @@ def resolve_backend(cfg: DataConfig) -> str:
 
 
 def build_backend(
-    kind: str, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int
+    kind: str,
+    index: ImageIndex,
+    cfg: DataConfig,
+    device: torch.device,
+    workers: int,
+    max_batch: int,
+    processes: int = 1,
 ) -> Backend:
     """Build a backend.
 
@@ -61,6 +72,10 @@ def build_backend(
         device: where the model is; DALI decodes there.
         workers: most threads or processes to use.
         max_batch: images in the largest request.
+        processes: of this run on this machine.
+
+    Raises:
+        DataError: if the backend is unknown, or this machine has too little shared memory for it.
     """
     if kind == "dali":
         from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
@@ -69,7 +84,7 @@ def build_backend(
     if kind == "torch":
         from data.backends.torch_backend import TorchBackend
 
-        return TorchBackend(index, cfg, device, workers)
+        return TorchBackend(index, cfg, device, workers, max_batch, processes)
     if kind == "synthetic":
         from data.backends.synthetic import SyntheticBackend
 
@@ -77,19 +92,23 @@ def build_backend(
     raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
 
 
-def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> DataError:
-    """The error that names the image of a failed request, found by reading its images one by one."""
+def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> BadImage:
+    """The error that names the image of a failed request, found by reading its images one by one.
+
+    Its row is ``None`` where all of them can be read now.
+    """
     packed = index.shards is not None
-    for i in crops.index:
-        name = index.name(int(i))
+    for row in crops.index.tolist():
+        name = index.name(row)
         try:
-            image = decoded(index.read(int(i)))
-            if (image.height, image.width) != (index.heights[i], index.widths[i]):
+            image = decoded(index.read(row))
+            if (image.height, image.width) != (index.heights[row], index.widths[row]):
                 again = "pack it again" if packed else "touch its folder to index anew"
-                return DataError(f"{name} has changed since the index was written: {again}")
+                return BadImage(f"{name} has changed since the index was written: {again}", row)
         except BROKEN as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             mend = "mend it at its source and pack it again" if packed else "put a readable image of that name there"
-            return DataError(f"{name} cannot be decoded ({reason}): {mend}, then run the same command again to go on")
+            told = f"{name} cannot be decoded ({reason}): {mend}, then run the same command again to go on"
+            return BadImage(told, row)
     reason = " ".join(str(cause).split())
-    return DataError(f"a batch that holds {index.name(int(crops.index[0]))} could not be decoded: {reason}")
+    return BadImage(f"a batch that holds {index.name(int(crops.index[0]))} could not be decoded: {reason}", None)

@@ -6,7 +6,7 @@ of them for Adobe's, whose colours are inverted.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +25,7 @@ from data.backends.resizing import in_threads
 from data.config import DataConfig
 from data.crops import Crops
 from data.index import ImageIndex
+from data.waiting import attentive, look_nowhere
 
 PREFETCH = 2  # batches decoded ahead
 
@@ -47,21 +48,26 @@ class DaliBackend:
         self.workers = max(1, workers)
         self.max_batch = max_batch
 
-    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
+    def batches(
+        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+    ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
+        with closing(attentive(self._decoded(requests), look)) as decoded:
+            if self.device.type == "cuda":
+                # No copy: the dynamic executor's buffers belong to whoever holds them.
+                yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
+            else:
+                yield from in_threads(decoded, self.cfg.crop, self.workers)
+
+    def _decoded(self, requests: Iterator[Crops]) -> Generator[tuple[Crops, Any], None, None]:
+        """Each request with DALI's list of what the pipeline makes of it."""
         with (
             TemporaryDirectory(prefix="coldstart-") as folder,
             closing(encoded_images(self.index, requests, Path(folder))) as images,
         ):
-            if self.device.type == "cuda":
-                # No copy: the dynamic executor's buffers belong to whoever holds them.
-                decoded = self._decoded(images)
-                yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
-            else:
-                yield from in_threads(self._decoded(images), self.cfg.crop, self.workers)
+            yield from self._run(images)
 
-    def _decoded(self, images: Iterator[tuple[Crops, Encoded]]) -> Generator[tuple[Crops, Any], None, None]:
-        """Each request with DALI's list of what the pipeline makes of it."""
+    def _run(self, images: Iterator[tuple[Crops, Encoded]]) -> Generator[tuple[Crops, Any], None, None]:
         ahead: list[Crops] = []
 
         def source() -> tuple[Encoded, Crops]:

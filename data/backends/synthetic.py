@@ -1,12 +1,13 @@
 """Images that need no files: fixed noise, a function of the image's place in the index. For trying out and timing."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
+from data.waiting import look_nowhere
 
 POOL = 64  # different images
 
@@ -23,7 +24,9 @@ class SyntheticBackend:
         shape = (POOL, 3, cfg.crop, cfg.crop)
         self.pool = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
-    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
+    def batches(
+        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+    ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         for crops in requests:
             images = self.pool[torch.from_numpy(crops.index % POOL)]

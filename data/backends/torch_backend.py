@@ -1,27 +1,25 @@
 """The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
-import atexit
-import multiprocessing
-import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from io import BytesIO
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.backends import unreadable
 from data.backends.resizing import write_row
+from data.backends.workers import IN_FLIGHT, SharedMemory, clean_start, no_memory, start_worker
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
 from data.index import ImageIndex
 from data.index.headers import BROKEN
+from data.waiting import attentive, look_nowhere
 
 
 class CropDataset(Dataset):
@@ -34,6 +32,12 @@ class CropDataset(Dataset):
     def __getitem__(self, crops: Crops) -> Tensor | DataError:
         """``(n, 3, side, side)``; an error is returned, not raised, to cross the process border in one line."""
         out = torch.empty(len(crops), 3, self.side, self.side, dtype=torch.uint8)
+        if get_worker_info() is not None:
+            try:
+                # Now, and not when it is sent: a thread does that, whose error nobody would see.
+                out.share_memory_()
+            except RuntimeError as error:
+                return no_memory(error)
         try:
             for row in range(len(crops)):
                 write_row(out, row, crops, self._pixels(crops, row))
@@ -60,41 +64,6 @@ class RequestSampler(Sampler[Crops]):
         return self.requests
 
 
-# A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them.
-OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def _outlive_signals(worker: int) -> None:
-    for number in OUTLIVED:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End workers that are still there, whose parent would wait for them for ever: they outlive a SIGTERM."""
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-def _clean_start() -> BaseContext:
-    """How workers start: as copies of a process that has imported what they need and never did anything else.
-
-    A copy of this process would now and then hang, for its threads (CUDA's, DALI's, a logger's) are not copied, and
-    the locks they hold at that moment are.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timm.data.mixup", "torchvision.transforms.v2.functional", __name__])
-    # What is blocked here stays blocked there; a signal for this process itself arrives a moment later.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
-    try:
-        resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
-        signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
 class TorchBackend:
     """Makes batches with Pillow and torchvision in worker processes.
 
@@ -103,15 +72,26 @@ class TorchBackend:
         cfg: the crop size.
         device: where the model is; batches for a GPU lie in pinned memory.
         workers: worker processes; 0 works in this process.
+        max_batch: images in the largest request.
+        processes: of this run on this machine.
+
+    Raises:
+        DataError: if there is too little shared memory.
     """
 
-    def __init__(self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int):
+    def __init__(
+        self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int, processes: int = 1
+    ):
         self.dataset = CropDataset(index, cfg.crop)
         self.workers = workers
         self.pin_memory = device.type == "cuda"
-        self.context = _clean_start() if workers else None
+        if workers:
+            self.context = clean_start(["timm.data.mixup", "torchvision.transforms.v2.functional", __name__])
+            self.shared = SharedMemory(workers, min(max_batch, len(index)) * 3 * cfg.crop**2, processes)
 
-    def batches(self, requests: Iterator[Crops]) -> Generator[Tensor, None, None]:
+    def batches(
+        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+    ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         loader = DataLoader(
             self.dataset,
@@ -119,17 +99,33 @@ class TorchBackend:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
+            prefetch_factor=IN_FLIGHT if self.workers else None,
             # Its default seeds the workers from torch's global generator, which is the model's, not ours.
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_outlive_signals,
-            multiprocessing_context=self.context,
+            worker_init_fn=start_worker,
+            multiprocessing_context=self.context if self.workers else None,
         )
-        iterator = iter(loader)
         try:
-            for images in iterator:
+            iterator = iter(loader)
+        except OSError as error:
+            raise DataError(f"the data workers cannot be started ({error}): set max_workers lower, or to 0") from error
+        with closing(attentive(self._received(iterator), look)) as stream:
+            for images in stream:
                 if isinstance(images, DataError):
                     raise images
                 yield images
+
+    def _received(self, iterator: Iterator) -> Generator[Tensor | DataError, None, None]:
+        """What the workers send."""
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            if not self.workers or all(worker.is_alive() for worker in iterator._workers):  # type: ignore[attr-defined]
+                raise
+            raise DataError(
+                "a data worker was killed, perhaps for lack of memory: set max_workers lower, and run the same command "
+                "again to go on"
+            ) from error
         finally:
             # Now, and not whenever garbage is collected: when Python exits it is too late for that.
             if self.workers:

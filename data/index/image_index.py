@@ -6,6 +6,7 @@ mapped, not read. Where the images themselves lie, in files of their own or in s
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from data.index.headers import Header
 from data.index.shards import Shards
 
 VERSION = 2
+PAUSES = (0.1, 0.4, 1.5)  # seconds before a file that could not be read is tried again
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,19 @@ class ImageIndex:
         return self.path(i) if self.shards is None else f"{self.shards.path_of(i)}: {self.paths[i]}"
 
     def read(self, i: int) -> bytes:
-        """The file of image ``i``, undecoded.
+        """The file of image ``i``, undecoded; tried a few times, for networks may fail for a moment.
 
         Raises:
             OSError: if it cannot be read.
         """
+        for pause in PAUSES:
+            try:
+                return self._read(i)
+            except OSError:
+                time.sleep(pause)
+        return self._read(i)
+
+    def _read(self, i: int) -> bytes:
         if self.shards is not None:
             return self.shards.read(i)
         with open(self.path(i), "rb", buffering=0) as file:

@@ -1,16 +1,14 @@
 """Work spread over processes, which end with the one that started them."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import TypeVar
 
 from data.errors import DataError
+from data.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -24,7 +22,7 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
     context = multiprocessing.get_context("forkserver")
     # The script first: from another folder than the project's, only it knows where the project is.
     context.set_forkserver_preload(["__main__", "data.prepare"])
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _start_process) as pool:
         numbers = {pool.submit(job): number for number, job in enumerate(jobs)}
         try:
             for done in as_completed(numbers):
@@ -41,14 +39,6 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Without this, a process whose parent was killed would wait for work for ever."""
+def _start_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()

@@ -1,0 +1,104 @@
+"""The worker processes of the torch backend: how they start and end, and the memory in which they hand batches over."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
+
+from data.errors import DataError
+from data.processes import end_with_parent
+
+SHARED = Path("/dev/shm")  # where torch and multiprocessing put memory that processes share
+REMEDY = (
+    "give it more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
+    "lower max_workers or eval.batch_size, or do without: data.backend=dali, or max_workers=0"
+)
+IN_FLIGHT = 2  # batches of each worker that are made or wait to be used, as DataLoader has it by default
+
+# A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them.
+OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def start_worker(worker: int) -> None:
+    """What a worker does first."""
+    for number in OUTLIVED:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are still there, whose parent would wait for them for ever: they outlive a SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def clean_start(preload: list[str]) -> BaseContext:
+    """How workers start: as copies of a process that has imported what they need and never did anything else.
+
+    A copy of this process would now and then hang, for its threads (CUDA's, DALI's, a logger's) are not copied, and
+    the locks they hold at that moment are.
+
+    Args:
+        preload: the modules that they need.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    # What is blocked here stays blocked there; a signal for this process itself arrives a moment later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
+    try:
+        resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
+        signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+class SharedMemory:
+    """The shared memory that a backend will fill once it runs.
+
+    Args:
+        workers: its worker processes.
+        batch: bytes of its largest batch.
+        processes: of this run on this machine, each with such a backend.
+
+    Raises:
+        DataError: if it and the others of this process will need more than is free.
+    """
+
+    _all: ClassVar["WeakSet[SharedMemory]"] = WeakSet()  # training's and validation's wait side by side
+
+    def __init__(self, workers: int, batch: int, processes: int):
+        self.needed = (IN_FLIGHT * workers + 2) * batch * processes  # one is used, and the next one taken
+        self._all.add(self)
+        free, needed = free_memory(), sum(one.needed for one in self._all)
+        if needed > free:
+            raise DataError(
+                f"the data workers need {_megabytes(needed)} of shared memory and {SHARED} has {_megabytes(free)} "
+                f"free: {REMEDY}"
+            )
+
+
+def free_memory() -> float:
+    """Free bytes of shared memory; infinite where it lies elsewhere."""
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:
+        return float("inf")
+    return found.f_bavail * found.f_frsize
+
+
+def no_memory(error: RuntimeError) -> DataError:
+    """The error for a batch that finds no place."""
+    free = _megabytes(free_memory())
+    return DataError(f"a data worker found no shared memory for a batch ({SHARED} has {free} free): {REMEDY}")
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 2**20:.1f} MB"

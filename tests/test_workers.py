@@ -1,0 +1,138 @@
+"""The processes of the torch backend: that they end, and the memory in which they hand batches over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import PROJECT
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+STREAM = """
+import os, sys
+from pathlib import Path
+from tests.crop_requests import build, in_batches, index_of, make_crops, options
+index = index_of(Path(sys.argv[1]))
+def stream(side, workers=2):
+    cfg = options("bicubic", side)
+    requests = in_batches(make_crops(index, cfg, "train"), 2)
+    return build("torch", index, cfg, workers, max_batch=2).batches(iter(requests))
+"""
+
+
+def processes_of(group: int) -> list[str]:
+    """The processes of a group that live, by their files in /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(its_group) == group and state != "Z":
+            found.append(str(stat.parent))
+    return found
+
+
+@needs_proc
+def test_no_process_outlives_a_trainer_that_was_killed(photographs: Path) -> None:
+    code = STREAM + 'kept = stream(64)\nnext(kept)\nprint("ready", flush=True)\nsys.stdin.read()'
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code, photographs],
+        cwd=PROJECT,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == b"ready\n"
+    assert len(processes_of(trainer.pid)) == 5  # the trainer, two workers, what starts them, and what clears up
+    trainer.send_signal(signal.SIGKILL)
+    trainer.communicate()
+    deadline = time.monotonic() + 30
+    while processes_of(trainer.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(trainer.pid) == []
+
+
+@needs_proc
+def test_a_worker_that_was_killed_is_an_error(photographs: Path) -> None:
+    code = (
+        STREAM
+        + """
+import signal
+from multiprocessing import active_children
+from data.errors import DataError
+kept = stream(64)
+next(kept)
+for process in active_children():
+    os.kill(process.pid, signal.SIGKILL)
+try:
+    list(kept)
+except DataError as error:
+    print(error)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.startswith("a data worker was killed, perhaps for lack of memory: set max_workers lower")
+
+
+def with_little_shared_memory(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    mount = f"mount -t tmpfs -o size={megabytes}m none /dev/shm"
+    return subprocess.run(
+        ["unshare", "-m", "bash", "-c", f'{mount} && exec "$@"', "bash", *command],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def can_mount() -> bool:
+    try:
+        return with_little_shared_memory(1, ["true"]).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not can_mount(), reason="only the superuser may mount a small /dev/shm")
+class TestLittleSharedMemory:
+    def test_it_is_refused_before_the_first_step(self, small_images: Path, tmp_path: Path) -> None:
+        options = ("experiment=quickstart", "data=folder", f"data.root={small_images}", "data.backend=torch")
+        more = ("max_workers=2", "batch_size=256", "logger=none", f"output_dir={tmp_path / 'run'}", "device=cpu")
+        done = with_little_shared_memory(1, [sys.executable, "train.py", *options, *more])
+        assert done.returncode == 2
+        assert "the data workers need" in done.stderr
+        assert "/dev/shm has 1.0 MB free" in done.stderr
+        assert "--shm-size" in done.stderr
+        assert "max_workers=0" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_where_others_fill_it_later_the_batch_is_an_error(self, photographs: Path) -> None:
+        code = (
+            STREAM
+            + """
+from data.errors import DataError
+kept = stream(224)
+next(kept)
+with open("/dev/shm/other", "wb") as file:
+    try:
+        while file.write(bytes(4096)):
+            file.flush()
+    except OSError:
+        pass
+    try:
+        list(kept)
+    except DataError as error:
+        print(error)
+"""
+        )
+        done = with_little_shared_memory(3, [sys.executable, "-c", code, str(photographs)])
+        assert done.stdout.startswith("a data worker found no shared memory for a batch (/dev/shm has 0.0 MB free)")
