@@ -9,14 +9,16 @@ python eval.py model=deit_small benchmark=true
 # Data workers import this file too: what only the main process needs is imported where it is used.
 
 
-def task(composed, choices, overrides, many) -> None:
+def task(composed, choices, overrides, swept) -> None:
     from engine.benchmark import measure_speed
     from engine.eval import evaluate_checkpoint
+    from engine.paths import resolve_paths
     from engine.settings import eval_settings
     from engine.trained import open_trained
 
+    resolve_paths(composed)
     trained = open_trained(composed.checkpoint, needed=not composed.benchmark)
-    settings = eval_settings(composed, trained, overrides)
+    settings = eval_settings(composed, trained, overrides, swept)
     (measure_speed if settings.benchmark else evaluate_checkpoint)(settings, trained)
 
 

@@ -8,11 +8,11 @@ python train.py --help
 # Data workers import this file too: what only the main process needs is imported where it is used.
 
 
-def task(composed, choices, overrides, many) -> None:
+def task(composed, choices, overrides, swept) -> None:
     from engine.settings import train_settings
     from engine.train import train
 
-    train(train_settings(composed, choices, overrides, many))
+    train(train_settings(composed, choices, overrides, swept))
 
 
 if __name__ == "__main__":

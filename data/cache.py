@@ -18,8 +18,9 @@ MANIFEST = ".unpacked"  # in the folder of an archive: size, time and name of ea
 
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/coldstart``, or ``~/.cache/coldstart``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "coldstart"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification: a relative path is invalid and ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
 
 
 def unpacked(archive: Path, sha256: str) -> Path:

@@ -11,8 +11,10 @@ class DataConfig:
     """One data set and how its images reach the model (``data.*``)."""
 
     name: str = MISSING  # label in logs; "synthetic" needs no files
-    root: str | None = None  # folder that holds <split>/<class>/<image>, or shards in <split>
-    archive: str | None = None  # tar file that holds the folder, unpacked into the user's cache on first use
+    # Folder that holds <split>/<class>/<image>, or shards in <split>.
+    root: str | None = field(default=None, metadata={"path": "absolute"})
+    # Tar file that holds the folder, unpacked into the user's cache on first use.
+    archive: str | None = field(default=None, metadata={"path": "as typed"})
     archive_sha256: str | None = None
     train_split: str = "train"
     split: str = "val"  # what is evaluated
@@ -25,7 +27,8 @@ class DataConfig:
     resize: int | None = None  # shorter side before that crop; null: crop / crop_ratio
     crop_mode: str = "center"  # center | squash: evaluation resizes both sides to that, whatever the image's shape
     interpolation: str = "bicubic"  # bicubic | bilinear, with antialiasing | random: either, in training
-    index_dir: str | None = None  # where a folder's index lies; null: in root if writable, else in the user's cache
+    # Where a folder's index lies; null: in root if writable, else in the user's cache.
+    index_dir: str | None = field(default=None, metadata={"path": "absolute"})
     on_bad_image: str = "error"  # error | skip
     subset: float = 1.0  # share of the training images to take, the same of every class
     balanced: bool = False  # every class equally often in an epoch, whatever the sizes of the folders

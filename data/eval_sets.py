@@ -6,8 +6,9 @@ To add a set, describe it in ``SETS`` and give it an option in ``EvalSetsConfig`
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,17 +50,23 @@ SETS = {
 }
 
 
+def _path() -> Any:
+    return field(default=None, metadata={"path": "as typed"})
+
+
 @dataclass
 class EvalSetsConfig:
     """Evaluation sets (``sets.*``): the folder of each that holds its class folders, or holds them in ``val/``."""
 
-    imagenet: str | None = None  # validation images, in class folders or, with sets.labels, in one folder
-    labels: str | None = None  # of images in one folder: a line each, in the order of names, or "name label"
-    real: str | None = None  # the same images by the labels of ReaL
-    v2: str | None = None  # ImageNet-V2: 0/ to 999/
-    a: str | None = None  # ImageNet-A: 200 class folders
-    r: str | None = None  # ImageNet-R: 200 class folders
-    sketch: str | None = None  # ImageNet-Sketch
+    # Validation images, in class folders or, with labels, in one folder.
+    imagenet: str | None = _path()
+    # Of images in one folder: a line each, in the order of names, or "name label".
+    labels: str | None = _path()
+    real: str | None = _path()  # the same images by the labels of ReaL
+    v2: str | None = _path()  # ImageNet-V2: 0/ to 999/
+    a: str | None = _path()  # ImageNet-A: 200 class folders
+    r: str | None = _path()  # ImageNet-R: 200 class folders
+    sketch: str | None = _path()  # ImageNet-Sketch
 
     def folders(self) -> dict[str, str]:
         """The folder of each set that is wanted, in the order of ``SETS``."""

@@ -16,7 +16,8 @@ MODEL_SCHEMA = "+schema/model@model"  # MODEL_SCHEMA=FAMILY gives the options of
 class CheckpointConfig:
     """Where to start and when to save (``checkpoint.*``); the last and the best checkpoint are always kept."""
 
-    start: str | None = None  # a file of weights that a new run starts from; checkpoint=PATH for short
+    # A file of weights that a new run starts from; checkpoint=PATH for short.
+    start: str | None = field(default=None, metadata={"path": "absolute"})
     every_steps: int | None = None
     every_epochs: int | None = 1
     every_minutes: float | None = 30.0
@@ -76,8 +77,9 @@ class TrainConfig(RunConfig):
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     logger: LoggerConfig = MISSING
     name: str | None = None  # of the run; null: the experiment or the model
-    output_dir: str | None = None  # null: outputs/<name>
-    resume: str = "auto"  # auto: go on where the run stopped | never | path of a checkpoint
+    output_dir: str | None = field(default=None, metadata={"path": "as typed"})  # null: outputs/<name>
+    # auto: go on where the run stopped | never | path of a checkpoint
+    resume: str = field(default="auto", metadata={"path": "absolute"})
     epochs: int = 300
     max_steps: int | None = None  # stop early; the schedule stays that of all epochs
     batch_size: int = 1024  # global: over all processes and micro-batches
@@ -94,11 +96,12 @@ class TrainConfig(RunConfig):
 class EvalConfig(RunConfig):
     """Everything that ``eval.py`` takes. Null model or data: those the checkpoint was trained with."""
 
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata={"path": "as typed"})
     sets: EvalSetsConfig = field(default_factory=EvalSetsConfig)  # where any is named, these are evaluated
     benchmark: bool = False  # measure speed on noise instead; needs no checkpoint
     benchmark_runs: int | None = None  # timed passes at each batch size; null: as many as take about 4 seconds
-    output: str = "eval.json"  # tables of several sets go beside it, with the ending .md
+    # Tables of several sets go beside it, with the ending .md.
+    output: str = field(default="eval.json", metadata={"path": "as typed"})
 
 
 def register() -> None:

@@ -1,9 +1,9 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
 import difflib
+import math
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from data import policies
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
+from engine.names import output_of, set_name
+from engine.paths import resolve_paths
 from engine.registered import take_registered
 from models import FAMILIES, ModelConfig, refuse_unknown
 
@@ -50,44 +52,40 @@ NOT_NEGATIVE = (
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
     *("augment.color_jitter", "monitor.history"),
 )
+MAY_BE_INFINITE = ("optim.tau",)
+LARGEST = {"seed": 2**64 - 1}  # of other whole numbers, what 64 bits with a sign hold
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
     *("model.drop_path_rate", "ema", "data.crop_ratio", "data.subset", "data.hw_decoder_load", "optim.momentum"),
 )
-# Options that say where and how a run runs, not what it is: they never enter a run's name.
-UNNAMED = {"name", "output_dir", "resume", "experiment", "model", "logger", "device", "profile", "max_workers"}
 
 
-def train_settings(composed: DictConfig, choices: dict[str, Any], overrides: Iterable[str], many: bool) -> TrainConfig:
+def train_settings(
+    composed: DictConfig, choices: dict[str, Any], overrides: Iterable[str], swept: Sequence[str] = ()
+) -> TrainConfig:
     """The settings of a training run.
 
     Args:
         composed: what Hydra composed.
         choices: the chosen file of each config group.
         overrides: what the user typed.
-        many: whether this is one of several runs of a sweep or job array, each named after its overrides.
+        swept: those that tell the run from the others of a sweep or job array; they enter its name.
 
     Raises:
         UserError: naming the first option that makes no sense.
     """
-    if composed.name is None:
-        composed.name = choices.get("experiment") or choices["model"]
-        if many:
-            composed.name = "-".join([str(composed.name), *_override_names(overrides, bool(choices.get("experiment")))])
-    if composed.output_dir is None:
-        composed.output_dir = f"outputs/{composed.name}"
+    set_name(composed, choices, swept)
+    resolve_paths(composed)
     settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
     _refuse_new_name(settings, overrides)
-    if settings.data.root is not None:  # a resume or evaluation may start from another folder
-        settings.data.root = os.path.abspath(os.path.expanduser(settings.data.root))
-    if settings.checkpoint.start is not None:
-        settings.checkpoint.start = os.path.abspath(os.path.expanduser(settings.checkpoint.start))
     policies(settings.augment.auto, settings.augment.color_jitter, settings.data.crop)  # refuses what there is not
     return settings
 
 
-def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, overrides: Iterable[str]) -> EvalConfig:
+def eval_settings(
+    composed: DictConfig, trained: dict[str, Any] | None, overrides: Iterable[str], swept: Sequence[str] = ()
+) -> EvalConfig:
     """The settings of an evaluation.
 
     Args:
@@ -96,12 +94,14 @@ def eval_settings(composed: DictConfig, trained: dict[str, Any] | None, override
             user chose others by ``model=`` or ``data=``; single options typed beside it still count. None: bare
             weights, for which images are prepared as the model's registration says, in the same way.
         overrides: what the user typed.
+        swept: those that tell the evaluation from the others of a sweep or job array; each writes its own file.
 
     Raises:
         UserError: naming the first option that makes no sense.
         ModelError: if no model has that name.
     """
     typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
+    composed.output = output_of(composed.output, swept)
     if trained is not None:
         config = trained["config"]
         for group in ("model", "data"):
@@ -168,14 +168,6 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
     composed[group] = OmegaConf.merge(base, trained, kept)
 
 
-def _override_names(overrides: Iterable[str], with_model: bool) -> list[str]:
-    unnamed = UNNAMED - {"model"} if with_model else UNNAMED
-    named = (o.lstrip("+~") for o in overrides)
-    named = (o for o in named if o.split("=")[0] not in unnamed and not o.startswith(("logger.", "data.root=")))
-    # No "=": Hydra would not take the path of such a run on a command line.
-    return [re.sub(r"[^\w.+-]+", "_", override) for override in named]
-
-
 def as_container(settings: RunConfig) -> dict[str, Any]:
     """Settings as plain dictionaries, lists, strings and numbers."""
     return _container(OmegaConf.structured(settings))
@@ -222,7 +214,22 @@ def _refuse_nonsense(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, key)
             if value is not None and not fits(value):
                 raise UserError(f"{key}={value} must be {what}")
+    _refuse_endless(cfg)
     _refuse_sizes(cfg)
+
+
+def _refuse_endless(cfg: DictConfig) -> None:
+    """Numbers that are infinite, not a number, or too large for 64 bits."""
+    for key, value in flatten(_container(cfg)).items():
+        for number in value if isinstance(value, list) else [value]:
+            if key.startswith("model.kwargs."):
+                continue
+            if isinstance(number, float) and math.isnan(number):
+                raise UserError(f"{key}={value} is not a number")
+            if isinstance(number, float) and math.isinf(number) and key not in MAY_BE_INFINITE:
+                raise UserError(f"{key}={value} must be finite")
+            if isinstance(number, int) and abs(number) > LARGEST.get(key, 2**63 - 1):
+                raise UserError(f"{key}={value} must be {LARGEST.get(key, 2**63 - 1)} or less")
 
 
 def _refuse_sizes(cfg: DictConfig) -> None:

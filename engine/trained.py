@@ -1,11 +1,13 @@
 """What is in a checkpoint, and the model that it makes."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from engine.arguments import typed_values
 from engine.checkpoint import checked, is_ours
 from engine.config import MODEL_SCHEMA, EvalConfig
 from engine.errors import UserError
@@ -44,9 +46,9 @@ def implied_family(arguments: list[str]) -> list[str]:
     Raises:
         UserError: or ModelError if the checkpoint cannot be read.
     """
-    typed = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
-    file = typed.get("checkpoint", "")
-    if "model" in typed or not any(key.startswith("model.") for key in typed) or not Path(file).is_file():
+    typed = typed_values(arguments)
+    file = os.path.expanduser(str(typed.get("checkpoint", "")))
+    if "model" in typed or not any(key.startswith("model.") for key in typed) or not os.path.isfile(file):
         return []
     trained = open_trained(file)
     return [f"{MODEL_SCHEMA}={trained['family']}"] if trained else []

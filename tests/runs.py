@@ -64,7 +64,7 @@ def settings(*overrides: str) -> TrainConfig:
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides))
-    return train_settings(composed, {"model": "small"}, overrides, many=False)
+    return train_settings(composed, {"model": "small"}, overrides)
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -89,7 +89,7 @@ def fails(tmp_path, monkeypatch, capsys):
         (["data=synthetic", "batch_size=20480"], r"batch_size=20480 is more than the 10240 training images"),
         ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),
         (["data.root=/no/such/place"], r"data.root=/no/such/place is no folder"),
-        (["epochs"], r"Error parsing override 'epochs'"),
+        (["epochs"], r"'epochs' cannot be read: type epochs=VALUE"),
         (["checkpoint=none.pth"], r"there is no file \S*/none.pth"),
         (["checkpoint={every_steps:0}"], r"checkpoint.every_steps=0 must be more than 0"),
     ],

@@ -1,0 +1,142 @@
+"""The arguments of a command before Hydra reads them: text options get exactly the text that was typed.
+
+Hydra reads a value before it knows the option's type: ``name=1.10`` becomes the number 1.1, and ``name=a#b`` fits no
+rule of its grammar. Values of text options are therefore put in quotes, which Hydra takes as they are.
+"""
+
+import re
+import shlex
+from collections.abc import Collection, Iterable
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
+
+from engine.errors import UserError
+
+# Text that fits no rule of the grammar is taken as typed, unless it looks like a quotation, several values, another
+# option's value, or a function of Hydra's.
+FUNCTIONS = "|".join(create_functions().functions)
+UNCLEAR = re.compile(rf"""^["']|,|\$\{{|^({FUNCTIONS})\s*\(""")
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags and the options; Hydra's own parser wants the options in one piece.
+
+    Raises:
+        UserError: if there is no such flag.
+    """
+    parser: Any = get_args_parser()
+    parser.error = _refuse_flag
+    options = list(parser.parse_intermixed_args(arguments).overrides)
+    flags, left = [], list(options)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            flags.append(argument)
+    return flags, options
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown is None:
+        raise UserError(f"{message}: --hydra-help lists all flags")
+    flag = unknown[1]
+    hint = f"options are typed without dashes, {flag.lstrip('-')}" if "=" in flag else "--hydra-help lists all"
+    raise UserError(f"there is no flag {flag}: {hint}")
+
+
+def as_typed(argument: str, text: Collection[str]) -> str:
+    """An argument with the values of text options in quotes.
+
+    Args:
+        argument: ``key=value``, of any form that Hydra has: with ``+``, of one value, several, or a group's options.
+        text: the options and config groups whose values are text.
+    """
+    key, equals, raw = argument.partition("=")
+    option = key.lstrip("+")
+    if not equals or not any(name == option or name.startswith(f"{option}.") for name in text):
+        return argument
+    try:
+        plain = _parse(argument)
+    except HydraException:
+        return f"{key}={_quoted(raw)}" if option in text and not UNCLEAR.search(raw.strip()) else argument
+    try:
+        typed = _read(argument)
+    except HydraException:  # a function that needs numbers, such as range(1,3)
+        return argument
+    if isinstance(typed._value, ChoiceSweep) and isinstance(plain._value, ChoiceSweep):
+        values = zip(typed._value.list, plain._value.list, strict=True)
+        return f"{key}={','.join(_typed(_merged(option, *pair, text)) for pair in values)}"
+    if isinstance(plain._value, Sweep) or plain.value() == typed.value():
+        return argument
+    return f"{key}={_typed(_merged(option, typed._value, plain._value, text))}"
+
+
+def _parse(argument: str) -> Override:
+    return OverridesParser.create().parse_override(argument)
+
+
+class _AsTyped(HydraOverrideVisitor):
+    """Hydra's reading of a value, but that numbers and booleans stay the text they were typed as."""
+
+    def _createPrimitive(self, ctx: Any) -> Any:
+        value = super()._createPrimitive(ctx)
+        return QuotedString(ctx.getText().strip(), Quote.double) if isinstance(value, int | float) else value
+
+
+def _read(argument: str) -> Override:
+    """As Hydra's parser does, with the visitor above."""
+    listener = HydraErrorListener()
+    lexer = OverrideLexer(InputStream(argument))
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for part in (lexer, parser):
+        part.removeErrorListeners()
+        part.addErrorListener(listener)
+    return _AsTyped(create_functions()).visit(parser.override())
+
+
+def _merged(key: str, typed: Any, plain: Any, text: Collection[str]) -> Any:
+    """A value as Hydra reads it, with the text that was typed wherever a text option gets it."""
+    if isinstance(plain, dict):
+        pairs = zip(plain.items(), typed.values(), strict=True)
+        return {name: _merged(f"{key}.{name}", as_text, value, text) for (name, value), as_text in pairs}
+    if key not in text:
+        return plain
+    return QuotedString(typed, Quote.double) if isinstance(typed, str) else typed
+
+
+def _typed(value: Any) -> str:
+    return Override._get_value_element_as_str(value)
+
+
+def _quoted(raw: str) -> str:
+    return QuotedString(raw.strip(), Quote.double).with_quotes()
+
+
+def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
+    """The value of each option that was typed; of those that Hydra cannot read, none."""
+    values = {}
+    for argument in arguments:
+        try:
+            override = _parse(argument)
+        except HydraException:
+            continue
+        values[override.key_or_group] = override.value()
+    return values
+
+
+def values_of(argument: str) -> list[Any]:
+    """The values of an argument that holds several."""
+    return [_parse(f"x={value}").value() for value in _parse(argument).sweep_string_iterator()]
+
+
+def in_shell(key: str, values: Iterable[str]) -> str:
+    """An argument as it must be typed in a shell for its values to be these very texts."""
+    return shlex.quote(f"{key}={','.join(map(_quoted, values))}")

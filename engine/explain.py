@@ -1,0 +1,141 @@
+"""The messages of Hydra and OmegaConf as one line that says what to type instead."""
+
+import re
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+
+from engine.arguments import in_shell, values_of
+from engine.config import MODEL_SCHEMA
+from engine.options import ENTRIES, declared
+from engine.settings import flatten
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def groups() -> set[str]:
+    """The config groups."""
+    return {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+def text_options(entry: str) -> set[str]:
+    """Options of an entry whose values are text, and the groups, whose values are names of files."""
+    return groups() | {key for key, option in declared(ENTRIES[entry]).items() if option.is_text}
+
+
+def explain(error: BaseException, entry: str) -> str:
+    """An error of Hydra's or OmegaConf's, with the nearest valid name where a name is unknown."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, entry)
+    message = f"{error}\n{error.__cause__ or ''}"
+    if match := re.search(r"Ambiguous value for argument '(.*)'\n", message):
+        return _several_values(match[1], entry)
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
+        return _unknown_key(match[1] or match[2], message, entry)
+    if match := re.search(r"Could not find '(.+)/([^']*)'", message):
+        names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
+        return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
+    if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
+        return f"{_key_in(message)}: '{match[1]}' is no {match[2].lower()}"
+    if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
+        return f"{_key_in(message)} takes one value: put text with brackets or braces in quotes{_as_text(message)}"
+    if "is not Optional" in message:
+        return f"{_key_in(message)} cannot be null: leave it out, or set a value"
+    if "Config group override must be a string" in message:
+        return "a config group cannot be null: leave it out, or choose one of its files"
+    return one_line(": ".join(filter(None, (str(error), first_line(error.__cause__)))) or type(error).__name__)
+
+
+def _key_in(message: str) -> str:
+    key = re.search(r"full_key: (\S+)|field '(\S+)'", message)
+    typed = re.search(r"Error merging override ([^\s=]+=?[^\s=]*)", message)
+    return (key[1] or key[2]) if key else typed[1] if typed else "an option"
+
+
+def _as_text(message: str) -> str:
+    typed = re.search(r"Error merging override (.*)", message)
+    key, _, value = typed[1].partition("=") if typed else ("", "", "")
+    return f", {in_shell(key, [value])}" if typed else ""
+
+
+def one_line(message: str) -> str:
+    """A message with its line breaks and repeated spaces gone."""
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message."""
+    return str(error).split("\n", 1)[0] if error else ""
+
+
+def _unreadable(argument: str, entry: str) -> str:
+    """What to type instead of an argument that fits no rule of Hydra's grammar."""
+    key, equals, value = argument.partition("=")
+    option = key.lstrip("+")
+    if not equals or not re.fullmatch(r"~?[\w.@/$-]+", option):
+        hint = argument if argument in _all_keys(entry) else "OPTION"
+        return f"'{argument}' cannot be read: type {hint}=VALUE, without spaces around the ="
+    if "${" in value:
+        return f"{argument} cannot be read: '${{' stands for the value of another option, as in '{key}=${{name}}'"
+    if option in declared(ENTRIES[entry]) and option not in text_options(entry):
+        return (
+            f"{argument} cannot be read: brackets must be closed, values between commas cannot be empty, and an "
+            f"argument with spaces needs quotes around it, such as 'optim.betas=[0.9, 0.98]'"
+        )
+    if "," in value:
+        several = in_shell(key, value.split(","))
+        return f"{argument} cannot be read: type {in_shell(key, [value])}, or for a sweep -m {several}"
+    return f"{argument} cannot be read: type {in_shell(key, [value])}"
+
+
+def _several_values(argument: str, entry: str) -> str:
+    """What to do about several values in a command that is no sweep."""
+    key, _, value = argument.partition("=")
+    hint = ""
+    if key.lstrip("+") in text_options(entry) - groups():
+        value = ",".join(map(str, values_of(argument)))
+        argument = f"{key}={value}"
+        hint = f", or type {in_shell(key, [value])} for one"
+    elif isinstance(_defaults(entry).get(key), list):
+        hint = f", or type '{key}=[{value}]' for a list"
+    return f"{argument} are several values: add -m for a run of each{hint}"
+
+
+def _unknown_key(key: str, message: str, entry: str) -> str:
+    if full := re.search(r"full_key: (\S+)", message):
+        key = full[1]
+    return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(entry)))}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    if not near:  # perhaps the right leaf under the wrong parent
+        leaf = name.rsplit(".", 1)[-1]
+        near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose {', '.join(names)}" if 0 < len(names) < 30 else "--help lists all"
+
+
+def _all_keys(entry: str) -> set[str]:
+    """Every option of an entry's config with the groups that the user chose, and every group."""
+    keys = _defaults(entry).keys()
+    return keys | {key.split(".")[0] for key in keys}
+
+
+def _defaults(entry: str) -> dict[str, Any]:
+    """Every option with the value that it has by the groups that the user chose."""
+    known = groups() | {MODEL_SCHEMA}
+    chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in known and "," not in typed]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = hydra.compose(entry, overrides=chosen)
+        except HydraException:  # a choice from a folder of the user's own (--config-dir)
+            composed = hydra.compose(entry)
+    container: Any = OmegaConf.to_container(composed)
+    return flatten(container)

@@ -1,0 +1,138 @@
+"""What tells the runs of one command apart, and the names that follow from it."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from engine.errors import UserError
+from engine.paths import LONGEST_NAME
+
+LONGEST_MADE = 128  # bytes of a name that is made from options
+
+
+def swept_options(job: Sequence[str], typed: Iterable[str], is_sweep: bool, is_array: bool) -> list[str]:
+    """The options of a job that tell it from the other jobs, as ``key=value``.
+
+    Args:
+        job: all options of the job.
+        typed: the options as they were typed, several values of a sweep included.
+        is_sweep: whether Hydra makes several jobs of the command (``--multirun``).
+        is_array: whether this is one job of a SLURM array. The commands of the others are unknown, so every option
+            may be what differs, unless the user gave the job a name or a folder of its own.
+
+    Raises:
+        UserError: if a sweep holds a value twice.
+    """
+    if is_array and not is_sweep:
+        named = any(_parse(option).key_or_group in ("name", "output_dir", "output") for option in job)
+        return [] if named else list(job)
+    if not is_sweep:
+        return []
+    fixed: dict[str, bool] = {}  # Hydra goes by the last where an option is typed twice
+    for override in map(_parse, typed):
+        fixed[override.get_key_element()] = not override.is_sweep_override()
+        _refuse_twice(override)
+    return [option for option in job if not fixed.get(_parse(option).get_key_element(), False)]
+
+
+def _parse(option: str) -> Override:
+    return OverridesParser.create().parse_override(option)
+
+
+def _refuse_twice(override: Override) -> None:
+    if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
+        return
+    values = [_text(_parse(f"x={value}")) for value in override.sweep_string_iterator()]
+    places = [os.path.abspath(value) for value in values] if override.key_or_group == "output_dir" else values
+    if twice := [value for value, place in zip(values, places, strict=True) if places.count(place) > 1]:
+        raise UserError(
+            f"the sweep over {override.key_or_group} holds {twice[0]} twice, which would be two runs in one "
+            "directory: leave one out"
+        )
+
+
+def _text(override: Override) -> str:
+    value = override.value()
+    return value if isinstance(value, str) else override.get_value_element_as_str()
+
+
+def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]) -> None:
+    """Fill in the name and the directory of a training run.
+
+    The name is that of the experiment or the model where the user gave none; in a sweep the swept options follow.
+
+    Raises:
+        UserError: if the name is no name for a folder, or the runs of a sweep would share a directory.
+    """
+    told = {"name", "output_dir"}
+    if composed.name is None:
+        group = "experiment" if choices.get("experiment") else "model"
+        composed.name = str(choices[group])
+        told.add(group)
+    composed.name = with_options(composed.name, swept, told)
+    _refuse_name(composed.name)
+    if composed.output_dir is None:
+        composed.output_dir = f"outputs/{composed.name}"
+    elif swept:
+        _refuse_shared(OmegaConf.to_container(composed, resolve=False)["output_dir"], swept)
+
+
+def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
+    """A name followed by swept options; a hash follows where their text was changed or cut.
+
+    The hash is of this run's options alone, so a run keeps its name when the sweep gets more values.
+
+    Args:
+        name: what all runs of the sweep share, or what tells them apart already.
+        swept: ``key=value`` of each swept option.
+        told: options that ``name`` already tells.
+    """
+    options = [(o.key_or_group, _text(o)) for o in map(_parse, swept) if o.key_or_group not in told]
+    if not options:
+        return name
+    parts = [f"{key}_{value}" for key, value in options]
+    # No "=": Hydra would not take the path of such a run on a command line.
+    made = "-".join([name, *(re.sub(r"[^\w.+-]+", "_", part) for part in parts)])
+    # A value that reads like a further option could make two runs one.
+    unclear = any(f"-{key}_" in value for key, _ in options for _, value in options)
+    exact = made == "-".join([name, *parts]) and not unclear
+    if exact and len(os.fsencode(made)) <= LONGEST_MADE:
+        return made
+    mark = "-" + hashlib.sha256(os.fsencode(repr((name, options)))).hexdigest()[:8]
+    return os.fsencode(made)[: LONGEST_MADE - len(mark)].decode(errors="ignore").rstrip("_-") + mark
+
+
+def output_of(output: str, swept: Sequence[str]) -> str:
+    """The file for the scores of one job, beside those of the other jobs of a sweep."""
+    path = Path(output)
+    return str(path.with_name(with_options(path.stem, swept, {"output"}) + path.suffix)) if swept else output
+
+
+def _refuse_name(name: str) -> None:
+    parts = name.split("/")
+    if name == "":
+        raise UserError("name is empty: leave it out, or give the run a name")
+    if any(part in ("", ".", "..") or part != part.strip() for part in parts) or not name.isprintable():
+        raise UserError(
+            f"name={name!r} is no name of a run: it must be a folder below outputs/, such as name=first or "
+            "name=tests/first, without '.', '..', spaces at its ends, or characters that cannot be printed"
+        )
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise UserError(f"name={name[:20]}… is too long: a folder's name has {LONGEST_NAME} bytes at most")
+
+
+def _refuse_shared(output_dir: str, swept: Sequence[str]) -> None:
+    """Raise where a directory, as written before interpolation, does not tell the runs of a sweep apart."""
+    keys = {_parse(option).key_or_group for option in swept} - {"output_dir"}
+    if "${name}" not in output_dir and not all(f"${{{key}}}" in output_dir for key in keys):
+        raise UserError(
+            f"output_dir={output_dir} would be the directory of every run of the sweep: leave it out, or type "
+            f"'output_dir={output_dir.rstrip('/')}/${{name}}'"
+        )

@@ -1,0 +1,117 @@
+"""What the user typed reaches Hydra: text as text, and advice that Hydra understands."""
+
+import shlex
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from engine.arguments import as_typed, in_shell, split, typed_values
+from engine.config import register
+from engine.errors import UserError
+from engine.explain import explain, text_options
+from engine.settings import write_settings
+from tests.runs import PROJECT, settings
+
+TEXT = text_options("train")
+
+
+def read(argument: str) -> Any:
+    """The value that Hydra reads from an argument."""
+    return OverridesParser.create().parse_override(as_typed(argument, TEXT)).value()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("2024_11_25", "1.10", "1e3", "0x10", "012", "1_000", "true", "False", "nan", "-inf", "12:30", ".5", "+1"),
+        *("a#b", "runs/epoch=3.ckpt", "/tmp/a(b)", "a b", "a{b}", "a[1]", "it's", 'a"b', "$HOME/x", "a&b;c", "ü~!^<>`"),
+        *("foo(1)", "~/x", "C:\\x", "a@b", "]", "100%"),
+    ],
+)
+def test_text_is_taken_as_typed(typed):
+    for key in ("name", "data.root", "checkpoint.start", "resume", "logger.project", "+model.name", "experiment"):
+        if key != "experiment" or typed[0].isdecimal():
+            assert read(f"{key}={typed}") == typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        *(("null", None), ("NULL", None), ("", ""), ("'1.10'", "1.10"), ('"a,b"', "a,b"), ("'null'", "null")),
+        *((" a ", "a"), ("a\\,b", "a,b"), ("${oc.env:HOME}/1.10", "${oc.env:HOME}/1.10"), ("str(1.10)", "1.10")),
+    ],
+)
+def test_what_hydra_gives_a_meaning_keeps_it(typed, value):
+    assert read(f"name={typed}") == value
+
+
+def test_options_that_are_no_text_are_left_alone():
+    for argument in ("epochs=1e3", "optim.betas=[0.9,0.98]", "+model.kwargs.x=1.10", "~optim.lr", "epochs", "", "=x"):
+        assert as_typed(argument, TEXT) == argument
+    assert read("logger={name:none,project:1.10}") == {"name": "none", "project": "1.10"}
+    assert read("checkpoint={every_steps:10,start:1_0}") == {"every_steps": 10, "start": "1_0"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("1.10,1.20", ["1.10", "1.20"]),
+        ("choice(1.10,'1.20')", ["1.10", "1.20"]),
+        ("true,null,'a,b'", ["true", None, "a,b"]),
+        ("range(1,3)", ["1", "2"]),
+    ],
+)
+def test_each_value_of_a_sweep_is_taken_as_typed(typed, values):
+    """Hydra writes each job's arguments anew from what it read."""
+    sweep = OverridesParser.create().parse_override(as_typed(f"name={typed}", TEXT))
+    jobs = [OverridesParser.create().parse_override(f"name={value}").value() for value in sweep.sweep_string_iterator()]
+    assert [value if value is None else str(value) for value in jobs] == values
+
+
+@pytest.mark.parametrize("typed", ["'a b", '"a', "a,b(c)", "choice(a#b)", "range(1", "a,,b"])
+def test_the_advice_for_unclear_text_can_be_typed(typed):
+    """What the message says to type is one word for a shell, and the very text for Hydra."""
+    with pytest.raises(Exception) as caught:
+        OverridesParser.create().parse_overrides([as_typed(f"name={typed}", TEXT)])
+    message = explain(caught.value, "train")
+    assert message.startswith(f"name={typed} cannot be read: type ")
+    assert in_shell("name", [typed]) in message
+    (word,) = shlex.split(in_shell("name", [typed]))
+    assert OverridesParser.create().parse_override(word).value() == typed
+    assert read(word) == typed
+
+
+def test_flags_may_stand_anywhere():
+    assert split(["seed=1", "-m", "name=x", "--config-name", "train", "b=2"]) == (
+        ["-m", "--config-name", "train"],
+        ["seed=1", "name=x", "b=2"],
+    )
+    with pytest.raises(UserError, match=r"no flag --epochs=3: options are typed without dashes, epochs=3"):
+        split(["--epochs=3"])
+    with pytest.raises(UserError, match=r"invalid choice: 'x'"):
+        split(["--cfg", "x"])
+
+
+def test_values_that_were_typed():
+    arguments = [as_typed(argument, TEXT) for argument in ("name=1.10", "+epochs=3", "optim.betas=[1")]
+    assert typed_values(arguments) == {"name": "1.10", "epochs": 3}
+
+
+def test_text_stays_text_on_disk(tmp_path):
+    found = settings("data=synthetic", "logger=none")
+    for text in ("1.10", "2024_11_25", "1e3", "true", "null", "012", "12:30", "1_000", "0x10", "ü", "~", "a#b", ""):
+        found.logger.group = text
+        write_settings(found, tmp_path / "config.yaml")
+        assert OmegaConf.load(tmp_path / "config.yaml").logger.group == text
+
+
+def test_a_config_of_the_user_s_own_may_have_a_number_for_a_name(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "2024_11.yaml").write_text("# @package _global_\nepochs: 7\n")
+    register()
+    typed = [as_typed("experiment=2024_11", TEXT), f"hydra.searchpath=[file://{tmp_path}]"]
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        assert hydra.compose("train", overrides=typed).epochs == 7
