@@ -57,7 +57,7 @@ def check_side(img_size: tuple[int, int], unit: int, because: str, advice: str =
 def resized_width(width: int, before: tuple[int, int], after: tuple[int, int]) -> int:
     """How wide windows or stripes are on a map that was resized: as before where that divides the new map.
 
-    Otherwise they grow with the map. Where neither divides it, the width stays, for the model to refuse.
+    Otherwise they change with the map. Where neither divides it, the width stays, for the model to refuse.
 
     Args:
         width: in tokens, on the old map.

@@ -1,9 +1,12 @@
 """LipsFormer-Swin's own parts, against the released arithmetic written out."""
 
 import literal
+import pytest
+import timm
 import torch
 from torch import nn
 
+from models import ModelError
 from models.attention import lipsformer_similarity
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
 
@@ -28,3 +31,23 @@ def test_merging_takes_squares_in_the_released_order():
     x = torch.arange(2 * 4 * 2.0).view(1, 2, 4, 2)
     squares = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
     torch.testing.assert_close(merge(x), merge.reduction(merge.norm(squares)))
+
+
+def test_windows_follow_the_image_size_and_their_tables_the_windows():
+    sizes = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    model = timm.create_model("lipsformer_swin_tiny", num_classes=5, **sizes).eval()
+    table = model.stages[0][0].attn.branch.relative_position_bias_table
+    nn.init.constant_(table, 0.5)
+    model.set_input_size(32)
+    assert model.window_size == 4 and model.stages[0][0].attn.branch.relative_position_bias_table is table
+    model.set_input_size(24)  # 4 does not divide the last map of 6: half of that as it was half of 8
+    resized = model.stages[0][0].attn.branch.relative_position_bias_table
+    assert model.window_size == 3 and resized.shape == (25, 1)
+    torch.testing.assert_close(resized, torch.full_like(resized, 0.5))
+    assert model(torch.randn(1, 3, 24, 24)).shape == (1, 5)
+    model.set_input_size((24, 48), window_size=2)
+    assert model(torch.randn(1, 3, 24, 48)).shape == (1, 5)
+    for window in (0, 5):
+        with pytest.raises(ModelError, match=r"window_size=0 must be 1|with patch 2, window 5 and 2 stages"):
+            model.set_input_size(24, window)
+    assert model(torch.randn(1, 3, 24, 48)).shape == (1, 5)

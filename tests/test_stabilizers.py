@@ -147,6 +147,21 @@ def test_gammas_decay_as_gains_and_matrices_as_weights():
     assert splits["blocks.0.attn.qkv.parametrizations.weight.original"] == 3
 
 
+def test_weights_drawn_anew_begin_stabilized():
+    with torch.device("meta"):
+        model = small()
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.fill_(7)
+    model.init_weights()
+    for name, layer in matrices(model).items():
+        held = layer.parametrizations.weight
+        assert 0 < layer.weight.std().item() < 1 and torch.allclose(layer.weight, held.original, rtol=1e-5), name
+        assert held[0].gamma.item() == pytest.approx(sigma(layer.weight), rel=1e-5), name
+    assert model(torch.randn(2, 3, 32, 32)).isfinite().all()
+
+
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
 @pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("stabilizer", STABILIZERS)

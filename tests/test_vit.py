@@ -170,6 +170,24 @@ def test_timm_manners(stabilizer):
     assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
 
 
+@pytest.mark.parametrize("stem", ["patchify", "scaled_relu"])
+def test_input_size_pool_and_precision(stem):
+    model = small(stem=stem, stem_width=8, dtype=torch.bfloat16, attn_drop_rate=0.1, drop_rate=0.1).eval()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    model.set_input_size(48)
+    assert model(torch.randn(1, 3, 48, 48).bfloat16()).shape == (1, 5)
+    with pytest.raises(models.ModelError, match="image size 30 does not fit"):
+        model.set_input_size(30)
+    if stem != "patchify":
+        with pytest.raises(models.ModelError, match="a convolutional stem keeps its patch size"):
+            model.set_input_size(patch_size=4)
+    refusal = "^model.global_pool=median is unknown: choose token, avg, max, avgmax, map, prr, ''$"
+    for refused in (lambda: small(global_pool="median"), lambda: model.reset_classifier(3, "median")):
+        with pytest.raises(models.ModelError, match=refusal):
+            refused()
+    assert model.num_classes == 5
+
+
 # --- what the theory says of the initialisation (Xiong et al., ICML 2020, sections 3.2 and 3.3) ---------------------
 
 
