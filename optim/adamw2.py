@@ -83,43 +83,37 @@ class AdamW2(Optimizer):
         capturable: bool = False,
         fused: bool | None = None,
     ):
-        if isinstance(lr, Tensor) and not capturable:
-            raise ValueError("a tensor as lr needs capturable=True")
-        limits = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-        for name, value in limits.items():
-            if not isinstance(value, Tensor) and not value >= 0:
-                raise ValueError(f"{name}={value} must be 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas} must be at least 0 and less than 1")
-        if not tau > 0:
-            raise ValueError(f"tau={tau} must be more than 0")
-        if power_iterations < 1:
-            raise ValueError(f"power_iterations={power_iterations} must be 1 or more")
         defaults = {
             **{"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tau": tau},
             **{"power_iterations": power_iterations, "cap": True, "splits": 1},
             **{"foreach": foreach, "maximize": maximize, "capturable": capturable, "fused": fused},
         }
+        _check(defaults)
         self._last_bundles: dict[int, tuple[list[Tensor], list[Bundle]]] = {}
         super().__init__(params, defaults)
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its matrices' singular vectors are found here, once."""
+        """Add a group; its matrices' singular vectors are found here, once.
+
+        Raises:
+            ValueError: for an option out of range, or splits that do not divide a matrix. The group is not added then.
+        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        try:
+            _check(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
         for parameter in group["params"]:
-            if parameter.is_complex():
-                raise ValueError("AdamW2 takes no complex parameters")
             if is_capped(group, parameter):
                 self._track(group, parameter)
 
     @torch.no_grad()
     def _track(self, group: Group, parameter: Tensor) -> None:
         """Begin to estimate the largest singular values of a matrix and its updates."""
-        if parameter.shape[0] % group["splits"]:
-            raise ValueError(f"splits={group['splits']} does not divide the {parameter.shape[0]} rows of a matrix")
         matrices = parameter.detach().reshape(group["splits"], len(parameter) // group["splits"], -1).float()
         sizes, vectors = converge([matrices])
         kept = vectors_for(matrices, group["capturable"])
@@ -131,7 +125,9 @@ class AdamW2(Optimizer):
         }
 
     def _begin(self, group: Group, parameter: Tensor) -> State:
-        """The state of a parameter, made at its first step."""
+        """The state of a parameter, made at its first step, or anew where somebody cleared it."""
+        if is_capped(group, parameter) and "vectors" not in self.state[parameter]:
+            self._track(group, parameter)
         state = self.state[parameter]
         if "step" not in state:
             device = parameter.device if group["capturable"] else "cpu"
@@ -141,7 +137,14 @@ class AdamW2(Optimizer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Options that are younger than a state get their defaults."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        for kept in self.state.values():
+            if "step" in kept:  # plain numbers in files of old torch
+                kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32)
         self._last_bundles = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -150,9 +153,8 @@ class AdamW2(Optimizer):
         Raises:
             ValueError: if it is another optimizer's.
         """
-        if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
-            raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")
-        super().load_state_dict(state_dict)
+        with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after those that may translate it
+            super().load_state_dict(state_dict)
 
     # --- the step -------------------------------------------------------------------------------------------------
 
@@ -178,7 +180,8 @@ class AdamW2(Optimizer):
         if any(parameter.grad.is_sparse for parameter in present):
             raise RuntimeError("AdamW2 takes no sparse gradients")
         before, bundles = self._last_bundles.get(index, ([], []))
-        if len(before) != len(present) or not all(a is b for a, b in zip(before, present, strict=True)):
+        are_same = len(before) == len(present) and all(a is b for a, b in zip(before, present, strict=True))
+        if not are_same or not all(bundle.holds(self.state) for bundle in bundles):
             bundles = self._bundled(group, present)
             self._last_bundles[index] = present, bundles
         return bundles
@@ -187,7 +190,7 @@ class AdamW2(Optimizer):
         buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             state = self._begin(group, parameter)
-            age = None if group["capturable"] else state["step"].item()
+            age = state["step"].item()
             shape = parameter.shape if is_capped(group, parameter) else None
             buckets[parameter.device, parameter.dtype, age, shape].append(parameter)
         pieces = [piece for bucket in buckets.values() for piece in _cut(bucket, group["foreach"])]
@@ -201,7 +204,7 @@ class AdamW2(Optimizer):
         for group in self.param_groups:
             labels = group.get("param_names") or [None] * len(group["params"])
             for parameter, name in zip(group["params"], labels, strict=True):
-                if is_capped(group, parameter):
+                if is_capped(group, parameter) and "ratio" in self.state.get(parameter, {}):
                     ratio = self.state[parameter]["ratio"]
                     ratios.append(ratio)
                     taus.append(torch.full_like(ratio, group["tau"]))
@@ -219,6 +222,34 @@ class AdamW2(Optimizer):
             ratios=(median, high, ratio[hardest].item()),
             hardest=names[hardest],
         )
+
+
+def _check(options: Group) -> None:
+    """Refuse what no step can be taken with, in a group or in the defaults."""
+    lr, betas, splits, parameters = options["lr"], options["betas"], options["splits"], options.get("params", [])
+    if isinstance(lr, Tensor) and not (options["capturable"] and lr.numel() == 1):
+        raise ValueError("lr as a tensor needs capturable=True and must be a single number")
+    for name in ("lr", "eps", "weight_decay"):
+        if not options[name] >= 0:
+            raise ValueError(f"{name}={options[name]} must be 0 or more")
+    if any(isinstance(beta, Tensor) for beta in betas) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={betas} must be two numbers of at least 0 and less than 1")
+    if not options["tau"] > 0:
+        raise ValueError(f"tau={options['tau']} must be more than 0")
+    for name in ("power_iterations", "splits"):
+        if not isinstance(options[name], int) or options[name] < 1:
+            raise ValueError(f"{name}={options[name]} must be a whole number, 1 or more")
+    for parameter in parameters:
+        if parameter.is_complex():
+            raise ValueError("AdamW2 takes no complex parameters")
+        if is_capped(options, parameter) and len(parameter) % splits:
+            raise ValueError(f"splits={splits} does not divide the {len(parameter)} rows of a matrix")
+
+
+def _refuse_another_s(_: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Raise an error for another optimizer's state."""
+    if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
+        raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")
 
 
 def _cut(parameters: list[Tensor], foreach: bool | None) -> list[list[Tensor]]:

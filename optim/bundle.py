@@ -43,6 +43,14 @@ class Bundle:
             self.sizes = self._side_by_side("weight_size").flatten()
             self.ratios = self._side_by_side("ratio").flatten()
             self.vectors = self._side_by_side("vectors", dim=1).flatten(1, 2)  # (2, matrices, k, columns)
+        self._kept = [{name: value for name, value in s.items() if isinstance(value, Tensor)} for s in states]
+
+    def holds(self, states: dict[Tensor, State]) -> bool:
+        """Whether the optimizer's states are still those of this bundle: others may clear, move or replace them."""
+        return all(
+            states.get(parameter) is state and all(state.get(name) is value for name, value in kept.items())
+            for parameter, state, kept in zip(self.parameters, self.states, self._kept, strict=True)
+        )
 
     def _side_by_side(self, key: str, dim: int = 0) -> Tensor:
         together = torch.stack([state[key].float() for state in self.states], dim)
@@ -199,7 +207,7 @@ class Bundle:
 
 def is_capped(group: Group, parameter: Tensor) -> bool:
     """Whether a parameter of a group counts as one or more matrices under a cap."""
-    return group["cap"] and parameter.ndim >= 2
+    return bool(group["cap"]) and parameter.ndim >= 2 and parameter.numel() > 0
 
 
 def _along_rows(factors: Tensor, parameter: Tensor) -> Tensor:

@@ -101,16 +101,40 @@ def test_another_optimizer_s_state_is_refused():
         ({"eps": -1e-8}, "eps="),
         ({"weight_decay": -0.1}, "weight_decay="),
         ({"lr": torch.tensor(0.1)}, "capturable"),
+        ({"lr": torch.tensor([0.1, 0.1]), "capturable": True}, "single number"),
+        ({"betas": (torch.tensor(0.9), torch.tensor(0.99))}, "betas="),
+        ({"betas": (0.9,)}, "betas="),
+        ({"power_iterations": 1.5}, "power_iterations=1.5"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options, message):
+def test_numbers_out_of_range_are_refused_of_the_optimizer_and_of_a_group(options, message):
     with pytest.raises(ValueError, match=message):
         AdamW2([nn.Parameter(torch.ones(2, 2))], **options)
+    optimizer = AdamW2([nn.Parameter(torch.ones(2, 2))])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], **options})
+    assert len(optimizer.param_groups) == len(optimizer.state) == 1
 
 
-def test_splits_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="splits=3 does not divide the 4 rows"):
-        AdamW2([{"params": [nn.Parameter(torch.ones(4, 2))], "splits": 3}])
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [(3, "does not divide the 4 rows"), (0, "1 or more"), (-2, "1 or more"), (2.0, "whole number")],
+)
+def test_splits_that_do_not_divide_are_refused(splits, message):
+    with pytest.raises(ValueError, match=f"splits={splits} .*{message}"):
+        AdamW2([{"params": [nn.Parameter(torch.ones(4, 2))], "splits": splits}])
+
+
+def test_a_cleared_state_is_reported_as_none_until_the_next_step():
+    model = small_model()
+    optimizer = AdamW2(param_groups(model), 1e-2, tau=0.01)
+    set_gradients(model, step=0)
+    optimizer.step()
+    optimizer.state.clear()
+    assert optimizer.cap_report() is None
+    optimizer.step()
+    report = optimizer.cap_report()
+    assert report is not None and report.share > 0
 
 
 def test_a_gradient_that_is_not_finite_raises_nothing():

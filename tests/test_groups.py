@@ -39,12 +39,17 @@ def test_decay_is_timm_s(name):
     assert_the_same_decay(name)
 
 
+def small_one_of(names: list[str]) -> str:
+    sizes = ("test_", "atto", "femto", "pico", "nano", "xx", "tiny", "050", "18", "_s", "small")
+    return min(names, key=lambda name: next((i for i, size in enumerate(sizes) if size in name), len(sizes)))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_decay_is_timm_s_for_a_model_of_each_family():
-    for module in timm.list_modules():
-        for name in timm.list_models(module=module)[-1:]:
-            assert_the_same_decay(name)
+    families = [timm.list_models(module=module) for module in timm.list_modules()]
+    for names in filter(None, families):
+        assert_the_same_decay(small_one_of(names))
 
 
 def test_a_pattern_covers_all_it_matches_and_a_name_itself_alone():

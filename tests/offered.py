@@ -1,0 +1,86 @@
+"""The optimizers that ``optim/`` offers, each with the options that torch's own cases give its like."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import pytest
+import torch
+from timm.optim import Lamb, Lion, Muon
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.testing._internal import common_optimizers as cases
+
+from optim import AdamW2
+from optim.fused import FusedAdamW, FusedSGD
+
+
+@dataclass(frozen=True)
+class Offered:
+    """An optimizer, the options to try, and what it must refuse."""
+
+    name: str
+    make: Callable[..., Optimizer]
+    options: tuple[dict[str, Any], ...]
+    errors: tuple[cases.ErrorOptimizerInput, ...]
+
+
+def _options(make: Callable[..., Optimizer], inputs: Iterable[cases.OptimizerInput]) -> tuple[dict[str, Any], ...]:
+    """Of torch's options those that an optimizer has; betas that are tensors are for graphs of torch's alone."""
+    has = signature(make).parameters.keys()
+    every = [case.kwargs for case in inputs if case.kwargs.keys() <= has]
+    return tuple(options for options in every if not any(isinstance(b, Tensor) for b in options.get("betas", ())))
+
+
+def _errors(inputs: Iterable[cases.ErrorOptimizerInput]) -> tuple[cases.ErrorOptimizerInput, ...]:
+    """All but those that ask for another kernel."""
+    return tuple(case for case in inputs if "foreach" not in case.optimizer_error_input.kwargs)
+
+
+_CPU = ("cpu", torch.float32)
+_ADAMW, _ADAMW_ERRORS = cases.optim_inputs_func_adamw("cpu"), _errors(cases.optim_error_inputs_func_adamw(*_CPU))
+_SGD = [case for case in cases.optim_inputs_func_sgd("cpu") if "dampening" not in case.kwargs]
+_SGD_ERRORS = _errors(cases.optim_error_inputs_func_sgd(*_CPU))
+_ANY_ERRORS = _errors(cases.get_error_inputs_for_all_optims(*_CPU))
+_ADAMW2 = _options(AdamW2, cases.optim_inputs_func_adamw("cuda"))  # capturable on a CPU, too
+_ADAMW2 += ({"lr": torch.tensor(1e-3), "capturable": True},)
+_MUON = [case for case in cases.optim_inputs_func_muon("cpu") if "adjust_lr_fn" not in case.kwargs]  # other words
+_LAMB = partial(Lamb, max_grad_norm=None, decoupled_decay=True)
+
+OFFERED = (
+    Offered("adamw", FusedAdamW, _options(torch.optim.AdamW, _ADAMW), _ADAMW_ERRORS),
+    Offered("adamw2", partial(AdamW2, fused=True), _ADAMW2, _ADAMW_ERRORS),
+    Offered("adamw2_plain", AdamW2, _ADAMW2, _ADAMW_ERRORS),
+    Offered(
+        "sgd",
+        partial(FusedSGD, momentum=0.9),
+        tuple(c.kwargs for c in _SGD if "dampening" not in c.kwargs),
+        _SGD_ERRORS,
+    ),
+    Offered("lion", Lion, _options(Lion, _ADAMW), _ANY_ERRORS),
+    Offered("lamb", _LAMB, _options(Lamb, _ADAMW), _ANY_ERRORS),
+    Offered("muon", Muon, _options(Muon, _MUON), _ANY_ERRORS),
+)
+
+
+def every_optimizer(**known: str) -> pytest.MarkDecorator:
+    """Run a test with each; by name the reason why one is expected to fail."""
+    return pytest.mark.parametrize("offered", [_param(o, (o,), o.name, known) for o in OFFERED])
+
+
+def every_option(**known: str) -> pytest.MarkDecorator:
+    """Run a test with each, and with each of its options."""
+    found = [
+        _param(o, (o, options), f"{o.name}-{'-'.join(options) or 'default'}-{i}", known)
+        for o in OFFERED
+        for i, options in enumerate(o.options)
+    ]
+    return pytest.mark.parametrize(("offered", "options"), found)
+
+
+def _param(offered: Offered, values: tuple[Any, ...], label: str, known: dict[str, str]) -> Any:
+    reason = known.get(offered.name, known.get(offered.name.removesuffix("_plain")))
+    marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+    return pytest.param(*values, id=label, marks=marks)
