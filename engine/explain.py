@@ -33,6 +33,8 @@ def explain(error: BaseException, entry: str) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, entry)
     message = f"{error}\n{error.__cause__ or ''}"
+    if "Could not override ''" in message:
+        return _unreadable(next(typed for typed in sys.argv[1:] if typed.lstrip("+").startswith("=")), entry)
     if match := re.search(r"Ambiguous value for argument '(.*)'\n", message):
         return _several_values(match[1], entry)
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):

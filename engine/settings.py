@@ -52,6 +52,7 @@ NOT_NEGATIVE = (
     *("optim.weight_decay", "optim.light_decay", "augment.mixup", "augment.cutmix"),
     *("augment.color_jitter", "monitor.history"),
 )
+NOT_IN_PROJECTS = r"/\#?%:"  # characters that Weights & Biases refuses in the name of a project
 MAY_BE_INFINITE = ("optim.tau",)
 LARGEST = {"seed": 2**64 - 1}  # of other whole numbers, what 64 bits with a sign hold
 SHARES = (
@@ -215,6 +216,12 @@ def _refuse_nonsense(cfg: DictConfig) -> None:
             if value is not None and not fits(value):
                 raise UserError(f"{key}={value} must be {what}")
     _refuse_endless(cfg)
+    project = OmegaConf.select(cfg, "logger.project", default="")
+    if len(project) > 128 or set(project) & set(NOT_IN_PROJECTS):
+        raise UserError(
+            f"logger.project={project} must have 128 characters at most, and none of {NOT_IN_PROJECTS}, "
+            "which Weights & Biases refuses"
+        )
     _refuse_sizes(cfg)
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from PIL import Image
 from data import DataError
 from engine import cli
 from engine.errors import USER_ERRORS, UserError
+from engine.paths import resolve_paths
+from engine.settings import eval_settings, train_settings
 from tests.runs import PROJECT, SMALL, command, environment, run, train_here
 
 NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
@@ -92,11 +95,78 @@ def fails(tmp_path, monkeypatch, capsys):
         (["epochs"], r"'epochs' cannot be read: type epochs=VALUE"),
         (["checkpoint=none.pth"], r"there is no file \S*/none.pth"),
         (["checkpoint={every_steps:0}"], r"checkpoint.every_steps=0 must be more than 0"),
+        (["checkpoint=runs/epoch=3.ckpt", "data=synthetic"], r"there is no file \S*/runs/epoch=3.ckpt"),
+        (["data.root=/tmp/a(b)"], r"data.root=/tmp/a\(b\) is no folder"),
+        (["data.root=/tmp/" + "x" * 300], r"data.root=\S* is too long: .* a name in it 255"),
+        (["name=" + "x" * 300], r"name=x*… is too long"),
+        (["name="], r"name is empty: leave it out"),
+        (["name='a"], r"""name='a cannot be read: type 'name="'"'"'a"'$"""),
+        (["name=[a,b]"], r"""name takes one value: put text with brackets .*, 'name="\[a,b\]"'"""),
+        (["name=${foo}"], r"Interpolation key 'foo' not found"),
+        (["name=a${foo"], r"name=a\$\{foo cannot be read: '\$\{' stands for the value of another option"),
+        (["optim.betas=[0.9,"], r"optim.betas=\[0.9, cannot be read: brackets must be closed"),
+        (["data.root=1.10,b"], r"""=1.10,b are several values: add -m .* or type 'data.root="1.10,b"' for one"""),
+        (["optim.betas=0.9,0.98"], r"add -m for a run of each, or type 'optim.betas=\[0.9,0.98\]' for a list"),
+        ([""], r"'' cannot be read: type OPTION=VALUE"),
+        (["=x"], r"'=x' cannot be read: type OPTION=VALUE"),
+        (["epochs =3"], r"'epochs =3' cannot be read: type OPTION=VALUE, without spaces"),
+        (["logger.project=null"], r"logger.project cannot be null"),
+        (["logger.project=a/b"], r"logger.project=a/b must have .* none of"),
+        (["model=null"], r"a config group cannot be null"),
+        (["--resolve"], r"--resolve flag can only be used"),
+        (["--epochs=3"], r"no flag --epochs=3: options are typed without dashes, epochs=3"),
+        (["-cd", "nowhere"], r"config directory '\S*nowhere' not found"),
+        (["hydra/launcher=joblib"], r"hydra/launcher=joblib is unknown"),
+        (["seed=18446744073709551616"], r"seed=18446744073709551616 must be 18446744073709551615 or less"),
+        (["epochs=9223372036854775808"], r"epochs=9223372036854775808 must be 9223372036854775807 or less"),
+        (["schedule.warmup_epochs=inf"], r"schedule.warmup_epochs=inf must be finite"),
+        (["optim.betas=[0.9,nan]"], r"optim.betas=.* is not a number"),
+        (["-m", "seed=1,1"], r"the sweep over seed holds 1 twice"),
+        (["seed=1,2", "-m", "output_dir=x"], r"output_dir=x would be the directory of every run"),
+        (["-m", "seed=1,2", "hydra.sweeper.max_batch_size=0"], r"AssertionError"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_get_one_line(overrides, message, fails):
     assert re.search(message, fails("device=cpu", *overrides))
+
+
+def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
+    """The settings of each job of a command, without the job."""
+    found = []
+
+    def task(composed, choices, overrides, swept):
+        resolve_paths(composed)
+        if entry == "train":
+            found.append(train_settings(composed, choices, overrides, swept))
+        else:
+            found.append(eval_settings(composed, None, overrides, swept))
+
+    monkeypatch.setattr(sys, "argv", [f"{entry}.py", *typed])
+    cli.launch(entry, task)
+    return found
+
+
+def test_a_command_as_a_whole(here, monkeypatch):
+    """Flags anywhere, text as typed, the home folder, and each run of the sweep in its own directory."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    typed = ("data.root=~/d#1", "logger.group=1.10,1.1", "-m", "checkpoint=a=b.pt", "output_dir=~/${name}", "name=1e3")
+    first, second = launched(monkeypatch, "train", *typed)
+    assert (first.output_dir, first.logger.group) == ("/home/me/1e3-logger.group_1.10", "1.10")
+    assert (second.output_dir, second.logger.group) == ("/home/me/1e3-logger.group_1.1", "1.1")
+    assert first.data.root == "/home/me/d#1" and first.checkpoint.start == str(here / "a=b.pt")
+
+
+def test_evaluations_of_a_sweep_write_files_of_their_own(here, monkeypatch):
+    found = launched(monkeypatch, "eval", "-m", "model=deit_tiny", "checkpoint=1.10,1.1")
+    assert [(f.checkpoint, f.output) for f in found] == [(n, f"eval-checkpoint_{n}.json") for n in ("1.10", "1.1")]
+
+
+def test_a_job_of_an_array_is_named_by_all_its_options(here, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    (found,) = launched(monkeypatch, "train", "model=deit_tiny", "seed=7", "max_workers=0")
+    assert found.name == "deit_tiny-seed_7-max_workers_0"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
