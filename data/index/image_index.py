@@ -135,7 +135,7 @@ class ImageIndex:
 
     def arrays(self) -> dict[str, NDArray]:
         """What :func:`data.index.arrays.write_arrays` writes of it."""
-        columns = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
+        columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
         if self.lengths is not None:
             columns["lengths"] = self.lengths
