@@ -14,7 +14,8 @@
 #     -v /path/to/imagenet:/data:ro -v /path/to/shared/outputs:/outputs coldstart \
 #     --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 train.py model=lipsformer_swin_tiny
 #
-# --ipc=host (or --shm-size=16g): the loader's workers and NCCL pass data through /dev/shm, 64 MB by default.
+# --ipc=host (or --shm-size=16g): NCCL and, with data.backend=torch, the data workers pass data through /dev/shm, which has
+# 64 MB by default.
 # --stop-timeout: `docker stop` asks for a checkpoint and then waits this long, not 10 s. Run the command again to resume.
 # --user: the files in ./outputs belong to you, not to the user of the image (make the folder first: docker would as root).
 # W&B: add -e WANDB_API_KEY, which hands over your shell's variable and leaves nothing in the image.

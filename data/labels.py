@@ -1,6 +1,7 @@
 """From names of class folders to the labels a model predicts."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 
@@ -10,6 +11,8 @@ from timm.data import ImageNetInfo
 
 from data.errors import DataError
 
+log = logging.getLogger(__name__)
+
 IMAGENET_CLASSES = 1000
 
 
@@ -18,10 +21,13 @@ def class_labels(
 ) -> NDArray[np.int64]:
     """The label of each class folder.
 
-    Folders named as the classes a model was trained on get that model's labels (folders that are all integers may
-    stand for labels instead of names). Otherwise folders that are all
-    ImageNet WordNet ids get their ILSVRC index, folders that are all integers that integer, any others their sorted
-    order; folders that match ``num_classes`` one by one without being all of ImageNet are taken in sorted order too.
+    Folders named as the classes a model was trained on get that model's labels. Folders that are all integers may then
+    stand for labels instead of names, unless the model's classes are integers themselves.
+
+    Otherwise folders that are all ImageNet WordNet ids get their ILSVRC index; any others their sorted order, in which
+    integers go by their value. Integers are labels themselves where they are 0 to n - 1, and where the model has more
+    classes than there are folders. Folders that match ``num_classes`` one by one without being all of ImageNet are
+    taken in sorted order too.
 
     Args:
         classes: names of the class folders, sorted.
@@ -31,12 +37,11 @@ def class_labels(
     Raises:
         DataError: if a folder has no label in the model.
     """
-    if trained_on is not None and not (all(map(str.isdecimal, classes)) and set(classes).isdisjoint(trained_on)):
-        known = {name: label for label, name in enumerate(trained_on)}
-        if unknown := [name for name in classes if name not in known]:
-            raise DataError(f"class folder '{unknown[0]}' is none of the {len(known)} classes the model was trained on")
-        return np.array([known[name] for name in classes])
-    labels = _by_name(classes, num_classes)
+    if trained_on is not None:
+        by_value = _are_integers(trained_on) and _are_integers(classes)
+        if by_value or not (_are_integers(classes) and set(classes).isdisjoint(trained_on)):
+            return _by_training(classes, trained_on, int if by_value else str)
+    labels = _by_name(classes, num_classes, trained_on is None)
     if len(set(labels.tolist())) != len(classes):
         raise DataError("two class folders mean the same label (such as 1 and 01): rename or merge them")
     if num_classes is not None and (labels.max() >= num_classes or labels.min() < 0):
@@ -45,16 +50,50 @@ def class_labels(
     return labels
 
 
-def _by_name(classes: Sequence[str], num_classes: int | None) -> NDArray[np.int64]:
-    if num_classes == len(classes) != IMAGENET_CLASSES and not all(map(str.isdecimal, classes)):
+def _are_integers(names: Sequence[str]) -> bool:
+    return all(map(str.isdecimal, names))
+
+
+def _by_training(
+    classes: Sequence[str], trained_on: Sequence[str], meaning: Callable[[str], object]
+) -> NDArray[np.int64]:
+    """The label that each class has in the model; names are the same where their meanings are."""
+    known = {meaning(name): label for label, name in enumerate(trained_on)}
+    if unknown := [name for name in classes if meaning(name) not in known]:
+        raise DataError(f"class folder '{unknown[0]}' is none of the {len(known)} classes the model was trained on")
+    return np.array([known[meaning(name)] for name in classes])
+
+
+def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) -> NDArray[np.int64]:
+    if _are_integers(classes):
+        return _by_value(classes, num_classes, may_rank)
+    if num_classes == len(classes) != IMAGENET_CLASSES:
         return np.arange(len(classes))
     imagenet = ImageNetInfo().label_names()
     position = {wnid: label for label, wnid in enumerate(imagenet)}
     if all(name in position for name in classes):
         return np.array([position[name] for name in classes])
-    if all(map(str.isdecimal, classes)):
-        return np.array([int(name) for name in classes])
     return np.arange(len(classes))
+
+
+def _by_value(classes: Sequence[str], num_classes: int | None, may_rank: bool) -> NDArray[np.int64]:
+    """Integers: labels, or in numeric order where they are not 0 to n - 1 and the model, if known, has n classes."""
+    values = np.array([int(name) for name in classes])
+    ranks = np.searchsorted(np.unique(values), values)
+    fits = num_classes in (None, len(classes)) and len(set(ranks.tolist())) == len(classes)
+    if not (may_rank and fits) or np.array_equal(ranks, values):
+        return values
+    _say_once(
+        f"class folders {values.min()} … {values.max()} are not 0 to {len(classes) - 1}: "
+        "their labels are their places in numeric order"
+    )
+    return ranks
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Both splits have the same classes, and are opened more than once."""
+    log.info("%s", message)
 
 
 def label_space(classes: Sequence[str], labels: NDArray[np.int64]) -> int:

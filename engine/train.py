@@ -18,6 +18,7 @@ from data import (
     Loader,
     TrainPlan,
     build_backend,
+    differing,
     is_prepared,
     open_split,
     refuse_different_classes,
@@ -107,7 +108,7 @@ def _open_data(cfg: TrainConfig, world: World) -> tuple[ImageSet, ImageSet, int]
     splits = (cfg.data.train_split, cfg.data.split)
 
     def prepare() -> None:
-        for split in splits:
+        for split in reversed(splits):  # the smaller one first: a mistake in it is not said after an hour of indexing
             open_split(cfg.data, split, cfg.model.num_classes)
 
     world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits))
@@ -275,9 +276,10 @@ def _find_checkpoint(
     if state is None:
         return None
     refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
-    if state["fingerprint"] != train_set.index.fingerprint():
+    if what := differing(state["fingerprint"], train_set.index.fingerprint()):
         raise UserError(
-            "the training images are not those the run began with: restore them, or set another name=… to start anew"
+            f"the training images are not those the run began with, by the {what}: restore them, or set another name=… "
+            "to start anew"
         )
     return state
 

@@ -44,7 +44,7 @@ def made_set(root: Path, images: int) -> None:
         count = images * (target + 1) // len(classes) - images * target // len(classes)
         paths = sorted(f"{name}/{name}_{number}.JPEG" for number in rng.choice(30000, count, replace=False))
         sizes = rng.integers(200, 700, (count, 2)).tolist()
-        rows.append(Rows.of(paths, [target] * count, [Header(h, w, False) for h, w in sizes], []))
+        rows.append(Rows.of(paths, [target] * count, [Header(h, w, False, h * w) for h, w in sizes], []))
     names = [".", *classes]
     folders = Folders(names, [os.stat(folder / name).st_mtime_ns for name in names])
     write_arrays(index_file(root, "train", None), joined_index(folder, classes, rows).arrays() | folder_arrays(folders))

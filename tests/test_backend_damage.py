@@ -27,6 +27,11 @@ from tests.crop_requests import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.index.image_index.PAUSES", ())
+
+
 def cut_short(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

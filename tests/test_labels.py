@@ -5,7 +5,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from data.errors import DataError
-from data.labels import class_labels, label_space, refuse_different_classes
+from data.labels import _say_once, class_labels, label_space, refuse_different_classes
 
 WNIDS = ImageNetInfo().label_names()
 
@@ -31,15 +31,54 @@ def test_wordnet_ids_are_a_part_of_all_even_where_they_are_the_first() -> None:
     assert label_space(WNIDS[:10], class_labels(WNIDS[:10])) == 1000
 
 
-def test_integers_are_labels_whatever_their_order() -> None:
-    assert class_labels(["0", "1", "10", "2"]).tolist() == [0, 1, 10, 2]
+def test_integers_from_0_on_are_labels_whatever_their_order() -> None:
+    names = sorted(map(str, range(12)))
+    for num_classes in (None, 12, 1000):
+        assert class_labels(names, num_classes).tolist() == [int(name) for name in names]
+    assert label_space(names, class_labels(names)) == 12
+
+
+def test_integers_are_labels_of_a_model_with_more_classes() -> None:
     assert class_labels(["0", "1", "10", "2"], 11).tolist() == [0, 1, 10, 2]
-    assert label_space(["0", "1", "10", "2"], np.array([0, 1, 10, 2])) == 11
     assert class_labels(["00007", "00012"], 1000).tolist() == [7, 12]
+    assert class_labels(sorted(map(str, range(5, 900))), 1000).tolist() == sorted(range(5, 900), key=str)
 
 
-def test_integers_of_a_model_with_as_many_classes_are_still_labels() -> None:
-    assert class_labels(["0", "1", "10", "2", *"3456789"], 11).tolist() == [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        (["1", "2", "3"], [0, 1, 2]),
+        (["1", "10", "2"], [0, 2, 1]),
+        (["0", "10", "2"], [0, 2, 1]),
+        (["007", "1000", "42"], [0, 2, 1]),
+        (sorted(map(str, range(1, 103))), [int(name) - 1 for name in sorted(map(str, range(1, 103)))]),
+        (sorted(map(str, range(1, 1001))), [int(name) - 1 for name in sorted(map(str, range(1, 1001)))]),
+    ],
+)
+def test_other_integers_are_in_numeric_order(
+    classes: list[str], labels: list[int], known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _say_once.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in ("train", "val"):
+            assert class_labels(classes, len(classes) if known else None).tolist() == labels
+    assert caplog.text.count("their places in numeric order") == 1
+    assert label_space(classes, np.array(labels)) == len(classes)
+
+
+def test_a_model_trained_on_integers_finds_them_by_their_value() -> None:
+    trained_on = ["1", "2", "3", "10"]
+    assert class_labels(["10", "2"], 4, trained_on).tolist() == [3, 1]
+    assert class_labels(["02", "03"], 4, trained_on).tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"'0' is none of the 4 classes"):
+        class_labels(["0"], 4, trained_on)
+
+
+def test_integers_are_labels_of_a_model_trained_on_names() -> None:
+    assert class_labels(["0", "2"], 3, ["cat", "dog", "otter"]).tolist() == [0, 2]
+    with pytest.raises(DataError, match=r"'3' has label 3, but the model has 3 classes"):
+        class_labels(["1", "2", "3"], 3, ["cat", "dog", "otter"])
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog", "otter"], ["1", "2", "cat"], ["cat", "n01440764"]])
@@ -62,7 +101,7 @@ def test_a_name_the_model_was_not_trained_on_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("classes", "num_classes", "name"),
-    [(["1", "2", "3"], 3, "3"), (["cat", "dog", "otter"], 2, "otter"), (["n01440764", "n15075141"], 999, "n15075141")],
+    [(["1", "2", "5"], 4, "5"), (["cat", "dog", "otter"], 2, "otter"), (["n01440764", "n15075141"], 999, "n15075141")],
 )
 def test_more_labels_than_the_model_has_are_refused(classes: list[str], num_classes: int, name: str) -> None:
     with pytest.raises(DataError, match=rf"'{name}' has label \d+, but the model has {num_classes} classes"):

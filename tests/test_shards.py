@@ -46,6 +46,11 @@ def own(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed, tmp_path / "set"))
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.index.image_index.PAUSES", ())
+
+
 def opened(root: Path, split: str = "train") -> ImageIndex:
     index = load_index(root, split)
     assert index is not None

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def build_index(path: Path, folder: Path) -> ImageIndex:
         with ThreadPoolExecutor(THREADS) as pool, tqdm(desc=label, unit=" images", disable=None, leave=False) as bar:
             rows = [_class_rows(folder, name, target, folders, pool, bar) for target, name in enumerate(classes)]
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
+        raise unreadable_folder(error) from error
     try:
         write_arrays(path, joined_index(folder, classes, rows).arrays() | folder_arrays(folders))
         return mapped_index(ArrayFile(path, verify=False), folder)
@@ -101,14 +102,39 @@ def build_index(path: Path, folder: Path) -> ImageIndex:
         ) from error
 
 
+def unreadable_folder(error: OSError) -> DataError:
+    """The error for a folder, or what may be one, that cannot be read."""
+    why = "a link to nothing" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
+    return DataError(f"{error.filename} cannot be read ({why}): mend or remove it")
+
+
 def folder_arrays(folders: Folders) -> dict[str, NDArray]:
     """What an index file holds of its folders."""
     return pack_texts(folders=folders.names) | {"mtimes": np.array(folders.mtimes, dtype=np.int64)}
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders of a split, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the class folders of a split, sorted.
+
+    Raises:
+        OSError: if it cannot be read, or holds a link to nothing, which may have been a class.
+    """
+    return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink():
+        os.stat(entry.path)
+    return entry.is_dir()
+
+
+def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS
 
 
 def _class_rows(folder: Path, name: str, target: int, folders: Folders, pool: ThreadPoolExecutor, bar: tqdm) -> Rows:
@@ -132,9 +158,9 @@ def walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
     The time is taken before listing, so a file that arrives meanwhile makes the index stale instead of being missed.
     """
     mtime = os.stat(root / relative).st_mtime_ns
-    entries = [entry for entry in os.scandir(root / relative) if not entry.name.startswith(".")]
-    images = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in EXTENSIONS and not e.is_dir()]
+    entries = _visible(root / relative)
+    images = [e.name for e in entries if _is_named_as_image(e) and not e.is_dir()]
     yield relative, mtime, [os.path.join(relative, image) for image in images]
     for entry in entries:
-        if entry.is_dir():
+        if entry.is_dir() if _is_named_as_image(entry) else _is_folder(entry):
             yield from walk(root, os.path.join(relative, entry.name))

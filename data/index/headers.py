@@ -1,5 +1,6 @@
 """What the header of an image file says, and whether the whole of it can be decoded."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -12,27 +13,40 @@ BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # wha
 
 
 class Header(NamedTuple):
-    """Height and width in pixels as stored (an EXIF rotation is not applied), and whether the colours are CMYK."""
+    """What an index keeps of an image.
+
+    Height and width in pixels as stored (an EXIF rotation is not applied), whether the colours are CMYK, and the bytes
+    of the file.
+    """
 
     height: int
     width: int
     cmyk: bool
+    length: int
 
 
 def read_header(source: Path | IO[bytes]) -> Header | str:
     """The header of an image, or what is wrong with the file."""
     try:
+        if isinstance(source, Path):
+            with open(source, "rb", opener=_opened_at_once) as file:
+                return read_header(file)
         with Image.open(source, formats=READABLE) as image:
             # Pillow keeps 8 of the 16 bits of a colour, and names them only in how the file stores its pixels.
             if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
                 return "has 16 bits a channel, which the decoders read differently"
-            return Header(image.height, image.width, image.mode == "CMYK")
+            return Header(image.height, image.width, image.mode == "CMYK", source.seek(0, os.SEEK_END))
     except UnidentifiedImageError:
         return "is no JPEG or PNG image"
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decoded(content: bytes) -> Image.Image:

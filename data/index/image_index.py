@@ -7,7 +7,7 @@ mapped, not read. Where the images themselves lie, in files of their own or in s
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class ImageIndex:
         cmyk: rows of the images whose colours are CMYK.
         bad: files left out, each as ``path: reason``.
         shards: where the images lie in shards; ``None`` where each is a file of its own.
+        lengths: bytes of each file; ``None`` for shards, which know them, and in an index of earlier days.
         file: the file that is mapped here, if one is.
     """
 
@@ -81,6 +82,7 @@ class ImageIndex:
     cmyk: frozenset[int] = frozenset()
     bad: list[str] = field(default_factory=list)
     shards: Shards | None = None
+    lengths: NDArray[np.int64] | None = None
     file: ArrayFile | None = field(init=False, default=None, compare=False)  # not that of a changed copy
 
     def __len__(self) -> int:
@@ -114,25 +116,44 @@ class ImageIndex:
             return file.readall()
 
     def fingerprint(self) -> str:
-        """A digest of which images there are, in which classes; the same wherever and however they lie."""
-        digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in self.classes))
-        for array in (self.paths.blob, self.paths.ends, self.targets):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:16]
+        """Digests of which images there are; the same wherever and however they lie.
+
+        They stand for the names and classes, for heights and widths, and for the bytes of the files where these are
+        known, with hyphens between. No image is read: pixels changed in files of the same size are not noticed.
+        """
+        lengths = self.lengths if self.shards is None else self.shards.lengths
+        names = (np.frombuffer(b"\0".join(map(os.fsencode, self.classes)), np.uint8), self.paths.blob, self.paths.ends)
+        parts = [(*names, self.targets), (self.heights, self.widths), *([(lengths,)] if lengths is not None else [])]
+        return "-".join(_digest(part) for part in parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the file too, as long as it is the one that is mapped here."""
         if self.file is not None and self.file.is_current():
             return _map_again, (self.file.path, self.file.identity, self.root)
         columns = (self.paths, self.targets, self.heights, self.widths)
-        return ImageIndex, (self.root, self.classes, *columns, self.cmyk, self.bad, self.shards)
+        return ImageIndex, (self.root, self.classes, *columns, self.cmyk, self.bad, self.shards, self.lengths)
 
     def arrays(self) -> dict[str, NDArray]:
         """What :func:`data.index.arrays.write_arrays` writes of it."""
-        columns = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
+        columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
+        if self.lengths is not None:
+            columns["lengths"] = self.lengths
         texts = pack_texts(paths=self.paths, classes=self.classes, bad=self.bad)
         return small | columns | texts | (self.shards.arrays() if self.shards is not None else {})
+
+
+def _digest(arrays: Iterable[NDArray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def differing(old: str, new: str) -> str | None:
+    """In what two fingerprints differ, as far as both say it; None where they are of the same images."""
+    whats = ("names or classes", "heights or widths", "sizes of their files")
+    return next((what for what, a, b in zip(whats, old.split("-"), new.split("-"), strict=False) if a != b), None)
 
 
 def pack_texts(**texts: Strings | list[str]) -> dict[str, NDArray]:
@@ -165,6 +186,7 @@ def mapped_index(file: ArrayFile, root: Path) -> ImageIndex:
         cmyk=frozenset(arrays["cmyk"].tolist()),
         bad=list(texts_of(file, "bad")),
         shards=Shards.mapped(arrays, root) if "shard_sizes" in arrays else None,
+        lengths=arrays.get("lengths"),
     )
     object.__setattr__(index, "file", file)
     return index
@@ -185,13 +207,15 @@ class Rows:
     targets: NDArray[np.int32]
     sizes: NDArray[np.int32]  # (n, 2) height, width
     cmyk: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
     bad: list[str]
 
     @classmethod
     def of(cls, paths: Sequence[str], targets: Sequence[int], headers: Sequence[Header], bad: list[str]) -> "Rows":
         sizes = np.array([(header.height, header.width) for header in headers], dtype=np.int32).reshape(-1, 2)
         cmyk = np.array([header.cmyk for header in headers], dtype=bool)
-        return cls(Strings.pack(paths), np.array(targets, dtype=np.int32), sizes, cmyk, bad)
+        lengths = np.array([header.length for header in headers], dtype=np.int64)
+        return cls(Strings.pack(paths), np.array(targets, dtype=np.int32), sizes, cmyk, lengths, bad)
 
 
 def joined_index(root: Path, classes: list[str], rows: Sequence[Rows], shards: Shards | None = None) -> ImageIndex:
@@ -208,6 +232,7 @@ def joined_index(root: Path, classes: list[str], rows: Sequence[Rows], shards: S
         cmyk=frozenset(np.flatnonzero(np.concatenate([part.cmyk for part in rows])).tolist()),
         bad=[entry for part in rows for entry in part.bad],
         shards=shards,
+        lengths=np.concatenate([part.lengths for part in rows]) if shards is None else None,
     )
 
 

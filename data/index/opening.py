@@ -1,13 +1,14 @@
 """Opening a split: an image folder by an index that is built where needed, or packed shards by the one beside them."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import DataError
 from data.index.arrays import UNREADABLE, ArrayFile
-from data.index.folders import FLAT, build_index, find_index, index_file
+from data.index.folders import build_index, class_folders, find_index, index_file, unreadable_folder
 from data.index.image_index import ImageIndex, is_of_this_version, mapped_index
 from data.index.shards import PATTERN
 
@@ -40,31 +41,37 @@ def load_index(
             index of the shards is not as it was written.
     """
     folder = root / split
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: data.root must hold {split}/<class>/<image>")
-    if (folder / PACKED_INDEX).is_file():
-        index: ImageIndex | None = _packed_index(folder)
-    else:
-        index = _folder_index(root, split, index_dir, on_bad_image, build)
+    try:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder: data.root must hold {split}/<class>/<image>")
+        if (folder / PACKED_INDEX).is_file():
+            index: ImageIndex | None = _packed_index(folder)
+        else:
+            index = _folder_index(root, split, index_dir, on_bad_image, build, flat)
+    except PermissionError as error:
+        raise unreadable_folder(error) from error
     if index is None:
         return None
     if index.bad and on_bad_image == "error":
         more = f" and {len(index.bad) - 1} more" if len(index.bad) > 1 else ""
         mend = "mend or remove it" if index.shards is None else "mend it at its source and pack it again"
         raise DataError(f"{index.bad[0]}{more}: {mend}, or leave such files out with data.on_bad_image=skip")
-    _refuse_empty(index, flat)
+    _refuse_empty(index)
     if index.bad:
         log.warning("left out %d files that are no images, first %s", len(index.bad), index.bad[0])
     return index
 
 
-def _folder_index(root: Path, split: str, index_dir: str | None, on_bad_image: str, build: bool) -> ImageIndex | None:
+def _folder_index(
+    root: Path, split: str, index_dir: str | None, on_bad_image: str, build: bool, flat: bool
+) -> ImageIndex | None:
     folder, path = root / split, index_file(root, split, index_dir)
     if next(folder.glob(PATTERN), None) is not None:
         raise DataError(
             f"{folder} holds shards but no {PACKED_INDEX}: repeat the {PREPARE} command that wrote them, "
             "which goes on where it stopped"
         )
+    _refuse_without_classes(folder, flat)
     index = find_index(path, folder)
     if index is not None and index.bad and on_bad_image == "error":
         index = None  # a file mended in place does not change its folder's modification time
@@ -89,8 +96,21 @@ def _packed_index(folder: Path) -> ImageIndex:
     return index
 
 
-def _refuse_empty(index: ImageIndex, flat: bool) -> None:
-    if not index.classes or (index.classes == [FLAT] and not flat):
+def _refuse_without_classes(folder: Path, flat: bool) -> None:
+    """Raise where class folders are missing, before any image is looked at."""
+    try:
+        if flat or class_folders(folder):
+            return
+        kaggle = any(entry.name.startswith("ILSVRC2012_val_") for entry in os.scandir(folder))
+    except OSError as error:
+        raise unreadable_folder(error) from error
+    sort = f"{PREPARE} --folder {folder.parent} --to NEW_FOLDER"
+    remedy = f"; {sort} sorts ImageNet's as Kaggle has them, then set data.root=NEW_FOLDER" if kaggle else ""
+    raise DataError(f"{folder} has no class folders: it must hold <class>/<image>{remedy}")
+
+
+def _refuse_empty(index: ImageIndex) -> None:
+    if not index.classes:
         raise DataError(f"{index.root} has no class folders: it must hold <class>/<image>")
     counts = np.bincount(index.targets, minlength=len(index.classes))
     if not counts.all():

@@ -1,0 +1,181 @@
+"""Images that cannot be read once training runs: tried again, replaced where asked for, never in evaluation."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.backends import build_backend
+from data.config import AugmentConfig, DataConfig
+from data.dataset import open_split
+from data.errors import DataError
+from data.geometry import BatchGeometry
+from data.index import ImageIndex
+from data.loader import Batch, Loader
+from data.plan import EvalPlan, TrainPlan
+from tests.packing import pack
+
+CPU = torch.device("cpu")
+BACKENDS = [("torch", 0), ("dali", 2)]
+STEPS = 12  # two epochs
+BAD = 17  # row of the image that is damaged
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.index.image_index.PAUSES", (0.0, 0.0))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """120 images of two classes, each of a colour of its own."""
+    for i in range(120):
+        path = tmp_path / "set" / "train" / "ab"[i % 2] / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24 + i % 5, 20), (i, 0, 0)).save(path)
+    return tmp_path / "set"
+
+
+def batches(
+    root: Path,
+    kind: str,
+    workers: int = 0,
+    skip: bool = True,
+    damage: Callable[[ImageIndex], None] = lambda _: None,
+    world: int = 1,
+    steps: range = range(STEPS),
+) -> list[Batch]:
+    """What all processes take together; the index is opened before the damage."""
+    cfg = DataConfig(name="folder", root=str(root), crop=16)
+    images = open_split(cfg, "train")
+    damage(images.index)
+    found = []
+    for rank in range(world):
+        plan = TrainPlan(images.index, 5, cfg, AugmentConfig(mix_group=5), BatchGeometry(20, 5, world, rank, 5))
+        backend = build_backend(kind, images.index, cfg, CPU, workers, 20)
+        found.append(list(Loader(backend, images.labels, CPU, skip).train(plan, steps.start, steps.stop)))
+    each = len(found[0]) // len(steps)
+    return [batch for step in range(len(steps)) for mine in found for batch in mine[step * each : (step + 1) * each]]
+
+
+def pixels(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.images for batch in batches])
+
+
+def rows(batches: list[Batch]) -> np.ndarray:
+    return np.concatenate([batch.index for batch in batches])
+
+
+def cut_short(index: ImageIndex) -> None:
+    """Damage one image without a change that a start would see."""
+    if index.shards is None:
+        os.truncate(index.path(BAD), 40)
+    else:
+        with open(index.shards.path_of(BAD), "r+b") as file:
+            file.seek(int(index.shards.offsets[BAD]) + 30)
+            file.write(bytes(int(index.shards.lengths[BAD]) - 30))
+
+
+def test_another_image_takes_the_place_on_any_backend_layout_and_number_of_processes(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = batches(root, "torch")
+    pack(root, tmp_path / "packed")
+    first = batches(root, "torch", damage=cut_short)
+    assert caplog.text.count("another image takes its place") == 1
+    assert "2 times another image took the place of one of the 1 that cannot be read" in caplog.text
+    bad = rows(whole) == BAD
+    assert bad.sum() == 2
+    assert BAD not in rows(first)
+    assert np.array_equal(rows(first) == rows(whole), ~bad)
+    assert torch.equal(pixels(first)[~bad], pixels(whole)[~bad])
+    for batch in first:  # labels and pixels are those of the image that took the place
+        assert torch.equal(batch.images.amax((1, 2, 3)).long() % 2, batch.labels)
+    others = [
+        batches(root, "dali", workers=2),
+        batches(root, "torch", world=2),
+        *(batches(tmp_path / "packed", *kind, damage=cut_short) for kind in BACKENDS),
+    ]
+    for other in others:
+        assert np.array_equal(rows(other), rows(first))
+        assert torch.equal(pixels(other), pixels(first))
+    resumed = batches(root, "torch", steps=range(7, STEPS))
+    assert torch.equal(pixels(resumed), pixels(first)[7 * 20 :])
+
+
+@pytest.mark.slow
+def test_worker_processes_start_again_without_the_image(root: Path) -> None:
+    first = batches(root, "torch", damage=cut_short)
+    assert torch.equal(pixels(batches(root, "torch", workers=2)), pixels(first))
+
+
+@pytest.mark.parametrize(("kind", "workers"), BACKENDS)
+def test_without_that_it_is_an_error(root: Path, kind: str, workers: int) -> None:
+    with pytest.raises(DataError, match=r"a/034\.png cannot be decoded"):
+        batches(root, kind, workers, skip=False, damage=cut_short)
+
+
+def test_too_many_are_an_error(root: Path) -> None:
+    def all_gone(index: ImageIndex) -> None:
+        for row in range(0, 120, 3):
+            os.unlink(index.path(row))
+
+    with pytest.raises(DataError, match=r"3 of the training images cannot be read, too many"):
+        batches(root, "torch", damage=all_gone)
+
+
+def test_an_evaluation_takes_no_other_image(root: Path) -> None:
+    cfg = DataConfig(name="folder", root=str(root), crop=16, split="train")
+    images = open_split(cfg, "train")
+    cut_short(images.index)
+    loader = Loader(build_backend("torch", images.index, cfg, CPU, 0, 20), images.labels, CPU, skip_bad=True)
+    with pytest.raises(DataError, match=r"cannot be decoded"):
+        list(loader.evaluate(EvalPlan(images.index, cfg), 20, 1, 0))
+
+
+@pytest.mark.parametrize("kind", ["torch", "dali"])
+def test_a_read_that_fails_for_a_moment_changes_nothing(
+    root: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = batches(root, "torch", steps=range(3))
+    pack(root, tmp_path / "packed")
+    read, failures = os.pread, []
+
+    def failing(descriptor: int, length: int, offset: int) -> bytes:
+        if len(failures) < 2:
+            failures.append(offset)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr("data.index.shards.os.pread", failing)
+    assert torch.equal(pixels(batches(tmp_path / "packed", kind, skip=False, steps=range(3))), pixels(whole))
+    assert len(failures) == 2
+
+
+def test_dali_starts_again_where_a_file_was_gone_for_a_moment(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads paths itself: that nothing is wrong any more is found by reading them again."""
+    whole = batches(root, "torch", steps=range(3))
+    away: list[tuple[str, str]] = []
+
+    def hide(index: ImageIndex) -> None:
+        path = index.path(int(whole[5].index[2]))
+        away.append((path + ".away", path))
+        os.rename(path, path + ".away")
+
+    read = ImageIndex.read
+
+    def back(index: ImageIndex, row: int) -> bytes:
+        while away:
+            os.rename(*away.pop())
+        return read(index, row)
+
+    monkeypatch.setattr(ImageIndex, "read", back)
+    assert torch.equal(pixels(batches(root, "dali", skip=False, damage=hide, steps=range(3))), pixels(whole))
+    assert "trying again" in caplog.text

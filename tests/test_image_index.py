@@ -1,0 +1,50 @@
+"""What the fingerprint of an index tells apart."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.index import differing, load_index
+from data.index.arrays import write_arrays
+from tests.test_index import index_of, paint, touch_later
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with an image each."""
+    for name in ("a/1.png", "b/3.png"):
+        paint(tmp_path / "train" / name)
+    return tmp_path
+
+
+def test_fingerprint_tells_other_sizes_apart_and_says_which(root: Path) -> None:
+    first = index_of(root).fingerprint()
+    paint(root / "train" / "a" / "1.png", 9, 6)
+    touch_later(root / "train" / "a")
+    assert differing(first, index_of(root).fingerprint()) == "heights or widths"
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(root / "train" / "a" / "1.png", compress_level=0)
+    touch_later(root / "train" / "a")
+    assert differing(first, index_of(root).fingerprint()) == "sizes of their files"
+    paint(root / "train" / "a" / "1.png").rename(root / "train" / "a" / "0.png")
+    touch_later(root / "train" / "a")
+    assert differing(first, index_of(root).fingerprint()) == "names or classes"
+
+
+def test_what_was_written_before_sizes_were_kept_is_still_of_the_same_images(root: Path) -> None:
+    index = index_of(root)
+    digest = hashlib.sha256(b"a\0b")
+    for array in (index.paths.blob, index.paths.ends, index.targets):
+        digest.update(array.tobytes())
+    assert differing(digest.hexdigest()[:16], index.fingerprint()) is None
+    (file,) = root.glob(".*.npz")
+    with np.load(file) as arrays:
+        without = {name: arrays[name] for name in arrays.files if name != "lengths"}
+    write_arrays(file, without)
+    old = load_index(root, "train", build=False)
+    assert old is not None
+    assert old.lengths is None
+    assert differing(old.fingerprint(), index.fingerprint()) is None
+    assert differing(index.fingerprint(), old.fingerprint()) is None

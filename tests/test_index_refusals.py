@@ -1,0 +1,90 @@
+"""Folders that are no split of images: each is refused by name, before any image is looked at."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_index import index_of, paint, paths, refused
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with an image each, not indexed yet."""
+    for name in ("a/1.png", "b/2.png"):
+        paint(tmp_path / "set" / "train" / name)
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("name", ["c", "a/deep", "a/b.c"])
+def test_a_link_to_nothing_that_may_be_a_folder_is_named(root: Path, name: str) -> None:
+    link = root / "train" / name
+    link.symlink_to("nowhere")
+    assert refused(root) == f"{link} cannot be read (a link to nothing): mend or remove it"
+    assert f"{link} cannot be read" in refused(root, on_bad_image="skip")
+    link.unlink()
+    link.symlink_to(root / "train" / "b")
+    assert len(index_of(root)) == 3
+
+
+def test_a_class_folder_whose_link_breaks_later_is_named(root: Path, tmp_path: Path) -> None:
+    paint(tmp_path / "elsewhere" / "3.png")
+    (root / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    assert index_of(root).classes == ["a", "b", "c"]
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    assert f"{root / 'train' / 'c'} cannot be read (a link to nothing)" in refused(root)
+
+
+def test_a_link_that_leads_to_itself_is_named(root: Path) -> None:
+    loop = root / "train" / "c"
+    loop.symlink_to(loop)
+    assert f"{loop} cannot be read (Too many levels of symbolic links)" in refused(root)
+
+
+def test_hidden_links_and_files_beside_classes_are_not_looked_at(root: Path) -> None:
+    (root / "train" / ".c").symlink_to("nowhere")
+    (root / "train" / "labels.txt").write_text("a b")
+    (root / "train" / "a" / "1.TXT").write_text("no image")
+    paint(root / "train" / "a" / "2.PNG")
+    assert paths(index_of(root)) == ["a/1.png", "a/2.PNG", "b/2.png"]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Nobody instead of the superuser, who may read all."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+@pytest.mark.parametrize("name", ["train", "train/a", "train/a/deep"])
+def test_a_folder_that_may_not_be_read_is_named(
+    root: Path, tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    paint(root / "train" / "a" / "deep" / "3.png")
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        if os.stat(folder).st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    (root / name).chmod(0)
+    request.getfixturevalue("unprivileged")
+    assert "cannot be read (Permission denied): mend or remove it" in refused(root, index_dir=str(tmp_path / "index"))
+
+
+def test_validation_images_side_by_side_are_told_of_what_sorts_them(root: Path) -> None:
+    paint(root / "val" / "ILSVRC2012_val_00000001.JPEG")
+    message = refused(root, split="val")
+    assert f"{root / 'val'} has no class folders: it must hold <class>/<image>; python scripts" in message
+    assert f"python scripts/prepare_imagenet.py --folder {root} --to NEW_FOLDER" in message
+    assert "data.root=NEW_FOLDER" in message
+
+
+def test_images_without_class_folders_are_not_opened(root: Path) -> None:
+    (root / "val").mkdir()
+    for i in range(3):
+        (root / "val" / f"{i}.jpg").write_text("no image")
+    assert refused(root, split="val") == f"{root / 'val'} has no class folders: it must hold <class>/<image>"
+    assert not list(root.glob(".*"))
