@@ -33,21 +33,21 @@ def _table_path(cfg: EvalConfig) -> Path:
 
 def write_scores(cfg: EvalConfig, scores: Scores, backend: str) -> None:
     """Write and say the scores on the images of ``data``."""
-    write_json(cfg, {"data": cfg.data.name, "split": cfg.data.split} | scores.as_dict())
     log.info("%s on %d images of %s (read by %s)", cfg.checkpoint, scores.images, cfg.data.name, backend)
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", scores.top1, scores.top5, scores.loss)
+    write_json(cfg, {"data": cfg.data.name, "split": cfg.data.split} | scores.as_dict())
     log.info("written to %s", os.path.relpath(cfg.output))
 
 
 def write_sets(cfg: EvalConfig, scores: dict[str, Scores]) -> None:
     """Write and show the scores on several evaluation sets."""
-    write_json(cfg, {"sets": {name: _known(found) for name, found in scores.items()}})
     rows = [_row(name, found) for name, found in scores.items()]
     table = markdown_table(("set", "images", "top-1, %", "top-5, %", "loss"), rows)
     said = f"{cfg.checkpoint}, {cfg.data.crop} pixels, {cfg.amp}"
-    path = _table_path(cfg)
-    path.write_text(f"{said}\n\n{table}\n", encoding="utf-8")
     log.info("\n%s\n\n%s\n", said, table)
+    path = _table_path(cfg)
+    _write(path, f"{said}\n\n{table}\n")
+    write_json(cfg, {"sets": {name: _known(found) for name, found in scores.items()}})
     log.info("written to %s and %s", os.path.relpath(cfg.output), os.path.relpath(path))
 
 
@@ -78,4 +78,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_json(cfg: EvalConfig, content: dict[str, Any]) -> None:
     """Write the JSON file: the checkpoint and ``content``."""
     checkpoint = str(cfg.checkpoint) if cfg.checkpoint is not None else None
-    Path(cfg.output).write_text(to_json({"checkpoint": checkpoint} | content, indent=1) + "\n", encoding="utf-8")
+    _write(Path(cfg.output), to_json({"checkpoint": checkpoint} | content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:  # a full disk, for one: what was found has been said
+        raise UserError(f"{path} could not be written ({error.strerror}): set output to another file") from error

@@ -9,6 +9,7 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.errors import ModelError
+from models.registry import registration
 
 # What timm's models raise for options they cannot be built with.
 _REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError)
@@ -71,5 +72,5 @@ def refuse_unknown(name: str) -> None:
 
 def _takes_img_size(name: str) -> bool:
     """Whether a model is built for one image size."""
-    default = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    default = registration(name)
     return default is not None and bool(default.fixed_input_size)

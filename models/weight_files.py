@@ -77,7 +77,7 @@ def _check_sums(path: Path) -> None:
         # torch can be told to write none (set_crc32_options): all are 0 then.
         has_sums = any(info.CRC for info in archive.infolist())
         if has_sums and (bad := archive.testzip()):
-            raise _Unfit(f"it is damaged: {bad} in it differs from its checksum")
+            raise _Unfit(f"it is damaged, for {bad} in it differs from its checksum: take another copy of the file")
 
 
 def _reason(error: Exception) -> str:

@@ -243,6 +243,12 @@ def test_a_run_can_be_rewound_and_branched(small_images, here, capsys):
     train_here(*common, "name=b", f"resume={folder / 'step_00000004.pt'}")
     assert same_tensors(whole["model"], checkpoint(here / "outputs/b")["model"])
     rewind = (*common, "name=a", f"resume={folder / 'step_00000002.pt'}")
+    earlier = (folder / "step_00000002.pt").read_bytes()
+    (folder / "step_00000002.pt").write_bytes(earlier[: len(earlier) // 2])
+    with pytest.raises(UserError, match=r"step_00000002.pt cannot be read: it is damaged"):
+        train_here(*rewind)
+    assert (folder / "step_00000004.pt").exists() and checkpoint(here / "outputs/a")["step"] == 6
+    (folder / "step_00000002.pt").write_bytes(earlier)
     capsys.readouterr()
     train_here(*rewind)
     assert "going on from step 2" in capsys.readouterr().out

@@ -9,10 +9,11 @@ import torch
 from data import DeviceAugment
 from data.loader import Batch
 from engine.distributed import World
-from engine.errors import RunStopped
+from engine.errors import RunStopped, UserError
 from engine.eval import evaluate_checkpoint
+from engine.eval_report import write_scores
 from engine.log import log_to
-from engine.scoring import evaluate
+from engine.scoring import Scores, evaluate
 from engine.settings import eval_settings
 from engine.trained import open_trained
 from tests.runs import SMALL, checkpoint, composed, metrics, train_here
@@ -60,3 +61,11 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
     found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
     assert stopped.value.exit_code == 1
     assert (found["top1"], found["loss"], found["images"], found["not_finite"]) == (0, None, 80, 80)
+
+
+def test_a_full_disk_does_not_swallow_the_scores(capsys):
+    log_to(None, speaks=True)
+    typed = ["model=deit_tiny", "checkpoint=w.pt", "output=/dev/full"]
+    with pytest.raises(UserError, match=r"/dev/full could not be written \(No space left on device\)"):
+        write_scores(eval_settings(composed(*typed), None, typed), Scores(70.0, 90.0, 1.5, 200), "torch")
+    assert "top-1 70.00 %, top-5 90.00 %, loss 1.5000" in capsys.readouterr().out
