@@ -238,7 +238,7 @@ def _check(options: Group) -> None:
         raise ValueError(f"tau={options['tau']} must be more than 0")
     for name in ("power_iterations", "splits"):
         if not isinstance(options[name], int) or options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be a whole number, 1 or more")
+            raise ValueError(f"{name}={options[name]} must be 1 or more, and a whole number")
     for parameter in parameters:
         if parameter.is_complex():
             raise ValueError("AdamW2 takes no complex parameters")

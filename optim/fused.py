@@ -5,6 +5,7 @@ number of the weight, wherever either lies by its strides. On a GPU torch refuse
 computes something else.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class _AnyLayout:
     A parameter with gaps, such as every second row of a table, cannot be read so: its group goes on without the kernel.
     """
 
-    state: dict[Tensor, dict[str, Any]]
+    state: defaultdict[Tensor, Any]
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> bool:
         """As torch's: fill the lists with what the step of a group needs."""
@@ -37,8 +38,8 @@ class _AnyLayout:
 class FusedAdamW(_AnyLayout, torch.optim.AdamW):
     """torch's AdamW, always fused but for parameters with gaps."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options, fused=True)
+    def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any):
+        super().__init__(params, lr, **options, fused=True)
 
 
 class FusedSGD(_AnyLayout, torch.optim.SGD):
@@ -49,8 +50,8 @@ class FusedSGD(_AnyLayout, torch.optim.SGD):
     zero from the start, which without dampening is the same step.
     """
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options, dampening=0, fused=True)
+    def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any):
+        super().__init__(params, lr, **options, dampening=0, fused=True)
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> bool:
         for parameter in group["params"]:

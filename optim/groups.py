@@ -22,7 +22,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
     qkv. The parameters have their names with them.
     """
     exempt = getattr(model, "no_weight_decay", set)  # timm's convention
-    patterns = exempt()
+    patterns: set[str] = exempt()
     embeddings = _embeddings(model)
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
