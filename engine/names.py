@@ -81,7 +81,8 @@ def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]
     if composed.output_dir is None:
         composed.output_dir = f"outputs/{composed.name}"
     elif swept:
-        _refuse_shared(OmegaConf.to_container(composed, resolve=False)["output_dir"], swept)
+        written: Any = OmegaConf.to_container(composed, resolve=False)
+        _refuse_shared(written["output_dir"], swept)
 
 
 def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
