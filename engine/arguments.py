@@ -20,10 +20,11 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from engine.errors import UserError
 
-# Text that fits no rule of the grammar is taken as typed, unless it looks like a quotation, several values, another
-# option's value, or a function of Hydra's.
+# Text that fits no rule of the grammar is taken as typed, unless it looks like a quotation, several values, a function
+# of Hydra's, or half of what stands for another option's value.
+OPEN = r"\$\{(?![^{}]+\})"
 FUNCTIONS = "|".join(create_functions().functions)
-UNCLEAR = re.compile(rf"""^["']|,|\$\{{|^({FUNCTIONS})\s*\(""")
+UNCLEAR = re.compile(rf"""^["']|,|{OPEN}|^({FUNCTIONS})\s*\(""")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ import hydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
-from engine.arguments import in_shell, values_of
+from engine.arguments import OPEN, in_shell, values_of
 from engine.config import MODEL_SCHEMA
 from engine.options import ENTRIES, declared
 from engine.settings import flatten
@@ -82,7 +82,7 @@ def _unreadable(argument: str, entry: str) -> str:
     if not equals or not re.fullmatch(r"~?[\w.@/$-]+", option):
         hint = argument if argument in _all_keys(entry) else "OPTION"
         return f"'{argument}' cannot be read: type {hint}=VALUE, without spaces around the ="
-    if "${" in value:
+    if re.search(OPEN, value):
         return f"{argument} cannot be read: '${{' stands for the value of another option, as in '{key}=${{name}}'"
     if option in declared(ENTRIES[entry]) and option not in text_options(entry):
         return (

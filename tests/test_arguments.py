@@ -28,7 +28,7 @@ def read(argument: str) -> Any:
     [
         *("2024_11_25", "1.10", "1e3", "0x10", "012", "1_000", "true", "False", "nan", "-inf", "12:30", ".5", "+1"),
         *("a#b", "runs/epoch=3.ckpt", "/tmp/a(b)", "a b", "a{b}", "a[1]", "it's", 'a"b', "$HOME/x", "a&b;c", "ü~!^<>`"),
-        *("foo(1)", "~/x", "C:\\x", "a@b", "]", "100%"),
+        *("foo(1)", "~/x", "~/${name}", "C:\\x", "a@b", "]", "100%"),
     ],
 )
 def test_text_is_taken_as_typed(typed):

@@ -136,10 +136,10 @@ def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
     found = []
 
     def task(composed, choices, overrides, swept):
-        resolve_paths(composed)
         if entry == "train":
             found.append(train_settings(composed, choices, overrides, swept))
         else:
+            resolve_paths(composed)
             found.append(eval_settings(composed, None, overrides, swept))
 
     monkeypatch.setattr(sys, "argv", [f"{entry}.py", *typed])
