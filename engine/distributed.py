@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.errors import UserError
+
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -29,9 +31,20 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As torchrun says; without it a world of one."""
+        """As torchrun says; without it a world of one.
+
+        Raises:
+            UserError: if the variables that torchrun sets contradict each other, or some are missing.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        world = cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        meets = world.size == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+        if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size and meets):
+            raise UserError(
+                "the environment names a part of several processes only (RANK, WORLD_SIZE, MASTER_ADDR and their like): "
+                "start with torchrun, or unset them"
+            )
+        return world
 
     @property
     def is_main(self) -> bool:

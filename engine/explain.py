@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
@@ -44,6 +45,12 @@ def explain(error: BaseException, entry: str) -> str:
         return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
         return f"{_key_in(message)}: '{match[1]}' is no {match[2].lower()}"
+    if match := re.search(r"Value '(.*?)' is not a valid bool", message):
+        return f"{_key_in(message)}: '{match[1]}' is neither true nor false"
+    if "is not a ListConfig" in message:
+        return f"{_key_in(message)} takes a list of values in brackets, such as [0.5,0.5,0.5]"
+    if "'NoneType' is not a subclass" in message:
+        return f"{_key_in(message)} cannot hold null"
     if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
         return f"{_key_in(message)} takes one value: put text with brackets or braces in quotes{_as_text(message)}"
     if "is not Optional" in message:
@@ -134,10 +141,15 @@ def _defaults(entry: str) -> dict[str, Any]:
     """Every option with the value that it has by the groups that the user chose."""
     known = groups() | {MODEL_SCHEMA}
     chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in known and "," not in typed]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            composed = hydra.compose(entry, overrides=chosen)
-        except HydraException:  # a choice from a folder of the user's own (--config-dir)
-            composed = hydra.compose(entry)
+    job = GlobalHydra.instance()
+    running, job.hydra = job.hydra, None  # the error may come from the middle of a job
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                composed = hydra.compose(entry, overrides=chosen)
+            except HydraException:  # a choice from a folder of the user's own (--config-dir)
+                composed = hydra.compose(entry)
+    finally:
+        job.hydra = running
     container: Any = OmegaConf.to_container(composed)
     return flatten(container)

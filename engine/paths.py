@@ -39,6 +39,8 @@ def resolved(key: str, value: str, absolute: bool = False) -> str:
         raise UserError(f"{key} is empty: leave it out, or set it to a path")
     if "${" in value:
         raise UserError(f"{key}={value} cannot hold '${{', which stands for the value of another option")
+    if "://" in value:
+        raise UserError(f"{key}={value} is an address: download the file, and set {key} to where it lies")
     path = os.path.expanduser(value)
     if path.startswith("~"):
         user = value[1:].split("/")[0]

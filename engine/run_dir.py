@@ -20,19 +20,10 @@ from engine.settings import as_container, flatten, write_settings
 
 # What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
 MAY_DIFFER = (
-    *("epochs", "max_steps", "logger", "log_every", "max_workers", "micro_batch_size"),
+    *("epochs", "max_steps", "logger", "log_every", "eval_every", "eval.batch_size", "monitor", "profile"),
     *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
-    *(
-        "resume",
-        "name",
-        "output_dir",
-        "profile",
-        "data.root",
-        "data.index_dir",
-        "data.hw_decoder_load",
-        "eval.batch_size",
-        "monitor",
-    ),
+    *("resume", "name", "output_dir", "device", "max_workers", "micro_batch_size"),
+    *("data.root", "data.index_dir", "data.hw_decoder_load", "data.on_bad_image"),
 )
 
 

@@ -57,8 +57,9 @@ MAY_BE_INFINITE = ("optim.tau",)
 LARGEST = {"seed": 2**64 - 1}  # of other whole numbers, what 64 bits with a sign hold
 SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
-    *("model.drop_path_rate", "ema", "data.crop_ratio", "data.subset", "data.hw_decoder_load", "optim.momentum"),
+    *("model.drop_path_rate", "data.crop_ratio", "data.subset", "data.hw_decoder_load"),
 )
+DECAYS = ("ema", "optim.momentum")  # at 1 nothing new would enter
 
 
 def train_settings(
@@ -210,6 +211,7 @@ def _refuse_nonsense(cfg: DictConfig) -> None:
         (POSITIVE, lambda v: v > 0, "more than 0"),
         (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
         (SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
+        (DECAYS, lambda v: 0 <= v < 1, "0 or more, and less than 1"),
     ):
         for key in keys:
             value = OmegaConf.select(cfg, key)
@@ -250,18 +252,7 @@ def _refuse_sizes(cfg: DictConfig) -> None:
             f"model.img_size={cfg.model.img_size} differs from data.crop={cfg.data.crop}: "
             "set data.crop alone, the model follows"
         )
-    betas = OmegaConf.select(cfg, "optim.betas")
-    if betas is not None and max(betas, default=0) >= 1:
-        raise UserError(f"optim.betas={list(betas)} must be less than 1")
-    for key in ("augment.scale", "augment.ratio"):
-        limits = OmegaConf.select(cfg, key)
-        if limits is not None and list(limits) != sorted(limits):
-            raise UserError(f"{key}={list(limits)} must begin with the smaller number")
-    lengths = {"data.mean": 3, "data.std": 3, "optim.betas": 2, "augment.scale": 2, "augment.ratio": 2}
-    for key, length in lengths.items():
-        values = OmegaConf.select(cfg, key)
-        if values is not None and (len(values) != length or (key != "data.mean" and min(values) <= 0)):
-            raise UserError(f"{key}={list(values)} must be {length} numbers more than 0")
+    _refuse_lists(cfg)
     resume = OmegaConf.select(cfg, "resume")
     if resume is not None and resume not in ("auto", "never") and not resume.endswith(".pt"):
         raise UserError(f"resume={resume} is unknown: choose auto, never, or the path of a .pt file")
@@ -272,3 +263,32 @@ def _refuse_sizes(cfg: DictConfig) -> None:
             f"micro_batch_size={micro} is smaller than augment.mix_group={cfg.augment.mix_group}, whose images are "
             f"mixed with one another: set micro_batch_size={cfg.augment.mix_group} or more"
         )
+
+
+# Of each option that is a list: its length, whether 0 is in range, and its upper limit.
+LISTS = {
+    "data.mean": (3, True, 1.0),
+    "data.std": (3, False, 1.0),
+    "optim.betas": (2, True, 1.0),
+    "augment.scale": (2, False, 1.0),
+    "augment.ratio": (2, False, math.inf),
+}
+
+
+def _refuse_lists(cfg: DictConfig) -> None:
+    for key, (length, may_be_0, most) in LISTS.items():
+        values = OmegaConf.select(cfg, key)
+        if values is None:
+            continue
+        if key in ("data.mean", "data.std") and max(values, default=0) > 1:
+            over = [round(value / 255, 4) for value in values]
+            raise UserError(
+                f"{key}={list(values)} is of pixels from 0 to 255, and here they are from 0 to 1: set {over}"
+            )
+        fits = len(values) == length and min(values) >= 0 and (may_be_0 or min(values) > 0) and max(values) <= most
+        if not fits or (key == "optim.betas" and max(values) == 1):
+            least = "0 or more" if may_be_0 else "more than 0"
+            limit = ", and less than 1" if key == "optim.betas" else ", and 1 at most" if most == 1 else ""
+            raise UserError(f"{key}={list(values)} must be {length} numbers of {least}{limit}")
+        if key.startswith("augment.") and list(values) != sorted(values):
+            raise UserError(f"{key}={list(values)} must begin with the smaller number")

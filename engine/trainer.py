@@ -186,9 +186,9 @@ class Trainer:
         return error
 
     def _stopped_as_asked(self) -> RunStopped:
+        what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before the first step was done"
         return RunStopped(
-            f"stopped as asked after step {self.saved}, which is saved: run the same command again to go on",
-            128 + (self.stop.signal or 15),
+            f"stopped as asked {what}: run the same command again to go on", 128 + (self.stop.signal or 15)
         )
 
     def _step(self, batches: Iterator[Batch]) -> None:

@@ -1,11 +1,13 @@
 """From the model options to a model, by way of timm's registry."""
 
+import copy
 import dataclasses
 import difflib
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.errors import ModelError
@@ -31,6 +33,8 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in _NOT_ARGUMENTS}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     arguments |= getattr(cfg, "kwargs", {})
+    if "pretrained" in arguments:
+        raise ModelError("weights are not downloaded here: leave out model.kwargs.pretrained, and add checkpoint=FILE")
     arguments |= {"num_classes": cfg.num_classes or num_classes}
     side = cfg.img_size or img_size
     # Convolutional networks of timm take any size and know no such argument.
@@ -43,9 +47,35 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     except ModelError:
         raise
     except _REFUSALS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model '{cfg.name}' cannot be built with {arguments}: {reason}") from error
+        raise ModelError(f"model '{cfg.name}' cannot be built with {arguments}: {_reason(error)}") from error
+    _refuse_unfit(model, cfg.name, arguments["num_classes"], side)
     return model
+
+
+def _refuse_unfit(model: nn.Module, name: str, num_classes: int, side: int) -> None:
+    """Raise where a model does not give one score a class for images of three channels and ``side`` pixels."""
+    try:
+        try:
+            scores = _scores_of_two(copy.deepcopy(model).to("meta"), side, "meta")
+        except _REFUSALS:  # the model's fault or that of the meta device, which cannot do everything
+            scores = _scores_of_two(model, side, "cpu")
+    except _REFUSALS as error:
+        raise ModelError(f"model '{name}' cannot take images of 3 × {side} × {side}: {_reason(error)}") from error
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (2, num_classes):
+        raise ModelError(f"model '{name}' gives {shape} for two images, not one score a class: (2, {num_classes})")
+
+
+def _scores_of_two(model: nn.Module, side: int, device: str) -> Any:
+    training = model.training
+    with torch.no_grad():
+        scores = model.eval()(torch.zeros(2, 3, side, side, device=device))
+    model.train(training)
+    return scores
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Any:
@@ -61,6 +91,7 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
 def refuse_unknown(name: str) -> None:
     """Raise where no model has that name, with the nearest that there are."""
     if not timm.is_model(name):
+        name = name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
         raise ModelError(f"there is no model '{name}': {hint}")

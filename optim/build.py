@@ -88,7 +88,15 @@ def build_schedule(
     """The schedule that ``cfg`` names, over ``steps`` optimizer steps; the rate of a step depends on its number only.
 
     Raises:
-        OptimError: if there is none of that name, or its parts are longer than the run.
+        OptimError: if there is none of that name, its parts are longer than the run, or its peak is not its peak.
     """
+    peak = peak_lr(optim, batch_size)
     min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
+    if min_lr > peak and cfg.name != "constant":
+        raise OptimError(
+            f"the smallest learning rate, {min_lr:g}, is above the peak of {peak:g}, so the rate would rise: "
+            f"add optim.min_lr={peak / 100:g}, or another below the peak"
+        )
+    if cfg.warmup_epochs and cfg.warmup_lr > peak:
+        raise OptimError(f"schedule.warmup_lr={cfg.warmup_lr:g} is above the peak of {peak:g}: set it lower")
     return Schedule(cfg, optimizer, min_lr, steps, steps_per_epoch)

@@ -55,6 +55,10 @@ def clean_start(preload: list[str]) -> BaseContext:
         resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
         signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
         forkserver.ensure_running()
+    except OSError as error:  # such as a socket below a TMPDIR of more than about 100 characters
+        raise DataError(
+            f"the data workers cannot be started ({error}): set TMPDIR to a shorter path, or max_workers=0"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
