@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data import are_threads_abandoned
 from engine.arguments import as_typed, split
 from engine.config import register
-from engine.errors import USER_ERRORS, RunStopped
+from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.explain import CONF, explain, first_line, text_options
 from engine.log import flush_streams, log_to
 from engine.names import swept_options
@@ -42,6 +42,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     # Hydra's own handling of errors prints several lines and exits with 1; with this it lets them pass to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     started = False
+    failed: list[str] = []  # the runs of a sweep that did not come to their end
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(cfg: DictConfig) -> None:
@@ -52,23 +53,30 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         is_sweep = job.mode == RunMode.MULTIRUN
         try:
             swept = swept_options(options, typed, is_sweep, "SLURM_ARRAY_TASK_ID" in os.environ)
+        except UserError as error:  # the whole sweep's
+            _fail(str(error), 2)
+        try:
             task(cfg, dict(job.runtime.choices), options, swept)
         # Caught in here: an exception that leaves the job makes Hydra print lines of its own.
-        except USER_ERRORS as error:
-            _fail(str(error), 2)
-        except OmegaConfBaseException as error:
-            _fail(explain(error, config_name), 2)
-        except RunStopped as stopped:
-            _fail(str(stopped), stopped.exit_code, patience=1.0)
-        except torch.OutOfMemoryError as error:
-            _fail(f"{first_line(error)} Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1)
+        except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
+            message, exit_code = _said(error, config_name)
+            was_asked_to_stop = exit_code >= 128
+            # The next run of a sweep begins; not among several processes, which a failure leaves out of step.
+            if not is_sweep or was_asked_to_stop or "RANK" in os.environ:
+                _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
+            _print_error(message)
+            failed.append(" ".join(swept))
 
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
         flags, typed = split(sys.argv[1:])
+        if any(flag.startswith(("--config-name", "-cn")) for flag in flags):
+            raise UserError(f"{config_name}.py reads conf/{config_name}.yaml: leave out --config-name")
         typed = _prepared(typed, config_name, implied)
         sys.argv[1:] = flags + typed
         main()
+        if failed:
+            _fail(f"{len(failed)} of the runs did not come to their end: {'; '.join(failed)}", 1)
         flush_streams()
     except USER_ERRORS as error:
         _fail(str(error), 2)
@@ -96,6 +104,20 @@ def _in_full(argument: str, short_forms: dict[str, str]) -> str:
     return f"{short_forms[key]}={value}" if equals and key in short_forms and not is_node else argument
 
 
+def _said(error: Exception, entry: str) -> tuple[str, int]:
+    """What to say about an error in one line, and the exit code."""
+    if isinstance(error, RunStopped):
+        return str(error), error.exit_code
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{first_line(error)} Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1
+    return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry), 2
+
+
+def _print_error(message: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it; the exit status says it all the same
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     """Print one line, once a machine, and exit; other processes wait for the one that prints.
 
@@ -106,8 +128,7 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     if rank != "0":
         time.sleep(patience)  # still alive after that: the first one did not have this error
         who = f" (process {os.environ.get('RANK', rank)})"
-    with suppress(OSError, ValueError):  # nobody reads it; the exit status says it all the same
-        print(f"error: {message}{who}", file=sys.stderr, flush=True)
+    _print_error(f"{message}{who}")
     flush_streams()
     if are_threads_abandoned():  # Python would wait for them
         os._exit(exit_code)

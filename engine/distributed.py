@@ -41,7 +41,7 @@ class World:
         meets = world.size == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size and meets):
             raise UserError(
-                "the environment names a part of several processes only (RANK, WORLD_SIZE, MASTER_ADDR and their like): "
+                "the environment names only a part of several processes (RANK, WORLD_SIZE, MASTER_ADDR and so on): "
                 "start with torchrun, or unset them"
             )
         return world

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from data import DataError
+from engine.distributed import World
+from engine.errors import UserError
 from tests.runs import (
     ALL_AUGMENTATION,
     SMALL,
@@ -21,6 +23,7 @@ from tests.runs import (
     command,
     environment,
     metrics,
+    run,
     same_tensors,
     train_here,
 )
@@ -72,6 +75,9 @@ def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
     with pytest.raises(DataError, match=re.escape(bad.name)):
         train_here(*common, f"data.root={images}", "output_dir=part")
     assert checkpoint(here / "part")["step"] == 6
+    shutil.copytree(here / "part", here / "skipping")
+    train_here(*common, f"data.root={images}", "output_dir=skipping", "data.on_bad_image=skip")
+    assert checkpoint(here / "skipping")["step"] == 10
     bad.write_bytes(whole)
     train_here(*common, f"data.root={images}", "output_dir=part")
     a, b = checkpoint(here / "whole"), checkpoint(here / "part")
@@ -218,3 +224,20 @@ def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, he
         assert (code, last) == (0, 900), log_said
     else:
         assert code == 128 + signal.SIGHUP and 2 < last < 900, log_said
+
+
+def test_one_run_of_a_sweep_that_fails_ends_no_other(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "optim.clip=null", "max_steps=4", "monitor.history=0")
+    out = run("train.py", "-m", *common, "optim.lr=1e30,1e-4", "optim.min_lr=0", "name=a", cwd=here)
+    assert out.returncode == 1
+    assert "not finite at step" in out.stderr
+    assert "1 of the runs did not come to their end: optim.lr=1e+30" in out.stderr
+    assert checkpoint(here / "outputs/a-optim.lr_0.0001")["step"] == 4
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}, {"LOCAL_RANK": "3"}])
+def test_half_an_environment_is_refused(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start with torchrun, or unset them"):
+        World.from_environment()

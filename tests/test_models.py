@@ -195,6 +195,27 @@ def test_whatever_timm_raises_is_one_line(name, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "side", "message"),
+    [
+        ("test_vit", {}, 8, r"cannot take images of 3 × 8 × 8: .*divisible by patch size"),
+        ("test_resnet", {"in_chans": 1}, 32, r"cannot take images of 3 × 32 × 32: Given groups=1"),
+        (
+            "test_vit",
+            {"global_pool": ""},
+            160,
+            r"gives \(2, \d+, 5\) for two images, not one score a class: \(2, 5\)",
+        ),
+        ("test_resnet", {"features_only": True}, 32, r"gives list for two images"),
+        ("test_resnet", {"pretrained": True}, 32, r"weights are not downloaded here: .*add checkpoint=FILE"),
+    ],
+)
+def test_a_model_that_gives_no_score_a_class_is_refused(name, kwargs, side, message):
+    """Before a run starts, and not in its first step."""
+    with pytest.raises(models.ModelError, match=message):
+        models.build_model(TimmConfig(name=name, kwargs=kwargs), 5, side)
+
+
 def test_a_model_without_its_pretrained_weights_is_named_alone():
     models.refuse_unknown("resnet50.a1_in1k")
     with pytest.raises(models.ModelError, match=r"no model 'resnet50.a0': leave out what follows the point"):

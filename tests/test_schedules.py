@@ -106,3 +106,20 @@ def test_the_default_is_a_prefix_and_a_rate_for_each_step():
 def test_a_run_that_is_all_warm_up_is_refused_without_a_prefix_too():
     with pytest.raises(optim.OptimError, match=r"schedule.warmup_epochs=12 and .* are as long as the run"):
         scheduler(ScheduleConfig(name="cosine", warmup_epochs=12, warmup_prefix=False), 12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "step"])
+def test_a_rate_that_would_rise_to_its_smallest_is_refused(name):
+    """Someone who fine-tunes types a small rate, and the recipe's smallest one stays what it was."""
+
+    def rate(min_lr: float | None = None, **schedule: float) -> float:
+        chosen = optim.OptimConfig(name="adamw", lr=1e-9, min_lr=min_lr)
+        optimizer = optim.build_optimizer(chosen, nn.Linear(2, 2), 512)
+        cfg = ScheduleConfig(name=name, **schedule)
+        return optim.build_schedule(cfg, chosen, optimizer, 512, 100, 10).rate(50, 1e-9)
+
+    with pytest.raises(optim.OptimError, match=r"above the peak of 1e-09, .*: add optim\.min_lr=1e-11"):
+        rate()
+    assert rate(min_lr=1e-9) == 1e-9
+    with pytest.raises(optim.OptimError, match="warmup_lr=1e-06 is above the peak"):
+        rate(min_lr=1e-9, warmup_epochs=2, warmup_lr=1e-6)
