@@ -144,7 +144,9 @@ class Trainer:
                 raise
             except Exception as error:
                 self._save_what_is_whole()
-                raise self._in_one_line(error) from error
+                if said := self._in_one_line(error):
+                    raise said from error
+                raise
             finally:
                 self.progress.close()
                 if self.world.is_main:
@@ -175,15 +177,15 @@ class Trainer:
                 self.saved = self.done
                 log.warning("the run ends early: step %d is saved", self.done)
 
-    def _in_one_line(self, error: Exception) -> Exception:
-        """The error that ends the run, as a line where it needs no traceback."""
+    def _in_one_line(self, error: Exception) -> RunStopped | None:
+        """What to say in place of an error that ends the run, where it needs no traceback."""
         if isinstance(error, WaitGivenUp):
             return self._stopped_as_asked()
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # not the mistake of a command, which all processes would have found
         if self.world.size > 1 and is_lost_peer(error):
             return RunStopped("another process has gone, and says why: run the same command again to go on", 1)
-        return error
+        return None
 
     def _stopped_as_asked(self) -> RunStopped:
         what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before the first step was done"
