@@ -128,6 +128,11 @@ class WindowAttention(nn.Module):
         index = index if table.is_meta else index.to(table.device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """For a model of parts of ours, which has no such method itself, as timm's ``features_only`` makes it."""
+        return {"relative_position_bias_table"}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.init_non_persistent_buffers()  # `to_empty` leaves whatever the memory held
