@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.registry import pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
-from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments, take_away_
+from models.stabilizers import (
+    STABILIZERS,
+    begin_with_power_iteration_,
+    reparametrize_,
+    sigma_reparam_,
+    stabilizer_arguments,
+    take_away_,
+)
 from models.stems import STEMS, stem_layer
 
 torch.fx.wrap("check_image")
@@ -149,7 +156,11 @@ class ViT(VisionTransformer):
         size = to_2tuple(img_size or self.patch_embed.img_size)
         for side, unit in zip(size, patch, strict=True):
             _check_patches(side, unit)
+        before = self.patch_embed.proj
         super().set_input_size(img_size=size, patch_size=patch)
+        if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:  # timm made a plain one
+            reparametrize_(self.patch_embed.proj)
+            begin_with_power_iteration_(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one for ``num_classes`` classes, stabilized as the rest."""
