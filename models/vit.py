@@ -51,7 +51,7 @@ class ViT(VisionTransformer):
 
     Args:
         img_size: side of the image in pixels, or (height, width); ``patch_size`` divides it.
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels, or (height, width).
         embed_dim: channels, divisible by ``num_heads``.
         depth: blocks.
         num_heads: attention heads.
@@ -72,7 +72,7 @@ class ViT(VisionTransformer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
@@ -154,8 +154,7 @@ class ViT(VisionTransformer):
         if patch != self.patch_embed.patch_size and not isinstance(self.patch_embed.proj, nn.Conv2d):
             raise ModelError("a convolutional stem keeps its patch size: build the model with another model.patch_size")
         size = to_2tuple(img_size or self.patch_embed.img_size)
-        for side, unit in zip(size, patch, strict=True):
-            _check_patches(side, unit)
+        _check_patches(size, patch)
         before = self.patch_embed.proj
         super().set_input_size(img_size=size, patch_size=patch)
         if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:  # timm made a plain one
@@ -197,10 +196,11 @@ def theory_init_(model: VisionTransformer) -> None:
         nn.init.zeros_(model.pos_embed)
 
 
-def _check_patches(img_size: int | tuple[int, int], patch_size: int) -> None:
+def _check_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
     """Refuse image sizes that patches do not fill."""
     advice = "; or set a patch size that divides it"
-    check_side(to_2tuple(img_size), patch_size, f"model.patch_size={patch_size}", advice)
+    for side, unit in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
+        check_side((side,), unit, f"model.patch_size={unit}", advice)
 
 
 default_cfgs = generate_default_cfgs(
