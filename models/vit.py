@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.finetune import fitted
 from models.registry import pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
 from models.stabilizers import (
@@ -223,7 +224,9 @@ _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "acti
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
     arguments = architecture | kwargs
     features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
-    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **arguments)
+    return build_model_with_cfg(
+        ViT, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments
+    )
 
 
 @register_model
