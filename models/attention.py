@@ -124,13 +124,21 @@ class WindowAttention(nn.Module):
         It is computed even for a model on the meta device, whose weights may be assigned later.
         """
         table = self.relative_position_bias_table
-        index = gen_relative_position_index((self.window_size, self.window_size), device="cpu").flatten()
-        index = index if table.is_meta else index.to(table.device)
+        with torch.inference_mode(False):  # else no later training could use it
+            index = gen_relative_position_index((self.window_size, self.window_size), device="cpu").flatten()
+            index = index if table.is_meta else index.to(table.device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """For a model of parts of ours, which has no such method itself, as timm's ``features_only`` makes it."""
+        return {"relative_position_bias_table"}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.relative_position_index
         super()._apply(fn, recurse)
-        self.init_non_persistent_buffers()  # `to_empty` leaves whatever the memory held
+        if self.relative_position_index is not before:  # after `to_empty` it is whatever the memory held
+            self.init_non_persistent_buffers()
         return self
 
     def set_window_size(self, window_size: int) -> None:

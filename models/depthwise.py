@@ -53,6 +53,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     """``(channels, 1, k, k)`` from the input and the output's gradient, both ``(batch, channels, height, width)``."""
     batch, channels, height, width = grad.shape
+    if batch == 0:
+        return grad.new_zeros(channels, 1, 2 * padding + 1, 2 * padding + 1)
     padded = F.pad(x.contiguous(), (padding,) * 4)
     groups = batch * channels
     by_image = F.conv2d(

@@ -45,19 +45,36 @@ def load_resized(model: nn.Module, weights: dict[str, Tensor], source: str | Non
         ModelError: if anything else differs.
     """
     weights = named_for(model, weights)
-    own = model.state_dict()
-    try:
-        biases = _resized_biases(model, own, weights)
-        embeddings = _resized_embeddings(model, own, weights)
-    except (AssertionError, RuntimeError, ValueError) as error:  # timm resizes squares only
-        raise ModelError(f"{source or 'the file'} cannot be resized to the model: {error}") from error
-    load_weights(model, weights | biases | embeddings, source)
+    tables = _resized(model, weights, source)
+    load_weights(model, weights | tables, source)
+    embeddings = {name: value for name, value in tables.items() if name.endswith("pos_embed")}
     notices = []
-    if biases:
-        notices.append(f"{len(biases)} tables of relative position bias were resized to the model's windows")
+    if biases := len(tables) - len(embeddings):
+        notices.append(f"{biases} tables of relative position bias were resized to the model's windows")
     for name, value in embeddings.items():
         notices.append(f"{name} was resized from {weights[name].shape[1]} to {value.shape[1]} tokens")
     return notices
+
+
+def fitted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights as timm is to load them into a model: under its names, position tables of its image size.
+
+    What timm takes as ``pretrained_filter_fn``.
+
+    Raises:
+        ModelError: if a table cannot be resized.
+    """
+    weights = named_for(model, weights)
+    return weights | _resized(model, weights)
+
+
+def _resized(model: nn.Module, weights: dict[str, Tensor], source: str | None = None) -> dict[str, Tensor]:
+    """The position tables of another size, interpolated to the model's."""
+    own = model.state_dict()
+    try:
+        return _resized_biases(model, own, weights) | _resized_embeddings(model, own, weights)
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm resizes squares only
+        raise ModelError(f"{source or 'the file'} cannot be resized to the model: {error}") from error
 
 
 def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices  # timm has no public nam
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from models.finetune import fitted
 from models.layers import ConvEmbed
 from models.sizes import check_choice
 
@@ -245,4 +246,4 @@ def create_pyramid(kind: type[Pyramid], variant: str, pretrained: bool, **kwargs
     """A pyramid, or with ``features_only=True`` its maps after the stages in ``out_indices``, as timm makes them."""
     stages = len(kwargs.get("depths", (1, 1, 1, 1)))
     features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
-    return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, **kwargs)
+    return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **kwargs)

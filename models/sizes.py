@@ -42,7 +42,7 @@ def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, .
             raise ModelError(f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels")
 
 
-def check_side(img_size: tuple[int, int], unit: int, because: str, advice: str = "") -> None:
+def check_side(img_size: tuple[int, ...], unit: int, because: str, advice: str = "") -> None:
     """Refuse image sizes that are no multiple of ``unit`` pixels, naming sizes near by that are."""
     for side in img_size:
         if side < 1 or side % unit:

@@ -1,5 +1,6 @@
 """What other papers put into a vision transformer to keep its training stable."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +81,9 @@ def sigma_reparam_(model: nn.Module) -> None:
 
     Each training forward of ``model`` begins with one step of power iteration in every layer. It is taken there and
     not where a weight is used, so that activation checkpointing computes with the same weight twice.
+
+    Args:
+        model: whose ``patch_embed`` begins with a Conv2d.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -87,7 +91,18 @@ def sigma_reparam_(model: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
     for layer in list(model.modules()):
         reparametrize_(layer)
-    model.register_forward_pre_hook(_advance)
+    begin_with_power_iteration_(model)
+
+
+def begin_with_power_iteration_(model: nn.Module) -> None:
+    """Let the first convolution of ``model.patch_embed`` take the steps of all layers before it does its own work.
+
+    Not the model itself: ``forward_features``, feature extractors and traced graphs go past the model's own call, and
+    all of them call this layer, once, and outside of what activation checkpointing repeats.
+    """
+    embed: Any = model.patch_embed
+    first = next(m for m in embed.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_pre_hook(partial(_advance, model))  # a partial, which copies with the model; no closure does
 
 
 def reparametrize_(layer: nn.Module) -> None:
@@ -104,8 +119,8 @@ def take_away_(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _advance(model: nn.Module, _: Any) -> None:
-    if model.training:
+def _advance(model: nn.Module, first: nn.Module, _: Any) -> None:
+    if first.training:  # a traced graph trains its layers alone, and knows no model
         for held in model.modules():
             if isinstance(held, parametrize.ParametrizationList) and isinstance(held[0], SigmaReparam):
                 held[0].advance(held.original)

@@ -12,9 +12,17 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.finetune import fitted
 from models.registry import pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
-from models.stabilizers import STABILIZERS, reparametrize_, sigma_reparam_, stabilizer_arguments, take_away_
+from models.stabilizers import (
+    STABILIZERS,
+    begin_with_power_iteration_,
+    reparametrize_,
+    sigma_reparam_,
+    stabilizer_arguments,
+    take_away_,
+)
 from models.stems import STEMS, stem_layer
 
 torch.fx.wrap("check_image")
@@ -44,7 +52,7 @@ class ViT(VisionTransformer):
 
     Args:
         img_size: side of the image in pixels, or (height, width); ``patch_size`` divides it.
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels, or (height, width).
         embed_dim: channels, divisible by ``num_heads``.
         depth: blocks.
         num_heads: attention heads.
@@ -65,7 +73,7 @@ class ViT(VisionTransformer):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
@@ -147,9 +155,12 @@ class ViT(VisionTransformer):
         if patch != self.patch_embed.patch_size and not isinstance(self.patch_embed.proj, nn.Conv2d):
             raise ModelError("a convolutional stem keeps its patch size: build the model with another model.patch_size")
         size = to_2tuple(img_size or self.patch_embed.img_size)
-        for side, unit in zip(size, patch, strict=True):
-            _check_patches(side, unit)
+        _check_patches(size, patch)
+        before = self.patch_embed.proj
         super().set_input_size(img_size=size, patch_size=patch)
+        if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:  # timm made a plain one
+            reparametrize_(self.patch_embed.proj)
+            begin_with_power_iteration_(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one for ``num_classes`` classes, stabilized as the rest."""
@@ -186,10 +197,11 @@ def theory_init_(model: VisionTransformer) -> None:
         nn.init.zeros_(model.pos_embed)
 
 
-def _check_patches(img_size: int | tuple[int, int], patch_size: int) -> None:
+def _check_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
     """Refuse image sizes that patches do not fill."""
     advice = "; or set a patch size that divides it"
-    check_side(to_2tuple(img_size), patch_size, f"model.patch_size={patch_size}", advice)
+    for side, unit in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
+        check_side((side,), unit, f"model.patch_size={unit}", advice)
 
 
 default_cfgs = generate_default_cfgs(
@@ -212,7 +224,9 @@ _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "acti
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
     arguments = architecture | kwargs
     features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
-    return build_model_with_cfg(ViT, variant, pretrained, feature_cfg=features, **arguments)
+    return build_model_with_cfg(
+        ViT, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments
+    )
 
 
 @register_model

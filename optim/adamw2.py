@@ -95,7 +95,7 @@ class AdamW2(Optimizer):
     # --- what is kept ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its matrices' singular vectors are found here, once.
+        """Add a group; its matrices' singular vectors are found here, once, or at the first step of those on meta.
 
         Raises:
             ValueError: for an option out of range, or splits that do not divide a matrix. The group is not added then.
@@ -108,7 +108,7 @@ class AdamW2(Optimizer):
             self.param_groups.pop()
             raise
         for parameter in group["params"]:
-            if is_capped(group, parameter):
+            if is_capped(group, parameter) and not parameter.is_meta:
                 self._track(group, parameter)
 
     @torch.no_grad()

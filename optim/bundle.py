@@ -14,6 +14,9 @@ EARLY_ITERATIONS = 20
 # On a CPU, iterations end once one of them raises no value by more than this share over the square of their number: who
 # asks for more wants to know it more exactly.
 SETTLED = 0.1
+# Least decay λ with which the fused step aims at −u/λ. An iteration takes fourth powers of σ₁, which float32 holds up
+# to σ₁ = 4e9. Entries of u are about 3 at most, so with this λ that suffices for matrices of 10¹⁰ entries.
+LEAST_DECAY = 1e-4
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -88,19 +91,28 @@ class Bundle:
         torch._foreach_addcmul_(self.parameters, steps, along)
 
     def _fused_step_under_cap(self, group: Group, grads: list[Tensor]) -> None:
-        """The same with fewer passes over memory: with decay λ, a step is the share lr·λ of the way from W to −u/λ."""
-        decay = group["weight_decay"]
-        # As the kernel moves weights that stand at zero; without decay only the direction is left of the aim.
+        """The same with fewer passes over memory: with decay λ, a step is the share lr·λ of the way from W to −u/λ.
+
+        Where −u/λ is out of range, weights decay first and then move by −u.
+        """
+        decay, lr, is_narrow = group["weight_decay"], group["lr"], grads[0].dtype == torch.float16
+        is_reachable = decay >= LEAST_DECAY and not is_narrow
+        # Half precision holds no more than 65504, which u alone may exceed where gradients are small: −lr·u there.
+        length = 1 / decay if is_reachable else lr if is_narrow else 1.0
+        # As the kernel moves weights that stand at zero.
         aims = grads[0].new_zeros(len(grads), *grads[0].shape)
-        self._fused(group | {"lr": 1 / decay if decay else 1.0}, list(aims.unbind()), grads, decay=0.0)
+        self._fused(group | {"lr": length}, list(aims.unbind()), grads, decay=0.0)
         weights = self._matrices(group, self.parameters)
         aims = aims.view(len(weights), *weights[0].shape)
-        share = group["lr"] * decay if decay else group["lr"]
-        shares = (self._factors(group, [aims.float()], weights, share) * share).tolist()
-        if decay:
+        share = lr * decay if is_reachable else 1.0 if is_narrow else lr
+        factors = self._factors(group, [aims.float()], weights, share)
+        shares = (factors * share).tolist()
+        if is_reachable:
             torch._foreach_lerp_(weights, list(aims.unbind()), shares)
-        else:
-            torch._foreach_add_(weights, torch._foreach_mul(list(aims.unbind()), shares))
+            return
+        if decay:
+            torch._foreach_mul_(weights, (1 - lr * decay * factors.double()).tolist())
+        torch._foreach_add_(weights, torch._foreach_mul(list(aims.unbind()), shares))
 
     @staticmethod
     def _matrices(group: Group, tensors: list[Tensor]) -> list[Tensor]:

@@ -19,6 +19,16 @@ class _AnyLayout:
     """
 
     state: defaultdict[Tensor, Any]
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``step`` unscales gradients by itself, which torch's kernel alone does: a gradient scaler asks."""
+        return all(group["fused"] and all(map(_is_dense, group["params"])) for group in self.param_groups)
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, _: bool) -> None:
+        """torch's constructors set it for good."""
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> bool:
         """As torch's: fill the lists with what the step of a group needs."""

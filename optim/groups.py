@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from fnmatch import fnmatch
+from glob import escape
 from typing import Any
 
 from torch import nn
@@ -15,14 +16,13 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
 
     Biases, vectors (gains, residual scales) and what the model's ``no_weight_decay()`` names (position-bias tables,
     tokens), whole or by a pattern such as ``pos_embed.*``, get ``light_decay``; every other weight gets
-    ``weight_decay``. Frozen parameters are left out.
+    ``weight_decay``. Frozen parameters are left out. A model inside of a wrapper is asked as if it stood alone.
 
     Every group also says what AdamW² reads and others ignore: ``cap``, whether its members are linear maps, which
     tables, tokens and embeddings are not, and ``splits``, the number of matrices on top of one another: 3 for a fused
     qkv. The parameters have their names with them.
     """
-    exempt = getattr(model, "no_weight_decay", set)  # timm's convention
-    patterns: set[str] = exempt()
+    patterns = _exempt(model)
     embeddings = _embeddings(model)
     groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -37,6 +37,15 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
         {"params": members, "weight_decay": decay, "cap": cap, "splits": splits}
         for (decay, cap, splits), members in groups.items()
     ]
+
+
+def _exempt(module: nn.Module, prefix: str = "") -> set[str]:
+    """Patterns of names that the ``no_weight_decay()``, timm's convention, of the outermost modules with one gives."""
+    # Not hasattr: wrappers such as a compiled module answer for what they wrap, with the names that it has inside.
+    if hasattr(type(module), "no_weight_decay") or "no_weight_decay" in vars(module):
+        own: Any = module.no_weight_decay
+        return {escape(prefix) + pattern for pattern in own()}
+    return {name for key, child in module.named_children() for name in _exempt(child, f"{prefix}{key}.")}
 
 
 def _embeddings(model: nn.Module) -> set[str]:

@@ -77,6 +77,33 @@ def test_it_takes_the_same_step_in_another_memory_layout(fused, of):
     assert torch.allclose(*moved, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [1e-6, 1e-8, 1e-12, 1e-30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_tiny_decay_is_almost_none(decay, dtype):
+    torch.manual_seed(0)
+    start, grads = torch.randn(512, 128, dtype=dtype) / 8, torch.rand(10, 512, 128, dtype=dtype)
+    ends = []
+    for weight_decay in (decay, 0.0):
+        weight = nn.Parameter(start.clone())
+        optimizer = AdamW2([weight], 1e-2, weight_decay=weight_decay, fused=True)
+        for grad in grads:
+            weight.grad = grad
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.allclose(*ends, rtol=1e-6, atol=1e-6) and (ends[0] - start).abs().max() > 1e-3
+
+
+def test_half_precision_stays_finite_with_any_decay():
+    for decay in (0.0, 1e-6, 5e-4, 0.05):
+        weight = nn.Parameter(torch.randn(32, 16).half())
+        before = weight.detach().clone()
+        optimizer = AdamW2([weight], 1e-3, weight_decay=decay, fused=True)
+        for size in (1e-4, 1e-4, 1.0):  # squares of the first vanish, and leave steps of mean / eps
+            weight.grad = size * torch.randn(32, 16).half()
+            optimizer.step()
+        assert weight.isfinite().all() and not torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_maximizing_is_minimizing_the_negative(fused):
     ours = small_model()

@@ -149,6 +149,17 @@ def test_a_gradient_that_is_not_finite_raises_nothing():
     assert weights[0].isnan().any() and weights[1].isfinite().all()
 
 
+def test_parameters_may_get_their_values_after_the_optimizer_was_made():
+    layer, twin = nn.Linear(6, 5, device="meta"), nn.Linear(6, 5)
+    late, early = AdamW2(layer.parameters(), 0.1), AdamW2(twin.parameters(), 0.1)
+    torch.utils.swap_tensors(layer.weight, nn.Parameter(twin.weight.detach().clone()))
+    torch.utils.swap_tensors(layer.bias, nn.Parameter(twin.bias.detach().clone()))
+    for module, optimizer in ((layer, late), (twin, early)):
+        module(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(layer.weight, twin.weight) and late.cap_report() == early.cap_report()
+
+
 def test_closures_compute_the_loss_and_its_gradient():
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer = AdamW2([weight], lr=0.1)

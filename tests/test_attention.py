@@ -54,6 +54,19 @@ def test_certified_vectors_are_shorter_than_one_and_smooth_at_zero():
         torch.testing.assert_close(after * (before.square().sum(-1, keepdim=True) + 0.1).sqrt(), before)
 
 
+@pytest.mark.parametrize("move", [nn.Module.cpu, nn.Module.share_memory, lambda layer: layer.to_empty(device="cpu")])
+def test_the_index_outlives_moves_in_inference_mode(move):
+    attention = WindowAttention(8, 3, 2, Similarity(1.0))
+    index = attention.relative_position_index.clone()
+    with torch.inference_mode():
+        move(attention)
+    assert torch.equal(attention.relative_position_index, index)
+    assert attention.relative_position_index.is_shared() == attention.relative_position_bias_table.is_shared()
+    for parameter in attention.parameters():
+        parameter.data = torch.ones(parameter.shape)
+    attention(torch.randn(1, 3, 3, 8)).sum().backward()
+
+
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_bf16_stays_bf16(name):
     q, k, v = SIMILARITIES[name].prepare(*torch.randn(3, 2, 4, 8, dtype=torch.bfloat16).unbind(0))

@@ -18,7 +18,7 @@ def plain(layer: DepthwiseConv2d) -> nn.Conv2d:
     return conv
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 6, 4), (2, 16, 7, 7), (1, 8, 1, 9), (4, 6, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 5, 6, 4), (2, 16, 7, 7), (1, 8, 1, 9), (4, 6, 1, 1), (0, 4, 5, 5)])
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_those_of_a_convolution(shape, kernel, layout):

@@ -31,6 +31,25 @@ def test_equal_weights_load_without_a_word(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("lipsformer_swin_mini", {}, {"img_size": 56, "window_size": 14, "in_chans": 1}),
+        ("deit_tiny", {"depth": 1, "img_size": 32}, {"depth": 1, "img_size": 48, "num_classes": 7}),
+    ],
+)
+def test_timm_fits_a_file_as_we_do(name, old, new, tmp_path):
+    weights = timm.create_model(name, **({"num_classes": 5} | old)).state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
+    options = {"num_classes": 5} | new
+    loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).state_dict()
+    ours = timm.create_model(name, **(options | {"in_chans": 3}))
+    start_from(ours, weights)
+    for key, value in ours.state_dict().items():
+        assert key.startswith(("head.", "patch_embed.")) or torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize(
     ("name", "head", "kwargs"),
     [
         ("lipsformer_swin_mini", "head", {}),

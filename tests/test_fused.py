@@ -65,3 +65,20 @@ def test_a_state_saved_in_another_layout_goes_on(ours, theirs, options):
         else:
             b.step()
     assert torch.allclose(plain, turned, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
+@pytest.mark.parametrize("members", [weights, lambda: [nn.Parameter(torch.ones(3, 4))]], ids=["gaps", "dense"])
+def test_under_a_gradient_scaler_it_takes_the_steps_of_torch_s_plain_loop(ours, theirs, options, members):
+    mine = members()
+    reference = copy.deepcopy(mine)
+    for parameters, kind, how in ((mine, ours, {}), (reference, theirs, {"foreach": False})):
+        optimizer, scaler = kind(parameters, lr=0.1, **options, **how), torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = sum(p.square().sum() for p in parameters) * (float("inf") if step == 1 else 1)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    for p, q in zip(mine, reference, strict=True):
+        assert p.isfinite().all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)

@@ -67,3 +67,36 @@ def test_a_pattern_covers_all_it_matches_and_a_name_itself_alone():
         name: group["weight_decay"] for group in param_groups(Patterned(), 0.1, 0.0) for name, _ in group["params"]
     }
     assert {name for name, value in decay.items() if value} == {"header.weight"}
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "data-parallel": nn.DataParallel,
+    "with a head": lambda model: nn.Sequential(model, nn.Linear(10, 3)),
+    "deep": lambda model: nn.ModuleDict({"[a]": nn.DataParallel(model)}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["lipsformer_swin_mini", "test_vit"])
+def test_a_wrapped_model_decays_as_it_does_alone(name, wrapper):
+    model = timm.create_model(name)
+    wrapped = WRAPPERS[wrapper](model)
+
+    def options(members: nn.Module) -> dict[int, tuple]:
+        groups = param_groups(members, 0.1, 0.0)
+        return {id(p): (g["weight_decay"], g["cap"], g["splits"]) for g in groups for _, p in g["params"]}
+
+    assert options(model).items() <= options(wrapped).items()
+
+
+@pytest.mark.parametrize("name", ["lipsformer_swin_mini", "deit_tiny"])
+def test_features_decay_as_the_model_does(name):
+    groups = param_groups(timm.create_model(name, features_only=True), 0.1, 0.0)
+    tables = [
+        g["weight_decay"]
+        for g in groups
+        for member, _ in g["params"]
+        if "pos_embed" in member or "_bias_table" in member
+    ]
+    assert tables and not any(tables)

@@ -1,13 +1,16 @@
 """Stabilizers: LayerScale and QK-norm as timm has them, and the whole life of a σReparam model."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
+from timm.models._features import FeatureGetterNet
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import parametrize
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import models
 from models.stabilizers import STABILIZERS, SigmaReparam
@@ -92,6 +95,45 @@ def test_one_power_step_a_training_forward_and_none_in_evaluation():
     model.train()(x)
     before.advance(layer.parametrizations.weight.original)
     assert torch.equal(layer.parametrizations.weight[0].direction, before.direction)
+
+
+PATHS = {
+    "forward_features": lambda model: model.forward_features,
+    "forward_intermediates": lambda model: lambda x: model.forward_intermediates(x)[0],
+    "features_only": lambda model: FeatureGetterNet(model, out_indices=[1]),
+    "a copy": lambda model: copy.deepcopy(FeatureGetterNet(model, out_indices=[1])),
+    "traced": lambda model: create_feature_extractor(model, {"norm": "norm"}).train(),
+    "checkpointed": lambda model: (model.set_grad_checkpointing(), model.forward_features)[1],
+}
+
+
+def assert_one_power_step(model: nn.Module, forward: Callable) -> None:
+    held = [m for m in model.modules() if isinstance(m, parametrize.ParametrizationList)]
+    with torch.no_grad():
+        for one in held:
+            one.original += 0.05 * torch.randn_like(one.original)
+    expected = copy.deepcopy([one[0] for one in held])
+    for module, one in zip(expected, held, strict=True):
+        module.advance(one.original)
+    out = forward(torch.randn(2, 3, 32, 32))
+    out = next(iter(out.values() if isinstance(out, dict) else out)) if isinstance(out, dict | list) else out
+    out.square().sum().backward()
+    assert held and all(torch.equal(a.direction, b[0].direction) for a, b in zip(expected, held, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"stem": "scaled_relu", "stem_width": 8}], ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_through_a_model_takes_one_power_step(path, options):
+    model = small(**options)
+    forward = PATHS[path](model)
+    assert_one_power_step(forward if isinstance(forward, nn.Module) else model, forward)
+
+
+def test_patches_of_another_size_are_stabilized_too():
+    model = small()
+    model.set_input_size(patch_size=16)
+    assert parametrize.is_parametrized(model.patch_embed.proj, "weight")
+    assert_one_power_step(model, model)
 
 
 def test_building_draws_no_random_numbers_of_its_own():

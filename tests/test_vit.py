@@ -149,6 +149,14 @@ def test_impossible_options_are_refused_in_one_line(changes, message):
     error.match(f"^{message}$")
 
 
+@pytest.mark.parametrize("options", [{}, {"stem": "scaled_relu"}, {"stabilizer": "sigma_reparam"}], ids=str)
+def test_patches_need_not_be_square(options):
+    model = small(patch_size=(8, 16), img_size=(24, 48), **options)
+    assert model.patch_embed.grid_size == (3, 3) and model(torch.randn(1, 3, 24, 48)).shape == (1, 5)
+    with pytest.raises(models.ModelError, match=r"image size 24 does not fit: with model.patch_size=16"):
+        small(patch_size=(8, 16), img_size=24, **options)
+
+
 def test_a_wrong_image_is_refused_in_one_line():
     with pytest.raises(models.ModelError, match=r"takes images of \(32, 32\) pixels and got \(24, 24\)"):
         small()(torch.randn(1, 3, 24, 24))
