@@ -141,6 +141,13 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
     return content
 
 
+def lacking(state: dict[str, Any]) -> list[str]:
+    """What a checkpoint lacks of what tells its model and images; people strip checkpoints to publish them."""
+    config = state["config"] if isinstance(state["config"], dict) else {}
+    needed = [(name, state) for name in ("family", "classes")] + [(name, config) for name in ("model", "data")]
+    return [name for name, place in needed if not place.get(name)]
+
+
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()
