@@ -85,7 +85,8 @@ class Checkpoints:
 
     def _older(self) -> list[Path]:
         """Older checkpoints, the newest first."""
-        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+        files = sorted(self.folder.glob("step_*.pt"), reverse=True)
+        return [path for path in files if path.stem.removeprefix("step_").isdecimal()]  # not the user's copies
 
     def _prune(self) -> None:
         for path in self._older()[self.keep :]:
