@@ -20,15 +20,14 @@ from data.config import evaluation_side
 from data.loader import Batch
 from engine.config import EvalConfig
 from engine.distributed import World
-from engine.errors import UserError
 from engine.log import log_to
 from engine.scoring import evaluate
 from engine.settings import as_container, eval_settings
-from engine.trained import open_trained, trained_model
+from engine.trained import trained_model
 from models import ModelError, build_model, family_of
 from models.weights import named_for
 from tests.authors import released, save, yacs_config
-from tests.runs import SMALL, checkpoint, composed, run, same_tensors, settings, train_here
+from tests.runs import SMALL, checkpoint, composed, run, settings, train_here
 
 
 @pytest.fixture(scope="module")
@@ -151,40 +150,6 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
     other = run("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
     assert other.returncode == 2
     assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
-
-
-@pytest.mark.parametrize("stripped", ["family", "config"])
-def test_a_checkpoint_that_does_not_tell_its_model_is_read_as_weights(stripped, tmp_path):
-    """People strip checkpoints to publish them."""
-    weights = build_model(settings("model=lipsformer_swin_mini").model, 10, 28).state_dict()
-    whole = {
-        "format": 1,
-        "step": 1,
-        "model": weights,
-        "classes": list("abcdefghij"),
-        **saved(28, "lipsformer_swin_mini"),
-    }
-    path = tmp_path / "w.pt"
-    torch.save(whole | ({"config": {}} if stripped == "config" else {}), path)
-    if stripped != "config":
-        torch.save({key: value for key, value in whole.items() if key != stripped}, path)
-    lacks = "model, data" if stripped == "config" else stripped
-    with pytest.raises(UserError, match=rf"w.pt lacks {lacks}: add model=NAME, which reads its weights alone"):
-        open_trained(str(path))
-    assert open_trained(str(path), has_model=True) is None
-    typed = ["model=lipsformer_swin_mini", "data.crop=28", f"checkpoint={path}"]
-    model = trained_model(eval_settings(composed(*typed), None, typed), None, 10)
-    assert same_tensors(model.state_dict(), weights)
-
-
-def test_a_checkpoint_needs_no_average(tmp_path):
-    whole = {"format": 1, "step": 1, "classes": list("abcdefghij"), **saved(28, "lipsformer_swin_mini")}
-    whole["model"] = build_model(settings("model=lipsformer_swin_mini").model, 10, 28).state_dict()
-    del whole["config"]["amp"], whole["config"]["channels_last"]
-    typed = [f"checkpoint={save(whole, tmp_path / 'w.pt')}"]
-    content = open_trained(str(tmp_path / "w.pt"))
-    model = trained_model(eval_settings(composed(*typed), content, typed), content, 10)
-    assert same_tensors(model.state_dict(), whole["model"])
 
 
 def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
