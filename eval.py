@@ -17,7 +17,8 @@ def task(composed, choices, overrides, swept) -> None:
     from engine.trained import open_trained
 
     resolve_paths(composed)
-    trained = open_trained(composed.checkpoint, needed=not composed.benchmark)
+    has_model = any(option.lstrip("+").startswith("model=") for option in overrides)
+    trained = open_trained(composed.checkpoint, not composed.benchmark, has_model)
     settings = eval_settings(composed, trained, overrides, swept)
     (measure_speed if settings.benchmark else evaluate_checkpoint)(settings, trained)
 

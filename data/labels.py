@@ -7,13 +7,14 @@ from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from data.errors import DataError
 
 log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
+IMAGENET = "imagenet-1k"  # as timm calls it
 
 
 def class_labels(
@@ -24,10 +25,10 @@ def class_labels(
     Folders named as the classes a model was trained on get that model's labels. Folders that are all integers may then
     stand for labels instead of names, unless the model's classes are integers themselves.
 
-    Otherwise folders that are all ImageNet WordNet ids get their ILSVRC index; any others their sorted order, in which
-    integers go by their value. Integers are labels themselves where they are 0 to n - 1, and where the model has more
-    classes than there are folders. Folders that match ``num_classes`` one by one without being all of ImageNet are
-    taken in sorted order too.
+    Otherwise folders that are all ImageNet WordNet ids get their ILSVRC index, or their place in the relative of
+    ImageNet that has as many classes as the model; any others their sorted order, in which integers go by their value.
+    Integers are labels themselves where they are 0 to n - 1, and where the model has more classes than there are
+    folders. Folders that match ``num_classes`` one by one without being all of ImageNet are taken in sorted order too.
 
     Args:
         classes: names of the class folders, sorted.
@@ -47,6 +48,7 @@ def class_labels(
     if num_classes is not None and (labels.max() >= num_classes or labels.min() < 0):
         name = classes[int(labels.argmax())]
         raise DataError(f"class folder '{name}' has label {labels.max()}, but the model has {num_classes} classes")
+    _refuse_unknown_order(classes, num_classes)
     return labels
 
 
@@ -69,11 +71,34 @@ def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) ->
         return _by_value(classes, num_classes, may_rank)
     if num_classes == len(classes) != IMAGENET_CLASSES:
         return np.arange(len(classes))
-    imagenet = ImageNetInfo().label_names()
-    position = {wnid: label for label, wnid in enumerate(imagenet)}
+    subset = infer_imagenet_subset({"num_classes": num_classes}) or IMAGENET
+    position = _places_in(subset)
     if all(name in position for name in classes):
+        if subset != IMAGENET:
+            _say_once(f"the model has {num_classes} classes: class folders get their places in timm's {subset}")
         return np.array([position[name] for name in classes])
+    strangers = [name for name in classes if name not in position]
+    if subset != IMAGENET and len(strangers) < len(classes):
+        raise DataError(
+            f"class folder '{strangers[0]}' is none of the {num_classes} classes of timm's {subset}: leave it out"
+        )
     return np.arange(len(classes))
+
+
+def _places_in(subset: str) -> dict[str, int]:
+    """The label of each WordNet id in ImageNet or a relative of it, by timm's name of it."""
+    return {wnid: label for label, wnid in enumerate(ImageNetInfo(subset).label_names())}
+
+
+def _refuse_unknown_order(classes: Sequence[str], num_classes: int | None) -> None:
+    """Raise where WordNet ids are a part of the model's classes, and nothing tells the order of those."""
+    if num_classes in (None, len(classes)) or infer_imagenet_subset({"num_classes": num_classes}) is not None:
+        return
+    if all(name in _places_in(IMAGENET) for name in classes):
+        raise DataError(
+            f"the {len(classes)} class folders are WordNet ids, and in which order the model's {num_classes} classes "
+            f"are is unknown: name the folders as their labels, or set model.num_classes={len(classes)}"
+        )
 
 
 def _by_value(classes: Sequence[str], num_classes: int | None, may_rank: bool) -> NDArray[np.int64]:

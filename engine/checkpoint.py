@@ -85,7 +85,8 @@ class Checkpoints:
 
     def _older(self) -> list[Path]:
         """Older checkpoints, the newest first."""
-        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+        files = sorted(self.folder.glob("step_*.pt"), reverse=True)
+        return [path for path in files if path.stem.removeprefix("step_").isdecimal()]  # not the user's copies
 
     def _prune(self) -> None:
         for path in self._older()[self.keep :]:
@@ -139,6 +140,13 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
     return content
+
+
+def lacking(state: dict[str, Any]) -> list[str]:
+    """What a checkpoint lacks of what tells its model and images; people strip checkpoints to publish them."""
+    config = state["config"] if isinstance(state["config"], dict) else {}
+    needed = [(name, state) for name in ("family", "classes")] + [(name, config) for name in ("model", "data")]
+    return [name for name, place in needed if not place.get(name)]
 
 
 def is_ours(content: Any) -> bool:

@@ -49,8 +49,8 @@ def explain(error: BaseException, entry: str) -> str:
         return f"{_key_in(message)}: '{match[1]}' is neither true nor false"
     if "is not a ListConfig" in message:
         return f"{_key_in(message)} takes a list of values in brackets, such as [0.5,0.5,0.5]"
-    if "'NoneType' is not a subclass" in message:
-        return f"{_key_in(message)} cannot hold null"
+    if re.search(r"NoneType'? is not a subclass", message):
+        return f"{_key_in(message).partition('[')[0]} cannot hold null"
     if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
         return f"{_key_in(message)} takes one value: put text with brackets or braces in quotes{_as_text(message)}"
     if "is not Optional" in message:

@@ -111,7 +111,7 @@ def eval_settings(
                 _take(composed, group, config[group], typed, trained["family"])
         for key in ("amp", "channels_last"):
             if key not in typed:
-                composed[key] = config[key]
+                composed[key] = config.get(key, composed[key])
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
         what = f"{composed.checkpoint} holds weights alone" if composed.checkpoint else "benchmark=true needs a model"
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.arguments import typed_values
-from engine.checkpoint import checked, is_ours
+from engine.checkpoint import checked, is_ours, lacking
 from engine.config import MODEL_SCHEMA, EvalConfig
 from engine.errors import UserError
 from models import build_model, load_resized, read_file, read_weights
@@ -16,15 +16,16 @@ from models import build_model, load_resized, read_file, read_weights
 log = logging.getLogger(__name__)
 
 
-def open_trained(checkpoint: str | None, needed: bool = True) -> dict[str, Any] | None:
-    """The content of one of our checkpoints, or None where the file holds bare weights of somebody else.
+def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = False) -> dict[str, Any] | None:
+    """The content of one of our checkpoints, or None where the file holds bare weights.
 
     Args:
         checkpoint: the file.
         needed: whether there must be one.
+        has_model: whether the user chose the model: a checkpoint that does not tell its own counts as bare weights.
 
     Raises:
-        UserError: if none is named or there is no such file.
+        UserError: if none is named, there is no such file, or it does not tell its model.
         ModelError: if it cannot be read.
     """
     if checkpoint is None and not needed:
@@ -35,7 +36,14 @@ def open_trained(checkpoint: str | None, needed: bool = True) -> dict[str, Any] 
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}: set checkpoint=PATH to a file")
     content = read_file(path)
-    return checked(content, path) if is_ours(content) else None
+    if not is_ours(content):
+        return None
+    state = checked(content, path)
+    if missing := lacking(state):
+        if has_model:
+            return None
+        raise UserError(f"{path} lacks {', '.join(missing)}: add model=NAME, which reads its weights alone")
+    return state
 
 
 def implied_family(arguments: list[str]) -> list[str]:
@@ -67,4 +75,4 @@ def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tenso
     averaged = cfg.eval.weights == "ema"
     if trained is None:
         return read_weights(str(cfg.checkpoint), averaged)
-    return trained["ema" if averaged and trained["ema"] is not None else "model"]
+    return trained["ema" if averaged and trained.get("ema") is not None else "model"]

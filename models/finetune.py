@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table, to_2tuple
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
@@ -22,6 +23,7 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     Raises:
         ModelError: if anything else differs.
     """
+    model = unwrap_model(model)
     if not isinstance(weights, dict):
         source, weights = source or str(weights), read_weights(weights)
     weights = named_for(model, weights)
@@ -44,6 +46,7 @@ def load_resized(model: nn.Module, weights: dict[str, Tensor], source: str | Non
     Raises:
         ModelError: if anything else differs.
     """
+    model = unwrap_model(model)
     weights = named_for(model, weights)
     tables = _resized(model, weights, source)
     load_weights(model, weights | tables, source)

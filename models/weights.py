@@ -1,19 +1,20 @@
 """Weights from files of any form, and loading them into models."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.released import to_our_names
 from models.weight_files import read_file
 
-# Where files keep their weights: the authors', timm's, and our own checkpoints.
+# Where files keep their weights: the authors', timm's, Lightning's, DeepSpeed's, and our own checkpoints.
 AVERAGED = ("state_dict_ema", "model_ema", "ema")
-TRAINED = ("state_dict", "model")
+TRAINED = ("state_dict", "model", "module")
 # Tables that a model computes from its sizes, and that older files hold beside the weights.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # A number that BatchNorm counts since torch 0.4.1 and that changes no output; older files lack it.
@@ -56,13 +57,14 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
     """Load weights into a model; every name and shape must match, once the authors' names are ours.
 
     Args:
-        model: takes the weights.
+        model: takes the weights; torch.compile or DistributedDataParallel may be around it.
         weights: a file of them (see :func:`read_weights`), or the weights.
         source: what an error calls them; None: the file.
 
     Raises:
         ModelError: naming the weights that are missing, unexpected or of another shape.
     """
+    model = unwrap_model(model)
     if not isinstance(weights, dict):
         source, weights = source or str(weights), read_weights(weights)
     weights = named_for(model, weights)
@@ -88,4 +90,14 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
 def named_for(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under the model's names, without the tables that the model computes."""
     own = model.state_dict().keys()
-    return {name: v for name, v in to_our_names(weights).items() if name in own or not name.endswith(COMPUTED)}
+    weights = to_our_names(_without_prefix(weights, own))
+    return {name: v for name, v in weights.items() if name in own or not name.endswith(COMPUTED)}
+
+
+def _without_prefix(weights: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Weights of a model that was a part of a larger module, as Lightning saves them (``model.``), under its names."""
+    prefix = next(iter(weights), "").partition(".")[0] + "."
+    if not all(name.startswith(prefix) for name in weights) or any(name.startswith(prefix) for name in own):
+        return weights
+    inner = {WRAPPERS.sub("", name.removeprefix(prefix)): value for name, value in weights.items()}
+    return inner if not inner.keys().isdisjoint(own) else weights

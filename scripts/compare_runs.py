@@ -2,11 +2,13 @@
 
 python scripts/compare_runs.py outputs/crash_adamw outputs/crash_adamw2 --plot compare.png
 
-Reads each run's metrics.jsonl, prints what the runs ended with, and draws them, named as their folders.
+Reads each run's metrics.jsonl, prints what the runs ended with, and draws them, named as their folders: with as much
+of the path before as tells them apart.
 """
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,12 @@ class Run:
     """What is drawn of a run.
 
     Attributes:
-        name: of its folder.
+        folder: where it lies.
         train: lines of its metrics, of training steps; at least one.
         val: lines of its metrics, of validations.
     """
 
-    name: str
+    folder: Path
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
 
@@ -46,7 +48,10 @@ def read(folder: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"{folder} is no run: it has no metrics.jsonl")
     lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    *texts, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if _is_json(rest):  # else it is empty, or a line that the run is just writing or was stopped in
+        texts.append(rest)
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
             split = line["split"]
@@ -57,36 +62,65 @@ def read(folder: Path) -> Run:
         lines[split].append(line)
     if not lines["train"]:
         raise ValueError(f"{folder} has no training steps in its metrics.jsonl yet")
-    return Run(folder.resolve().name, lines["train"], lines["val"])
+    return Run(folder.resolve(), lines["train"], lines["val"])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def names(runs: list[Run]) -> list[str]:
+    """The shortest ends of the runs' paths that tell all of them apart; a folder given twice stays alike."""
+    paths = [run.folder.parts for run in runs]
+    length = 1
+    while len({path[-length:] for path in paths}) < len(set(paths)):
+        length += 1
+    return ["/".join(path[-length:]) for path in paths]
 
 
 def table(runs: list[Run]) -> str:
     """A row of markdown for each run: its last step, its loss there, its last accuracy and its best."""
     rows = ["| run | steps | training loss | top-1, % | best top-1, % |", "| --- | --- | --- | --- | --- |"]
-    for run in runs:
+    for name, run in zip(names(runs), runs, strict=True):
         accuracies = [line["top1"] for line in run.val]
-        last, best = (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}") if accuracies else ("–", "–")
+        last = accuracies[-1] if accuracies else None
+        best = max((value for value in accuracies if value is not None), default=None)
         end = run.train[-1]
-        loss = "–" if end["loss"] is None else f"{end['loss']:.4f}"
-        rows.append(f"| {run.name} | {end['step']} | {loss} | {last} | {best} |")
+        loss = _number(end["loss"], 4)
+        rows.append(f"| {name} | {end['step']} | {loss} | {_number(last, 2)} | {_number(best, 2)} |")
     return "\n".join(rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def draw(runs: list[Run], path: Path) -> None:
     """Draw training loss and validation accuracy of all runs, a colour each, into a file."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for run in runs:
-        losses.plot([line["step"] for line in run.train], [line["loss"] for line in run.train], label=run.name, lw=1)
-        accuracies.plot(
-            [line["step"] for line in run.val], [line["top1"] for line in run.val], label=run.name, marker="."
+    # null becomes NaN, which leaves a gap.
+    curves = [
+        (
+            *losses.plot(*_curve(run.train, "loss"), lw=1),
+            *accuracies.plot(*_curve(run.val, "top1"), marker="."),
         )
+        for run in runs
+    ]
     losses.set(title="training loss", xlabel="step")
     accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")
-    for axis in (losses, accuracies):
+    for axis, lines in zip((losses, accuracies), zip(*curves, strict=True), strict=True):
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(lines, names(runs))  # given both, matplotlib leaves out no name that begins with _
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _curve(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    return [line["step"] for line in lines], [math.nan if line[key] is None else line[key] for line in lines]
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from engine.checkpoint import checked, is_ours
+from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 
 TOLERANCE = 1e-4  # of the largest logit: float32 in another order
@@ -83,6 +83,8 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     # Weights alone do not tell: certified attention has the same as the released form and computes something else.
     if weights is not None and is_ours(content):
         state = checked(content, weights)
+        if missing := lacking(state):
+            raise UserError(f"{weights} lacks {', '.join(missing)}: save its weights alone to export {name} with them")
         cfg = OmegaConf.to_object(OmegaConf.merge(models.FAMILIES[state["family"]], state["config"]["model"]))
         if cfg.name != name:
             raise models.ModelError(f"{weights} is of {cfg.name}: set --model {cfg.name}")
@@ -95,6 +97,17 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     if weights is not None:
         models.load_weights(model, weights)
     return model, cfg.img_size
+
+
+def positive(text: str) -> int:
+    """A number of the command line that counts something.
+
+    Raises:
+        ArgumentTypeError: if it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
+    return int(text)
 
 
 def make_folder(path: Path) -> None:
@@ -114,8 +127,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model of this project or of timm")
     parser.add_argument("--weights", type=Path, help="a checkpoint or a file of weights; without: untrained")
-    parser.add_argument("--num-classes", type=int, help="default: the checkpoint's, else the model's own, mostly 1000")
-    parser.add_argument("--img-size", type=int, help="default: the checkpoint's, else the model's own, mostly 224")
+    parser.add_argument(
+        "--num-classes", type=positive, help="default: the checkpoint's, else the model's own, mostly 1000"
+    )
+    parser.add_argument("--img-size", type=positive, help="default: the checkpoint's, else the model's own, mostly 224")
     parser.add_argument("--out", type=Path, default=Path("exported"))
     args = parser.parse_args()
     try:

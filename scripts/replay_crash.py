@@ -25,6 +25,8 @@ from engine.run_dir import RunDirectory
 from engine.train import train
 from models import FAMILIES
 
+NEEDED = {"step", "checkpoint_step", "processes", "family", "config", "steps"}  # of a record
+
 
 def find_record(run: Path, step: int | None) -> Path:
     """The folder of the record of ``step``, or of the newest.
@@ -32,7 +34,8 @@ def find_record(run: Path, step: int | None) -> Path:
     Raises:
         UserError: if there is none.
     """
-    records = sorted(path.parent for path in (run / "crashes").glob("step_*/record.json"))
+    found = sorted(path.parent for path in (run / "crashes").glob("step_*/record.json"))
+    records = [path for path in found if path.name.removeprefix("step_").isdecimal()]  # no copies, such as step_2.bak
     if not records:
         raise UserError(f"{run} has no record of a crash: a spike of the loss leaves one in {run / 'crashes'}")
     if step is None:
@@ -41,6 +44,22 @@ def find_record(run: Path, step: int | None) -> Path:
     if step not in names:
         raise UserError(f"{run} has no record of step {step}: choose --step {', '.join(map(str, sorted(names)))}")
     return names[step]
+
+
+def read_record(place: Path) -> dict[str, Any]:
+    """The record in a folder.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = place / "record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not record.keys() >= NEEDED:
+        raise UserError(f"{path} is damaged: choose another record with --step, or run the training again")
+    return record
 
 
 def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
@@ -84,7 +103,7 @@ def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:
 def replay(run: Path, step: int | None) -> None:
     """Replay a record of a run."""
     place = find_record(run, step)
-    record = json.loads((place / "record.json").read_text(encoding="utf-8"))
+    record = read_record(place)
     settings = replay_settings(place, record)
     again = RunDirectory(place / "replay")
     if again.has_checkpoints() or again.read_metrics():

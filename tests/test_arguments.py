@@ -84,6 +84,14 @@ def test_the_advice_for_unclear_text_can_be_typed(typed):
     assert read(word) == typed
 
 
+@pytest.mark.parametrize("typed", ["optim.betas=[0.9,null]", "data.mean=[null,0.5,0.5]"])
+def test_null_in_a_list_is_refused_by_the_option(typed):
+    register()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), pytest.raises(Exception) as caught:
+        hydra.compose("train", overrides=[typed])
+    assert explain(caught.value, "train") == f"{typed.partition('=')[0]} cannot hold null"
+
+
 def test_flags_may_stand_anywhere():
     assert split(["seed=1", "-m", "name=x", "--config-name", "train", "b=2"]) == (
         ["-m", "--config-name", "train"],

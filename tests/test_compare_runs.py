@@ -39,6 +39,31 @@ def test_runs_are_drawn_and_told_together(tmp_path, monkeypatch, capsys):
     assert picture.stat().st_size > 10_000
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        a_run(tmp_path / seed / "_a", LINES)
+    legends = []
+    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: legends.extend(ax.get_legend() for ax in figure.axes))
+    folders = [tmp_path / "1/_a", tmp_path / "2/_a"]
+    assert compared(monkeypatch, *folders, "--plot", tmp_path / "both.png") == 0
+    said = capsys.readouterr()
+    assert "| 1/_a | 20 |" in said.out and "| 2/_a | 20 |" in said.out and not said.err
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [["1/_a", "2/_a"]] * 2
+    assert compare_runs.names([compare_runs.read(folders[0])] * 2) == ["_a", "_a"]
+
+
+def test_a_run_that_stopped_in_a_line_or_lost_an_accuracy_is_read(tmp_path, monkeypatch, capsys):
+    for name, values in (("a", [61.5, None]), ("b", [None, 60.25]), ("c", [None])):
+        lines = [{"split": "val", "step": i, "top1": value} for i, value in enumerate(values)]
+        with open(a_run(tmp_path / name, LINES[:2] + lines) / "metrics.jsonl", "a") as file:
+            file.write('{"split": "tr')
+    runs = [tmp_path / name for name in "abc"]
+    assert compared(monkeypatch, *runs, "--plot", tmp_path / "all.png") == 0
+    said = capsys.readouterr().out
+    assert "1.2500 | – | 61.50 |" in said and "1.2500 | 60.25 | 60.25 |" in said and "1.2500 | – | – |" in said
+
+
 def test_a_run_is_read_as_it_was_written(small_images, here, monkeypatch, capsys):
     train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=1")
     assert compared(monkeypatch, "outputs/a") == 0
@@ -51,7 +76,7 @@ def test_a_run_is_read_as_it_was_written(small_images, here, monkeypatch, capsys
         (None, "is no run: it has no metrics.jsonl"),
         ("", "has no training steps in its metrics.jsonl yet"),
         ('{"split": "val", "step": 1, "top1": 10}\n', "has no training steps in its metrics.jsonl yet"),
-        ('{"split": "train", "step": 1, "loss": 2.3}\n{"spl', "line 2 of"),
+        ('{"split": "train", "step": 1, "loss": 2.3}\n{"spl\n', "line 2 of"),
         ('{"split": "train", "step": 1}\n', "line 1 of"),
         ('{"split": "test", "step": 1, "loss": 2.3}\n', "line 1 of"),
         ("[1]\n", "line 1 of"),

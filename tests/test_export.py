@@ -12,6 +12,7 @@ from test_bench_models import SMALL
 
 import models
 from engine.checkpoint import FORMAT
+from engine.errors import UserError
 from scripts.export import TOLERANCE, export, main, trained
 
 CASES = {
@@ -78,6 +79,22 @@ def test_mistakes_get_one_line(options, message, tmp_path):
         [sys.executable, script, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert out.returncode == 2 and message in out.stderr and len(out.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--num-classes", "--img-size"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x"])
+def test_sizes_are_1_or_more(option, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export.py", "--model", "lipsformer_swin_mini", f"{option}={value}"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert f"argument {option}: '{value}' is no whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_tell_its_model_is_refused(tmp_path):
+    torch.save({"format": FORMAT, "step": 1, "model": {}, "config": {}}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w.pt lacks family, classes, model, data: save its weights alone"):
+        trained("lipsformer_swin_mini", tmp_path / "w.pt", None, None)
 
 
 @pytest.mark.parametrize(("options", "side"), [([], 28), (["--img-size", "56"], 56)])

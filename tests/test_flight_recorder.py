@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from engine.checkpoint import Checkpoints
 from engine.distributed import World
+from engine.errors import UserError
 from engine.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, is_spike
 from engine.run_dir import RunDirectory
 from engine.settings import as_container
-from scripts.replay_crash import replay_settings
+from scripts.replay_crash import find_record, read_record, replay_settings
 from tests.runs import SMALL, checkpoint, command, environment, metrics, run, settings, train_here
 
 # A learning rate that climbs until the run breaks, after steps enough to know what is usual.
@@ -49,6 +50,32 @@ def test_the_checkpoint_before_a_step_is_set_aside(tmp_path):
     checkpoints.save({"step": 8}, is_best=False)
     checkpoints.save({"step": 10}, is_best=False)
     assert place.exists()
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=0)
+    (tmp_path / "step_00000002.copy.pt").touch()
+    for step in (2, 4):
+        checkpoints.save({"step": step}, is_best=False)
+    assert checkpoints.set_aside(5, tmp_path / "aside.pt") == 4
+    assert (tmp_path / "step_00000002.copy.pt").exists()
+
+
+def test_copies_of_records_are_left_alone(tmp_path):
+    for name in ("step_00000002", "step_00000002.bak", "step_x"):
+        (tmp_path / "crashes" / name).mkdir(parents=True)
+        (tmp_path / "crashes" / name / "record.json").touch()
+    for step in (None, 2):
+        assert find_record(tmp_path, step).name == "step_00000002"
+    with pytest.raises(UserError, match=r"no record of step 3: choose --step 2$"):
+        find_record(tmp_path, 3)
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 2, "ste', "[]", '{"step": 2}', "\0"])
+def test_a_damaged_record_is_called_that(content, tmp_path):
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(UserError, match=r"record.json is damaged: choose another record"):
+        read_record(tmp_path)
 
 
 def replay(*arguments: str, cwd, processes: int = 1):

@@ -27,6 +27,25 @@ def test_wordnet_ids_of_a_model_with_as_many_classes_are_in_sorted_order() -> No
     assert class_labels(classes, 3).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "labels"), [(11821, [216, 1505]), (21841, [359, 2264]), (21842, [0, 207]), (21843, [359, 2264])]
+)
+def test_wordnet_ids_get_the_labels_of_the_relative_of_imagenet(num_classes, labels, caplog) -> None:
+    _say_once.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in ("train", "val"):
+            assert class_labels(["n01440764", "n02099601"], num_classes).tolist() == labels
+    assert caplog.text.count("class folders get their places in timm's imagenet-") == 1
+
+
+def test_wordnet_ids_whose_place_is_unknown_are_refused() -> None:
+    with pytest.raises(DataError, match=r"'n04399382' is none of the 21841 classes of timm's imagenet-22k"):
+        class_labels(["n01440764", "n04399382"], 21841)  # a teddy bear, which ImageNet-22k lacks
+    for num_classes in (500, 5000):
+        with pytest.raises(DataError, match=rf"in which order the model's {num_classes} classes are is unknown"):
+            class_labels(["n01440764", "n01443537"], num_classes)
+
+
 def test_wordnet_ids_are_a_part_of_all_even_where_they_are_the_first() -> None:
     assert label_space(WNIDS[:10], class_labels(WNIDS[:10])) == 1000
 

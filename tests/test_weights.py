@@ -37,6 +37,7 @@ WRAPPINGS = {
         **{"epoch": 299, "arch": "CSWin_64", "state_dict": OTHER, "version": 2, "metric": 82.8},
         **{"args": argparse.Namespace(lr=2e-3, mean=(0.5, 0.5)), "state_dict_ema": DDP},
     },
+    "deepspeed": {"module": W, "optimizer": None, "global_steps": 3},
     "no average": {"state_dict_ema": None, "state_dict": W},
     "ours": {"format": 1, "step": 7, "config": {"model": {"name": "x"}}, "model": OTHER, "ema": W},
     "ours without": {"format": 1, "step": 7, "config": {"model": {"name": "x"}}, "model": W, "ema": None},
@@ -142,6 +143,23 @@ def test_a_file_loads_into_a_model(tmp_path):
     weights = small().state_dict()
     other = small()
     models.load_weights(other, save({"model": weights}, tmp_path / "w.pth"))
+    assert same_tensors(other.state_dict(), weights)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model))])
+@pytest.mark.parametrize("load", [models.load_weights, models.load_resized, models.start_from])
+def test_what_is_around_a_model_does_not_matter(load, wrap):
+    weights, other = small().state_dict(), small()
+    load(wrap(other), weights)
+    assert same_tensors(other.state_dict(), weights)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net._orig_mod."])
+def test_weights_of_a_part_of_a_larger_module_load(prefix, tmp_path):
+    """As Lightning saves them."""
+    weights, other = small().state_dict(), small()
+    inner = {"state_dict": {prefix + name: value for name, value in weights.items()}, "epoch": 3}
+    models.load_weights(other, save(inner, tmp_path / "w.ckpt"))
     assert same_tensors(other.state_dict(), weights)
 
 

@@ -1,0 +1,50 @@
+"""Checkpoints that somebody stripped to publish them are read, or named as what they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.errors import UserError
+from engine.settings import as_container, eval_settings
+from engine.trained import open_trained, trained_model
+from models import build_model, family_of
+from tests.runs import composed, same_tensors, settings
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """What of a checkpoint an evaluation reads."""
+    config = settings("model=lipsformer_swin_mini", "data.crop=28")
+    return {
+        **{"format": 1, "step": 1, "config": as_container(config), "family": family_of(config.model)},
+        **{"classes": list("abcdefghij"), "ema": None, "model": build_model(config.model, 10, 28).state_dict()},
+    }
+
+
+def read(path: Path, content: dict[str, Any] | None, *typed: str) -> dict[str, torch.Tensor]:
+    """The weights that the model of an evaluation has."""
+    options = [f"checkpoint={path}", *typed]
+    return trained_model(eval_settings(composed(*options), content, options), content, 10).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [({"family": None}, "family"), ({"classes": None}, "classes"), ({"config": {}}, "model, data")],
+)
+def test_a_checkpoint_that_does_not_tell_its_model_is_read_as_weights(whole, changes, lacks, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({key: value for key, value in (whole | changes).items() if value is not None}, path)
+    with pytest.raises(UserError, match=rf"w.pt lacks {lacks}: add model=NAME, which reads its weights alone"):
+        open_trained(str(path))
+    assert open_trained(str(path), has_model=True) is None
+    if lacks == "family":
+        assert same_tensors(read(path, None, "model=lipsformer_swin_mini", "data.crop=28"), whole["model"])
+
+
+def test_a_checkpoint_needs_no_average(whole, tmp_path):
+    path = tmp_path / "w.pt"
+    config = {key: value for key, value in whole["config"].items() if key in ("model", "data")}
+    torch.save({key: value for key, value in (whole | {"config": config}).items() if key != "ema"}, path)
+    assert same_tensors(read(path, open_trained(str(path))), whole["model"])
