@@ -181,7 +181,12 @@ def test_a_replay_starts_where_the_run_did(tmp_path, here):
     config = as_container(settings(*SMALL, "resume=other.pt", "epochs=3"))
     record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
     found = replay_settings(tmp_path, record)
-    assert (found.resume, found.epochs, found.max_steps, found.output_dir) == ("other.pt", 3, 5, f"{tmp_path}/replay")
+    assert (found.resume, found.epochs, found.max_steps, found.output_dir) == (
+        str(here / "other.pt"),
+        3,
+        5,
+        f"{tmp_path}/replay",
+    )
     assert replay_settings(tmp_path, record | {"checkpoint_step": 4}).resume == str(tmp_path / "checkpoint.pt")
 
 
