@@ -93,6 +93,7 @@ def test_mistakes(options, message, here):
 
 
 def test_one_process_at_a_time(here, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="run it with python, not torchrun"):
         measured("model=deit_tiny")
