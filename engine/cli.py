@@ -60,9 +60,9 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         # Caught in here: an exception that leaves the job makes Hydra print lines of its own.
         except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
             message, exit_code = _said(error, config_name)
-            was_asked_to_stop = exit_code >= 128
+            is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
             # The next run of a sweep begins; not among several processes, which a failure leaves out of step.
-            if not is_sweep or was_asked_to_stop or "RANK" in os.environ:
+            if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
                 _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
             _print_error(message)
             failed.append(" ".join(swept))
