@@ -88,15 +88,15 @@ def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
 
 def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, monkeypatch, capsys):
     """An error in the optimizer leaves some weights changed and others not."""
-    real, calls = torch.optim.AdamW.step, []
+    real, calls = torch.amp.GradScaler.step, []
 
-    def step(self, *args):
+    def step(self, optimizer, *args):
         calls.append(1)
         if len(calls) == 4:
             raise MemoryError("out of memory")
-        return real(self, *args)
+        return real(self, optimizer, *args)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
     with pytest.raises(MemoryError):
         train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
     assert not list((here / "outputs/a/checkpoints").glob("*.pt"))
@@ -159,7 +159,8 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) & 1 << (signal.SIGTERM - 1))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, here):
     """A named pipe in place of an image stands for a file server that does not answer."""
     images = shutil.copytree(small_images, here / "images")
@@ -186,7 +187,7 @@ def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, he
     assert "Traceback" not in errors and "stopped as asked" in errors
 
 
-@pytest.mark.parametrize("sink", ["> /dev/full", "2>&1 | head -n 2"])
+@pytest.mark.parametrize("sink", ["> /dev/full", pytest.param("2>&1 | head -n 2", marks=pytest.mark.slow)])
 def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
     start = " ".join(f"'{part}'" for part in command("train.py", *SMALL, f"data.root={small_images}", "name=a"))
     out = subprocess.run(
@@ -226,6 +227,7 @@ def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, he
         assert code == 128 + signal.SIGHUP and 2 < last < 900, log_said
 
 
+@pytest.mark.slow
 def test_one_run_of_a_sweep_that_fails_ends_no_other(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "optim.clip=null", "max_steps=4", "monitor.history=0")
     out = run("train.py", "-m", *common, "optim.lr=1e30,1e-4", "optim.min_lr=0", "name=a", cwd=here)

@@ -73,6 +73,7 @@ def test_compiled_as_one_graph_it_learns_as_eager(family, amp, small_images):
     assert mean(losses[-5:]) < mean(losses[:5]) - 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["lipsformer_cswin", "cswin"])
 def test_two_processes_find_no_unused_parameter(family, small_images, here):
     out = run("train.py", *options(family), f"data.root={small_images}", "max_steps=3", cwd=here, processes=2)

@@ -108,7 +108,8 @@ def test_a_crash_is_recorded_and_replayed(small_images, here):
     folder = records[0] / "replay"
     readings = [json.loads(line)["step"] for line in (folder / "stability.jsonl").read_text().splitlines()]
     assert readings[0] == start + 1 and readings[-1] in (step - 1, step)
-    assert (folder / "plots/stability.png").stat().st_size > 10_000
+    # Where rounding makes it crash in the step after a checkpoint, there is one reading, and no curve to draw.
+    assert (folder / "plots/stability.png").is_file() == (len(readings) > 1)
     assert not (folder / "crashes").exists()
 
     twice = replay("outputs/a", "--step", str(step), cwd=here)

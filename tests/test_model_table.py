@@ -11,6 +11,7 @@ def test_every_model_of_the_papers_is_in_the_table():
     assert "timm" not in names()
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table():
     row = sizes("lipsformer_cswin_tiny")
     assert (row.parameters, row.gmacs) == (23_767_720, pytest.approx(4.67, abs=0.005))

@@ -279,7 +279,7 @@ def test_spectral_norms_need_our_groups(named):
         spectral_norms(optimizer)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_run_does_not_notice_the_monitor(small_images, here, precision):
     """Drop path, erasing, mixing, moving average and AdamW²'s vectors included."""
     common = (*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}", "optim=adamw2", f"amp={precision}", "epochs=1")

@@ -82,10 +82,8 @@ KILLED = (
 )
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "schedule", "shape"),
-    [KILLED[0], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in KILLED[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "schedule", "shape"), KILLED)
 def test_a_kill_changes_nothing_under_any_optimizer_or_schedule(optimizer, schedule, shape, small_images, here):
     chosen = (f"optim={optimizer}", "optim.lr=1e-3", f"schedule={schedule}", shape)
     assert_a_kill_changes_nothing((*SMALL, f"data.root={small_images}", *chosen), here)

@@ -39,6 +39,7 @@ def processes_of(group: int) -> list[str]:
 
 
 @needs_proc
+@pytest.mark.slow
 def test_no_process_outlives_a_trainer_that_was_killed(photographs: Path) -> None:
     code = STREAM + 'kept = stream(64)\nnext(kept)\nprint("ready", flush=True)\nsys.stdin.read()'
     trainer = subprocess.Popen(
@@ -60,6 +61,7 @@ def test_no_process_outlives_a_trainer_that_was_killed(photographs: Path) -> Non
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_an_error(photographs: Path) -> None:
     code = (
         STREAM
