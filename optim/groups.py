@@ -45,6 +45,8 @@ def _exempt(module: nn.Module, prefix: str = "") -> set[str]:
     if hasattr(type(module), "no_weight_decay") or "no_weight_decay" in vars(module):
         own: Any = module.no_weight_decay
         return {escape(prefix) + pattern for pattern in own()}
+    if hasattr(type(module), "reset_classifier"):  # a whole model of timm's, which asks none of its parts
+        return set()
     return {name for key, child in module.named_children() for name in _exempt(child, f"{prefix}{key}.")}
 
 
