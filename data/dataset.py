@@ -101,6 +101,5 @@ def is_prepared(cfg: DataConfig, splits: Sequence[str]) -> bool:
         return True
     if cfg.root is None and cfg.archive is not None and not is_whole(folder_of(*_archive(cfg))):
         return False
-    return all(
-        load_index(find_root(cfg), split, cfg.index_dir, cfg.on_bad_image, build=False) is not None for split in splits
-    )
+    root = find_root(cfg)
+    return all(load_index(root, split, cfg.index_dir, cfg.on_bad_image, build=False) is not None for split in splits)

@@ -40,7 +40,7 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
     if min(sizes) > 1 or not _has_batch_norm(model):
         return
     try:  # a layer that sees more than one place of an image has enough
-        with suppress(NotImplementedError, RuntimeError), torch.no_grad():  # a model that cannot be asked
+        with suppress(NotImplementedError, RuntimeError), torch.no_grad():  # not every model runs on the meta device
             copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, side, side, device="meta"))
     except ValueError as error:
         cut = " + ".join(map(str, sizes))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.errors import reason
+
 log = logging.getLogger(__name__)
 
 _said: set[str] = set()
@@ -24,12 +26,6 @@ def beside(what: str) -> Iterator[None]:
         if what not in _said:
             _said.add(what)
             log.warning("%s (%s): the run goes on without it", what, reason(error))
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line."""
-    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class LineFile:

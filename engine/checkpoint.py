@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import UserError
+from engine.errors import UserError, reason
 from models import ModelError, read_file
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             scratch.unlink(missing_ok=True)
             raise UserError(
-                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({_reason(error)}): "
+                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({reason(error)}): "
                 "free space and run the same command again to go on from the last good checkpoint"
             ) from error
         self._prune()
@@ -152,16 +152,6 @@ def lacking(state: dict[str, Any]) -> list[str]:
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file could not be written: as the system says, where torch's own error came after that of the system."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return str(error).splitlines()[0]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -59,7 +59,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             task(cfg, dict(job.runtime.choices), options, swept)
         # Caught in here: an exception that leaves the job makes Hydra print lines of its own.
         except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
-            message, exit_code = _said(error, config_name)
+            message, exit_code = _line_and_status(error, config_name)
             is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
             # The next run of a sweep begins; not among several processes, which a failure leaves out of step.
             if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
@@ -104,7 +104,7 @@ def _in_full(argument: str, short_forms: dict[str, str]) -> str:
     return f"{short_forms[key]}={value}" if equals and key in short_forms and not is_node else argument
 
 
-def _said(error: Exception, entry: str) -> tuple[str, int]:
+def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
     """What to say about an error in one line, and the exit code."""
     if isinstance(error, RunStopped):
         return str(error), error.exit_code

@@ -22,4 +22,15 @@ class RunStopped(Exception):
         self.exit_code = exit_code
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: as the system says, where another error came after that of the system."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 USER_ERRORS = (UserError, DataError, ModelError, OptimError)

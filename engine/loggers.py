@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engine.config import LoggerConfig
+from engine.errors import reason
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,6 @@ def build_logger(
     try:
         return WandbLogger(cfg, name, folder, config, run_id)
     except Exception as error:  # of many kinds; none is worth a training run
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        log.warning("Weights & Biases cannot start (%s): going on without it; metrics.jsonl holds everything", reason)
+        why = reason(error)
+        log.warning("Weights & Biases cannot start (%s): going on without it; metrics.jsonl holds everything", why)
         return NullLogger(run_id)

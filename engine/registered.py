@@ -47,7 +47,9 @@ def take_registered(composed: DictConfig, typed: set[str]) -> None:
         log.info("images are prepared as %s is registered: %s", name, _said(taken))
     if lacking := {key: value for key, value in wanted.items() if taken[key] != value}:
         instead = _said({key: taken[key] for key in lacking})
-        log.warning("%s is registered with %s, which there is not: it is %s here", name, _said(lacking), instead)
+        log.warning(
+            "%s is registered with %s, which is not offered here: %s is used instead", name, _said(lacking), instead
+        )
 
 
 def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:

@@ -59,6 +59,14 @@ SHARES = (
     *("augment.hflip", "augment.mix_prob", "augment.mix_switch", "augment.erase", "augment.smoothing"),
     *("model.drop_path_rate", "data.crop_ratio", "data.subset", "data.hw_decoder_load"),
 )
+# Of each option that is a list: its length, whether 0 is in range, and its upper limit.
+LISTS = {
+    "data.mean": (3, True, 1.0),
+    "data.std": (3, False, 1.0),
+    "optim.betas": (2, True, 1.0),
+    "augment.scale": (2, False, 1.0),
+    "augment.ratio": (2, False, math.inf),
+}
 DECAYS = ("ema", "optim.momentum")  # at 1 nothing new would enter
 
 
@@ -265,30 +273,21 @@ def _refuse_sizes(cfg: DictConfig) -> None:
         )
 
 
-# Of each option that is a list: its length, whether 0 is in range, and its upper limit.
-LISTS = {
-    "data.mean": (3, True, 1.0),
-    "data.std": (3, False, 1.0),
-    "optim.betas": (2, True, 1.0),
-    "augment.scale": (2, False, 1.0),
-    "augment.ratio": (2, False, math.inf),
-}
-
-
 def _refuse_lists(cfg: DictConfig) -> None:
     for key, (length, may_be_0, most) in LISTS.items():
         values = OmegaConf.select(cfg, key)
         if values is None:
             continue
+        said = f"{key}={list(values)}"
         if key in ("data.mean", "data.std") and max(values, default=0) > 1:
-            over = [round(value / 255, 4) for value in values]
-            raise UserError(
-                f"{key}={list(values)} is of pixels from 0 to 255, and here they are from 0 to 1: set {over}"
-            )
-        fits = len(values) == length and min(values) >= 0 and (may_be_0 or min(values) > 0) and max(values) <= most
-        if not fits or (key == "optim.betas" and max(values) == 1):
+            scaled = [round(value / 255, 4) for value in values]
+            raise UserError(f"{said} is for pixels from 0 to 255; here they go from 0 to 1: set {scaled}")
+        is_in_range = len(values) == length and 0 <= min(values) and max(values) <= most
+        if not is_in_range or (min(values) == 0 and not may_be_0):
             least = "0 or more" if may_be_0 else "more than 0"
-            limit = ", and less than 1" if key == "optim.betas" else ", and 1 at most" if most == 1 else ""
-            raise UserError(f"{key}={list(values)} must be {length} numbers of {least}{limit}")
+            limit = f", and {most:g} at most" if most < math.inf else ""
+            raise UserError(f"{said} must be {length} numbers of {least}{limit}")
+        if key == "optim.betas" and max(values) == 1:
+            raise UserError(f"{said} must be less than 1: at 1 nothing new would enter")
         if key.startswith("augment.") and list(values) != sorted(values):
-            raise UserError(f"{key}={list(values)} must begin with the smaller number")
+            raise UserError(f"{said} must begin with the smaller number")

@@ -1,8 +1,6 @@
 """A training run, from its settings to its last line."""
 
-import dataclasses
 import logging
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.config import TrainConfig
 from engine.data_wait import DataWait
-from engine.device import check_amp, choose_device, default_workers, device_name, peak_flops, tune
+from engine.device import check_amp, choose_device, default_workers, peak_flops, tune
 from engine.distributed import World
 from engine.errors import UserError
 from engine.flight_recorder import FlightRecorder
@@ -42,9 +40,10 @@ from engine.scoring import Scores, evaluate
 from engine.settings import as_container
 from engine.signals import StopRequest
 from engine.stepper import Stepper, autocast
+from engine.summary import conclude, describe
 from engine.trainer import Trainer
 from models import build_model, family_of, read_weights, refuse_unknown, start_from
-from optim import build_optimizer, build_schedule, peak_lr, spectral_norms
+from optim import build_optimizer, build_schedule, spectral_norms
 from stability import StabilityMonitor
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def train(cfg: TrainConfig) -> None:
     with run.locked() if world.is_main else nullcontext(), world.joined(device):
         trainer = _build(cfg, world, device, run, geometry, train_set, val_set, model, num_classes)
         if trainer.done == 0:
-            _describe(cfg, world, device, geometry, train_set, val_set, model, trainer)
+            describe(trainer, len(val_set))
         if trainer.done >= trainer.stop_at:
             log.info("the run had ended at step %d: set epochs or max_steps higher to train on", trainer.done)
         try:
@@ -86,7 +85,7 @@ def train(cfg: TrainConfig) -> None:
         finally:
             trainer.logger.finish()
     if world.is_main:
-        _conclude(cfg, run, trainer, scores)
+        conclude(trainer, scores)
 
 
 def _starting_weights(cfg: TrainConfig, run: RunDirectory) -> dict[str, Tensor] | None:
@@ -294,45 +293,3 @@ def _rewind(named: Path, checkpoints: Checkpoints, world: World) -> None:
     if world.is_main:
         checkpoints.rewind(named)
     world.barrier()
-
-
-def _describe(
-    cfg: TrainConfig,
-    world: World,
-    device: torch.device,
-    geometry: BatchGeometry,
-    train_set: ImageSet,
-    val_set: ImageSet,
-    model: nn.Module,
-    trainer: Trainer,
-) -> None:
-    """Say what is about to happen."""
-    parameters = sum(p.numel() for p in model.parameters())
-    where = device_name(device)
-    warmup = f"{cfg.schedule.warmup_epochs:g} epochs of warm-up" if cfg.schedule.warmup_epochs else "no warm-up"
-    log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
-    log.info(
-        "data: %s, %d training and %d validation images, %d classes, read by %s",
-        *(cfg.data.name, len(trainer.plan.rows), len(val_set), len(train_set.names), cfg.data.backend),
-    )
-    log.info(
-        "recipe: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",
-        *(cfg.epochs, trainer.per_epoch, cfg.batch_size, world.size, geometry.micro_steps),
-        *(peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
-    )
-
-
-def _conclude(cfg: TrainConfig, run: RunDirectory, trainer: Trainer, scores: Scores | None) -> None:
-    """Say what came out and how to go on."""
-    lines = [line for line in run.read_metrics() if line["split"] == "val"]
-    if scores is None and not lines:
-        return
-    last = dataclasses.asdict(scores) if scores is not None else lines[-1]
-    log.info("")
-    log.info("top-1 %.2f %%, top-5 %.2f %% on %d images", last["top1"], last["top5"], last["images"])
-    if trainer.best is not None:  # else no validation gave finite answers
-        log.info("best  %.2f %% at step %d", trainer.best["top1"], trainer.best["step"])
-    log.info("run         %s", os.path.relpath(run.path))
-    log.info("curves      %s", os.path.relpath(run.plots / "curves.png"))
-    log.info("first batch %s", os.path.relpath(run.plots / "batch.png"))
-    log.info("evaluate    python eval.py checkpoint=%s", os.path.relpath(run.checkpoints / "last.pt"))

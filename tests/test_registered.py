@@ -102,13 +102,14 @@ def test_what_is_typed_comes_first_and_the_rest_follows(typed, expected, bare):
         (
             "volo_d5_512",
             (),
-            "volo_d5_512 is registered with data.crop_ratio=1.15, which there is not: it is data.crop_ratio=1.0 here",
+            "volo_d5_512 is registered with data.crop_ratio=1.15, which is not offered here: "
+            "data.crop_ratio=1.0 is used instead",
         ),
         (
             "deepseek_vit_412m",
             (),
-            "deepseek_vit_412m is registered with data.crop_mode=border, which there is not: "
-            "it is data.crop_mode=center here",
+            "deepseek_vit_412m is registered with data.crop_mode=border, which is not offered here: "
+            "data.crop_mode=center is used instead",
         ),
         (
             "vit_tiny_patch16_384",
@@ -129,7 +130,7 @@ def test_an_interpolation_that_is_not_taken_is_said(monkeypatch, capsys, bare):
     registered = dataclasses.replace(registration("cswin_tiny"), interpolation="lanczos")
     monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: registered)
     assert bare("cswin_tiny").data.interpolation == "bicubic"
-    assert "registered with data.interpolation=lanczos, which there is not" in capsys.readouterr().out
+    assert "registered with data.interpolation=lanczos, which is not offered here" in capsys.readouterr().out
 
 
 def test_images_that_cannot_be_made_are_refused(bare):
