@@ -4,8 +4,9 @@
 # The first of these that runs; another one with `make setup PYTHON=/path/to/python3.11`.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
-# Two tests at a time, each on one thread: threads that wait for one another's cores are slower than one.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two tests at a time, each on one thread: threads that wait for one another's cores are slower than one. A process
+# takes neighbours, which share fixtures, and helps the other one at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # Written last, so an interrupted installation is taken up again.
 STAMP := .venv/.installed
 

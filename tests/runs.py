@@ -1,7 +1,10 @@
 """Running the real commands, and small image folders to run them on."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +60,20 @@ def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: flo
         text=True,
         timeout=timeout,
     )
+
+
+def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an entry as ``run`` does, but in this process, which has imported all it needs."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, sys.argv = sys.argv, command(entry, *overrides)[1:]
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(PROJECT / entry), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.argv = before
+    return subprocess.CompletedProcess(command(entry, *overrides), code, out.getvalue(), err.getvalue())
 
 
 def settings(*overrides: str) -> TrainConfig:

@@ -16,7 +16,7 @@ from engine.config import TrainConfig
 from engine.distributed import World
 from engine.errors import UserError
 from engine.stepper import Stepper
-from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run
+from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run, run_here
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
 RUN = (
@@ -31,9 +31,10 @@ def tiny(**changes) -> nn.Module:
     return timm.create_model("deit_small_convstem", **(SIZES | {"img_size": 28, "num_classes": 5} | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [(), pytest.param(("model.stem=patchify", "model.stabilizer=sigma_reparam"), marks=pytest.mark.slow)],
+    [(), ("model.stem=patchify", "model.stabilizer=sigma_reparam")],
     ids=["batch_norm", "sigma_reparam"],
 )
 def test_two_processes_score_the_model_that_is_saved(options, small_images, here):
@@ -46,7 +47,7 @@ def test_two_processes_score_the_model_that_is_saved(options, small_images, here
     assert sum(line["loss"] for line in steps[-5:]) < sum(line["loss"] for line in steps[:5])
     for name in ("model", "ema"):
         assert all(torch.isfinite(value).all() for value in checkpoint(here / "outputs/a")[name].values())
-    scored = run("eval.py", "checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0", cwd=here)
+    scored = run_here("eval.py", "checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0", cwd=here)
     assert scored.returncode == 0, scored.stderr
     result = json.loads((here / "eval.json").read_text())
     assert result["loss"] == pytest.approx(val["loss"], abs=1e-6) and result["top1"] == val["top1"]
@@ -72,6 +73,7 @@ def scramble_and_share(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_first_process_gives_its_buffers_to_all(tmp_path):
     mp.spawn(scramble_and_share, (tmp_path,), nprocs=2)
     first, other, *after = (torch.load(tmp_path / name) for name in ("0a", "1a", "0b", "1b"))

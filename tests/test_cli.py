@@ -16,7 +16,7 @@ from engine import cli
 from engine.errors import USER_ERRORS, UserError
 from engine.paths import resolve_paths
 from engine.settings import eval_settings, train_settings
-from tests.runs import PROJECT, SMALL, command, environment, run, train_here
+from tests.runs import PROJECT, SMALL, command, environment, run, run_here, train_here
 
 NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
 
@@ -229,6 +229,7 @@ def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_p
     assert Path("outputs/a/checkpoints/last.pt").is_file()
 
 
+@pytest.mark.slow
 def test_a_process_too_many_is_told_once(small_images, tmp_path):
     """Under torchrun every process finds the mistake and one prints it."""
     out = run("train.py", *SMALL, f"data.root={small_images}", "batch_size=8", cwd=tmp_path, processes=2)
@@ -245,11 +246,11 @@ def test_real_process_exits_with_two(tmp_path):
 
 
 def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
-    shown = run("train.py", "--help", cwd=tmp_path).stdout
+    shown = run_here("train.py", "--help", cwd=tmp_path).stdout
     for option in ("micro_batch_size", "every_minutes", "mix_group", "base_lr", "warmup_epochs", "index_dir"):
         assert option in shown
     assert "checkpoint=PATH, short for checkpoint.start=PATH" in shown
-    recipe = run("train.py", "--cfg", "job", cwd=tmp_path).stdout
+    recipe = run_here("train.py", "--cfg", "job", cwd=tmp_path).stdout
     for value in ("batch_size: 1024", "epochs: 300", "warmup_epochs: 0", "mixup: 0.8", "drop_path_rate: 0.2"):
         assert value in recipe
 
@@ -259,7 +260,9 @@ def test_every_room_s_error_is_a_users_mistake():
 
 
 def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
-    out = run("train.py", "--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", cwd=tmp_path)
+    out = run_here(
+        "train.py", "--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", cwd=tmp_path
+    )
     assert out.returncode == 0, out.stderr
     names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
     assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names

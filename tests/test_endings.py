@@ -65,7 +65,9 @@ def with_a_bad_image(small_images, here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [(*SMALL, *ALL_AUGMENTATION), WITH_BATCH_NORM], ids=["all_augmentation", "batch_norm"]
+    "options",
+    [(*SMALL, *ALL_AUGMENTATION), pytest.param(WITH_BATCH_NORM, marks=pytest.mark.slow)],
+    ids=["all_augmentation", "batch_norm"],
 )
 def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
     """The steps before it are saved, and once it is mended the run ends with the weights it would have had."""

@@ -27,7 +27,7 @@ from engine.trained import trained_model
 from models import ModelError, build_model, family_of
 from models.weights import named_for
 from tests.authors import released, save, yacs_config
-from tests.runs import SMALL, checkpoint, composed, run, settings, train_here
+from tests.runs import SMALL, checkpoint, composed, run, run_here, settings, train_here
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def scores(here: Path) -> dict:
     return json.loads((here / "eval.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_image_counts_once_whatever_the_batch_and_world(trained, tmp_path):
     found = []
     for processes, batch in ((1, 80), (2, 7), (3, 33)):
@@ -87,7 +88,7 @@ def test_raw_and_averaged_weights(trained, tmp_path):
     assert any(not torch.equal(v, state["ema"][k]) for k, v in state["model"].items())
     losses = {}
     for kind in ("ema", "raw"):
-        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"eval.weights={kind}", cwd=tmp_path)
+        out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"eval.weights={kind}", cwd=tmp_path)
         assert out.returncode == 0, out.stderr
         losses[kind] = scores(tmp_path)["loss"]
     last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()][-1]
@@ -96,14 +97,14 @@ def test_raw_and_averaged_weights(trained, tmp_path):
 
 def test_only_the_split_is_needed_and_the_folder_may_have_moved(trained, small_images, tmp_path):
     shutil.copytree(small_images / "val", tmp_path / "elsewhere" / "val")
-    out = run("eval.py", f"checkpoint={trained}/checkpoints/best.pt", "data.root=elsewhere", cwd=tmp_path)
+    out = run_here("eval.py", f"checkpoint={trained}/checkpoints/best.pt", "data.root=elsewhere", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert scores(tmp_path)["images"] == 80
 
 
 def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path):
     """Three of the ten classes: labels come from their names, not their order among the three."""
-    whole = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", cwd=tmp_path)
+    whole = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     correct = round(scores(tmp_path)["top1"] * 80 / 100)
     parts = 0
@@ -111,12 +112,13 @@ def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path)
     for i, group in enumerate((folders[:3], folders[3:])):
         for folder in group:
             shutil.copytree(folder, tmp_path / f"part{i}" / "val" / folder.name)
-        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"data.root=part{i}", cwd=tmp_path)
+        out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", f"data.root=part{i}", cwd=tmp_path)
         assert out.returncode == 0, out.stderr
         parts += round(scores(tmp_path)["top1"] * scores(tmp_path)["images"] / 100)
     assert parts == correct
 
 
+@pytest.mark.slow
 def test_the_authors_file_is_evaluated(small_images, tmp_path):
     """Under their names, with their settings beside: the scores are those of the same weights under ours."""
     for folder in (small_images / "val").iterdir():
@@ -134,7 +136,7 @@ def test_the_authors_file_is_evaluated(small_images, tmp_path):
     losses = []
     for file in ("theirs.pth", "ours.safetensors"):
         options = ("model=lipsformer_swin_tiny", "data=folder", "data.root=images", "max_workers=0", "device=cpu")
-        out = run("eval.py", f"checkpoint={file}", *options, "amp=fp32", cwd=tmp_path)
+        out = run_here("eval.py", f"checkpoint={file}", *options, "amp=fp32", cwd=tmp_path)
         assert out.returncode == 0, out.stderr
         losses.append(scores(tmp_path)["loss"])
     assert losses[0] == losses[1] and abs(losses[0] - math.log(10)) > 0.1
@@ -144,10 +146,10 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
     model = timm.create_model("resnet18", num_classes=10)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
     options = ("model=timm", "model.name=resnet18", "data=folder", f"data.root={small_images}", "data.crop=28")
-    out = run("eval.py", "checkpoint=w.safetensors", *options, "data.resize=28", "amp=fp32", cwd=tmp_path)
+    out = run_here("eval.py", "checkpoint=w.safetensors", *options, "data.resize=28", "amp=fp32", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert scores(tmp_path)["images"] == 80
-    other = run("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
+    other = run_here("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
     assert other.returncode == 2
     assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
 
@@ -155,7 +157,7 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
 def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
     """28 pixels in training: 56 here, of the whole image, prepared by PIL for comparison."""
     options = (f"checkpoint={trained}/checkpoints/last.pt", "device=cpu", "max_workers=0", "amp=fp32")
-    out = run("eval.py", *options, "data.crop=56", "data.crop_ratio=1.0", cwd=tmp_path)
+    out = run_here("eval.py", *options, "data.crop=56", "data.crop_ratio=1.0", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     found = scores(tmp_path)
     state = checkpoint(trained)
@@ -276,7 +278,7 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
     """Certified attention has the weights of the released form and computes something else."""
     losses = []
     for options in (), ("model.attention=certified", "model.epsilon=1"):
-        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", *options, "max_workers=0", cwd=tmp_path)
+        out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", *options, "max_workers=0", cwd=tmp_path)
         assert out.returncode == 0, out.stderr
         losses.append(scores(tmp_path)["loss"])
     assert losses[0] != losses[1]
@@ -284,7 +286,7 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
         ("model.attentoin=certified", "no option 'model.attentoin': did you mean model.attention"),
         ("model.epsilon=small", "model.epsilon: 'small' is no float"),
     ):
-        out = run("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
+        out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
         assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") == 1, out.stderr
 
 
@@ -312,7 +314,9 @@ def test_a_pretrained_network_scores_as_through_timms_transform(tmp_path):
     options = ("model=timm", "model.name=tf_efficientnet_lite0", f"checkpoint={weights}", "amp=fp32")
     pixels = (f"data.mean=[{mean},{mean},{mean}]", f"data.std=[{std},{std},{std}]", f"data.root={images}")
     for backend in ("dali", "torch"):
-        out = run("eval.py", *options, *pixels, f"data.index_dir={tmp_path}", f"data.backend={backend}", cwd=tmp_path)
+        out = run_here(
+            "eval.py", *options, *pixels, f"data.index_dir={tmp_path}", f"data.backend={backend}", cwd=tmp_path
+        )
         assert out.returncode == 0, out.stderr
         found = scores(tmp_path)
         print(backend, found)

@@ -45,7 +45,7 @@ def options(family: str) -> tuple[str, ...]:
     return (*shared, *own, *sizes, "ema=null", "output_dir=run")
 
 
-@pytest.mark.parametrize("amp", ["fp32", "bf16"])
+@pytest.mark.parametrize("amp", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
     full_rate = ("epochs=20", "max_steps=20", "optim.lr=2e-3")

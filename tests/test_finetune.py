@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.errors import UserError
 from models import ModelError, start_from
-from tests.runs import SMALL, checkpoint, run, same_tensors, train_here
+from tests.runs import SMALL, checkpoint, run_here, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
 # Steps too small to see.
@@ -141,7 +141,7 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     """By the command: the averaged weights are taken, the classifier is new, a resume needs the file no more."""
     shutil.copy(pretrained / "checkpoints/last.pt", tmp_path / "start.pt")
     command = (*SMALL, *STILL, "model.num_classes=3", f"data.root={three_classes}", "name=b", "checkpoint=start.pt")
-    out = run("train.py", *command, cwd=tmp_path)
+    out = run_here("train.py", *command, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert (
         f"starting from the weights in {tmp_path}/start.pt\nthe classifier starts anew: 3 classes instead of 10\n"
@@ -153,7 +153,7 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     for name in before.keys() - {"head.weight", "head.bias"}:
         torch.testing.assert_close(after[name], before[name], atol=1e-9, rtol=0)
     (tmp_path / "start.pt").unlink()
-    again = run("train.py", *command, "max_steps=2", cwd=tmp_path)
+    again = run_here("train.py", *command, "max_steps=2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "going on from step 1" in again.stdout and "starting from" not in again.stdout
 
@@ -199,5 +199,5 @@ def test_evaluation_fits_nothing(pretrained, three_classes, tmp_path):
     torch.save(checkpoint(pretrained)["model"], tmp_path / "w.pth")
     options = ("model=lipsformer_swin_mini", "model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]")
     data = ("data=folder", f"data.root={three_classes}", "data.crop=28", "data.resize=28", "max_workers=0")
-    out = run("eval.py", *options, *data, "checkpoint=w.pth", cwd=tmp_path)
+    out = run_here("eval.py", *options, *data, "checkpoint=w.pth", cwd=tmp_path)
     assert out.returncode == 2 and re.search(r"2 of another shape \(head.weight \(10, ", out.stderr), out.stderr

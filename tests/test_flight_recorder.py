@@ -90,6 +90,7 @@ def replay(*arguments: str, cwd, processes: int = 1):
     )
 
 
+@pytest.mark.slow
 def test_a_crash_is_recorded_and_replayed(small_images, here):
     out = run("train.py", *BREAKS, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4", cwd=here)
     assert "the loss is" in out.stdout + out.stderr

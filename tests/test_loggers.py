@@ -84,6 +84,7 @@ def test_no_logger_leaves_no_files(small_images, here):
     assert not (here / "outputs/a/wandb").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_the_server_cannot_be_reached(small_images, here):
     unreachable = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     arguments = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "logger=wandb", "logger.mode=online")

@@ -24,6 +24,7 @@ from tests.runs import (
     losses,
     metrics,
     run,
+    run_here,
     same_tensors,
     train_here,
 )
@@ -67,6 +68,7 @@ def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
         assert [line.get(key) for key in keys] == [twin.get(key) for key in keys], "cut back and written again"
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(small_images, here):
     assert_a_kill_changes_nothing((*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}"), here)
 
@@ -94,7 +96,9 @@ def test_those_are_all_optimizers_and_schedules():
     assert {pair[1] for pair in KILLED} == set(SCHEDULES)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw2", "sgd", "lion", "lamb", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "lion", "lamb", "muon"))]
+)
 def test_every_optimizer_goes_on_bit_for_bit(optimizer, small_images, here):
     common = (*SMALL, f"data.root={small_images}", "name=a", f"optim={optimizer}", "optim.lr=1e-3", "eval_every=9")
     schedule = {"sgd": "step", "lion": "linear", "lamb": "trapezoid", "muon": "inverse_sqrt"}.get(optimizer, "constant")
@@ -118,6 +122,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(small_images, here):
         train_here(*common, "name=b", "optim=lion", "resume=outputs/a/checkpoints/last.pt")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_processes(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=3", "name=a")
     train_here(*common, "output_dir=whole")
@@ -164,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_images, here):
     poisoned = checkpoint(here / "outputs/a")
     poisoned["stepper"]["optimizer"]["param_groups"][0]["weight_decay"] = float("nan")
     torch.save(poisoned, here / "outputs/a/checkpoints/last.pt")
-    out = run("train.py", *common, "log_every=5", "checkpoint.every_steps=5", cwd=here)
+    out = run_here("train.py", *common, "log_every=5", "checkpoint.every_steps=5", cwd=here)
     assert out.returncode == 1
     assert re.search(r"error: the loss or gradient was not finite at step 4: .*step 2", out.stderr), out.stderr
     assert "Traceback" not in out.stderr

@@ -127,6 +127,7 @@ def test_an_epoch_takes_the_same_images_on_any_number_of_processes(
         assert len(set(np.concatenate(taken).tolist())) == 33
 
 
+@pytest.mark.slow
 def test_a_run_from_shards_that_is_resumed_ends_as_one_from_the_folder(small_images: Path, here: Path) -> None:
     for split in ("train", "val"):
         pack(small_images, here / "packed", split, shard_size=20_000)

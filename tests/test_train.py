@@ -12,6 +12,7 @@ from tests.runs import (
     losses,
     metrics,
     run,
+    run_here,
     same_tensors,
     train_here,
 )
@@ -35,7 +36,7 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(small_images, here):
     assert train[0]["lr"] == max(line["lr"] for line in train), "full learning rate from the first step"
 
     said = re.search(r"python (eval\.py) (checkpoint=\S+)", out.stdout)
-    scored = run(said[1], said[2], "device=cpu", "max_workers=0", cwd=here)
+    scored = run_here(said[1], said[2], "device=cpu", "max_workers=0", cwd=here)
     assert scored.returncode == 0, scored.stderr
     top1 = re.compile(r"top-1 (\S+) %, top-5")
     assert top1.search(scored.stdout)[1] == top1.search(out.stdout)[1]
@@ -47,9 +48,9 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(small_images, here):
 def test_two_processes_follow_one(small_images, here):
     """At the same global batch the losses of 50 steps agree to 1e-4."""
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=5", "eval_every=5")
-    one = run("train.py", *common, "name=one", cwd=here)
+    train_here(*common, "name=one")
     two = run("train.py", *common, "name=two", cwd=here, processes=2)
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert two.returncode == 0, two.stderr
     a, b = losses(here / "outputs/one"), losses(here / "outputs/two")
     assert len(a) == 50 and a.keys() == b.keys()
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
@@ -78,7 +79,13 @@ def test_accumulation_changes_nothing(small_images, here):
 
 @pytest.mark.parametrize(
     "options",
-    [("amp=bf16",), ("amp=fp16", "ema=0.9"), ("channels_last=true",), ("model.grad_checkpointing=true",)],
+    [
+        ("amp=bf16",),
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (("amp=fp16", "ema=0.9"), ("channels_last=true",), ("model.grad_checkpointing=true",))
+        ),
+    ],
     ids=lambda options: options[0],
 )
 def test_each_precision_and_layout_trains_and_resumes(options, small_images, here):
