@@ -10,7 +10,7 @@ import torch
 from engine import benchmark
 from engine.benchmark import measure_speed, time_runs
 from engine.settings import eval_settings
-from tests.runs import composed, run
+from tests.runs import composed, run_here
 
 SMALL = ("benchmark=true", "device=cpu", "amp=fp32", "data.crop=32", "eval.batch_size=4", "benchmark_runs=4")
 
@@ -19,10 +19,11 @@ def measured(*options: str):
     return measure_speed(eval_settings(composed(*SMALL, *options), None, [*SMALL, *options]), None)
 
 
-def test_without_a_checkpoint_or_images(tmp_path):
+def test_without_a_checkpoint_or_images(tmp_path, monkeypatch):
     """Parameters and multiply-adds as timm lists them for the network at 224 pixels."""
     options = ("model=timm", "model.name=resnet18", "data.crop=224")
-    out = run("eval.py", *SMALL, *options, cwd=tmp_path, IMAGENET_DIR="/nowhere")
+    monkeypatch.setenv("IMAGENET_DIR", "/nowhere")
+    out = run_here("eval.py", *SMALL, *options, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     found = json.loads((tmp_path / "eval.json").read_text())["benchmark"]
     assert (found["model"], found["amp"], found["batch_size"], found["crop"]) == ("resnet18", "fp32", 4, 224)

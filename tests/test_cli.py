@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from engine import cli
 from engine.errors import USER_ERRORS, UserError
 from engine.paths import resolve_paths
 from engine.settings import eval_settings, train_settings
-from tests.runs import PROJECT, SMALL, command, environment, run, run_here, train_here
+from tests.runs import PROJECT, SMALL, run, run_here, train_here
 
 NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
 
@@ -268,12 +267,10 @@ def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
     assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names
 
 
-def test_imagenet_dir_is_found(small_images, tmp_path):
+def test_imagenet_dir_is_found(small_images, tmp_path, monkeypatch):
     arguments = [o for o in SMALL if o != "data=folder"]
-    code = command("train.py", *arguments, "data=imagenet", "max_steps=1", "name=a")
-    out = subprocess.run(
-        code, cwd=tmp_path, env=environment(IMAGENET_DIR=str(small_images)), capture_output=True, text=True, timeout=120
-    )
+    monkeypatch.setenv("IMAGENET_DIR", str(small_images))
+    out = run_here("train.py", *arguments, "data=imagenet", "max_steps=1", "name=a", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert str(small_images) in (tmp_path / "outputs/a/config.yaml").read_text()
 

@@ -1,19 +1,18 @@
 """Exported models compute what they did: torch.export and ONNX, read back from their files."""
 
 import math
-import subprocess
 import sys
 
 import pytest
 import timm
 import torch
-from runs import PROJECT, environment
 from test_bench_models import SMALL
 
 import models
 from engine.checkpoint import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, export, main, trained
+from tests.runs import run_here
 
 CASES = {
     "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),
@@ -74,10 +73,7 @@ def test_a_checkpoint_brings_its_options(tmp_path):
     ],
 )
 def test_mistakes_get_one_line(options, message, tmp_path):
-    script = str(PROJECT / "scripts/export.py")
-    out = subprocess.run(
-        [sys.executable, script, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
-    )
+    out = run_here("scripts/export.py", *options, cwd=tmp_path)
     assert out.returncode == 2 and message in out.stderr and len(out.stderr.splitlines()) == 1
 
 

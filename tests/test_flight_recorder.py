@@ -18,7 +18,7 @@ from engine.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, i
 from engine.run_dir import RunDirectory
 from engine.settings import as_container
 from scripts.replay_crash import find_record, read_record, replay_settings
-from tests.runs import SMALL, checkpoint, command, environment, metrics, run, settings, train_here
+from tests.runs import SMALL, checkpoint, command, environment, metrics, run, run_here, settings, train_here
 
 # A learning rate that climbs until the run breaks, after steps enough to know what is usual.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
@@ -136,7 +136,7 @@ def test_processes_replay_what_as_many_processes_did(small_images, here):
 def test_a_run_without_a_crash_has_no_record(small_images, here):
     train_here(*SMALL, f"data.root={small_images}", "name=calm")
     assert not (here / "outputs/calm/crashes").exists()
-    out = replay("outputs/calm", cwd=here)
+    out = run_here("scripts/replay_crash.py", "outputs/calm", cwd=here)
     assert out.returncode == 2 and "has no record of a crash" in out.stderr and out.stderr.count("\n") == 1
     assert checkpoint(here / "outputs/calm")["step"] == 20 and metrics(here / "outputs/calm", "val")
 

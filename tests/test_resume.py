@@ -142,7 +142,7 @@ def test_sigterm_saves_and_the_run_goes_on(small_images, here):
     assert code == 128 + signal.SIGTERM
     state = checkpoint(folder)
     assert state["step"] >= 5
-    again = run("train.py", *common, f"max_steps={state['step'] + 2}", cwd=here)
+    again = run_here("train.py", *common, f"max_steps={state['step'] + 2}", cwd=here)
     assert again.returncode == 0, again.stderr
     assert checkpoint(folder)["step"] == state["step"] + 2
 
