@@ -140,7 +140,7 @@ def test_compiled_follows_eager(small_images, here):
 @pytest.mark.timeout(1800)
 def test_the_quickstart_learns(here):
     """The README's claim; the time is a matter of the machine and not tested."""
-    out = run("train.py", "experiment=quickstart", cwd=here, timeout=1500, OMP_NUM_THREADS="2")
+    out = run("train.py", "experiment=quickstart", cwd=here, timeout=1500)
     assert out.returncode == 0, out.stderr
     assert metrics(here / "outputs/quickstart", "val")[-1]["top1"] >= 86.0
 
@@ -149,7 +149,7 @@ def test_the_quickstart_learns(here):
 @pytest.mark.timeout(1000)
 def test_a_full_size_model_takes_real_steps(here):
     arguments = ("model=lipsformer_swin_tiny", "data=synthetic", "max_steps=3", "device=cpu", "batch_size=8")
-    out = run("train.py", *arguments, "log_every=1", cwd=here, timeout=900, OMP_NUM_THREADS="2")
+    out = run("train.py", *arguments, "log_every=1", cwd=here, timeout=900)
     assert out.returncode == 0, out.stderr
     steps = losses(here / "outputs/lipsformer_swin_tiny")
     assert len(steps) == 3 and all(6.5 < loss < 7.3 for loss in steps.values())
