@@ -49,14 +49,14 @@ def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step
 def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
     """Run for 30 steps, and again with SIGKILL in the middle of the second epoch; the two agree bit for bit."""
     common = (*common, "epochs=3", "checkpoint.every_steps=4")
-    whole = run("train.py", *common, "name=whole", cwd=here)
+    whole = run_here("train.py", *common, "name=whole", cwd=here)
     assert whole.returncode == 0, whole.stderr
     folder = here / "outputs/killed"
     code = kill_in_mid_epoch((*common, "name=killed"), folder, here, 15, signal.SIGKILL)
     assert code == -signal.SIGKILL
     reached = checkpoint(folder)["step"]
     assert 12 <= reached < 30 and checkpoint(folder)["step_in_epoch"] != 0
-    again = run("train.py", *common, "name=killed", cwd=here)
+    again = run_here("train.py", *common, "name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
     assert f"going on from step {reached}" in again.stdout
     a, b = checkpoint(here / "outputs/whole"), checkpoint(folder)
@@ -69,7 +69,8 @@ def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_weights(small_images, here):
+def test_a_killed_run_ends_with_the_same_weights(small_images, here, set_threads):
+    set_threads(1)
     assert_a_kill_changes_nothing((*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}"), here)
 
 
@@ -86,7 +87,10 @@ KILLED = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "schedule", "shape"), KILLED)
-def test_a_kill_changes_nothing_under_any_optimizer_or_schedule(optimizer, schedule, shape, small_images, here):
+def test_a_kill_changes_nothing_under_any_optimizer_or_schedule(
+    optimizer, schedule, shape, small_images, here, set_threads
+):
+    set_threads(1)
     chosen = (f"optim={optimizer}", "optim.lr=1e-3", f"schedule={schedule}", shape)
     assert_a_kill_changes_nothing((*SMALL, f"data.root={small_images}", *chosen), here)
 
