@@ -142,7 +142,7 @@ def test_dali_hands_out_no_rows_that_are_missing(tmp_path: Path) -> None:
     assert refused > 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_before_a_damaged_file_arrive(tmp_path: Path, workers: int) -> None:
     index, _ = damaged(tmp_path, gone, ".jpg")
     cfg = options("bicubic", 64)

@@ -126,6 +126,7 @@ def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: p
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_its_workers_still_at_work(photographs: Path) -> None:
     """They outlive a SIGTERM, with which Python would end them, and then wait for ever."""
     code = """
@@ -140,6 +141,7 @@ next(sys.kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_the_process_that_starts_workers_outlives_signals():
     """In a process that has started no other before."""
     code = """

@@ -216,6 +216,7 @@ def test_a_damaged_checkpoint_falls_back(small_images, here, capsys):
         assert checkpoint(here / "outputs/a")["step"] == 7
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint(small_images, here):
     """The limit on file size stands for a disk that fills up while the checkpoint is written."""
     common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4")
@@ -278,6 +279,7 @@ def test_a_run_killed_before_its_validation_makes_up_for_it(small_images, here):
     assert checkpoint(here / "outputs/a")["validated"] == 10
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_directory(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "name=a")
     process = subprocess.Popen(
