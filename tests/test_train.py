@@ -149,7 +149,8 @@ def test_the_quickstart_learns(here):
 @pytest.mark.timeout(1000)
 def test_a_full_size_model_takes_real_steps(here):
     arguments = ("model=lipsformer_swin_tiny", "data=synthetic", "max_steps=3", "device=cpu", "batch_size=8")
-    out = run("train.py", *arguments, "log_every=1", cwd=here, timeout=900)
+    # Many CPUs compute in bf16 so slowly that three steps take minutes.
+    out = run("train.py", *arguments, "amp=fp32", "log_every=1", cwd=here, timeout=900)
     assert out.returncode == 0, out.stderr
     steps = losses(here / "outputs/lipsformer_swin_tiny")
     assert len(steps) == 3 and all(6.5 < loss < 7.3 for loss in steps.values())
