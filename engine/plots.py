@@ -115,9 +115,8 @@ def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Pat
         row, column = divmod(i, COLUMNS)
         edges = (column + 0.03, column + 0.97, row + 0.98, row + 0.18)
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=edges, aspect="auto")
-        caption = _caption(target.numpy(), names)
-        place = {"ha": "center", "va": "bottom", "fontsize": 8}
-        axis.text(column + 0.5, row + 0.17, caption, **place, parse_math=False)  # a name may hold a $
+        text = axis.text(column + 0.5, row + 0.17, _caption(target.numpy(), names), fontsize=8, ha="center")
+        text.set_parse_math(False)  # a name may hold a $
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: it shows as a box
         figure.savefig(path, dpi=110)
