@@ -38,7 +38,7 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """
     train = [line for line in metrics if line["split"] == "train"]
     val = [line for line in metrics if line["split"] == "val"]
-    # Fixed margins: to work them out takes as long as to draw.
+    # Margins are fixed, for matplotlib takes as long to work them out as to draw.
     margins = {"left": 0.06, "right": 0.98, "bottom": 0.07, "top": 0.95, "wspace": 0.15, "hspace": 0.28}
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), gridspec_kw=margins)
 
@@ -107,7 +107,7 @@ def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Pat
     """
     rows = min(-(-len(images) // COLUMNS), MOST_ROWS)
     figure = plt.figure(figsize=(1.7 * COLUMNS, 2 * rows))
-    # One pair of axes for all images, a unit square for each: laying out axes for each takes seconds.
+    # All images share one pair of axes and each has a unit square of it: a pair for each image takes seconds to draw.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, COLUMNS), ylim=(rows, 0), aspect="auto")
     axis.axis("off")

@@ -21,21 +21,16 @@ NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
 
 
 @pytest.fixture
-def fails(tmp_path, monkeypatch, capsys):
+def fails(tmp_path, monkeypatch):
     """Run an entry in this process until it exits; what it said on stderr."""
 
     def attempt(*overrides: str, entry: str = "train") -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"{entry}.py", *overrides])
         monkeypatch.delenv("IMAGENET_DIR", raising=False)
-        module = __import__(entry)
-        with pytest.raises(SystemExit) as end:
-            cli.launch(entry, module.task)
-        said = capsys.readouterr()
-        assert end.value.code == 2, said
-        assert not NO_ERROR.search(said.err), said.err
-        assert said.err.count("\n") == 1 and said.err.startswith("error: "), said.err
-        return said.err
+        said = run_here(f"{entry}.py", *overrides, cwd=tmp_path)
+        assert said.returncode == 2, said
+        assert not NO_ERROR.search(said.stderr), said.stderr
+        assert said.stderr.count("\n") == 1 and said.stderr.startswith("error: "), said.stderr
+        return said.stderr
 
     return attempt
 
