@@ -22,7 +22,7 @@ def resolve_paths(composed: DictConfig) -> None:
         UserError: if a path is empty, too long, or begins with the ``~`` of an unknown user.
     """
     for key, option in declared(OmegaConf.get_type(composed)).items():
-        if option.path is None:
+        if option.rules.path is None:
             continue
         value = OmegaConf.select(composed, key, default=None)
         if value is None or (key == "resume" and not value.endswith(".pt")):
@@ -30,7 +30,7 @@ def resolve_paths(composed: DictConfig) -> None:
         if value == "" and _is_interpolated(composed, key):  # an empty environment variable counts as none
             OmegaConf.update(composed, key, None)
             continue
-        OmegaConf.update(composed, key, resolved(key, value, option.path == "absolute"))
+        OmegaConf.update(composed, key, resolved(key, value, option.rules.path == "absolute"))
 
 
 def resolved(key: str, value: str, absolute: bool = False) -> str:

@@ -16,15 +16,8 @@ from omegaconf import MISSING, OmegaConf
 from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.json_text import to_json
+from engine.options import declared
 from engine.settings import as_container, flatten, write_settings
-
-# What may differ when a run is resumed: how long, how watched and where it runs, but not what it is.
-MAY_DIFFER = (
-    *("epochs", "max_steps", "logger", "log_every", "eval_every", "eval.batch_size", "monitor", "profile"),
-    *("checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
-    *("resume", "name", "output_dir", "device", "max_workers", "micro_batch_size"),
-    *("data.root", "data.index_dir", "data.hw_decoder_load", "data.on_bad_image"),
-)
 
 
 class RunDirectory:
@@ -151,10 +144,11 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
     # An option that came after the run began had its default then.
     old, new = _defaults(settings) | flatten(before), flatten(as_container(settings))
+    may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_DIFFER)
+        if old.get(key) != new.get(key) and key not in may_change
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")

@@ -1,4 +1,7 @@
-"""The options of the models room; one dataclass a family, so that an option of another family is refused."""
+"""The options of the models room; one dataclass a family, so that an option of another family is refused.
+
+``metadata`` holds the rules of an option; the models check the rest themselves, for they are used without it, too.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +14,9 @@ class ModelConfig:
     """What every model has (``model.*``)."""
 
     name: str = MISSING  # a model of this project or of timm
-    num_classes: int | None = None  # null: the classes of the data
-    img_size: int | None = None  # null: data.crop
-    drop_path_rate: float = 0.0  # stochastic depth
+    num_classes: int | None = field(default=None, metadata={"above": 0})  # null: the classes of the data
+    img_size: int | None = field(default=None, metadata={"above": 0})  # null: data.crop
+    drop_path_rate: float = field(default=0.0, metadata={"least": 0, "most": 1})  # stochastic depth
     grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
 

@@ -33,7 +33,7 @@ def resolved(key: str, value: str) -> str:
 def test_every_path_is_known_as_one():
     """A new option that looks like a path must say whether it is one."""
     for kind, known in ((TrainConfig, TRAIN), (EvalConfig, EVAL)):
-        found = {key for key, option in declared(kind).items() if option.path}
+        found = {key for key, option in declared(kind).items() if option.rules.path}
         assert found == {*known} | {key for key in TRAIN if key.startswith("data.")}
 
 
