@@ -9,13 +9,16 @@ python train.py --help
 
 
 def task(composed, choices, overrides, swept) -> None:
+    from engine.recipe import set_recipe
     from engine.settings import train_settings
     from engine.train import train
 
+    set_recipe(composed, choices)
     train(train_settings(composed, choices, overrides, swept))
 
 
 if __name__ == "__main__":
     from engine.cli import launch
+    from engine.recipe import implied_recipe
 
-    launch("train", task)
+    launch("train", task, implied_recipe)

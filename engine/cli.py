@@ -1,10 +1,11 @@
 """The command line of the entries: Hydra composes, a user's mistake becomes one line, anything else a traceback."""
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -17,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data import are_threads_abandoned
 from engine.arguments import as_typed, split
-from engine.config import register
+from engine.config import CONF, register
 from engine.errors import USER_ERRORS, RunStopped, UserError
-from engine.explain import CONF, explain, first_line, text_options
+from engine.explain import explain, first_line, text_options
 from engine.log import flush_streams, log_to
 from engine.names import swept_options
 
@@ -74,6 +75,8 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             raise UserError(f"{config_name}.py reads conf/{config_name}.yaml: leave out --config-name")
         typed = _prepared(typed, config_name, implied)
         sys.argv[1:] = flags + typed
+        if {"--help", "-h"} & set(flags):
+            _help(main, config_name)
         main()
         if failed:
             _fail(f"{len(failed)} of the runs did not come to their end: {'; '.join(failed)}", 1)
@@ -88,6 +91,18 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         _fail(explain(error, config_name), 2)  # of Hydra's, about the command: nothing else has run yet
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _help(main: Callable[[], None], entry: str) -> NoReturn:
+    """Print Hydra's help with the rules of each option."""
+    from engine.help import with_rules
+
+    shown = io.StringIO()
+    with redirect_stdout(shown), suppress(SystemExit):
+        main()
+    print(with_rules(shown.getvalue(), entry))
+    flush_streams()
+    sys.exit(0)
 
 
 def _prepared(options: list[str], entry: str, implied: Callable[[list[str]], list[str]] | None) -> list[str]:

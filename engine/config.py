@@ -5,6 +5,7 @@ several options of a class.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -14,6 +15,7 @@ from engine.errors import UserError
 from models import FAMILIES, ModelConfig
 from optim import OptimConfig, ScheduleConfig
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 NOT_IN_PROJECTS = r"/\#?%:"  # characters that Weights & Biases refuses in the name of a project
 MODEL_SCHEMA = "+schema/model@model"  # MODEL_SCHEMA=FAMILY gives the options of a family without a file of conf/model
 
@@ -104,6 +106,8 @@ class TrainConfig(RunConfig):
     name: str | None = field(
         default=None, metadata={"may_change": True}
     )  # of the run; null: the experiment or the model
+    # Filled in at the start: the file below conf/ whose numbers these are. recipe=NAME chooses it.
+    recipe: str | None = field(default=None, metadata={"may_change": True})
     # Null: outputs/<name>
     output_dir: str | None = field(default=None, metadata={"path": "as typed", "may_change": True})
     # auto: go on where the run stopped | never | path of a checkpoint

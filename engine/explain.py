@@ -3,7 +3,6 @@
 import re
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -12,11 +11,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 from engine.arguments import OPEN, in_shell, values_of
-from engine.config import MODEL_SCHEMA
+from engine.config import CONF, MODEL_SCHEMA
 from engine.options import ENTRIES, declared
 from engine.settings import flatten
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def groups() -> set[str]:

@@ -48,10 +48,10 @@ class Rules:
         """The range of the numbers in words, such as "more than 0, and 1 at most"; empty without limits."""
         if (self.least, self.most) == (0, 1):
             return "between 0 and 1"
-        lower = f"{self.least:g} or more" if self.least is not None else ""
-        lower = f"more than {self.above:g}" if self.above is not None else lower
-        upper = f"{self.most:g} at most" if self.most is not None else ""
-        upper = f"less than {self.below:g}" if self.below is not None else upper
+        lower = f"{self.least} or more" if self.least is not None else ""
+        lower = f"more than {self.above}" if self.above is not None else lower
+        upper = f"{self.most} at most" if self.most is not None else ""
+        upper = f"less than {self.below}" if self.below is not None else upper
         return ", and ".join(filter(None, (lower, upper)))
 
     def allow(self, number: float) -> bool:

@@ -1,6 +1,5 @@
 """One run, one directory: what lies where, and whether a command may go on with what is there."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -11,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
 from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.json_text import to_json
 from engine.options import declared
-from engine.settings import as_container, flatten, write_settings
+from engine.settings import as_container, defaults_of, flatten, write_settings
 
 
 class RunDirectory:
@@ -143,7 +142,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
     """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
     # An option that came after the run began had its default then.
-    old, new = _defaults(settings) | flatten(before), flatten(as_container(settings))
+    old, new = defaults_of(settings) | flatten(before), flatten(as_container(settings))
     may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
@@ -152,15 +151,3 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
-
-
-def _defaults(settings: TrainConfig) -> dict[str, Any]:
-    """The default of every option that has one, for settings of the same kinds of model, optimizer and so on."""
-    values: dict[str, Any] = vars(settings)
-    groups: dict[str, Any] = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(value):
-            kind: Any = type(value)
-            groups[name] = kind()
-    container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
-    return {key: value for key, value in flatten(container).items() if value != MISSING}

@@ -1,11 +1,12 @@
 """From what the user typed to the settings of a run: names filled in, mistakes refused."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
@@ -136,6 +137,18 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def defaults_of(settings: TrainConfig) -> dict[str, Any]:
+    """The default of every option that has one, for settings of the same kinds of model, optimizer and so on."""
+    values: dict[str, Any] = vars(settings)
+    groups: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            kind: Any = type(value)
+            groups[name] = kind()
+    container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
+    return {key: value for key, value in flatten(container).items() if value != MISSING}
 
 
 def write_settings(settings: RunConfig, path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 
 from engine.device import device_name
+from engine.recipe import described
 from engine.scoring import Scores
 from engine.trainer import Trainer
 from optim import peak_lr
@@ -28,8 +29,9 @@ def describe(trainer: Trainer, val_images: int) -> None:
         "data: %s, %d training and %d validation images, %d classes, read by %s",
         *(cfg.data.name, len(trainer.plan.rows), val_images, len(trainer.names), cfg.data.backend),
     )
+    log.info("recipe: %s", described(cfg))
     log.info(
-        "recipe: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",
+        "run: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",
         *(cfg.epochs, trainer.per_epoch, cfg.batch_size, world.size, trainer.plan.geometry.micro_steps),
         *(peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
     )

@@ -30,7 +30,8 @@ class LipsFormerSwinConfig(ModelConfig):
     num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
     window_size: int = 7
     mlp_ratio: float = 4.0
-    attention: str = "released"  # released | certified: values normalised too, a finite Lipschitz bound
+    # certified: values normalised too, a finite Lipschitz bound
+    attention: str = field(default="released", metadata={"choices": ("released", "certified")})
     epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
     nu: float = 1.0  # factor of certified attention's output
 
@@ -50,7 +51,8 @@ class CSwinConfig(ModelConfig):
 class LipsFormerCSwinConfig(CSwinConfig):
     """LipsFormer-CSwin; see :class:`models.lipsformer_cswin.LipsFormerCSwin`."""
 
-    attention: str = "released"  # released | certified: values normalised too, a finite Lipschitz bound
+    # certified: values normalised too, a finite Lipschitz bound
+    attention: str = field(default="released", metadata={"choices": ("released", "certified")})
     epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
     nu: float = 1.0  # factor of certified attention's output
 
@@ -64,12 +66,16 @@ class ViTConfig(ModelConfig):
     depth: int = 12
     num_heads: int = 6
     mlp_ratio: float = 4.0
-    norm_position: str = "pre"  # pre | post
-    activation: str = "gelu"  # gelu | relu
-    stem: str = "patchify"  # patchify | conv | conv_bn | conv_relu | scaled_relu
+    norm_position: str = field(default="pre", metadata={"choices": ("pre", "post")})
+    activation: str = field(default="gelu", metadata={"choices": ("gelu", "relu")})
+    stem: str = field(
+        default="patchify", metadata={"choices": ("patchify", "conv", "conv_bn", "conv_relu", "scaled_relu")}
+    )
     stem_width: int = 64  # channels of the convolutional stems
-    stabilizer: str = "none"  # none | layer_scale | qk_norm | sigma_reparam, which takes all norms away
-    init: str = "timm"  # timm | theory: what the theory of Pre-LN and Post-LN assumes
+    # sigma_reparam takes all norms away.
+    stabilizer: str = field(default="none", metadata={"choices": ("none", "layer_scale", "qk_norm", "sigma_reparam")})
+    # theory: what the theory of Pre-LN and Post-LN assumes
+    init: str = field(default="timm", metadata={"choices": ("timm", "theory")})
 
 
 @dataclass

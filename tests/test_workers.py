@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import PROJECT
+from tests.runs import PROJECT, run
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
@@ -138,3 +138,11 @@ with open("/dev/shm/other", "wb") as file:
         )
         done = with_little_shared_memory(3, [sys.executable, "-c", code, str(photographs)])
         assert done.stdout.startswith("a data worker found no shared memory for a batch (/dev/shm has 0.0 MB free)")
+
+
+@pytest.mark.slow
+def test_a_folder_of_a_package_s_name_where_the_command_is_typed_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    options = ("experiment=quickstart", "data.backend=torch", "max_workers=1", "max_steps=1", "data.subset=0.02")
+    done = run("train.py", *options, "logger=none", "device=cpu", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,6 +4,8 @@ import atexit
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -54,7 +56,8 @@ def clean_start(preload: list[str]) -> BaseContext:
     try:
         resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
         signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
-        forkserver.ensure_running()
+        with _project_on_path():
+            forkserver.ensure_running()
     except OSError as error:  # such as a socket below a TMPDIR of more than about 100 characters
         raise DataError(
             f"the data workers cannot be started ({error}): set TMPDIR to a shorter path, or max_workers=0"
@@ -62,6 +65,26 @@ def clean_start(preload: list[str]) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextmanager
+def _project_on_path() -> Iterator[None]:
+    """Let a Python that is started meanwhile find this project's packages, and not folders of the same names.
+
+    It would look in the current folder first, which is the user's and may well hold a folder ``data``.
+    """
+    project = str(Path(__file__).resolve().parents[2])
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (project, before["PYTHONPATH"])))
+    os.environ["PYTHONSAFEPATH"] = "1"  # without the current folder
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class SharedMemory:

@@ -1,0 +1,91 @@
+"""Recipes: every run has one by name, and says which."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+
+from engine.config import register
+from engine.errors import UserError
+from engine.recipe import described, general_recipes, implied_recipe, set_recipe
+from engine.settings import train_settings
+from tests.runs import PROJECT, run_here, settings
+
+
+def chosen(*overrides: str):
+    """The settings of a command, with its recipe."""
+    register()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        composed = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    composed._set_flag("struct", False)
+    del composed["hydra"]
+    composed._set_flag("struct", True)
+    set_recipe(composed, choices)
+    return train_settings(composed, choices, overrides)
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
+def test_every_model_but_timm_s_has_a_recipe_of_its_own(model):
+    assert (PROJECT / f"conf/recipe/{model}.yaml").is_file() == (model != "timm")
+
+
+def test_a_model_without_a_recipe_does_not_start():
+    with pytest.raises(UserError) as refused:
+        chosen("model=timm", "model.name=resnet50")
+    assert str(refused.value) == (
+        "model.name=resnet50 has no recipe of its own: add recipe=cswin, recipe=deit, recipe=lipsformer, "
+        "recipe=plain or recipe=swin"
+    )
+
+
+def test_the_chosen_recipe_s_numbers_are_taken_and_named():
+    cfg = chosen("model=timm", "model.name=resnet50", "recipe=deit")
+    assert (cfg.recipe, cfg.optim.betas, cfg.augment.repeats) == ("recipe/deit", [0.9, 0.999], 3)
+    assert described(cfg) == "conf/recipe/deit.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("vit_small_patch16_224", "deit"),
+        ("deit3_small_patch16_224", "deit"),
+        ("swin_tiny_patch4_window7_224", "swin"),
+        ("resnet50", None),
+    ],
+)
+def test_a_model_of_timm_takes_its_family_s_recipe(name, recipe):
+    assert implied_recipe(["model=timm", f"model.name={name}"]) == ([f"recipe={recipe}"] if recipe else [])
+    assert implied_recipe(["model=timm", f"model.name={name}", "recipe=plain"]) == []
+
+
+def test_what_was_changed_in_a_recipe_is_said():
+    cfg = chosen("model=deit_small", "epochs=100", "optim.lr=1e-3", "model.drop_path_rate=0.2")
+    assert described(cfg) == (
+        "conf/recipe/deit_small.yaml with optim.lr=0.001 (null), epochs=100 (300), model.drop_path_rate=0.2 (0.1)"
+    )
+
+
+def test_an_experiment_that_sets_all_itself_is_the_recipe(tmp_path: Path):
+    experiment = "# @package _global_\ndefaults:\n  - override /model: timm\n  - override /recipe: null\n"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(
+        f"{experiment}model:\n  name: resnet18\nepochs: 1\noptim:\n  betas: [0.5, 0.5]\n"
+    )
+    options = ("experiment=mine", "data=fashion_mnist", "max_steps=1", "batch_size=32", "data.subset=0.01")
+    more = ("logger=none", "device=cpu", "monitor.every=0", "eval.batch_size=500")
+    done = run_here("train.py", f"--config-dir={tmp_path}", *options, *more, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"recipe: {tmp_path}/experiment/mine.yaml" in done.stdout
+
+
+def test_the_small_lipsformer_s_recipe_is_the_options_defaults():
+    """It had no file before, and trained with these."""
+    cfg = settings("model=lipsformer_swin_mini")
+    assert (cfg.epochs, cfg.batch_size, cfg.ema, cfg.model.drop_path_rate) == (300, 1024, None, 0.0)
+    assert (cfg.optim.base_lr, cfg.optim.betas, cfg.optim.light_decay, cfg.optim.clip) == (5e-4, [0.9, 0.98], 5e-4, 5.0)
+    assert (cfg.augment.auto, cfg.augment.mixup, cfg.augment.erase, cfg.augment.smoothing) == (None, 0.0, 0.0, 0.1)
+
+
+def test_general_recipes_are_no_single_model_s():
+    assert general_recipes() == ["cswin", "deit", "lipsformer", "plain", "swin"]
