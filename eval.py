@@ -11,10 +11,10 @@ python eval.py model=deit_small benchmark=true
 
 def task(composed, choices, overrides, swept) -> None:
     from engine.benchmark import measure_speed
-    from engine.eval import evaluate_checkpoint
+    from engine.evaluation_run import evaluate_checkpoint
     from engine.paths import resolve_paths
     from engine.settings import eval_settings
-    from engine.trained import open_trained
+    from engine.saved_model import open_trained
 
     resolve_paths(composed)
     has_model = any(option.lstrip("+").startswith("model=") for option in overrides)
@@ -25,6 +25,6 @@ def task(composed, choices, overrides, swept) -> None:
 
 if __name__ == "__main__":
     from engine.cli import launch
-    from engine.trained import implied_family
+    from engine.saved_model import implied_family
 
     launch("eval", task, implied_family)

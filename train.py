@@ -11,7 +11,7 @@ python train.py --help
 def task(composed, choices, overrides, swept) -> None:
     from engine.recipe import set_recipe
     from engine.settings import train_settings
-    from engine.train import train
+    from engine.training_run import train
 
     set_recipe(composed, choices)
     train(train_settings(composed, choices, overrides, swept))

@@ -13,14 +13,12 @@ from torch import nn
 
 from data import IMAGENET_CLASSES
 from engine.config import EvalConfig
-from engine.device import check_amp, choose_device, device_name, tune
-from engine.distributed import World
+from engine.device import device_name
 from engine.errors import UserError
-from engine.eval_report import refuse_unwritable, write_json
 from engine.flops import forward_flops
-from engine.log import log_to
-from engine.stepper import autocast
-from engine.trained import trained_model
+from engine.runtime import Runtime
+from engine.saved_model import trained_model
+from engine.score_files import refuse_unwritable, write_json
 
 log = logging.getLogger(__name__)
 
@@ -66,33 +64,30 @@ def measure_speed(cfg: EvalConfig, trained: dict[str, Any] | None) -> Speed:
     Raises:
         UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
     """
-    world = World.from_environment()
-    device = choose_device(cfg.device, world.local_rank)
-    check_amp(cfg.amp, device)
-    tune(device)
-    log_to(None, world.is_main)
+    runtime = Runtime.start(cfg)
     refuse_unwritable(cfg)
-    if world.size > 1:
+    if runtime.world.size > 1:
         raise UserError("benchmark=true measures one device: run it with python, not torchrun")
     classes = len(trained["classes"]) if trained else cfg.model.num_classes or IMAGENET_CLASSES
     model = trained_model(cfg, trained, classes)
     gmacs = forward_flops(model, cfg.data.crop) / 2e9
-    speed = _measure(model.to(device).eval(), cfg, device, gmacs)
-    where = {"model": cfg.model.name, "device": device_name(device), "amp": cfg.amp}
+    speed = _measure(model.to(runtime.device).eval(), cfg, runtime, gmacs)
+    where = {"model": cfg.model.name, "device": device_name(runtime.device), "amp": cfg.amp}
     how = {"compile": cfg.compile, "channels_last": cfg.channels_last}
     write_json(cfg, {"benchmark": where | how | asdict(speed)})
     _say(cfg, speed, where["device"])
     return speed
 
 
-def _measure(model: nn.Module, cfg: EvalConfig, device: torch.device, gmacs: float) -> Speed:
+def _measure(model: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) -> Speed:
+    device = runtime.device
     # The batch first: a compiled model takes the second size it sees for one of many, unless that is 1.
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    batch = _times(network, cfg.eval.batch_size, cfg, device)
+    batch = _times(network, cfg.eval.batch_size, cfg, runtime)
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    single = _times(network, 1, cfg, device)
+    single = _times(network, 1, cfg, runtime)
     return Speed(
         images_per_second=cfg.eval.batch_size / median(batch),
         latency_ms=1e3 * median(single),
@@ -107,16 +102,15 @@ def _measure(model: nn.Module, cfg: EvalConfig, device: torch.device, gmacs: flo
 
 
 @torch.inference_mode()
-def _times(network: nn.Module, count: int, cfg: EvalConfig, device: torch.device) -> list[float]:
+def _times(network: nn.Module, count: int, cfg: EvalConfig, runtime: Runtime) -> list[float]:
     """Seconds of each timed forward pass of ``count`` images."""
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    images = torch.randn(count, 3, cfg.data.crop, cfg.data.crop, device=device).contiguous(memory_format=memory_format)
+    images = runtime.laid_out(torch.randn(count, 3, cfg.data.crop, cfg.data.crop, device=runtime.device))
 
     def forward() -> None:
-        with autocast(device, cfg.amp):
+        with runtime.autocast():
             network(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
 
     warm = time.perf_counter() + SECONDS / 2
     for run in range(WARM_UP_RUNS):

@@ -139,6 +139,9 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint of this project")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
+    if "callbacks" not in content:  # before there were several, the logger's state was the id of its run
+        logger = content.pop("wandb_id", None)
+        content["callbacks"] = {"wandb": {"id": logger, "best_top1": None}} if logger else {}
     return content
 
 

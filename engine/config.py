@@ -45,7 +45,6 @@ class MonitorConfig:
 class LoggerConfig:
     """Weights & Biases (``logger.*``)."""
 
-    name: str = field(default=MISSING, metadata={"choices": ("wandb", "none")})
     # auto: online where an API key is present
     mode: str = field(default="offline", metadata={"choices": ("offline", "online", "auto")})
     project: str = "coldstart"
@@ -102,7 +101,9 @@ class TrainConfig(RunConfig):
     schedule: ScheduleConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata={"may_change": True})
-    logger: LoggerConfig = field(default=MISSING, metadata={"may_change": True})
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"may_change": True})
+    # What else watches the run, by name: the class of each, package.module.Class. logger=NAME adds one.
+    callbacks: dict[str, str] = field(default_factory=dict, metadata={"may_change": True})
     name: str | None = field(
         default=None, metadata={"may_change": True}
     )  # of the run; null: the experiment or the model

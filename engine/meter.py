@@ -1,12 +1,14 @@
 """What happened since the last line of metrics, gathered on the device and read there once."""
 
+import resource
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from engine.distributed import World
+from engine.runtime import Runtime
+from engine.step import StepOutcome
 
 NEVER = float("inf")
 
@@ -33,20 +35,25 @@ class Reading:
     bad_step: int | None
     votes: list[bool]
 
+    def numbers(self) -> dict[str, Any]:
+        """Those for the line of metrics."""
+        names = ("loss", "grad_norm", "images_per_second", "data_wait")
+        return {name: getattr(self, name) for name in names}
+
 
 class Meter:
     """Adds up losses without waiting for the device.
 
     Args:
-        world: this process among all.
-        device: where losses lie.
-        judge_gradient: whether a gradient that is not finite is a failure; with a gradient scaler it is not.
+        runtime: processes, device and precision.
+        batch_size: images in an optimizer step, over all processes.
     """
 
-    def __init__(self, world: World, device: torch.device, judge_gradient: bool):
-        self.world = world
-        self.device = device
-        self.judge_gradient = judge_gradient
+    def __init__(self, runtime: Runtime, batch_size: int):
+        self.world, self.device, self.batch_size = runtime.world, runtime.device, batch_size
+        device = runtime.device
+        # A gradient scaler probes for its scale with steps whose gradient overflows, and skips them.
+        self.judge_gradient = runtime.amp != "fp16"
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         self.bad_step = torch.full((), NEVER, dtype=torch.float64, device=device)
         self.restart()
@@ -59,15 +66,15 @@ class Meter:
         self.waited = 0.0
         self.started = time.perf_counter()
 
-    def add(self, step: int, loss: Tensor, grad_norm: Tensor, images: int, waited: float) -> None:
-        """Count one step (numbered from 1) of ``images`` images on all processes, ``waited`` seconds for data."""
-        # A gradient scaler probes for its scale with steps whose gradient overflows, and skips them.
+    def add(self, outcome: StepOutcome, waited: float) -> None:
+        """Count one step, which waited so many seconds for data."""
+        loss, grad_norm = outcome.loss, outcome.grad_norm
         norm = grad_norm if self.judge_gradient else torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
         self.totals += torch.stack([loss, norm]).double()
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) if self.judge_gradient else torch.isfinite(loss)
-        self.bad_step = torch.minimum(self.bad_step, torch.where(finite, NEVER, float(step)))
+        self.bad_step = torch.minimum(self.bad_step, torch.where(finite, NEVER, float(outcome.step)))
         self.steps += 1
-        self.images += images
+        self.images += self.batch_size
         self.waited += waited
 
     def is_sound(self) -> bool:
@@ -97,3 +104,10 @@ class Meter:
         )
         self.restart()
         return reading
+
+
+def memory_gb(device: torch.device) -> float:
+    """Most memory used so far in GiB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

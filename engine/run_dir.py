@@ -51,10 +51,8 @@ class RunDirectory:
                 f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to a folder that can"
             ) from error
 
-    def adopt(self, settings: TrainConfig) -> None:
+    def refuse_conflict(self, settings: TrainConfig) -> None:
         """Compare the settings with those of the run that is already here, if one is.
-
-        What ``data.backend=auto`` meant at the start is kept.
 
         Raises:
             UserError: if ``resume=never`` and there is one, or it had another recipe.
@@ -63,21 +61,34 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} holds a run and resume=never: set another name=…, or resume=auto to go on with it"
             )
-        if not self.has_checkpoints() or not self.config.is_file():
-            return  # a run that stopped before its first checkpoint starts anew
-        before: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-        if settings.data.backend == "auto":
-            settings.data.backend = before["data"]["backend"]
-        refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
+        if before := self._settings_before():
+            refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
 
-    def begin(self, settings: TrainConfig, step: int) -> None:
+    def backend_of(self, settings: TrainConfig) -> str | None:
+        """What ``data.backend=auto`` meant when the run here began; None where the settings or no run decide."""
+        before = self._settings_before()
+        return before["data"]["backend"] if before and settings.data.backend == "auto" else None
+
+    def _settings_before(self) -> dict[str, Any] | None:
+        """Those of the run that is here. A run that stopped before its first checkpoint starts anew."""
+        if not self.has_checkpoints() or not self.config.is_file():
+            return None
+        found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        return found
+
+    def begin(self, settings: TrainConfig, step: int, validated: int) -> None:
         """Make the files ready for a run that goes on from ``step``, or starts anew: metrics and ``config.yaml``.
+
+        Args:
+            settings: to write down.
+            step: that the run stands at.
+            validated: the step of its last validation.
 
         Raises:
             UserError: if they cannot be written.
         """
         try:
-            self.cut_metrics(step)
+            self.cut_metrics(step, validated)
             write_settings(settings, self.config)
         except OSError as error:
             raise UserError(
@@ -101,8 +112,10 @@ class RunDirectory:
                 pass  # a file system without locks
             yield
 
-    def cut_metrics(self, step: int) -> None:
+    def cut_metrics(self, step: int, validated: int) -> None:
         """Drop lines of metrics and readings after ``step``: the run goes on from there and writes them again.
+
+        So does a validation after ``validated``.
 
         Where it starts anew, what an earlier one left without a checkpoint is set aside, records of crashes included.
         """
@@ -113,7 +126,8 @@ class RunDirectory:
         for file in (self.metrics, self.stability):
             if step == 0 and file.is_file():
                 os.replace(file, file.with_name(f"{file.stem}.before.jsonl"))
-            lines = [line for line in _read_lines(file) if line["step"] <= step]
+            last = {"val": min(validated, step)}
+            lines = [line for line in _read_lines(file) if line["step"] <= last.get(str(line.get("split")), step)]
             scratch = file.with_suffix(".tmp")
             scratch.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")
             os.replace(scratch, file)
@@ -147,7 +161,12 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in may_change
+        if old.get(key) != new.get(key) and key not in may_change and not _is_auto(key, new)
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
+
+
+def _is_auto(key: str, new: dict[str, Any]) -> bool:
+    """Whether an option leaves the choice open, so that the one of before is kept."""
+    return key == "data.backend" and new[key] == "auto"

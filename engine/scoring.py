@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch, DeviceAugment
-from engine.distributed import World
-from engine.stepper import autocast
+from engine.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +34,11 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate(
+def score(
     model: nn.Module,
     batches: Iterable[Batch],
     augment: DeviceAugment,
-    world: World,
-    device: torch.device,
-    amp: str,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    runtime: Runtime,
     classes: Tensor | None = None,
 ) -> Scores:
     """Score a model on this process's batches, summed over all processes.
@@ -54,23 +50,20 @@ def evaluate(
         model: gives logits.
         batches: images and labels; labels ``(n, k)`` are k right answers, filled up with -1.
         augment: normalises.
-        world: this process among all.
-        device: the model's.
-        amp: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
-        memory_format: of the images.
+        runtime: processes, device and precision.
         classes: int64, the classes to choose among, where not all; labels are places in it.
     """
     model.eval()
-    classes = classes.to(device) if classes is not None else None
-    totals = torch.zeros(5, dtype=torch.float64, device=device)  # top-1, top-5, loss, images, not finite
+    classes = classes.to(runtime.device) if classes is not None else None
+    totals = torch.zeros(5, dtype=torch.float64, device=runtime.device)  # top-1, top-5, loss, images, not finite
     for batch in batches:
-        images = augment.normalise(batch.images).contiguous(memory_format=memory_format)
-        with autocast(device, amp):
+        images = runtime.laid_out(augment.normalise(batch.images))
+        with runtime.autocast():
             logits = model(images)
         logits = logits.float() if classes is None else logits.float()[:, classes]
         totals += torch.stack(_count(logits, batch.labels)).double()
-    top1, top5, loss, seen, bad = world.sum(totals).tolist()
-    if bad and world.is_main:
+    top1, top5, loss, seen, bad = runtime.world.sum(totals).tolist()
+    if bad and runtime.world.is_main:
         log.warning("the model's answers on %d of %d images are not finite: they count as wrong", bad, seen)
     return Scores(100 * top1 / seen, 100 * top5 / seen, loss / seen, int(seen), int(bad))
 

@@ -198,6 +198,19 @@ class AdamW2(Optimizer):
 
     # --- what it did ----------------------------------------------------------------------------------------------
 
+    def metrics(self) -> dict[str, Any]:
+        """What the cap did in the last step, for a line of metrics; empty without matrices."""
+        report = self.cap_report()
+        if report is None:
+            return {}
+        return {
+            "capped": report.share,
+            "lr_factor_min": report.smallest,
+            "lr_factor_median": report.median,
+            **dict(zip(("step_ratio_median", "step_ratio_p99", "step_ratio_max"), report.ratios, strict=True)),
+            "step_ratio_max_of": report.hardest,
+        }
+
     def cap_report(self) -> CapReport | None:
         """What the cap did in the last step; None without matrices. It waits for the device."""
         ratios, taus, names = [], [], []

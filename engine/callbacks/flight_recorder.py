@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import TrainPlan
 from engine.beside import beside
-from engine.checkpoint import Checkpoints
-from engine.distributed import World
+from engine.callbacks.callback import Callback
 from engine.json_text import spelt, to_json
-from engine.run_dir import RunDirectory
+from engine.run import Run
+from engine.settings import as_container
+from engine.step import StepOutcome
+from models import family_of
 
 log = logging.getLogger(__name__)
 
@@ -26,53 +27,38 @@ LEAST_HISTORY = 16  # steps, without which nothing is called a spike
 MOST_SPIKES = 5  # that a run records; each record keeps a checkpoint
 
 
-class FlightRecorder:
+class FlightRecorder(Callback):
     """Watches the loss of every step without waiting for the device.
 
     Args:
-        world: this process among all.
-        plan: knows the images of each step.
-        checkpoints: of which the last before a spike is set aside for a replay.
-        run: the directory whose ``crashes/`` takes the records.
-        about: what else a replay needs to know.
-        keep: steps in a record; 0: no records.
+        run: the parts of the run; ``monitor.history`` is the number of steps in a record, 0 for no records.
     """
 
-    def __init__(
-        self,
-        world: World,
-        plan: TrainPlan,
-        checkpoints: Checkpoints,
-        run: RunDirectory,
-        about: dict[str, Any],
-        keep: int,
-    ):
-        self.world, self.plan, self.checkpoints, self.run = world, plan, checkpoints, run
-        self.about, self.keep = about, keep
+    exchanges = True
+
+    def __init__(self, run: Run):
+        self.run, self.world, self.plan = run, run.runtime.world, run.data.plan
+        self.keep = keep = run.cfg.monitor.history
+        self.crashes = run.directory.crashes
         self.past: deque[dict[str, float]] = deque(maxlen=max(keep, LEAST_HISTORY))
         self.unread: list[tuple[int, float, Tensor]] = []
         self.quiet_until = 0
 
-    def add(self, step: int, loss: Tensor, grad_norm: Tensor, lr: float) -> None:
-        """Remember a step, counted from 1."""
+    def after_step(self, outcome: StepOutcome) -> None:
+        """Remember a step."""
         if self.keep:
-            self.unread.append((step, lr, torch.stack([loss, grad_norm]).detach()))
+            numbers = torch.stack([outcome.loss, outcome.grad_norm]).detach()
+            self.unread.append((outcome.step, outcome.lr, numbers))
 
-    def look(self, bad_step: int | None) -> str | None:
-        """Read the losses since the last look; every process must call it at the same step.
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Read the losses since the last reading. A line ``crash`` names the first step that was not finite."""
+        if line["split"] in ("train", "crash") and self.unread:
+            self._look(line["step"] if line["split"] == "crash" else None)
 
-        Args:
-            bad_step: one that is known to be not finite.
-
-        Returns:
-            A line about the record that was written, on the first process.
-        """
-        if not self.unread:
-            return None
-        rows = self.world.gather(torch.cat([pair for *_, pair in self.unread]))
+    def _look(self, bad_step: int | None) -> None:
+        rows = self.world.gather(torch.cat([numbers for *_, numbers in self.unread]))
         parts = torch.tensor(rows, dtype=torch.float64).view(len(rows), -1, 2)
         losses, norms = parts[:, :, 0].sum(dim=0).tolist(), parts[0, :, 1].tolist()
-        said = None
         for (step, lr, _), loss, norm in zip(self.unread, losses, norms, strict=True):
             history = [line["loss"] for line in self.past]
             jumped = step > self.quiet_until and is_spike(history, loss)
@@ -80,36 +66,40 @@ class FlightRecorder:
             if step == bad_step or (jumped and (bad_step is None or step < bad_step)):
                 kind = "not finite" if step == bad_step else "spike"
                 with beside(f"the record of step {step} cannot be written"):
-                    said = self._record(kind, step, loss, history) or said
+                    self._record(kind, step, loss, history)
                 self.quiet_until = step + self.keep
         self.unread = []
-        return said
 
-    def _record(self, kind: str, step: int, loss: float, history: list[float]) -> str | None:
+    def _record(self, kind: str, step: int, loss: float, history: list[float]) -> None:
         if not self.world.is_main:
-            return None
-        if kind == "spike" and len(list(self.run.crashes.glob("step_*/record.json"))) >= MOST_SPIKES:
-            return None
-        place = self.run.crashes / f"step_{step:08d}"
+            return
+        if kind == "spike" and len(list(self.crashes.glob("step_*/record.json"))) >= MOST_SPIKES:
+            return
+        place = self.crashes / f"step_{step:08d}"
         place.mkdir(parents=True, exist_ok=True)
-        start = self.checkpoints.set_aside(step, place / "checkpoint.pt")
+        start = self.run.checkpoints.set_aside(step, place / "checkpoint.pt")
         rows = self.plan.images_of(step - 1)
         record = {
             "step": step,
             "kind": kind,
             "checkpoint_step": start,
-            **spelt(self.about),
+            **spelt(self._about()),
             "steps": list(self.past),
-            "readings": [reading for reading in self.run.read_stability() if reading["step"] >= self.past[0]["step"]],
+            "readings": [line for line in self.run.directory.read_stability() if line["step"] >= self.past[0]["step"]],
             "images": [{"index": int(row), "path": self.plan.index.name(int(row))} for row in rows],
         }
         (place / "record.json").write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
         usual = f"usually {median(history):.4g}" if history else "the first steps"
-        return (
-            f"step {step}: the loss is {loss:.4g} ({usual}); its images and the steps before are in "
-            f"{place / 'record.json'}; python scripts/replay_crash.py {self.run.path} runs to it again with "
-            "every instrument on"
+        log.warning(
+            "step %d: the loss is %.4g (%s); its images and the steps before are in %s; "
+            "python scripts/replay_crash.py %s runs to it again with every instrument on",
+            *(step, loss, usual, place / "record.json", self.run.directory.path),
         )
+
+    def _about(self) -> dict[str, Any]:
+        """What else a replay needs to know."""
+        cfg = self.run.cfg
+        return {"family": family_of(cfg.model), "processes": self.world.size, "config": as_container(cfg)}
 
 
 def is_spike(history: Sequence[float], loss: float) -> bool:

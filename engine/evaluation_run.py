@@ -21,13 +21,12 @@ from data import (
     resolve_backend,
 )
 from engine.config import EvalConfig
-from engine.device import check_amp, choose_device, default_workers, tune
 from engine.distributed import World
 from engine.errors import RunStopped
-from engine.eval_report import refuse_unwritable, write_scores, write_sets
-from engine.log import log_to
-from engine.scoring import Scores, evaluate
-from engine.trained import trained_model
+from engine.runtime import Runtime
+from engine.saved_model import trained_model
+from engine.score_files import refuse_unwritable, write_scores, write_sets
+from engine.scoring import Scores, score
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +45,17 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
         UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
         RunStopped: if the model gave logits that are not finite; the scores are written.
     """
-    world = World.from_environment()
-    device = choose_device(cfg.device, world.local_rank)
-    check_amp(cfg.amp, device)
-    tune(device)
-    log_to(None, world.is_main)
+    runtime = Runtime.start(cfg)
+    world = runtime.world
     refuse_unwritable(cfg)
     sets, num_classes = _open_images(cfg, trained, world)
-    model = trained_model(cfg, trained, num_classes).to(device)
+    model = trained_model(cfg, trained, num_classes).to(runtime.device)
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(device)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(runtime.device)
     scores = {}
-    with world.joined(device):
+    with world.joined(runtime.device):
         for name, images in sets.items():
-            scores[name] = _score(network, images, augment, cfg, world, device)
+            scores[name] = _score(network, images, augment, cfg, runtime)
             if len(sets) > 1:
                 log.info("%s: top-1 %.2f %%", images.data.name, scores[name].top1)
     if world.is_main and cfg.sets.folders():
@@ -89,14 +85,11 @@ def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) 
     return {cfg.data.name: EvalImages(cfg.data, images.index, images.labels)}, known or images.num_classes
 
 
-def _score(
-    network: nn.Module, images: EvalImages, augment: DeviceAugment, cfg: EvalConfig, world: World, device: torch.device
-) -> Scores:
-    workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
-    kind = resolve_backend(images.data)
-    backend = build_backend(kind, images.index, images.data, device, workers, cfg.eval.batch_size, world.local_size)
-    loader = Loader(backend, images.answers, device)
-    batches = loader.evaluate(EvalPlan(images.index, images.data), cfg.eval.batch_size, world.size, world.rank)
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+def _score(network: nn.Module, images: EvalImages, augment: DeviceAugment, cfg: EvalConfig, runtime: Runtime) -> Scores:
+    world, size = runtime.world, cfg.eval.batch_size
+    kind, workers = resolve_backend(images.data), runtime.workers(cfg.max_workers)
+    backend = build_backend(kind, images.index, images.data, runtime.device, workers, size, world.local_size)
+    loader = Loader(backend, images.answers, runtime.device)
+    batches = loader.evaluate(EvalPlan(images.index, images.data), size, world.size, world.rank)
     classes = torch.from_numpy(images.classes) if images.classes is not None else None
-    return evaluate(network, batches, augment, world, device, cfg.amp, memory_format, classes)
+    return score(network, batches, augment, runtime, classes)

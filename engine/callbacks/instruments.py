@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from engine.beside import LineFile, beside
+from engine.callbacks.callback import Callback, Callbacks
+from engine.callbacks.plots import draw_heat_maps
 from engine.json_text import to_json
-from engine.loggers import Logger
-from engine.plots import draw_heat_maps
 from engine.run_dir import RunDirectory
+from engine.run_length import RunLength
+from engine.step import StepOutcome
 from stability import StabilityMonitor, StabilityReport
 
 log = logging.getLogger(__name__)
@@ -32,84 +34,78 @@ SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
 }
 FAILED = "the instruments cannot be read"
 WORST_IS_LOW = ("diversity", "entropy", "rank")
-LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds with a line for each layer in W&B
+LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds with a line for each layer in loggers
 
 
-class Attempt:
-    """The reading of one step; where an instrument fails there is none, and the run goes on.
-
-    Args:
-        monitor: takes the reading.
-    """
-
-    def __init__(self, monitor: StabilityMonitor):
-        self.monitor = monitor
-        self.has_begun = False
-        self.report: StabilityReport | None = None
-
-    def before_update(self, images: Tensor) -> None:
-        """See :meth:`stability.StabilityMonitor.before_update`."""
-        with beside(FAILED):
-            self.monitor.before_update(images)
-            self.has_begun = True
-
-    def after_update(self) -> None:
-        """See :meth:`stability.StabilityMonitor.after_update`."""
-        if self.has_begun:
-            with beside(FAILED):
-                self.monitor.after_update()
-                self.report = self.monitor.report
-
-
-class Instruments:
-    """Says when to take a reading, and takes it down; on the first process only.
+class Instruments(Callback):
+    """Says when a reading is due, takes it close to the update, and takes it down. On the first process only.
 
     Args:
         monitor: takes the readings.
         every: steps between readings; 0: none.
-        run: the run's directory.
-        logger: takes numbers and pictures beside the run's own files.
+        directory: of the run.
+        length: of the run, in steps and epochs.
+        callbacks: are told of each reading and picture.
     """
 
-    def __init__(self, monitor: StabilityMonitor, every: int, run: RunDirectory, logger: Logger):
-        self.monitor, self.every, self.run, self.logger = monitor, every, run, logger
-        self.lines = LineFile(run.stability)
+    def __init__(
+        self, monitor: StabilityMonitor, every: int, directory: RunDirectory, length: RunLength, callbacks: Callbacks
+    ):
+        self.monitor, self.every, self.directory = monitor, every, directory
+        self.length, self.callbacks = length, callbacks
+        self.lines = LineFile(directory.stability)
         self.warned: set[tuple[str, int]] = set()
+        self.has_begun = False
+        self.report: StabilityReport | None = None
 
-    def at(self, step: int) -> Attempt | None:
-        """What takes the reading, where step number ``step``, counted from 1, is to be read."""
-        is_due = self.every > 0 and step % self.every == 0
-        return Attempt(self.monitor) if is_due else None
+    # --- close to the update: see engine.step.Watch ---------------------------------------------------------------
 
-    def take_down(self, report: StabilityReport, place: dict[str, float]) -> dict[str, Any]:
-        """Write every layer's numbers to ``stability.jsonl``, and warn of heads that have begun to collapse.
+    def before_update(self, step: int, images: Tensor) -> None:
+        """Begin a reading where one is due."""
+        if self.every > 0 and step % self.every == 0:
+            with beside(FAILED):
+                self.monitor.before_update(images)
+                self.has_begun = True
 
-        Args:
-            report: the reading.
-            place: step and epoch.
+    def after_update(self) -> None:
+        """End the reading that was begun; where an instrument fails there is none, and the run goes on."""
+        if self.has_begun:
+            self.has_begun = False
+            with beside(FAILED):
+                self.monitor.after_update()
+                self.report = self.monitor.report
 
-        Returns:
-            The line for ``metrics.jsonl``.
-        """
+    # --- after the step -------------------------------------------------------------------------------------------
+
+    def after_step(self, outcome: StepOutcome) -> None:
+        """Take a new reading down: a line of metrics, every layer in ``stability.jsonl``, a warning where it is due."""
+        report, self.report = self.report, None
+        if report is None:
+            return
+        place = self.length.place(outcome.step)
         layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
         self.lines.add(to_json(place | {"layers": layers, "collapsed": report.collapsed}))
-        self._warn(report, int(place["step"]))
-        for_lines = {
-            f"{kind}/{name}": worst(kind, values)
-            for kind in LINES
-            for name, values in report.layers.get(kind, {}).items()
-        }
-        self.logger.log(for_lines, int(place["step"]))
-        return {"split": "stability"} | place | summary(report) | {"seconds": report.seconds}
+        self._warn(report, outcome.step)
+        self.callbacks.on_line({"split": "stability"} | place | summary(report) | {"seconds": report.seconds})
+        self.callbacks.on_line({"split": "layers"} | place | _of_each_layer(report))
 
-    def draw(self) -> None:
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Draw the readings after each validation."""
+        if line["split"] == "val":
+            self._draw()
+
+    def on_end(self) -> None:
+        """Draw the last readings, too."""
+        self._draw()
+
+    def _draw(self) -> None:
         """Draw layers over steps, in ``plots/stability.png``."""
-        path = self.run.plots / "stability.png"
+        path = self.directory.plots / "stability.png"
         with beside(f"{path} cannot be drawn"):
-            readings = self.run.read_stability()
+            readings = self.directory.read_stability()
             if len(readings) > 1:
                 draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)
-                self.logger.picture("stability", path, readings[-1]["step"])
+                self.callbacks.on_picture("stability", path, readings[-1]["step"])
 
     def _warn(self, report: StabilityReport, step: int) -> None:
         heads = {(name, head) for name, found in report.collapsed.items() for head in found}
@@ -125,6 +121,13 @@ class Instruments:
             "a crash is forming; try optim=adamw2, or a lower optim.lr",
             *(step, name, head, others, entropy, rank, sec),
         )
+
+
+def _of_each_layer(report: StabilityReport) -> dict[str, float | None]:
+    """The number of each layer for loggers, which draw a line of it."""
+    return {
+        f"{kind}/{name}": worst(kind, values) for kind in LINES for name, values in report.layers.get(kind, {}).items()
+    }
 
 
 def summary(report: StabilityReport) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Everything that watches a run: metrics files, loggers, pictures, instruments. One file each; listed here."""
+
+import importlib
+import logging
+from typing import Any
+
+from engine.callbacks.callback import Callback, Callbacks
+from engine.callbacks.data_wait import DataWait
+from engine.callbacks.flight_recorder import FlightRecorder
+from engine.callbacks.instruments import Instruments
+from engine.callbacks.metrics_file import MetricsFile
+from engine.callbacks.pictures import Pictures
+from engine.callbacks.profiler import StepProfiler
+from engine.callbacks.progress import Progress
+from engine.errors import UserError, reason
+from engine.run import Run
+from optim import spectral_norms
+from stability import StabilityMonitor
+
+__all__ = ["Callback", "Callbacks", "build_callbacks", "callback_class"]
+
+log = logging.getLogger(__name__)
+
+
+def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
+    """The callbacks of a run, in the order in which they are told. Processes after the first only record.
+
+    Args:
+        run: the parts of the run.
+        first: steps done before.
+        states: of the callbacks, from the checkpoint.
+    """
+    cfg, runtime, directory = run.cfg, run.runtime, run.directory
+    callbacks = Callbacks(states)
+    callbacks.add("flight_recorder", FlightRecorder(run))
+    if not runtime.world.is_main:
+        return callbacks
+    callbacks.add("metrics", MetricsFile(directory.metrics))
+    callbacks.add("progress", Progress(run.length, first))
+    callbacks.add("data_wait", DataWait(cfg, runtime))
+    callbacks.add("pictures", Pictures(directory, run.step, run.data.names, callbacks))
+    callbacks.add("instruments", _instruments(run, callbacks))
+    if cfg.profile:
+        callbacks.add("profiler", StepProfiler(directory.path))
+    for name, path in cfg.callbacks.items():
+        _add_chosen(callbacks, name, path, run)
+    return callbacks
+
+
+def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
+    """They see the model as the step runs it."""
+    monitor = StabilityMonitor(
+        run.step.model,
+        spectral_norms=lambda: spectral_norms(run.step.optimizer),
+        precision=run.runtime.autocast,
+        most_images=run.cfg.monitor.images,
+    )
+    instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
+    run.step.watch = instruments
+    return instruments
+
+
+def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
+    """Add a callback that the settings name; where it cannot start, the run goes on without it."""
+    try:
+        callbacks.add(name, callback_class(path)(run, callbacks.states.get(name)))
+    except Exception as error:  # of many kinds; none is worth a training run
+        log.warning("%s cannot start (%s): going on without it; metrics.jsonl holds everything", name, reason(error))
+
+
+def callback_class(path: str) -> Any:
+    """The class that ``package.module.Class`` names. It is called with the :class:`Run` and its own saved state.
+
+    Raises:
+        UserError: if there is no such class.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"callbacks: {path} cannot be imported ({error}): name package.module.Class") from error

@@ -1,0 +1,26 @@
+"""``metrics.jsonl``: every line of metrics, as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from engine.beside import LineFile
+from engine.callbacks.callback import Callback
+from engine.json_text import to_json
+
+WRITTEN = ("train", "val", "stability")
+
+
+class MetricsFile(Callback):
+    """Writes each line as it comes.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.lines = LineFile(path)
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Write it."""
+        if line["split"] in WRITTEN:
+            self.lines.add(to_json(line))

@@ -1,0 +1,54 @@
+"""A trace of a few steps, for a look at what waits for what."""
+
+import logging
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import supported_activities as supported
+
+from engine.beside import beside
+from engine.callbacks.callback import Callback
+from engine.span import record_spans
+from engine.step import StepOutcome
+from engine.trace import TRACE
+
+log = logging.getLogger(__name__)
+
+
+class StepProfiler(Callback):
+    """Profiles steps 6 to 9 of this start into ``FOLDER/profile/trace.json``.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.path = folder / TRACE
+        activities = [a for a in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if a in supported()]
+        # It starts after the first step, so the steps that it counts are one behind.
+        steps = schedule(wait=2, warmup=2, active=4, repeat=1)
+        self.profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._save)
+        self.running = False
+
+    def after_step(self, outcome: StepOutcome) -> None:
+        """Start after the first step, then count."""
+        if self.running:
+            self.profiler.step()
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            record_spans(True)
+            self.profiler.start()
+            self.running = True
+
+    def on_end(self) -> None:
+        """Stop."""
+        if self.running:
+            record_spans(False)
+            self.profiler.stop()
+
+    def _save(self, profiler: profile) -> None:
+        with beside(f"{self.path} cannot be written"):
+            profiler.export_chrome_trace(str(self.path))
+            log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", self.path)
+            log.info("what a step waits for: python scripts/read_profile.py %s", self.folder)

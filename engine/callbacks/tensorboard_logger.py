@@ -1,0 +1,50 @@
+"""TensorBoard (``logger=tensorboard``): numbers, pictures and settings in the run's folder ``tensorboard/``."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+from torch.utils.tensorboard import SummaryWriter
+
+from engine.callbacks.callback import Callback
+from engine.run import Run
+from engine.settings import as_container, flatten
+
+
+class TensorBoardLogger(Callback):
+    """Writes event files; ``tensorboard --logdir outputs`` shows all runs.
+
+    Args:
+        run: whose folder takes them.
+        state: unused: a run that goes on writes a further file, and TensorBoard joins them.
+    """
+
+    def __init__(self, run: Run, state: dict[str, Any] | None):
+        self.cfg = run.cfg
+        self.writer = SummaryWriter(str(run.directory.path / "tensorboard"))
+        self.best_top1: float | None = None
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Write its numbers, named as their kind: ``train/loss``."""
+        if line["split"] == "crash":
+            return
+        prefix = "" if line["split"] == "layers" else f"{line['split']}/"
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                self.writer.add_scalar(f"{prefix}{name}", value, line["step"])
+        if line["split"] == "val" and not line.get("not_finite"):
+            self.best_top1 = max(line["top1"], self.best_top1 or 0.0)
+
+    def on_picture(self, name: str, path: Path, step: int) -> None:
+        """Write the file's pixels."""
+        self.writer.add_image(name, matplotlib.image.imread(path), step, dataformats="HWC")
+
+    def on_end(self) -> None:
+        """Write the settings beside the best accuracy, for TensorBoard's table of hyperparameters, and flush."""
+        settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._settings().items()}
+        if self.best_top1 is not None:
+            self.writer.add_hparams(settings, {"hparam/best_top1": self.best_top1}, run_name=".")
+        self.writer.close()
+
+    def _settings(self) -> dict[str, Any]:
+        return flatten(as_container(self.cfg))

@@ -1,0 +1,103 @@
+"""Weights & Biases (``logger=wandb``)."""
+
+import logging
+import os
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.callbacks.callback import Callback
+from engine.run import Run
+from engine.settings import as_container
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 15.0  # seconds to wait for the server
+
+
+class WandbLogger(Callback):
+    """Sends metrics and pictures; offline unless asked otherwise, and never a reason for training to stop.
+
+    Args:
+        run: whose settings name mode, project, entity and group.
+        state: ``id`` of the W&B run to go on with, and the best accuracy in it; None for a new one.
+    """
+
+    def __init__(self, run: Run, state: dict[str, Any] | None):
+        import wandb  # takes seconds, and only the first process needs it
+
+        self.wandb: Any = wandb
+        self.state: dict[str, Any] = state or {"id": secrets.token_hex(4), "best_top1": None}
+        self.broken = False
+        cfg = run.cfg.logger
+        mode = _mode(cfg.mode)
+        # Its lines stay out of ours.
+        settings = wandb.Settings(silent=True, init_timeout=PATIENCE)
+        address = wandb.setup().settings.base_url  # as its environment variables and files say
+        if mode == "online" and not _reachable(address):
+            log.warning("Weights & Biases cannot be reached at %s: going on offline", address)
+            mode = "offline"
+        self.run: Any = wandb.init(
+            mode=mode,
+            project=cfg.project,
+            entity=cfg.entity,
+            group=cfg.group,
+            name=str(run.cfg.name),
+            dir=str(run.directory.path.resolve()),
+            config=as_container(run.cfg),
+            id=self.state["id"],
+            resume="allow",
+            settings=settings,
+        )
+        if mode == "online":
+            log.info("Weights & Biases: %s", self.run.url)
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Send its numbers, named as their kind: ``train/loss``."""
+        if line["split"] == "crash":
+            return
+        prefix = "" if line["split"] == "layers" else f"{line['split']}/"
+        values = {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
+        self._attempt(lambda: self.run.log(values | {"step": line["step"]}))
+        if line["split"] == "val" and not line.get("not_finite"):
+            self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
+            self._attempt(lambda: self.run.summary.update({"best_top1": self.state["best_top1"]}))
+
+    def on_picture(self, name: str, path: Path, step: int) -> None:
+        """Send the file."""
+        self._attempt(lambda: self.run.log({name: self.wandb.Image(str(path)), "step": step}))
+
+    def on_end(self) -> None:
+        """Flush."""
+        self._attempt(self.run.finish)
+
+    def _attempt(self, call: Callable[[], object]) -> None:
+        """Do it; if that fails, say so once and do no more."""
+        if self.broken:
+            return
+        try:
+            call()
+        except Exception as error:  # of many kinds; none is worth a training run
+            self.broken = True
+            log.warning("Weights & Biases failed (%s): going on without it; metrics.jsonl holds everything", error)
+
+
+def _mode(wanted: str) -> Literal["online", "offline"]:
+    online = wanted == "online" or (wanted == "auto" and bool(os.environ.get("WANDB_API_KEY")))
+    return "online" if online else "offline"
+
+
+def _reachable(address: str) -> bool:
+    """Whether a server answers at all. Asked first, since a failed start of an online run takes its data with it."""
+    try:
+        urllib.request.urlopen(address, timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a friendly one
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,229 @@
+"""The loop: take steps, read, save, stop, validate."""
+
+import logging
+import time
+from contextlib import closing
+from typing import Any
+
+from engine.beside import beside
+from engine.callbacks import Callbacks
+from engine.distributed import is_lost_peer
+from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.meter import Meter, Reading, memory_gb
+from engine.run import Run
+from engine.scoring import Scores, score
+from engine.settings import as_container
+from engine.signals import StopRequest, WaitGivenUp
+from engine.training_data import TimedBatches
+from models import family_of
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_NOTICE = 5.0  # between a signal to one process and the others' knowing of it
+
+
+class TrainLoop:
+    """Trains one model from wherever its run stands to its end.
+
+    Args:
+        run: the parts of the run.
+        callbacks: watch it.
+        stop: says whether this process was asked to stop.
+        seconds_at_peak: that the device would need for one image at the peak of its arithmetic, for ``mfu``; None where
+            that is unknown.
+    """
+
+    def __init__(self, run: Run, callbacks: Callbacks, stop: StopRequest, seconds_at_peak: float | None = None):
+        self.run, self.callbacks, self.stop, self.seconds_at_peak = run, callbacks, stop, seconds_at_peak
+        self.cfg, self.world, self.length = run.cfg, run.runtime.world, run.length
+        self.meter = Meter(run.runtime, run.cfg.batch_size)
+        self.done = 0  # optimizer steps
+        self.best: dict[str, Any] | None = None  # the best validation so far: step, top1
+        self.validated = 0  # step of the last validation
+        self.last_scores: Scores | None = None
+        self.saved = -1  # step of the last checkpoint
+        self.saved_at = time.monotonic()
+        self.vote_every = 1  # steps between questions whether to stop
+        self.read_at = 0  # step of the last reading
+
+    # --- where the run stands -------------------------------------------------------------------------------------
+
+    def load(self, state: dict[str, Any], source: str) -> None:
+        """Go on from a checkpoint's state."""
+        self.run.step.load_state_dict(state["stepper"] | {"model": state["model"], "ema": state["ema"]}, source)
+        self.done = self.saved = state["step"]
+        self.best, self.validated = state["best"], state["validated"]
+
+    def _state(self) -> dict[str, Any]:
+        """All that a resume or an evaluation needs. Random numbers are functions of seed and step: nothing to keep."""
+        state, names = self.run.step.state_dict(), self.run.data.names
+        return {
+            "step": self.done,
+            "epoch": self.done // self.length.steps_per_epoch,
+            "step_in_epoch": self.done % self.length.steps_per_epoch,
+            "model": state.pop("model"),
+            "ema": state.pop("ema"),
+            "stepper": state,
+            "best": self.best,
+            "validated": self.validated,
+            "family": family_of(self.cfg.model),
+            "config": as_container(self.cfg),
+            "classes": [names[label] for label in sorted(names)],
+            "fingerprint": self.run.data.fingerprint(),
+            "callbacks": self.callbacks.state_dict(),
+        }
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Scores | None:
+        """Train to the end; the scores of the last validation, or None where the run had ended before.
+
+        Raises:
+            RunStopped: if a loss was not finite, or the process was asked to stop.
+        """
+        self.first = self.done
+        try:
+            with self.stop.listening():
+                self._train_to_the_end()
+        except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
+            raise
+        except Exception as error:
+            self._save_whole_steps()
+            if said := self._in_one_line(error):
+                raise said from error
+            raise
+        finally:
+            self.callbacks.on_end()
+        return self.last_scores
+
+    def _train_to_the_end(self) -> None:
+        if 0 < self.first != self.validated and self._validation_is_due():
+            self._validate()  # the run was stopped between a save and its validation
+        with closing(self.run.data.training_batches(self.first, self.length.stop_at)) as batches:
+            self.meter.restart()
+            while self.done < self.length.stop_at:
+                self._step(batches)
+                self._after_step()
+
+    def _step(self, batches: TimedBatches) -> None:
+        micro_steps = self.run.data.geometry.micro_steps
+        outcome = self.run.step.take(self.done + 1, batches.take(micro_steps), micro_steps)
+        self.done += 1
+        self.meter.add(outcome, batches.pop_waited())
+        self.callbacks.after_step(outcome)
+
+    def _after_step(self) -> None:
+        validate_now = self._validation_is_due()
+        save_now = self.done == self.length.stop_at or self._save_is_due()
+        read_now = self.done % self.cfg.log_every == 0 or self.done == self.first + 1 or validate_now or save_now
+        if not read_now and not self._stop_is_wanted():
+            return
+        reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
+        self._report(reading)
+        stop_wanted, save_wanted = reading.votes
+        # The save comes first: nothing that goes wrong in a validation can then cost the steps before it.
+        if save_now or save_wanted or stop_wanted:
+            self._save(is_best=False)
+        if stop_wanted and self.done < self.length.stop_at:
+            raise self._stopped_as_asked()
+        if validate_now:
+            self._validate()
+        self.meter.restart()
+
+    def _report(self, reading: Reading) -> None:
+        """Tell the callbacks of a reading.
+
+        Raises:
+            RunStopped: if the loss or gradient of a step was not finite.
+        """
+        if reading.bad_step is not None:
+            self.callbacks.on_line({"split": "crash"} | self.length.place(reading.bad_step))
+            raise RunStopped(
+                f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "
+                f"({f'step {self.saved}' if self.saved >= 0 else 'none yet'}) is kept in "
+                f"{self.run.directory.checkpoints}; try a lower optim.lr, or optim.clip",
+                1,
+            )
+        self.read_at = self.done
+        self.vote_every = max(1, int(SECONDS_TO_NOTICE / reading.seconds_per_step))
+        line = {"split": "train"} | self.length.place(self.done) | reading.numbers() | self.run.step.metrics()
+        line["memory_gb"] = memory_gb(self.run.runtime.device)
+        if self.seconds_at_peak:
+            line["mfu"] = reading.images_per_second / self.world.size * self.seconds_at_peak
+        self.callbacks.on_line(line)
+
+    def _validate(self) -> None:
+        """Score the model, and save it if it is the best so far."""
+        step, runtime = self.run.step, self.run.runtime
+        step.share_buffers()
+        scores = score(step.evaluated_model, self.run.data.validation_batches(), step.augment, runtime)
+        self.last_scores, self.validated = scores, self.done
+        is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
+        if is_best:
+            self.best = {"step": self.done, "top1": scores.top1}
+        self.callbacks.on_line({"split": "val"} | self.length.place(self.done) | scores.as_dict())
+        log.info(
+            "epoch %d/%d  top-1 %.2f %%  top-5 %.2f %%  validation loss %.4f%s",
+            *(self.length.epoch_of(self.done), self.cfg.epochs, scores.top1, scores.top5, scores.loss),
+            "  (best)" if is_best else "",
+        )
+        if is_best or self.saved == self.done:  # a saved step is saved again, now as validated
+            self._save(is_best)
+
+    def _save(self, is_best: bool) -> None:
+        self.run.step.share_buffers()
+        if self.world.is_main:
+            self.run.checkpoints.save(self._state(), is_best)
+        self.world.barrier()
+        self.saved, self.saved_at = self.done, time.monotonic()
+
+    # --- what is due ----------------------------------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        due = self.length.ends_epoch(self.done) and self.length.epoch_of(self.done) % self.cfg.eval_every == 0
+        return due or self.done == self.length.stop_at
+
+    def _save_is_due(self) -> bool:
+        every = self.cfg.checkpoint
+        by_steps = every.every_steps is not None and self.done % every.every_steps == 0
+        by_epochs = every.every_epochs is not None and self.length.epoch_of(self.done) % every.every_epochs == 0
+        return by_steps or (by_epochs and self.length.ends_epoch(self.done))
+
+    def _minutes_are_over(self) -> bool:
+        minutes = self.cfg.checkpoint.every_minutes
+        return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _stop_is_wanted(self) -> bool:
+        """Whether any process was asked to stop; asked every few seconds, for asking waits for the device."""
+        if self.world.size > 1 and (self.done - self.read_at) % self.vote_every:
+            return False
+        return self.world.any(bool(self.stop), self.run.runtime.device)
+
+    # --- an early end ---------------------------------------------------------------------------------------------
+
+    def _save_whole_steps(self) -> None:
+        """Before an error ends the run, save the steps since the last checkpoint. The other processes may be gone."""
+        if not self.world.is_main or self.done <= max(self.saved, self.first):
+            return
+        with beside("the steps since the last checkpoint cannot be saved"):
+            self.run.step.undo_unfinished()
+            if self.meter.is_sound():
+                self.run.checkpoints.save(self._state(), is_best=False)
+                self.saved = self.done
+                log.warning("the run ends early: step %d is saved", self.done)
+
+    def _in_one_line(self, error: Exception) -> RunStopped | None:
+        """What to say in place of an error that ends the run, where it needs no traceback."""
+        if isinstance(error, WaitGivenUp):
+            return self._stopped_as_asked()
+        if self.world.size > 1 and isinstance(error, USER_ERRORS):
+            return RunStopped(str(error), 2)  # not the mistake of a command, which all processes would have found
+        if self.world.size > 1 and is_lost_peer(error):
+            return RunStopped("another process has gone, and says why: run the same command again to go on", 1)
+        return None
+
+    def _stopped_as_asked(self) -> RunStopped:
+        what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before the first step was done"
+        return RunStopped(
+            f"stopped as asked {what}: run the same command again to go on", 128 + (self.stop.signal or 15)
+        )

@@ -1,0 +1,177 @@
+"""A training run, from its settings to its last line: make the parts, train, say what came out."""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import DeviceAugment, differing, resolve_backend
+from engine.batch_norm import refuse_lone_images, wants_sync_bn
+from engine.callbacks import build_callbacks, callback_class
+from engine.checkpoint import Checkpoints, load_checkpoint
+from engine.config import TrainConfig
+from engine.device import peak_flops
+from engine.errors import UserError
+from engine.flops import forward_flops
+from engine.log import log_to
+from engine.loop import TrainLoop
+from engine.run import Run
+from engine.run_dir import RunDirectory, refuse_other_recipe
+from engine.runtime import Runtime
+from engine.signals import StopRequest
+from engine.step import TrainStep
+from engine.summary import conclude, describe
+from engine.training_data import TrainingData
+from models import build_model, read_weights, refuse_unknown, start_from
+from optim import build_optimizer, build_schedule
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: TrainConfig) -> None:
+    """Train, evaluate and save; go on where the run stopped.
+
+    What can be found wrong is found before a process group is joined or a file is written.
+
+    Raises:
+        UserError: or another of ``engine.errors.USER_ERRORS``, before any training, if it cannot be done as asked.
+        RunStopped: if the run ended early.
+    """
+    refuse_unknown(cfg.model.name)
+    for path in cfg.callbacks.values():
+        callback_class(path)
+    runtime = Runtime.start(cfg)
+    directory = RunDirectory(str(cfg.output_dir))
+    directory.refuse_conflict(cfg)
+    weights = _starting_weights(cfg, directory)
+    cfg.data.backend = directory.backend_of(cfg) or resolve_backend(cfg.data)
+    data = TrainingData(cfg, runtime)
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, data.num_classes, cfg.data.crop)
+    notices = _start(model, weights, cfg)
+    del weights  # the model has its own by now
+    directory.refuse_unwritable()
+    log_to(directory.log, runtime.world.is_main)
+    for notice in notices:
+        log.info("%s", notice)
+    with directory.locked() if runtime.world.is_main else nullcontext(), runtime.world.joined(runtime.device):
+        _fit(cfg, runtime, directory, data, model)
+
+
+def _starting_weights(cfg: TrainConfig, directory: RunDirectory) -> dict[str, Tensor] | None:
+    """What ``checkpoint.start`` names, read before anything that takes long; None for a run that goes on."""
+    goes_on = directory.has_checkpoints() or cfg.resume not in ("auto", "never")
+    return None if cfg.checkpoint.start is None or goes_on else read_weights(cfg.checkpoint.start)
+
+
+def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig) -> list[str]:
+    """Load the starting weights, if there are any; what to say about them."""
+    if weights is None:
+        return []
+    fitted = start_from(model, weights, cfg.checkpoint.start)
+    return [f"starting from the weights in {cfg.checkpoint.start}", *fitted]
+
+
+def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: TrainingData, model: nn.Module) -> None:
+    """Train the model from where the run stopped."""
+    checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
+    state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
+    seconds_at_peak = _seconds_at_peak(model, cfg, runtime)
+    run = Run(cfg, runtime, directory, data, _new_step(cfg, runtime, data, model), checkpoints)
+    stop = StopRequest()
+    data.start(stop)
+    callbacks = build_callbacks(run, state["step"] if state else 0, _callback_states(cfg, state))
+    loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
+    if state is not None:
+        loop.load(state, str(directory.checkpoints))
+        log.info("going on from step %d of %s", loop.done, directory.path)
+    _refuse_different_starts(run, loop.done)
+    if runtime.world.is_main:
+        directory.begin(cfg, loop.done, loop.validated)
+    if loop.done == 0:
+        describe(run)
+    if loop.done >= run.length.stop_at:
+        log.info("the run had ended at step %d: set epochs or max_steps higher to train on", loop.done)
+    scores = loop.fit()
+    if runtime.world.is_main:
+        conclude(directory, scores, loop.best)
+
+
+def _seconds_at_peak(model: nn.Module, cfg: TrainConfig, runtime: Runtime) -> float | None:
+    """Seconds for one image, forward and backward, at the device's peak; None where that is not known."""
+    peak = peak_flops(runtime.device, cfg.amp)
+    return 3 * forward_flops(model, cfg.data.crop) / peak if peak else None  # backward is twice the forward pass
+
+
+def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:
+    """The model on its device, with all that changes it."""
+    if wants_sync_bn(cfg.sync_bn, model, runtime.world, runtime.device):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    else:
+        refuse_lone_images(model, data.geometry, cfg.data.crop)
+    model = model.to(runtime.device)
+    per_epoch = data.plan.steps_per_epoch
+    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
+    schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * per_epoch, per_epoch)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, data.num_classes, cfg.augment.smoothing).to(runtime.device)
+    return TrainStep(cfg, runtime, model, optimizer, schedule, augment)
+
+
+def _callback_states(cfg: TrainConfig, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Such as the W&B run to go on with. A copy of a run's directory under another name is another run."""
+    return state["callbacks"] if state is not None and state["config"]["name"] == cfg.name else {}
+
+
+def _refuse_different_starts(run: Run, done: int) -> None:
+    """Raise where processes found different checkpoints, or one found none."""
+    weights = sum(p.detach().double().abs().sum() for p in run.step.parameters)
+    start = torch.tensor([done, float(weights)], dtype=torch.float64, device=run.runtime.device)
+    if any(row != start.tolist() for row in run.runtime.world.gather(start)):
+        raise UserError(
+            f"the processes would go on from different steps: output_dir={run.directory.path} must be on storage "
+            "that all machines share"
+        )
+
+
+def _find_checkpoint(
+    cfg: TrainConfig, directory: RunDirectory, checkpoints: Checkpoints, data: TrainingData, runtime: Runtime
+) -> dict[str, Any] | None:
+    """The checkpoint to go on from: the run's last, or the one that ``resume`` names.
+
+    A checkpoint of this very run rewinds it, once: where it is gone, its run has gone on since. Another run's is a
+    start for a run that has none of its own yet, and brings neither that run's best nor its callbacks' states.
+    """
+    named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
+    if named is not None and not directory.has_checkpoints():
+        state: dict[str, Any] | None = load_checkpoint(named) | {"callbacks": {}, "best": None}
+    else:
+        state = checkpoints.load_last()
+        is_own = named is not None and named.is_file() and named.resolve().parent == directory.checkpoints.resolve()
+        # Where this very command wrote the last checkpoint, it has rewound already and went on since.
+        if named is not None and is_own and state is not None and state["config"]["resume"] != cfg.resume:
+            _rewind(named, checkpoints, runtime)
+            state = checkpoints.load_last()
+    if state is None:
+        return None
+    refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
+    if what := differing(state["fingerprint"], data.fingerprint()):
+        raise UserError(
+            f"the training images are not those the run began with, by the {what}: restore them, or set another name=… "
+            "to start anew"
+        )
+    return state
+
+
+def _rewind(named: Path, checkpoints: Checkpoints, runtime: Runtime) -> None:
+    if not named.name.startswith("step_"):
+        raise UserError(
+            f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
+        )
+    load_checkpoint(named)  # a damaged file must not cost the checkpoints after it
+    runtime.world.barrier()  # every process has seen that the file is there
+    if runtime.world.is_main:
+        checkpoints.rewind(named)
+    runtime.world.barrier()
