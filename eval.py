@@ -13,8 +13,8 @@ def task(composed, choices, overrides, swept) -> None:
     from engine.benchmark import measure_speed
     from engine.evaluation_run import evaluate_checkpoint
     from engine.paths import resolve_paths
-    from engine.settings import eval_settings
     from engine.saved_model import open_trained
+    from engine.settings import eval_settings
 
     resolve_paths(composed)
     has_model = any(option.lstrip("+").startswith("model=") for option in overrides)

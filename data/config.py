@@ -81,19 +81,20 @@ class AugmentConfig:
     # Aspect ratio of the random crop.
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3], metadata={"length": 2, "above": 0})
     hflip: float = field(default=0.5, metadata={"least": 0, "most": 1})  # probability of a horizontal flip
-    auto: str | None = None  # policy of automatic augmentation: timm's rand-m9-mstd0.5-inc1 and the like, trivial, 3a
-    # Most that brightness, contrast and saturation change; only without auto, or with 3a.
+    # Policy of automatic augmentation: timm's rand-m9-mstd0.5-inc1 and the like, trivial, 3a.
+    auto_augment: str | None = None
+    # Most that brightness, contrast and saturation change; only without auto_augment, or with 3a.
     color_jitter: float = field(default=0.0, metadata={"least": 0})
     # Times that an image comes in an epoch, which then takes as many images less.
     repeats: int = field(default=1, metadata={"above": 0})
     mixup: float = field(default=0.0, metadata={"least": 0})  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = field(default=0.0, metadata={"least": 0})  # alpha of cutmix's Beta distribution, 0 = off
-    mix_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # that a group is mixed at all
-    mix_switch: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix where both are on
+    mixup_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # that a group is mixed at all
+    mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix where both are on
     # Consecutive images that share one mixing draw and are partners of each other.
     mix_group: int = field(default=32, metadata={"above": 0})
-    erase: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability of random erasing with noise
-    smoothing: float = field(default=0.1, metadata={"least": 0, "most": 1})  # label smoothing
+    random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; with noise
+    label_smoothing: float = field(default=0.1, metadata={"least": 0, "most": 1})
 
     @property
     def mixes(self) -> bool:

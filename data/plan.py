@@ -52,7 +52,7 @@ class TrainPlan:
         geometry: the cut of the global batch.
 
     Raises:
-        DataError: if ``augment.auto`` is no policy.
+        DataError: if ``augment.auto_augment`` is no policy.
     """
 
     def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
@@ -64,7 +64,7 @@ class TrainPlan:
         self.geometry = geometry
         self.rows = subset_rows(index.targets, data.subset)  # of the index, to train on
         self.balanced = data.balanced
-        self.policies = policies(augment.auto, augment.color_jitter, data.crop)
+        self.policies = policies(augment.auto_augment, augment.color_jitter, data.crop)
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
@@ -122,9 +122,9 @@ class TrainPlan:
     def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
         """What the device augmentation does to the batch at these positions."""
         erase = None
-        if self.augment.erase > 0:
+        if self.augment.random_erasing > 0:
             u = uniforms(self.seed, epoch, Stream.ERASE, positions.start, len(positions), 1 + 4 * TRIES)
-            erase = random_erase_boxes(u, self.augment.erase, self.side)
+            erase = random_erase_boxes(u, self.augment.random_erasing, self.side)
         mix = []
         if self.augment.mixup > 0 or self.augment.cutmix > 0:
             groups = self.geometry.groups_in(positions)
@@ -144,9 +144,9 @@ class TrainPlan:
         """One group's draw, distributed as timm's Mixup in batch mode."""
         a = self.augment
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
-        if rng.random() >= a.mix_prob:
+        if rng.random() >= a.mixup_prob:
             return None
-        cut = a.cutmix > 0 and (a.mixup == 0 or rng.random() < a.mix_switch)
+        cut = a.cutmix > 0 and (a.mixup == 0 or rng.random() < a.mixup_switch_prob)
         alpha = a.cutmix if cut else a.mixup
         share = float(rng.beta(alpha, alpha))
         if not cut:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.errors import UserError, reason
+from engine.renamed import translated
 from models import ModelError, read_file
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
     if "callbacks" not in content:  # before there were several, the logger's state was the id of its run
         logger = content.pop("wandb_id", None)
         content["callbacks"] = {"wandb": {"id": logger, "best_top1": None}} if logger else {}
+    if isinstance(content["config"], dict):
+        content["config"] = translated(content["config"])
     return content
 
 

@@ -138,7 +138,7 @@ class TrainConfig(RunConfig):
                 f"micro_batch_size={micro} is smaller than augment.mix_group={augment.mix_group}, whose images are "
                 f"mixed with one another: set micro_batch_size={augment.mix_group} or more"
             )
-        policies(augment.auto, augment.color_jitter, self.data.crop)  # refuses what there is not
+        policies(augment.auto_augment, augment.color_jitter, self.data.crop)  # refuses what there is not
 
 
 @dataclass

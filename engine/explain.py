@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from engine.arguments import OPEN, in_shell, values_of
 from engine.config import CONF, MODEL_SCHEMA
 from engine.options import ENTRIES, declared
+from engine.renamed import RENAMED
 from engine.settings import flatten
 
 
@@ -115,6 +116,8 @@ def _several_values(argument: str, entry: str) -> str:
 def _unknown_key(key: str, message: str, entry: str) -> str:
     if full := re.search(r"full_key: (\S+)", message):
         key = full[1]
+    if key in RENAMED:
+        return f"{key} has another name now: type {RENAMED[key]}=…"
     return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(entry)))}"
 
 

@@ -16,6 +16,7 @@ from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.json_text import to_json
 from engine.options import declared
+from engine.renamed import translated
 from engine.settings import as_container, defaults_of, flatten, write_settings
 
 
@@ -74,7 +75,7 @@ class RunDirectory:
         if not self.has_checkpoints() or not self.config.is_file():
             return None
         found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-        return found
+        return translated(found)
 
     def begin(self, settings: TrainConfig, step: int, validated: int) -> None:
         """Make the files ready for a run that goes on from ``step``, or starts anew: metrics and ``config.yaml``.

@@ -116,7 +116,9 @@ def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.
     per_epoch = data.plan.steps_per_epoch
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * per_epoch, per_epoch)
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, data.num_classes, cfg.augment.smoothing).to(runtime.device)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, data.num_classes, cfg.augment.label_smoothing).to(
+        runtime.device
+    )
     return TrainStep(cfg, runtime, model, optimizer, schedule, augment)
 
 

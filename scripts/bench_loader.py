@@ -82,11 +82,11 @@ def ours(kind: str, setting: Setting) -> Batches:
     images = open_split(setting.data, setting.split)
     augment = AugmentConfig()
     if setting.full:
-        augment = AugmentConfig(auto=POLICY, erase=0.25, mixup=0.8, cutmix=1.0)
+        augment = AugmentConfig(auto_augment=POLICY, random_erasing=0.25, mixup=0.8, cutmix=1.0)
     geometry = BatchGeometry(setting.batch_size, augment.mix_group)
     plan = TrainPlan(images.index, 0, setting.data, augment, geometry)
     backend = build_backend(kind, plan.index, setting.data, setting.device, setting.workers, setting.batch_size)
-    change = DeviceAugment(list(MEAN), list(STD), images.num_classes, augment.smoothing).to(setting.device)
+    change = DeviceAugment(list(MEAN), list(STD), images.num_classes, augment.label_smoothing).to(setting.device)
     for batch in Loader(backend, images.labels, setting.device).train(plan, 0, setting.batches):
         assert batch.draws is not None
         yield change(batch.images, batch.labels, batch.draws)[0]

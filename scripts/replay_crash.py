@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.config import TrainConfig
 from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.renamed import translated
 from engine.run_dir import RunDirectory
-from engine.train import train
+from engine.training_run import train
 from models import FAMILIES
 
 NEEDED = {"step", "checkpoint_step", "processes", "family", "config", "steps"}  # of a record
@@ -75,14 +76,14 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
             f"--nproc-per-node={record['processes']} (on as many machines), for noise depends on it"
         )
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
-    config: Any = OmegaConf.merge(schema, record["config"])
+    config: Any = OmegaConf.merge(schema, translated(record["config"]))
     config.output_dir = str(place / "replay")
     if record["checkpoint_step"] is not None:  # else it starts as the run did, from another run's checkpoint or anew
         config.resume = str(place / "checkpoint.pt")
     config.max_steps, config.log_every = record["step"], 1
     config.checkpoint.every_steps = config.checkpoint.every_epochs = config.checkpoint.every_minutes = None
     config.monitor.every, config.monitor.history = 1, 0
-    config.logger.name = "none"
+    config.callbacks = {}
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, TrainConfig)
     return settings

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from engine.config import TrainConfig, register
 from engine.settings import train_settings
-from engine.train import train
+from engine.training_run import train
 
 PROJECT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -29,13 +29,18 @@ SMALL = (
 )
 # Every source of randomness there is.
 ALL_AUGMENTATION = (
-    *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.erase=0.5", "augment.smoothing=0.1"),
-    *("augment.auto=rand-m9-mstd0.5-inc1", "augment.repeats=2", "data.interpolation=random"),
+    *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.random_erasing=0.5", "augment.label_smoothing=0.1"),
+    *("augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.repeats=2", "data.interpolation=random"),
     *("model.drop_path_rate=0.3", "augment.scale=[0.3,1.0]", "ema=0.9"),
 )
 # For runs that are to learn in a few steps: of 28 pixels RandAugment leaves little to see.
-PLAIN_IMAGES = ("augment.auto=null", "augment.color_jitter=0", "augment.repeats=1", "data.interpolation=bicubic")
-NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.erase=0", "model.drop_path_rate=0")
+PLAIN_IMAGES = (
+    "augment.auto_augment=null",
+    "augment.color_jitter=0",
+    "augment.repeats=1",
+    "data.interpolation=bicubic",
+)
+NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0", "model.drop_path_rate=0")
 
 
 def command(entry: str, *overrides: str, processes: int = 1) -> list[str]:

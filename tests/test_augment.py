@@ -160,7 +160,7 @@ def test_a_batch_augmented_in_parts_is_the_whole_one(
     augment: DeviceAugment, world: int, micro: int | None, auto: str | None
 ) -> None:
     batch = 38
-    config = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.7, mix_group=4, auto=auto, color_jitter=0.4)
+    config = AugmentConfig(mixup=0.8, cutmix=1.0, mixup_prob=0.7, mix_group=4, auto_augment=auto, color_jitter=0.4)
     index, data = synthetic_index(batch, CLASSES, SIDE), DataConfig(name="any", crop=SIDE)
     images, labels = make_batch(batch)
 

@@ -15,7 +15,8 @@ from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.config import TrainConfig
 from engine.distributed import World
 from engine.errors import UserError
-from engine.stepper import Stepper
+from engine.runtime import Runtime
+from engine.step import TrainStep
 from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run, run_here
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
@@ -61,15 +62,16 @@ def scramble_and_share(rank: int, folder: Path) -> None:
     cfg = TrainConfig(ema=0.9, amp="fp32")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     augment = DeviceAugment([0.5] * 3, [0.5] * 3, 5)
-    stepper = Stepper(model, optimizer, None, augment, cfg, world, torch.device("cpu"))  # type: ignore[arg-type]
+    runtime = Runtime(world, torch.device("cpu"))
+    step = TrainStep(cfg, runtime, model, optimizer, None, augment)  # type: ignore[arg-type]
     torch.manual_seed(rank)
-    for module in (model, stepper.ema.module):
+    for module in (model, step.ema.module):
         for buffer in module.buffers():
             buffer.copy_(torch.rand(buffer.shape) * 100)
-    kept = stepper.state_dict()
+    kept = step.state_dict()
     torch.save({name: {k: v.clone() for k, v in kept[name].items()} for name in ("model", "ema")}, folder / f"{rank}a")
-    stepper.share_buffers()
-    torch.save({name: stepper.state_dict()[name] for name in ("model", "ema")}, folder / f"{rank}b")
+    step.share_buffers()
+    torch.save({name: step.state_dict()[name] for name in ("model", "ema")}, folder / f"{rank}b")
     torch.distributed.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from engine.beside import LineFile, beside
-from engine.plots import draw_batch
+from engine.callbacks.plots import draw_batch
 
 
 @contextmanager

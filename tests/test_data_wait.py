@@ -1,12 +1,15 @@
 """Waiting for data: noticed once, after the start, with advice for this backend on this device."""
 
+import logging
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine.data_wait import DataWait
+from engine.callbacks.data_wait import DataWait
+from engine.distributed import World
+from engine.runtime import Runtime
 from tests.runs import SMALL, metrics, train_here
 
 CORES = len(os.sched_getaffinity(0))
@@ -14,20 +17,29 @@ CORES = len(os.sched_getaffinity(0))
 
 def watch(backend: str = "torch", device: str = "cpu", workers: int | None = None, local_size: int = 1) -> DataWait:
     config = SimpleNamespace(data=SimpleNamespace(backend=backend), max_workers=workers)
-    return DataWait(config, torch.device(device), local_size)
+    return DataWait(config, Runtime(World(0, local_size, 0, local_size), torch.device(device)))  # type: ignore[arg-type]
+
+
+def heard(waiting: DataWait, shares: tuple[float, ...], caplog) -> list[str]:
+    """What is said after each interval."""
+    texts = []
+    for share in shares:
+        with caplog.at_level("WARNING"):
+            waiting.on_line({"split": "train", "data_wait": share})
+        texts.append(" ".join(record.message for record in caplog.records))
+        caplog.clear()
+    return texts
 
 
 def said(**kind) -> str:
-    waiting = watch(**kind)
-    waiting.look(0.0)
-    return waiting.look(0.2)
+    return watch(**kind).advice(0.2)
 
 
-def test_once_and_not_at_the_start():
-    waiting = watch()
-    heard = [waiting.look(share) for share in (0.9, 0.0, 0.05, 0.051, 0.9)]
-    assert [bool(text) for text in heard] == [False, False, False, True, False]
-    assert heard[3].startswith("5% of the time goes to waiting for data. To change that: ")
+def test_once_and_not_at_the_start(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
+    texts = heard(watch(), (0.9, 0.0, 0.05, 0.051, 0.9), caplog)
+    assert [bool(text) for text in texts] == [False, False, False, True, False]
+    assert texts[3].startswith("5% of the time goes to waiting for data. To change that: ")
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
@@ -48,8 +60,9 @@ def test_advice_is_for_the_workers_and_the_processes():
     assert "max_workers" not in said(workers=max(1, CORES // 2), local_size=2)
 
 
-def test_noise_needs_no_advice():
-    assert said(backend="synthetic") is None
+def test_noise_needs_no_advice(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
+    assert heard(watch(backend="synthetic"), (0.9, 0.9), caplog) == ["", ""]
 
 
 def test_a_run_that_waits_says_so_once(small_images, here, capsys):

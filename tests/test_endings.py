@@ -17,6 +17,8 @@ import torch
 from data import DataError
 from engine.distributed import World
 from engine.errors import UserError
+from engine.loop import TrainLoop
+from engine.step import TrainStep
 from tests.runs import (
     ALL_AUGMENTATION,
     SMALL,
@@ -44,17 +46,16 @@ def with_a_bad_image(small_images, here, monkeypatch):
     images = shutil.copytree(small_images, here / "images")
 
     def damage(*common: str) -> tuple[Path, bytes]:
-        from engine import trainer
-
         order: list[list[str]] = []
-        real = trainer.Trainer._step
+        real = TrainLoop._step
 
         def note(self, batches):
-            order.append([self.plan.index.name(int(row)) for row in self.plan.images_of(self.done)])
+            plan = self.run.data.plan
+            order.append([plan.index.name(int(row)) for row in plan.images_of(self.done)])
             real(self, batches)
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.Trainer, "_step", note)
+            patch.setattr(TrainLoop, "_step", note)
             train_here(*common, f"data.root={images}", "output_dir=whole")
         before = {name for names in order[:6] for name in names}
         bad = next(Path(name) for name in order[6][::-1] if name not in before)
@@ -108,19 +109,17 @@ def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, mo
 
 def test_a_loss_that_is_not_finite_is_not_saved(small_images, here, monkeypatch):
     """Not even where an error ends the run before anybody has looked at the loss."""
-    from engine.stepper import Stepper
+    real = TrainStep.take
 
-    real = Stepper.step
-
-    def step(self, number, batches, micro_steps, monitor=None):
-        if number == 3:
+    def take(self, number, batches, micro_steps):
+        if number == 4:
             raise OSError("a disk is gone")
-        if number == 2:
+        if number == 3:
             with torch.no_grad():
                 self.parameters[0].fill_(float("nan"))
-        return real(self, number, batches, micro_steps, monitor)
+        return real(self, number, batches, micro_steps)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(TrainStep, "take", take)
     with pytest.raises(OSError, match="a disk is gone"):
         train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9", "log_every=99")
     assert not list((here / "outputs/a/checkpoints").glob("*.pt"))
@@ -131,8 +130,8 @@ def test_instruments_and_pictures_may_fail(small_images, here, monkeypatch, caps
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("stability.monitor.StabilityMonitor._probe", fail)
-    monkeypatch.setattr("engine.trainer.draw_batch", fail)
-    monkeypatch.setattr("engine.trainer.draw_curves", fail)
+    monkeypatch.setattr("engine.callbacks.pictures.draw_batch", fail)
+    monkeypatch.setattr("engine.callbacks.pictures.draw_curves", fail)
     train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2")
     said = capsys.readouterr().out
     assert said.count("the instruments cannot be read (CUDA out of memory): the run goes on") == 1
@@ -141,16 +140,14 @@ def test_instruments_and_pictures_may_fail(small_images, here, monkeypatch, caps
 
 
 def test_a_run_directory_removed_during_the_run_is_made_anew(small_images, here, monkeypatch):
-    from engine.trainer import Trainer
-
-    real = Trainer._after_step
+    real = TrainLoop._after_step
 
     def after_step(self):
         if self.done == 3:
-            shutil.rmtree(self.run.path)
+            shutil.rmtree(self.run.directory.path)
         real(self)
 
-    monkeypatch.setattr(Trainer, "_after_step", after_step)
+    monkeypatch.setattr(TrainLoop, "_after_step", after_step)
     train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=5")
     assert checkpoint(here / "outputs/a")["step"] == 5
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [3, 4, 5]

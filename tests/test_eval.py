@@ -21,9 +21,10 @@ from data.loader import Batch
 from engine.config import EvalConfig
 from engine.distributed import World
 from engine.log import log_to
-from engine.scoring import evaluate
+from engine.runtime import Runtime
+from engine.saved_model import trained_model
+from engine.scoring import score
 from engine.settings import as_container, eval_settings
-from engine.trained import trained_model
 from models import ModelError, build_model, family_of
 from models.weights import named_for
 from tests.authors import released, save, yacs_config
@@ -76,7 +77,7 @@ def test_scores_are_right():
     images = torch.zeros(23, 3, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(23)
     batches = [Batch(images[a:b], labels[a:b], None, None) for a, b in ((0, 10), (10, 11), (11, 23))]
-    found = evaluate(model, batches, augment, World(0, 1, 0, 1), torch.device("cpu"), "fp32")
+    found = score(model, batches, augment, Runtime(World(0, 1, 0, 1), torch.device("cpu")))
     assert found.images == 23
     assert found.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
     assert found.top5 == 100

@@ -11,12 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.callbacks.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, is_spike
 from engine.checkpoint import Checkpoints
+from engine.config import MonitorConfig, TrainConfig
 from engine.distributed import World
 from engine.errors import UserError
-from engine.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, is_spike
 from engine.run_dir import RunDirectory
 from engine.settings import as_container
+from engine.step import StepOutcome
+from models.config import LipsFormerSwinConfig
 from scripts.replay_crash import find_record, read_record, replay_settings
 from tests.runs import SMALL, checkpoint, command, environment, metrics, run, run_here, settings, train_here
 
@@ -144,15 +147,19 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
 def recorder_of(folder, keep: int = 64) -> FlightRecorder:
     """A recorder of a single process; the images of each step are its number, counted from 0."""
     plan = SimpleNamespace(images_of=lambda step: [step], index=SimpleNamespace(name=lambda row: f"{row}.png"))
-    return FlightRecorder(World(0, 1, 0, 1), plan, Checkpoints(folder, keep=1), RunDirectory(folder), {}, keep)
+    cfg = TrainConfig(model=LipsFormerSwinConfig(), monitor=MonitorConfig(history=keep))
+    parts = {"data": SimpleNamespace(plan=plan), "checkpoints": Checkpoints(folder, keep=1)}
+    runtime = SimpleNamespace(world=World(0, 1, 0, 1))
+    run = SimpleNamespace(cfg=cfg, runtime=runtime, directory=RunDirectory(folder), **parts)
+    return FlightRecorder(run)  # type: ignore[arg-type]
 
 
 def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None = None) -> list[tuple[int, str]]:
     """Steps and kinds of the records of a run with those losses, read at its end."""
     for step, loss in enumerate(losses, start=1):
-        recorder.add(step, torch.tensor(loss), torch.tensor(1.0), 0.1)
-    recorder.look(bad_step)
-    records = [json.loads(path.read_text()) for path in sorted(recorder.run.crashes.glob("*/record.json"))]
+        recorder.after_step(StepOutcome(step, torch.tensor(loss), torch.tensor(1.0), 0.1, None))  # type: ignore[arg-type]
+    recorder.on_line({"split": "crash" if bad_step else "train", "step": bad_step or len(losses)})
+    records = [json.loads(path.read_text()) for path in sorted(recorder.crashes.glob("*/record.json"))]
     return [(record["step"], record["kind"]) for record in records]
 
 
@@ -164,7 +171,7 @@ def test_a_spike_is_recorded_also_where_the_loss_breaks_soon_after(tmp_path):
 def test_a_record_names_the_images_of_its_step_and_adds_up_the_processes(tmp_path):
     recorder = recorder_of(tmp_path)
     others = [0.5, 0.0] * 20 + [7.0, 0.0]  # loss and gradient norm of another process
-    recorder.world = SimpleNamespace(is_main=True, gather=lambda mine: [mine.tolist(), others])
+    recorder.world = SimpleNamespace(is_main=True, size=2, gather=lambda mine: [mine.tolist(), others])
     assert recorded(recorder, [1.5] * 20 + [1.5]) == [(21, "spike")]
     record = json.loads((tmp_path / "crashes/step_00000021/record.json").read_text())
     assert record["images"] == [{"index": 20, "path": "20.png"}]
@@ -197,8 +204,8 @@ def test_a_run_that_starts_anew_sets_old_records_aside(tmp_path):
     for text in ("first", "second"):
         (run.crashes / "step_00000003").mkdir(parents=True)
         (run.crashes / "step_00000003/record.json").write_text(text)
-        run.cut_metrics(2)
+        run.cut_metrics(2, 2)
         assert run.crashes.exists()
-        run.cut_metrics(0)
+        run.cut_metrics(0, 0)
         assert not run.crashes.exists()
         assert (tmp_path / "crashes.before/step_00000003/record.json").read_text() == text

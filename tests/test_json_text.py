@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from engine.callbacks.plots import draw_curves
 from engine.json_text import spelt, to_json
-from engine.plots import draw_curves
 from engine.run_dir import RunDirectory
 from optim import OptimConfig
 from scripts.compare_runs import main as compare_runs

@@ -103,8 +103,8 @@ def same_draws(a: DeviceDraws | None, b: DeviceDraws | None) -> bool:
 @pytest.mark.parametrize(("kind", "workers"), [("torch", 0), ("torch", 2), ("dali", 2)])
 def test_a_resumed_run_gets_the_same_batches(photographs: Path, kind: str, workers: int) -> None:
     cfg, images = open_images(photographs, "train")
-    augment = AugmentConfig(mixup=0.8, cutmix=1.0, mix_group=2, erase=0.5, smoothing=0.1)
-    on_device = DeviceAugment(cfg.mean, cfg.std, images.num_classes, augment.smoothing)
+    augment = AugmentConfig(mixup=0.8, cutmix=1.0, mix_group=2, random_erasing=0.5, label_smoothing=0.1)
+    on_device = DeviceAugment(cfg.mean, cfg.std, images.num_classes, augment.label_smoothing)
 
     def batches(first: int, last: int) -> list[Batch]:
         plan = TrainPlan(images.index, 3, cfg, augment, BatchGeometry(10, 2, micro_batch_size=6))

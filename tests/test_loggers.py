@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
+from engine.callbacks import Callback
+from engine.errors import UserError
 from tests.runs import SMALL, checkpoint, metrics, run, train_here
 
 BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records with a header of 7 bytes
@@ -53,7 +56,9 @@ def read_run(folder: Path) -> dict:
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr("engine.loggers.PATIENCE", 100.0)  # its service may start slowly beside other tests
+    monkeypatch.setattr(
+        "engine.callbacks.wandb_logger.PATIENCE", 100.0
+    )  # its service may start slowly beside other tests
     return tmp_path
 
 
@@ -74,7 +79,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
         assert key in history, key
     assert float(found["summary"]["best_top1"]) == metrics(here / "outputs/a", "val")[-1]["top1"]
     first_id = found["id"]
-    assert checkpoint(here / "outputs/a")["wandb_id"] == first_id
+    assert checkpoint(here / "outputs/a")["callbacks"]["wandb"]["id"] == first_id
     train_here(*common, "max_steps=7")
     assert read_run(here / "outputs/a")["id"] == first_id, "a resumed run stays one run"
 
@@ -100,9 +105,66 @@ def test_a_copy_of_a_run_under_another_name_is_another_run(small_images, here):
     """Two runs would write into one on the server, each over the other."""
     common = (*SMALL, f"data.root={small_images}")
     train_here(*common, "name=a", "max_steps=1")
-    torch.save(checkpoint(here / "outputs/a") | {"wandb_id": "first"}, here / "outputs/a/checkpoints/last.pt")
+    states = {"wandb": {"id": "first", "best_top1": 3.0}}
+    torch.save(checkpoint(here / "outputs/a") | {"callbacks": states}, here / "outputs/a/checkpoints/last.pt")
     shutil.copytree(here / "outputs/a", here / "outputs/b")
     train_here(*common, "name=a", "max_steps=2")
     train_here(*common, "name=b", "max_steps=2")
-    assert checkpoint(here / "outputs/a")["wandb_id"] == "first"
-    assert checkpoint(here / "outputs/b")["wandb_id"] is None
+    assert checkpoint(here / "outputs/a")["callbacks"] == states
+    assert checkpoint(here / "outputs/b")["callbacks"] == {}
+
+
+def test_the_id_of_an_older_checkpoint_is_taken_over(small_images, here):
+    """It was the one thing a logger kept, under a name of its own."""
+    common = (*SMALL, f"data.root={small_images}", "name=a")
+    train_here(*common, "max_steps=1")
+    state = checkpoint(here / "outputs/a")
+    del state["callbacks"]
+    torch.save(state | {"wandb_id": "first"}, here / "outputs/a/checkpoints/last.pt")
+    train_here(*common, "max_steps=2")
+    assert checkpoint(here / "outputs/a")["callbacks"] == {"wandb": {"id": "first", "best_top1": None}}
+
+
+def test_tensorboard_gets_numbers_pictures_and_settings(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "logger=tensorboard", "monitor.every=2")
+    train_here(*common, "max_steps=5")
+    events = EventAccumulator(str(here / "outputs/a/tensorboard"), {"scalars": 0, "images": 0}).Reload()
+    written = metrics(here / "outputs/a", "train")
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in written
+    ]
+    assert {"train/lr", "val/top1", "stability/sigma_max", "sec/stages.0.0.attn.branch"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert {"batch", "stability"} <= set(events.Tags()["images"])
+    assert events.Scalars("hparam/best_top1")[-1].value == pytest.approx(metrics(here / "outputs/a", "val")[-1]["top1"])
+    train_here(*common, "max_steps=7")
+    again = EventAccumulator(str(here / "outputs/a/tensorboard"), {"scalars": 0}).Reload()
+    assert [e.step for e in again.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_two_loggers_at_once(small_images, here):
+    options = (*[o for o in SMALL if o != "logger=none"], f"data.root={small_images}", "name=a", "max_steps=1")
+    train_here(*options, "logger=[wandb,tensorboard]")
+    assert read_run(here / "outputs/a")["history"]["train/loss"]
+    assert list((here / "outputs/a/tensorboard").glob("events*"))
+
+
+class Failing(Callback):
+    """A callback of a user's, with a fault."""
+
+    def __init__(self, run, state):
+        self.state = {"starts": (state or {"starts": 0})["starts"] + 1}
+
+    def on_line(self, line):
+        raise ValueError("of all things")
+
+
+def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, capsys):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.test_loggers.Failing")
+    train_here(*common, "max_steps=1")
+    train_here(*common, "max_steps=2")
+    assert capsys.readouterr().out.count("mine failed (of all things): the run goes on without it") == 1
+    assert checkpoint(here / "outputs/a")["callbacks"]["mine"] == {"starts": 2}
+    with pytest.raises(UserError, match=r"callbacks: tests\.nothing\.Here cannot be imported .*: name package"):
+        train_here(*common, "callbacks.mine=tests.nothing.Here", "max_steps=3")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from engine.instruments import Instruments
+from engine.callbacks.instruments import Instruments
 from engine.run_dir import RunDirectory
+from engine.run_length import RunLength
 from optim import AdamW2, OptimError, param_groups, spectral_norms
 from stability import (
     StabilityMonitor,
@@ -208,16 +209,26 @@ def test_a_reading_is_summed_up_by_its_worst_layers_and_warns_once(tmp_path, cap
     }
     report = StabilityReport(layers, {"a": [1]}, seconds=0.1)
     told: list[dict] = []
-    logger = SimpleNamespace(log=lambda values, step: told.append(values))
-    instruments = Instruments(None, 1, RunDirectory(tmp_path), logger)
-    line = instruments.take_down(report, {"step": 3, "epoch": 0.1})
+    callbacks = SimpleNamespace(on_line=told.append)
+    instruments = Instruments(None, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)  # type: ignore[arg-type]
+
+    def take_down(step: int) -> None:
+        instruments.report = report
+        instruments.after_step(SimpleNamespace(step=step))  # type: ignore[arg-type]
+
+    take_down(3)
+    line, of_layers = told
     assert (line["diversity_min"], line["diversity_min_of"], line["collapsed"]) == (0.2, "b", 1)
     assert (line["entropy_min"], line["entropy_min_of"], line["sec_max"], line["sec_max_of"]) == (0.1, "a", 0.95, "a")
-    assert told[0]["entropy/a"] == 0.1 and told[0]["sec/b"] == 0.5
+    assert of_layers["entropy/a"] == 0.1 and of_layers["sec/b"] == 0.5
+    assert (line["split"], line["step"], line["epoch"]) == ("stability", 3, 0.3)
     assert "step 3: attention collapses in a, head 1 (entropy 0.10, rank 0.05" in caplog.text
-    instruments.take_down(report, {"step": 4, "epoch": 0.2})
+    take_down(4)
     assert caplog.text.count("collapses") == 1
-    assert [reading["layers"]["diversity"]["c"] for reading in instruments.run.read_stability()] == [[None], [None]]
+    assert [reading["layers"]["diversity"]["c"] for reading in instruments.directory.read_stability()] == [
+        [None],
+        [None],
+    ]
 
 
 def collapse_(model: nn.Module, layer: str) -> None:

@@ -15,7 +15,9 @@ from data.index import ImageIndex, synthetic_index
 from data.plan import EvalPlan, Mix, TrainPlan
 
 SIDE = 64
-ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25, auto="3a", color_jitter=0.3)
+ALL = AugmentConfig(
+    mixup=0.8, cutmix=1.0, mixup_prob=0.8, mix_group=8, random_erasing=0.25, auto_augment="3a", color_jitter=0.3
+)
 COUNTS = (1, 2, 3, 4, 8)  # processes
 
 
@@ -174,7 +176,7 @@ def test_boxes_belong_to_their_images() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_as_many_images_are_flipped_and_erased_as_asked_for(probability: float) -> None:
-    augment = AugmentConfig(hflip=probability, erase=probability)
+    augment = AugmentConfig(hflip=probability, random_erasing=probability)
     plan = make_plan(count=6000, augment=augment, batch=6000)
     erase = plan.device_draws(0, range(6000)).erase
     assert plan.crops(0, range(6000)).flip.mean() == pytest.approx(probability, abs=0.03)
@@ -184,7 +186,7 @@ def test_as_many_images_are_flipped_and_erased_as_asked_for(probability: float) 
 
 
 def test_what_happens_to_an_image_has_nothing_to_do_with_its_flip_and_erasing() -> None:
-    plan = make_plan(count=20_000, augment=AugmentConfig(auto="rand-m9-inc1", erase=0.5), batch=20_000)
+    plan = make_plan(count=20_000, augment=AugmentConfig(auto_augment="rand-m9-inc1", random_erasing=0.5), batch=20_000)
     draws = plan.device_draws(0, range(20_000))
     assert draws.auto is not None and draws.erase is not None
     for other in (plan.crops(0, range(20_000)).flip, draws.erase[:, 2] > 0):
@@ -198,7 +200,7 @@ def test_interpolation_is_drawn_for_each_image_and_each_movement(interpolation: 
     count = 10_000
     data = DataConfig(name="any", crop=SIDE, interpolation=interpolation)
     geometry = BatchGeometry(count, 8)
-    plan = TrainPlan(image_index(count), 1, data, AugmentConfig(auto="rand-m9", hflip=0.5), geometry)
+    plan = TrainPlan(image_index(count), 1, data, AugmentConfig(auto_augment="rand-m9", hflip=0.5), geometry)
     crops, draws = plan.crops(0, range(count)), plan.device_draws(0, range(count))
     assert draws.auto is not None and draws.cubic is not None and draws.cubic.shape == draws.auto.ops.shape
     drawn = np.column_stack([crops.cubic, draws.cubic])

@@ -171,7 +171,7 @@ def test_colour_jitter_comes_where_timm_has_it(auto: str | None, jitter: float, 
 @pytest.mark.parametrize(
     ("auto", "said"),
     [
-        ("augmix-m5", "augment.auto=augmix-m5 is unknown: choose rand-m9-mstd0.5-inc1"),
+        ("augmix-m5", "augment.auto_augment=augmix-m5 is unknown: choose rand-m9-mstd0.5-inc1"),
         ("randm9", "is unknown"),
         ("", "is unknown"),
         ("rand-m9.5", "'m9.5' is unknown"),
@@ -192,4 +192,6 @@ def test_colour_jitter_comes_where_timm_has_it(auto: str | None, jitter: float, 
 def test_what_there_is_not_is_refused_in_one_line(auto: str, said: str) -> None:
     with pytest.raises(DataError) as error:
         policies(auto, 0.0, 224)
-    assert said in str(error.value) and f"augment.auto={auto}" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        said in str(error.value) and f"augment.auto_augment={auto}" in str(error.value) and "\n" not in str(error.value)
+    )

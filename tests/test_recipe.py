@@ -84,7 +84,12 @@ def test_the_small_lipsformer_s_recipe_is_the_options_defaults():
     cfg = settings("model=lipsformer_swin_mini")
     assert (cfg.epochs, cfg.batch_size, cfg.ema, cfg.model.drop_path_rate) == (300, 1024, None, 0.0)
     assert (cfg.optim.base_lr, cfg.optim.betas, cfg.optim.light_decay, cfg.optim.clip) == (5e-4, [0.9, 0.98], 5e-4, 5.0)
-    assert (cfg.augment.auto, cfg.augment.mixup, cfg.augment.erase, cfg.augment.smoothing) == (None, 0.0, 0.0, 0.1)
+    assert (cfg.augment.auto_augment, cfg.augment.mixup, cfg.augment.random_erasing, cfg.augment.label_smoothing) == (
+        None,
+        0.0,
+        0.0,
+        0.1,
+    )
 
 
 def test_general_recipes_are_no_single_model_s():

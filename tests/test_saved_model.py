@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from engine.saved_model import open_trained, trained_model
 from engine.settings import as_container, eval_settings
-from engine.trained import open_trained, trained_model
 from models import build_model, family_of
 from tests.runs import composed, same_tensors, settings
 

@@ -10,12 +10,13 @@ from data import DeviceAugment
 from data.loader import Batch
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
-from engine.eval import evaluate_checkpoint
-from engine.eval_report import write_scores
+from engine.evaluation_run import evaluate_checkpoint
 from engine.log import log_to
-from engine.scoring import Scores, evaluate
+from engine.runtime import Runtime
+from engine.saved_model import open_trained
+from engine.score_files import write_scores
+from engine.scoring import Scores, score
 from engine.settings import eval_settings
-from engine.trained import open_trained
 from tests.runs import SMALL, checkpoint, composed, metrics, train_here
 
 
@@ -32,8 +33,8 @@ def test_answers_that_are_not_finite_are_wrong(classes, capsys):
             return logits
 
     batch = Batch(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), torch.zeros(6, dtype=torch.long), None, None)
-    augment, world = DeviceAugment([0.0] * 3, [1.0] * 3, 3), World(0, 1, 0, 1)
-    found = evaluate(Table(), [batch], augment, world, torch.device("cpu"), "fp32", classes=classes)
+    runtime = Runtime(World(0, 1, 0, 1), torch.device("cpu"))
+    found = score(Table(), [batch], DeviceAugment([0.0] * 3, [1.0] * 3, 3), runtime, classes)
     bad = 4 if classes is None else 3
     assert found.not_finite == bad and found.top1 == found.top5 == pytest.approx(100 * (6 - bad) / 6)
     assert f"answers on {bad} of 6 images are not finite" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.backends.torch_backend import CropDataset
-from engine.profiler import span
+from engine.span import span
 from engine.trace import TRACE, read_trace
 from tests.runs import PROJECT, SMALL, train_here
 

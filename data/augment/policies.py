@@ -51,7 +51,7 @@ def policies(auto: str | None, color_jitter: float, side: int) -> list[Policy]:
     That is where there is no policy, or one of 3-Augment's.
 
     Args:
-        auto: the policy's name, ``augment.auto``.
+        auto: the policy's name, ``augment.auto_augment``.
         color_jitter: ``augment.color_jitter``.
         side: of the images in pixels.
 
@@ -71,23 +71,25 @@ def _named(auto: str, side: int) -> Policy:
     if kind == "rand":
         _refuse_parts(auto, parts, RAND_PART, "such as m9, mstd0.5, inc1, n2, p0.5, mmax10, tweights, t3a, t3aw")
         if "n0" in parts:
-            raise DataError(f"augment.auto={auto}: 'n0' is no operation at all: leave augment.auto null")
+            raise DataError(
+                f"augment.auto_augment={auto}: 'n0' is no operation at all: leave augment.auto_augment null"
+            )
         return Rand(auto)
     if kind in SEARCHED:
         _refuse_parts(auto, parts, SEARCHED_PART, "such as mstd0.5")
         return Searched(auto)
     known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *SEARCHED))
-    raise DataError(f"augment.auto={auto} is unknown: choose {known}")
+    raise DataError(f"augment.auto_augment={auto} is unknown: choose {known}")
 
 
 def _refuse_parts(auto: str, parts: list[str], known: str, examples: str) -> None:
     seen = set()
     for part in parts:
         if not re.fullmatch(known, part):
-            raise DataError(f"augment.auto={auto}: '{part}' is unknown: choose parts {examples}")
+            raise DataError(f"augment.auto_augment={auto}: '{part}' is unknown: choose parts {examples}")
         name = "t" if part.startswith("t") else part.rstrip(".0123456789")
         if name in seen:
-            raise DataError(f"augment.auto={auto}: '{name}' is given twice")
+            raise DataError(f"augment.auto_augment={auto}: '{name}' is given twice")
         seen.add(name)
 
 
@@ -105,7 +107,9 @@ class Rand:
         self.candidates = Candidates(parsed.ops)
         choices = len(parsed.ops)
         if self.weights is not None and self.layers > choices:
-            raise DataError(f"augment.auto={name}: 'n{self.layers}' is more than the {choices} operations there are")
+            raise DataError(
+                f"augment.auto_augment={name}: 'n{self.layers}' is more than the {choices} operations there are"
+            )
         self.for_choice = self.layers if self.weights is None else choices
         self.uniforms = self.for_choice + 4 * self.layers
 
