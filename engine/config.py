@@ -153,6 +153,9 @@ class EvalConfig(RunConfig):
     # Tables of several sets go beside it, with the ending .md.
     output: str = field(default="eval.json", metadata={"path": "as typed"})
 
+    # A CSV file with the model's five best classes of every image; with several sets one for each, FILE.SET.csv.
+    predictions: str | None = field(default=None, metadata={"path": "as typed"})
+
     def check(self) -> None:
         """Refuse options that contradict each other."""
         super().check()

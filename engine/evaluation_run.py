@@ -1,6 +1,8 @@
 """Evaluation of a checkpoint, from its settings to its last line."""
 
 import logging
+import os
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -23,9 +25,10 @@ from data import (
 from engine.config import EvalConfig
 from engine.distributed import World
 from engine.errors import RunStopped
+from engine.predictions import Predictions, write_predictions
 from engine.runtime import Runtime
 from engine.saved_model import trained_model
-from engine.score_files import refuse_unwritable, write_scores, write_sets
+from engine.score_files import predictions_path, refuse_unwritable, write_scores, write_sets
 from engine.scoring import Scores, score
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,12 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
     scores = {}
     with world.joined(runtime.device):
         for name, images in sets.items():
-            scores[name] = _score(network, images, augment, cfg, runtime)
+            predictions = Predictions() if cfg.predictions is not None else None
+            scores[name] = _score(network, images, augment, cfg, runtime, predictions)
+            if predictions is not None and (found := predictions.of_all(world)) is not None:
+                path = predictions_path(cfg, name)
+                write_predictions(path, images, *found, _names(images, trained, num_classes))
+                log.info("every answer is in %s", os.path.relpath(path))
             if len(sets) > 1:
                 log.info("%s: top-1 %.2f %%", images.data.name, scores[name].top1)
     if world.is_main and cfg.sets.folders():
@@ -85,11 +93,33 @@ def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) 
     return {cfg.data.name: EvalImages(cfg.data, images.index, images.labels)}, known or images.num_classes
 
 
-def _score(network: nn.Module, images: EvalImages, augment: DeviceAugment, cfg: EvalConfig, runtime: Runtime) -> Scores:
+def _score(
+    network: nn.Module,
+    images: EvalImages,
+    augment: DeviceAugment,
+    cfg: EvalConfig,
+    runtime: Runtime,
+    predictions: Predictions | None,
+) -> Scores:
     world, size = runtime.world, cfg.eval.batch_size
     kind, workers = resolve_backend(images.data), runtime.workers(cfg.max_workers)
     backend = build_backend(kind, images.index, images.data, runtime.device, workers, size, world.local_size)
     loader = Loader(backend, images.answers, runtime.device)
     batches = loader.evaluate(EvalPlan(images.index, images.data), size, world.size, world.rank)
     classes = torch.from_numpy(images.classes) if images.classes is not None else None
-    return score(network, batches, augment, runtime, classes)
+    return score(network, batches, augment, runtime, classes, predictions.add if predictions is not None else None)
+
+
+def _names(images: EvalImages, trained: dict[str, Any] | None, num_classes: int) -> list[str]:
+    """Name of each class of the model: of those it was trained on, else of the folders, else its number."""
+    if trained is not None:
+        return trained["classes"]
+    names = {label: images.index.classes[folder] for label, folder in _labels_of_folders(images)}
+    return [names.get(label, str(label)) for label in range(num_classes)]
+
+
+def _labels_of_folders(images: EvalImages) -> Iterable[tuple[int, int]]:
+    """Label and number of each class folder, where every image has one right answer among all classes."""
+    if images.answers.ndim != 1 or images.classes is not None:
+        return []
+    return {(int(label), int(folder)) for label, folder in zip(images.answers, images.index.targets, strict=True)}

@@ -19,12 +19,25 @@ def refuse_unwritable(cfg: EvalConfig) -> None:
     """Raise where the files cannot be written: better said before the evaluation than after it."""
     if not Path(cfg.output).name:
         raise UserError(f"output={cfg.output} is no file: set output to one, such as eval.json")
-    for path in (Path(cfg.output), _table_path(cfg)):
-        folder = path.resolve().parent
-        if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-            raise UserError(f"output={cfg.output}: {path} cannot be written: set output to another file")
+    _refuse_path("output", cfg.output, Path(cfg.output))
+    _refuse_path("output", cfg.output, _table_path(cfg))
+    if cfg.predictions is not None:
+        for name in cfg.sets.folders() or [cfg.data.name]:
+            _refuse_path("predictions", cfg.predictions, predictions_path(cfg, name))
     if Path(cfg.output) == _table_path(cfg):
         raise UserError(f"output={cfg.output} is a file of JSON: give it another ending than .md")
+
+
+def _refuse_path(option: str, typed: str, path: Path) -> None:
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{option}={typed}: {path} cannot be written: set {option} to another file")
+
+
+def predictions_path(cfg: EvalConfig, name: str) -> Path:
+    """The file for the answers on one set of images; where there are several, its name is in the file's."""
+    path = Path(str(cfg.predictions))
+    return path.with_name(f"{path.stem}.{name}{path.suffix}") if len(cfg.sets.folders()) > 1 else path
 
 
 def _table_path(cfg: EvalConfig) -> Path:

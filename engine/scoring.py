@@ -1,7 +1,7 @@
 """Exact evaluation: over all processes every image counts once."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -40,6 +40,7 @@ def score(
     augment: DeviceAugment,
     runtime: Runtime,
     classes: Tensor | None = None,
+    see_logits: Callable[[Tensor], None] | None = None,
 ) -> Scores:
     """Score a model on this process's batches, summed over all processes.
 
@@ -52,6 +53,7 @@ def score(
         augment: normalises.
         runtime: processes, device and precision.
         classes: int64, the classes to choose among, where not all; labels are places in it.
+        see_logits: gets the logits ``(n, classes)`` of each batch.
     """
     model.eval()
     classes = classes.to(runtime.device) if classes is not None else None
@@ -61,6 +63,8 @@ def score(
         with runtime.autocast():
             logits = model(images)
         logits = logits.float() if classes is None else logits.float()[:, classes]
+        if see_logits is not None:
+            see_logits(logits)
         totals += torch.stack(_count(logits, batch.labels)).double()
     top1, top5, loss, seen, bad = runtime.world.sum(totals).tolist()
     if bad and runtime.world.is_main:

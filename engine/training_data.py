@@ -1,6 +1,6 @@
 """The images of a training run: both splits, what comes in which step, and the batches."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -44,6 +44,7 @@ class TrainingData:
         )
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
+        self.first_validation_batch: Batch | None = None  # for a picture
         self.plan = TrainPlan(self.train_set.index, cfg.seed, cfg.data, cfg.augment, self.geometry)
 
     @property
@@ -71,10 +72,13 @@ class TrainingData:
         """This process's micro-batches of the steps after ``first`` up to ``last``."""
         return TimedBatches(self._train.train(self.plan, first, last))
 
-    def validation_batches(self) -> Iterable[Batch]:
+    def validation_batches(self) -> Iterator[Batch]:
         """This process's batches of the validation images."""
-        world, size = self.runtime.world, self.cfg.eval.batch_size
-        return self._val.evaluate(EvalPlan(self.val_set.index, self.cfg.data), size, world.size, world.rank)
+        world, plan = self.runtime.world, EvalPlan(self.val_set.index, self.cfg.data)
+        for batch in self._val.evaluate(plan, self.cfg.eval.batch_size, world.size, world.rank):
+            if self.first_validation_batch is None:
+                self.first_validation_batch = batch
+            yield batch
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_settings_come_back_from_words():
 def test_lines_of_older_runs_become_valid(tmp_path):
     run = RunDirectory(tmp_path)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    run.cut_metrics(step=9)
+    run.cut_metrics(step=9, validated=9)
     lines = [strictly(line) for line in run.metrics.read_text().splitlines()]
     assert [line["loss"] for line in lines] == [None, 2.0, None]
 

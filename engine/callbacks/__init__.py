@@ -38,7 +38,7 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
     callbacks.add("metrics", MetricsFile(directory.metrics))
     callbacks.add("progress", Progress(run.length, first))
     callbacks.add("data_wait", DataWait(cfg, runtime))
-    callbacks.add("pictures", Pictures(directory, run.step, run.data.names, callbacks))
+    callbacks.add("pictures", Pictures(run, callbacks))
     callbacks.add("instruments", _instruments(run, callbacks))
     if cfg.profile:
         callbacks.add("profiler", StepProfiler(directory.path))

@@ -1,49 +1,60 @@
-"""The pictures of a run: its first batch as the model sees it, and its curves."""
+"""The pictures of a run: its first batches as the model sees them, and its curves."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from engine.beside import beside
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_batch, draw_curves
-from engine.run_dir import RunDirectory
-from engine.step import StepOutcome, TrainStep, seed_step
+from engine.run import Run
+from engine.step import StepOutcome, seed_step
 
 
 class Pictures(Callback):
-    """Draws ``plots/batch.png`` once, and ``plots/curves.png`` after each validation.
+    """Draws the first training and validation batch once, and the curves after each validation.
 
     Args:
-        directory: of the run.
-        step: augments.
-        names: name of each class.
-        callbacks: are told of each picture.
+        run: the parts of the run.
+        callbacks: are told of each picture of a batch.
     """
 
-    def __init__(self, directory: RunDirectory, step: TrainStep, names: dict[int, str], callbacks: Callbacks):
-        self.directory, self.step, self.names, self.callbacks = directory, step, names, callbacks
+    def __init__(self, run: Run, callbacks: Callbacks):
+        self.run, self.folder, self.callbacks = run, run.directory.plots, callbacks
         self.has_looked = False
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Draw the first batch, unless the run has a picture of one already."""
-        if self.has_looked:
-            return
-        self.has_looked = True
-        path = self.directory.plots / "batch.png"
+        """Draw the first training batch, unless the run has a picture of one already."""
+        if not self.has_looked:
+            self.has_looked = True
+            self._draw_training(outcome, self.folder / "batch.png")
+
+    def _draw_training(self, outcome: StepOutcome, path: Path) -> None:
         if path.exists():
             return
-        batch, runtime, augment = outcome.first_batch, self.step.runtime, self.step.augment
+        batch, runtime, augment = outcome.first_batch, self.run.runtime, self.run.step.augment
         devices = [runtime.device] if runtime.device.type == "cuda" else []
         with beside(f"{path} cannot be drawn"), torch.random.fork_rng(devices):
-            seed_step(self.step.cfg.seed, outcome.step - 1, runtime.world.rank)  # the same noise as in the step
+            seed_step(self.run.cfg.seed, outcome.step - 1, runtime.world.rank)  # the same noise as in the step
             images, targets = augment(batch.images, batch.labels, batch.draws)
-            draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.names, path)
+            draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
             self.callbacks.on_picture("batch", path, 0)
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Draw the curves after a validation."""
+        """After a validation draw the curves, and its first batch unless there is a picture of one already."""
         if line["split"] == "val":
-            path = self.directory.plots / "curves.png"
+            self._draw_validation(self.folder / "val_batch.png", line["step"])
+            path = self.folder / "curves.png"
             with beside(f"{path} cannot be drawn"):
-                draw_curves(self.directory.read_metrics(), path)
+                draw_curves(self.run.directory.read_metrics(), path)
+
+    def _draw_validation(self, path: Path, step: int) -> None:
+        batch = self.run.data.first_validation_batch
+        if path.exists() or batch is None:
+            return
+        with beside(f"{path} cannot be drawn"):
+            targets = F.one_hot(batch.labels, self.run.data.num_classes).float()
+            draw_batch(batch.images.cpu(), targets.cpu(), self.run.data.names, path)
+            self.callbacks.on_picture("val_batch", path, step)

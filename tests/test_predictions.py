@@ -1,0 +1,55 @@
+"""The file with the model's answer on every image."""
+
+import csv
+import json
+
+import pytest
+
+from tests.runs import SMALL, run, run_here, train_here
+
+
+@pytest.fixture
+def trained(small_images, here):
+    """A run of a few steps in outputs/a."""
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=3")
+    return here
+
+
+def rows(path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+OPTIONS = ("checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0")
+
+
+def test_it_has_every_image_once_and_agrees_with_the_scores(trained):
+    done = run_here("eval.py", *OPTIONS, "predictions=p.csv", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "every answer is in p.csv" in done.stdout
+    found, scores = rows(trained / "p.csv"), json.loads((trained / "eval.json").read_text())
+    assert len({row["path"] for row in found}) == len(found) == scores["images"]
+    right = [row["label"] == row["top1"] for row in found]
+    assert 100 * sum(right) / len(right) == pytest.approx(scores["top1"])
+    among_five = [row["label"] in [row[f"top{i}"] for i in range(1, 6)] for row in found]
+    assert 100 * sum(among_five) / len(among_five) == pytest.approx(scores["top5"])
+    for row in found:
+        shares = [float(row[f"p{i}"]) for i in range(1, 6)]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
+        assert f"/{row['name']}/" in row["path"], "the name is that of the image's folder"
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_rows_of_one(trained):
+    for processes, file in ((1, "one.csv"), (2, "two.csv")):
+        done = run("eval.py", *OPTIONS, "amp=fp32", f"predictions={file}", cwd=trained, processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (rows(trained / name) for name in ("one.csv", "two.csv"))
+    assert [row["path"] for row in one] == [row["path"] for row in two]
+    assert [row["top1"] for row in one] == [row["top1"] for row in two]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_evaluation(trained):
+    done = run_here("eval.py", *OPTIONS, "predictions=nowhere/p.csv", cwd=trained)
+    assert done.returncode == 2
+    assert "error: predictions=nowhere/p.csv: nowhere/p.csv cannot be written: set predictions to" in done.stderr
