@@ -10,12 +10,13 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from data.augment.device import DeviceAugment, soft_cross_entropy
+from data.augment.device_draws import DeviceDraws, Mix
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
 from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
 from data.index import synthetic_index
-from data.plan import DeviceDraws, Mix, TrainPlan
+from data.plan import TrainPlan
 from tests.pictures import FILL, as_batch, difference, pictures
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

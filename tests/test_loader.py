@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from data.augment.device import DeviceAugment
+from data.augment.device_draws import DeviceDraws
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, open_split
 from data.geometry import BatchGeometry
 from data.loader import Batch, Loader
-from data.plan import DeviceDraws, EvalPlan, TrainPlan
+from data.plan import EvalPlan, TrainPlan
 
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "dali")

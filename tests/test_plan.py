@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from timm.data.mixup import cutmix_bbox_and_lam
 
+from data.augment.device_draws import Mix
 from data.config import AugmentConfig, DataConfig
 from data.crops import Crops
 from data.geometry import BatchGeometry
 from data.index import ImageIndex, synthetic_index
-from data.plan import EvalPlan, Mix, TrainPlan
+from data.plan import EvalPlan, TrainPlan
 
 SIDE = 64
 ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25, auto="3a", color_jitter=0.3)
