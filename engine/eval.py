@@ -86,7 +86,7 @@ def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) 
     split = cfg.data.split
     world.first_on_machine(lambda: open_split(cfg.data, split, known, classes), lambda: is_prepared(cfg.data, [split]))
     images = open_split(cfg.data, split, known, classes)
-    return {cfg.data.name: EvalImages(cfg.data, images.index, images.labels)}, known or images.num_classes
+    return {cfg.data.name: EvalImages(cfg.data, images.source, images.labels)}, known or images.num_classes
 
 
 def _score(
@@ -94,7 +94,7 @@ def _score(
 ) -> Scores:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
     kind = resolve_backend(images.data)
-    backend = build_backend(kind, images.index, images.data, device, workers, cfg.eval.batch_size, world.local_size)
+    backend = build_backend(kind, images.source, images.data, device, workers, cfg.eval.batch_size, world.local_size)
     loader = Loader(backend, images.answers, device)
     batches = loader.evaluate(EvalPlan(images.index, images.data), cfg.eval.batch_size, world.size, world.rank)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format

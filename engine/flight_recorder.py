@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -32,6 +32,7 @@ class FlightRecorder:
     Args:
         world: this process among all.
         plan: knows the images of each step.
+        name: what an image is called, by its row of the index.
         checkpoints: of which the last before a spike is set aside for a replay.
         run: the directory whose ``crashes/`` takes the records.
         about: what else a replay needs to know.
@@ -42,13 +43,14 @@ class FlightRecorder:
         self,
         world: World,
         plan: TrainPlan,
+        name: Callable[[int], str],
         checkpoints: Checkpoints,
         run: RunDirectory,
         about: dict[str, Any],
         keep: int,
     ):
         self.world, self.plan, self.checkpoints, self.run = world, plan, checkpoints, run
-        self.about, self.keep = about, keep
+        self.name, self.about, self.keep = name, about, keep
         self.past: deque[dict[str, float]] = deque(maxlen=max(keep, LEAST_HISTORY))
         self.unread: list[tuple[int, float, Tensor]] = []
         self.quiet_until = 0
@@ -101,7 +103,7 @@ class FlightRecorder:
             **spelt(self.about),
             "steps": list(self.past),
             "readings": [reading for reading in self.run.read_stability() if reading["step"] >= self.past[0]["step"]],
-            "images": [{"index": int(row), "path": self.plan.index.name(int(row))} for row in rows],
+            "images": [{"index": int(row), "path": self.name(int(row))} for row in rows],
         }
         (place / "record.json").write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
         usual = f"usually {median(history):.4g}" if history else "the first steps"

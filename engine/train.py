@@ -181,7 +181,7 @@ def _build(
         logger=logger,
         checkpoints=checkpoints,
         instruments=Instruments(_new_monitor(cfg, stepper), cfg.monitor.every, run, logger),
-        recorder=FlightRecorder(world, plan, checkpoints, run, about, cfg.monitor.history),
+        recorder=FlightRecorder(world, plan, train_set.source.name, checkpoints, run, about, cfg.monitor.history),
         data_wait=DataWait(cfg, device, world.local_size),
         stop=stop,
         names=train_set.names,
@@ -250,7 +250,7 @@ def _loader(
     cfg: TrainConfig, world: World, device: torch.device, images: ImageSet, max_batch: int, stop: StopRequest
 ) -> Loader:
     workers = cfg.max_workers if cfg.max_workers is not None else default_workers(world.local_size)
-    backend = build_backend(cfg.data.backend, images.index, cfg.data, device, workers, max_batch, world.local_size)
+    backend = build_backend(cfg.data.backend, images.source, cfg.data, device, workers, max_batch, world.local_size)
     return Loader(backend, images.labels, device, cfg.data.on_bad_image == "skip", stop.look)
 
 

@@ -143,8 +143,8 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
 
 def recorder_of(folder, keep: int = 64) -> FlightRecorder:
     """A recorder of a single process; the images of each step are its number, counted from 0."""
-    plan = SimpleNamespace(images_of=lambda step: [step], index=SimpleNamespace(name=lambda row: f"{row}.png"))
-    return FlightRecorder(World(0, 1, 0, 1), plan, Checkpoints(folder, keep=1), RunDirectory(folder), {}, keep)
+    plan, checkpoints = SimpleNamespace(images_of=lambda step: [step]), Checkpoints(folder, keep=1)
+    return FlightRecorder(World(0, 1, 0, 1), plan, "{}.png".format, checkpoints, RunDirectory(folder), {}, keep)
 
 
 def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None = None) -> list[tuple[int, str]]:

@@ -51,7 +51,7 @@ def open_images(root: Path, split: str, crop: int = 32) -> tuple[DataConfig, Ima
 def make_loader(
     kind: str, cfg: DataConfig, images: ImageSet, device: torch.device = CPU, workers: int = 0, most: int = 16
 ) -> Loader:
-    return Loader(build_backend(kind, images.index, cfg, device, workers, most), images.labels, device)
+    return Loader(build_backend(kind, images.source, cfg, device, workers, most), images.labels, device)
 
 
 def check_colours(batch: Batch) -> None:

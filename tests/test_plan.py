@@ -12,8 +12,9 @@ from data.augment.device_draws import Mix
 from data.config import AugmentConfig, DataConfig
 from data.crops import Crops
 from data.geometry import BatchGeometry
-from data.index import ImageIndex, synthetic_index
+from data.index import ImageIndex
 from data.plan import EvalPlan, TrainPlan
+from data.sources.synthetic import SyntheticSource
 
 SIDE = 64
 ALL = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.8, mix_group=8, erase=0.25, auto="3a", color_jitter=0.3)
@@ -24,7 +25,7 @@ def image_index(count: int = 230) -> ImageIndex:
     """Images of many sizes, which exist nowhere."""
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(50, 600, (2, count)).astype(np.int32)
-    return replace(synthetic_index(count, 10, SIDE), heights=heights, widths=widths)
+    return replace(SyntheticSource(count, 10, SIDE).index, heights=heights, widths=widths)
 
 
 def make_plan(

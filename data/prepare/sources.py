@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from data.errors import DataError
-from data.index.folders import THREADS, class_folders, walk
+from data.index.building import THREADS
 from data.prepare.tars import members
+from data.sources.folder import class_folders, walk
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
@@ -189,15 +190,24 @@ def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Map
     return Split("val", [ClassMembers(name, classes[name]) for name in sorted(classes)], left_out)
 
 
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if not (root / split).is_dir():
+        raise DataError(f"{root / split} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    return root / split
+
+
 def image_folder(root: Path, split: str) -> Split:
     """The images of an image folder, ``root/split/<class>/<image>``.
 
     Raises:
         DataError: if there are none, or one cannot be read.
     """
-    folder = root / split
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    folder = split_folder(root, split)
     try:
         names = class_folders(folder)
     except OSError as error:

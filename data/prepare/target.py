@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from data.index.shards import MOST_SHARDS, shard_name
 from data.prepare.sources import ClassSource, Split
+from data.sources.shards import MOST_SHARDS, shard_name
 
 
 @dataclass(frozen=True)
