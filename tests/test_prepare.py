@@ -16,7 +16,7 @@ from PIL import Image
 from data.errors import DataError
 from data.index.arrays import write_arrays
 from data.prepare import prepare
-from data.prepare.sources import TRAIN_TAR, image_folder
+from data.prepare.originals import TRAIN_TAR, image_folder
 from data.prepare.target import Target
 from data.prepare.writing import write_class_folder, write_shard
 from data.sources.shards import PACKED_INDEX, ShardSource

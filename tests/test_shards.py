@@ -91,6 +91,17 @@ def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
         assert shards.read(i) == Path(str(folder.path(i))).read_bytes() == folder.read(i)
 
 
+def test_an_index_of_earlier_days_is_read(own: Path) -> None:
+    """It names the bytes of each image otherwise."""
+    new = opened(own)
+    arrays = dict(ArrayFile(own / "train" / PACKED_INDEX).arrays)
+    arrays["shard_lengths"] = arrays.pop("lengths")
+    write_arrays(own / "train" / PACKED_INDEX, arrays)
+    old = opened(own)
+    assert old.index.fingerprint() == new.index.fingerprint()
+    assert [old.read(i) for i in range(len(old))] == [new.read(i) for i in range(len(new))]
+
+
 def test_shards_are_ordinary_tar_files(photographs: Path, packed: Path, tmp_path: Path) -> None:
     for shard in sorted((packed / "train").glob("shard-*.tar")):
         subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)

@@ -66,7 +66,8 @@ class ImageIndex:
         cmyk: rows of the images whose colours are CMYK.
         bad: files left out, each as ``path: reason``.
         lengths: bytes of each file; ``None`` where there are no files, and in a folder's index of earlier days.
-        extra: arrays by name that only the source of the images reads, such as where each image begins.
+        extra: arrays by name that only the source of the images reads, such as where each image begins; none has the
+            name of a column.
         file: the file that is mapped here, if one is.
     """
 
@@ -104,6 +105,7 @@ class ImageIndex:
 
     def arrays(self) -> dict[str, NDArray]:
         """What :func:`data.index.arrays.write_arrays` writes of it."""
+        assert not (taken := self.extra.keys() & COLUMNS), f"a source keeps {taken}, which are columns of every index"
         columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
         if self.lengths is not None:

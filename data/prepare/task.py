@@ -14,7 +14,7 @@ from data.index.arrays import write_arrays
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
-from data.prepare.sources import (
+from data.prepare.originals import (
     Split,
     flat_val_folder,
     image_folder,

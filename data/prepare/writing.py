@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.index import ImageIndex
 from data.index.building import Rows, joined_index
 from data.index.headers import BROKEN, Header, decoded, read_header
-from data.prepare.sources import ClassSource, Member
+from data.prepare.originals import ClassImages, Member
 from data.prepare.target import Part, plan_file
 from data.prepare.tars import NAMES, members
 from data.sources.shards import PATTERN, REMEDY, shard_columns, shard_name
@@ -93,7 +93,7 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRow
     return Written(len(rows.offsets), rows.size, left_out, kept), rows
 
 
-def _listing(source: ClassSource) -> tuple[list[Member], list[str]]:
+def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
     found, others = source.listing()
     if not found:
         raise DataError(f"the source holds no images of class {source.name}: it is damaged or not what it should be")

@@ -96,7 +96,7 @@ class EncodedSource(Source):
         """The file of image ``i``, undecoded; one attempt.
 
         Raises:
-            OSError: if it cannot be read.
+            OSError: if it cannot be read, whatever the reason: other errors end the run without naming the image.
         """
 
     def path(self, i: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Where the images to prepare come from: the official tar files, or an image folder. Sources are only ever read."""
+"""What a set is prepared from: the official tar files, or an image folder. They are only ever read."""
 
 import os
 import re
@@ -40,7 +40,7 @@ class Member(NamedTuple):
         return content
 
 
-class ClassSource(Protocol):
+class ClassImages(Protocol):
     """The images of one class."""
 
     @property
@@ -65,7 +65,7 @@ class Split:
     """
 
     name: str
-    classes: list[ClassSource]
+    classes: list[ClassImages]
     left_out: list[str] = field(default_factory=list)
 
 
@@ -213,7 +213,7 @@ def image_folder(root: Path, split: str) -> Split:
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}): mend it") from error
     with ThreadPoolExecutor(THREADS) as pool:
-        classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), names))
+        classes: list[ClassImages] = list(pool.map(partial(ClassFolder.measured, folder), names))
     if not classes:
         raise DataError(f"{folder} has no class folders: it must hold <class>/<image>")
     return Split(split, classes)
