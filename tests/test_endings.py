@@ -50,7 +50,8 @@ def with_a_bad_image(small_images, here, monkeypatch):
         real = trainer.Trainer._step
 
         def note(self, batches):
-            order.append([self.plan.index.name(int(row)) for row in self.plan.images_of(self.done)])
+            paths = self.plan.index.paths
+            order.append([f"{images}/train/{paths[int(row)]}" for row in self.plan.images_of(self.done)])
             real(self, batches)
 
         with monkeypatch.context() as patch:
