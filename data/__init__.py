@@ -13,6 +13,7 @@ from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
+from data.sources import EncodedSource, Source, open_source
 from data.waiting import are_threads_abandoned
 
 __all__ = [
@@ -25,11 +26,13 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DeviceAugment",
+    "EncodedSource",
     "EvalImages",
     "EvalPlan",
     "EvalSetsConfig",
     "ImageSet",
     "Loader",
+    "Source",
     "TrainPlan",
     "are_threads_abandoned",
     "build_backend",
@@ -37,6 +40,7 @@ __all__ = [
     "is_prepared",
     "is_set_prepared",
     "open_set",
+    "open_source",
     "open_split",
     "policies",
     "refuse_different_classes",

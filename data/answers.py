@@ -10,28 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.index import ImageIndex
 from data.labels import IMAGENET_CLASSES, timm_metadata, wnids
+from data.sources import Source
 
 NO_ANSWER = -1
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
 
-def real_answers(index: ImageIndex) -> NDArray[np.int64]:
+def real_answers(source: Source) -> NDArray[np.int64]:
     """``(n, k)``: the labels of ReaL, which go by the number in the name of a validation image."""
     real: list[list[int]] = json.loads(timm_metadata("imagenet_real_labels.json"))
-    answers = np.full((len(index), max(map(len, real))), NO_ANSWER, dtype=np.int64)
-    for row, path in enumerate(index.paths):
+    answers = np.full((len(source), max(map(len, real))), NO_ANSWER, dtype=np.int64)
+    for row, path in enumerate(source.index.paths):
         match = VAL_NAME.search(path)
         if match is None or not 1 <= int(match[1]) <= len(real):
             raise DataError(
-                f"sets.real: {index.name(row)} is not named as ImageNet's validation images are "
+                f"sets.real: {source.name(row)} is not named as ImageNet's validation images are "
                 f"(ILSVRC2012_val_00000001.JPEG to {len(real):08d}), and the labels of ReaL go by names"
             )
         right = real[int(match[1]) - 1]
         answers[row, : len(right)] = right
     if (answers == NO_ANSWER).all():
-        raise DataError(f"sets.real: ReaL has no label for any image in {index.root}")
+        raise DataError(f"sets.real: ReaL has no label for any image in {source.place}")
     return answers
 
 
@@ -50,18 +50,18 @@ def read_list(file: str) -> list[list[str]]:
     return lines
 
 
-def listed_answers(index: ImageIndex, lines: list[list[str]], file: str) -> NDArray[np.int64]:
+def listed_answers(source: Source, lines: list[list[str]], file: str) -> NDArray[np.int64]:
     """The label of each image, from the lines of a list: in the order of the images' names, or by name.
 
     Raises:
         DataError: if there are more or fewer lines than images, or one has no label.
     """
     if len(lines[0]) == 1:
-        if len(lines) != len(index):
-            raise DataError(f"sets.labels={file} has {len(lines)} lines for {len(index)} images in {index.root}")
+        if len(lines) != len(source):
+            raise DataError(f"sets.labels={file} has {len(lines)} lines for {len(source)} images in {source.place}")
         return np.array([_label(words[0], file) for words in lines])
     by_name = {os.path.basename(name): label for name, label in lines}
-    names = [os.path.basename(path) for path in index.paths]
+    names = [os.path.basename(path) for path in source.index.paths]
     if missing := [name for name in names if name not in by_name]:
         raise DataError(f"sets.labels={file} has no label for {missing[0]}")
     return np.array([_label(by_name[name], file) for name in names])

@@ -13,6 +13,7 @@ from data.errors import DataError
 
 log = logging.getLogger(__name__)
 
+PROJECT = Path(__file__).resolve().parent.parent  # archives of the project are named from here
 MANIFEST = ".unpacked"  # in the folder of an archive: size, time and name of each file in it, one a line
 
 

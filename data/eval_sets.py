@@ -17,8 +17,10 @@ from data.answers import listed_answers, read_list, real_answers
 from data.config import DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
-from data.index import PACKED_INDEX, ImageIndex, load_index
+from data.index import ImageIndex
 from data.labels import IMAGENET_CLASSES, wnids
+from data.sources import Source, accepted, source_kind
+from data.sources.folder import FolderSource
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,21 @@ class EvalImages:
 
     Attributes:
         data: how they are read and cropped.
-        index: the images.
+        source: the images.
         answers: int64 ``(n,)``, or ``(n, k)`` where there may be several, filled up with -1. Of an image without any,
             nothing counts.
         classes: int64, the classes among which a model chooses; answers are places in it. None: all of the model's.
     """
 
     data: DataConfig
-    index: ImageIndex
+    source: Source
     answers: NDArray[np.int64]
     classes: NDArray[np.int64] | None = None
+
+    @property
+    def index(self) -> ImageIndex:
+        """Which images they are."""
+        return self.source.index
 
 
 def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
@@ -102,33 +109,34 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
     Raises:
         DataError: if the folder is missing, holds other classes, or its list of labels does not fit.
     """
-    described, folder = SETS[name], _folder(name, sets)
-    data = _data_of(described, folder, data)
-    if _is_flat(folder):
-        index, answers = _open_flat(name, folder, sets.labels, data)
+    described, place = SETS[name], _place(name, sets, data)
+    data = _data_of(described, place, data)
+    if _is_flat(place, data):
+        source, answers = _open_flat(name, place, sets.labels, data)
     else:
         if name == "imagenet" and sets.labels is not None:
-            raise DataError(f"sets.labels is for images in one folder, and {folder} has class folders: leave it out")
-        _refuse_other_classes(name, folder, _subfolders(folder))  # before any image is looked at
+            raise DataError(f"sets.labels is for images in one folder, and {place} has class folders: leave it out")
+        if place.is_dir():
+            _refuse_other_classes(name, place, _subfolders(place))  # before any image is looked at
         images = open_split(data, data.split, IMAGENET_CLASSES)
-        _refuse_other_classes(name, folder, images.index.classes)
-        index, answers = images.index, images.labels
+        _refuse_other_classes(name, place, images.index.classes)
+        source, answers = images.source, images.labels
     if described.by_name:
-        answers = real_answers(index)
+        answers = real_answers(source)
     classes = _places(described)
     if len(classes) < IMAGENET_CLASSES:
         answers = np.searchsorted(classes, answers)
-        return EvalImages(data, index, answers, classes)
-    return EvalImages(data, index, answers)
+        return EvalImages(data, source, answers, classes)
+    return EvalImages(data, source, answers)
 
 
 def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
     """Whether opening the set would index nothing: another process has done it."""
-    folder = _folder(name, sets)
-    data = _data_of(SETS[name], folder, data)
-    if not _is_flat(folder):
-        return is_prepared(data, [data.split])
-    return load_index(folder.parent, folder.name, data.index_dir, data.on_bad_image, build=False, flat=True) is not None
+    place = _place(name, sets, data)
+    data = _data_of(SETS[name], place, data)
+    if _is_flat(place, data):
+        return FolderSource.open(data, data.split, build=False, flat=True) is not None
+    return is_prepared(data, [data.split])
 
 
 def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str] | None) -> None:
@@ -151,7 +159,7 @@ def _places(described: EvalSet) -> NDArray[np.int64]:
     return np.sort(np.array([place[wnid] for wnid in wnids(described.classes)]))
 
 
-def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) -> tuple[ImageIndex, NDArray[np.int64]]:
+def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) -> tuple[Source, NDArray[np.int64]]:
     """Images in one folder, and their labels from a list (none for a set that knows them by name)."""
     if name not in ("imagenet", "real"):
         raise DataError(f"sets.{name}: {folder} has no class folders: set sets.{name} to the folder that holds them")
@@ -161,37 +169,42 @@ def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) ->
             "(a WordNet id or a number from 0 to 999 a line, in the order of the images' names, or 'name label')"
         )
     listed = read_list(labels) if name == "imagenet" and labels is not None else None
-    index = load_index(folder.parent, folder.name, data.index_dir, data.on_bad_image, flat=True)
-    assert index is not None
-    answers = np.zeros(len(index), dtype=np.int64) if listed is None else listed_answers(index, listed, str(labels))
-    return index, answers
+    opened = FolderSource.open(data, data.split, flat=True)
+    assert opened is not None
+    source = accepted(opened, data)
+    answers = np.zeros(len(source), dtype=np.int64) if listed is None else listed_answers(source, listed, str(labels))
+    return source, answers
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- places ---------------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str, sets: EvalSetsConfig) -> Path:
+def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
+    """Where the set lies: the folder of its class folders or images, or a file that some source reads."""
     typed = getattr(sets, name)
-    folder = Path(os.path.abspath(os.path.expanduser(typed)))
-    if not folder.is_dir():
+    place = Path(os.path.abspath(os.path.expanduser(typed)))
+    if place.is_dir():
+        return place / "val" if (place / "val").is_dir() else place
+    described = _data_of(SETS[name], place, data)
+    if not place.is_file() or source_kind(described, described.split) is FolderSource:
         raise DataError(f"sets.{name}={typed} is no folder: set it to the one that holds {SETS[name].title}")
-    return folder / "val" if (folder / "val").is_dir() else folder
+    return place
 
 
-def _data_of(described: EvalSet, folder: Path, data: DataConfig) -> DataConfig:
-    """Data options with the folder in place of the data set that the model was trained on."""
+def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:
+    """Data options with that place instead of the data set that the model was trained on; a file holds ``val``."""
     backend = "auto" if data.backend == "synthetic" else data.backend
-    name, root, split = described.title, str(folder.parent), folder.name
-    return dataclasses.replace(data, name=name, root=root, split=split, archive=None, backend=backend)
+    root, split = (place, "val") if place.is_file() else (place.parent, place.name)
+    return dataclasses.replace(data, name=described.title, root=str(root), split=split, archive=None, backend=backend)
 
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _is_flat(folder: Path) -> bool:
-    """Whether images lie in the folder itself: it has no class folders, nor the index that packed images have."""
-    return not _subfolders(folder) and not (folder / PACKED_INDEX).is_file()
+def _is_flat(place: Path, data: DataConfig) -> bool:
+    """Whether images lie side by side in a folder, which has no class folders."""
+    return source_kind(data, data.split) is FolderSource and not _subfolders(place)
 
 
 def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.augment.device_draws import DeviceDraws
 from data.backends import Backend
 from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.geometry import shard
-from data.plan import DeviceDraws, EvalPlan, TrainPlan
+from data.plan import EvalPlan, TrainPlan
 from data.waiting import look_nowhere
 
 log = logging.getLogger(__name__)

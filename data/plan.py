@@ -4,12 +4,12 @@ A position is a place in the epoch's global order. The training plan is the same
 backends and the device augmentation only carry it out.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.augment.device_draws import DeviceDraws, Mix
 from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
@@ -17,28 +17,6 @@ from data.draws import Stream, generator_at, uniforms
 from data.geometry import BatchGeometry
 from data.index import ImageIndex
 from data.order import epoch_order, subset_rows, without_bad
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How the images ``rows`` of a micro-batch are mixed with one another, each with its mirror in the group.
-
-    ``share`` is the weight of the image itself. With ``box`` (top, left, height, width) cutmix, without mixup.
-    """
-
-    rows: range
-    share: float
-    box: tuple[int, int, int, int] | None
-
-
-@dataclass(frozen=True)
-class DeviceDraws:
-    """Draws for the augmentation that happens on the device batch."""
-
-    erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
-    mix: list[Mix]
-    auto: AutoDraws | None = None
-    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether movements are interpolated bicubically
 
 
 class TrainPlan:

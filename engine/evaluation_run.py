@@ -90,7 +90,7 @@ def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) 
     split = cfg.data.split
     world.first_on_machine(lambda: open_split(cfg.data, split, known, classes), lambda: is_prepared(cfg.data, [split]))
     images = open_split(cfg.data, split, known, classes)
-    return {cfg.data.name: EvalImages(cfg.data, images.index, images.labels)}, known or images.num_classes
+    return {cfg.data.name: EvalImages(cfg.data, images.source, images.labels)}, known or images.num_classes
 
 
 def _score(
@@ -103,7 +103,7 @@ def _score(
 ) -> Scores:
     world, size = runtime.world, cfg.eval.batch_size
     kind, workers = resolve_backend(images.data), runtime.workers(cfg.max_workers)
-    backend = build_backend(kind, images.index, images.data, runtime.device, workers, size, world.local_size)
+    backend = build_backend(kind, images.source, images.data, runtime.device, workers, size, world.local_size)
     loader = Loader(backend, images.answers, runtime.device)
     batches = loader.evaluate(EvalPlan(images.index, images.data), size, world.size, world.rank)
     classes = torch.from_numpy(images.classes) if images.classes is not None else None

@@ -71,7 +71,7 @@ def write_predictions(
             writer.writerow(head)
             for row, (best, shares) in enumerate(zip(classes, probabilities, strict=True)):
                 right = [int(chosen[label]) for label in np.atleast_1d(images.answers[row]) if label >= 0]
-                answer = [images.index.name(row), " ".join(map(str, right)), " ".join(names[label] for label in right)]
+                answer = [images.source.name(row), " ".join(map(str, right)), " ".join(names[label] for label in right)]
                 found = [(int(chosen[k]), names[chosen[k]], f"{p:.4f}") for k, p in zip(best, shares, strict=True)]
                 writer.writerow([*answer, *(cell for cells in found for cell in cells)])
     except OSError as error:

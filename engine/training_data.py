@@ -65,7 +65,7 @@ class TrainingData:
         cfg, runtime = self.cfg, self.runtime
         workers, processes = runtime.workers(cfg.max_workers), runtime.world.local_size
         kind = cfg.data.backend
-        backend = build_backend(kind, images.index, cfg.data, runtime.device, workers, max_batch, processes)
+        backend = build_backend(kind, images.source, cfg.data, runtime.device, workers, max_batch, processes)
         return Loader(backend, images.labels, runtime.device, cfg.data.on_bad_image == "skip", stop.look)
 
     def training_batches(self, first: int, last: int) -> "TimedBatches":

@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.augment.auto_augment import carry_out
 from data.augment.levels import operations
 from data.augment.policies import AutoDraws, Policy, policies
-from data.cache import unpacked
-from data.dataset import PROJECT
+from data.cache import PROJECT, unpacked
 from data.draws import Stream, uniforms
 from engine.device import tune
 

@@ -26,9 +26,10 @@ from timm.data import ImageNetInfo
 
 from data import AugmentConfig, BatchGeometry, DataConfig, TrainPlan, open_split
 from data.index.arrays import write_arrays
-from data.index.folders import Folders, folder_arrays, index_file
+from data.index.building import Rows, index_file, joined_index
 from data.index.headers import Header
-from data.index.image_index import ImageIndex, Rows, joined_index
+from data.sources import Source
+from data.sources.folder import Folders
 
 BATCH = 1024
 
@@ -47,7 +48,7 @@ def made_set(root: Path, images: int) -> None:
         rows.append(Rows.of(paths, [target] * count, [Header(h, w, False, h * w) for h, w in sizes], []))
     names = [".", *classes]
     folders = Folders(names, [os.stat(folder / name).st_mtime_ns for name in names])
-    write_arrays(index_file(root, "train", None), joined_index(folder, classes, rows).arrays() | folder_arrays(folders))
+    write_arrays(index_file(root, "train", None), joined_index(classes, rows).arrays() | folders.arrays())
 
 
 def memory() -> dict[str, float]:
@@ -68,31 +69,31 @@ def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return result, {"seconds": seconds} | {name: value - before[name] for name, value in memory().items()}
 
 
-def start(root: str) -> TrainPlan:
+def start(root: str) -> Source:
     """What a training process does before its first step."""
     images = open_split(DataConfig(name="imagenet", root=root), "train", 1000)
     plan = TrainPlan(images.index, 0, DataConfig(name="imagenet"), AugmentConfig(), BatchGeometry(BATCH, 32))
     plan.crops(0, range(BATCH))
-    return plan
+    return images.source
 
 
 def training_process(root: str, to_worker: Any, out: Any) -> None:
-    """Start, then hand the index to a worker as PyTorch does."""
-    plan, cost = measured(partial(start, root))
-    fingerprint, cost_of_it = measured(plan.index.fingerprint)
-    to_worker.send(plan.index)
+    """Start, then hand the images to a worker as PyTorch does."""
+    source, cost = measured(partial(start, root))
+    fingerprint, cost_of_it = measured(source.index.fingerprint)
+    to_worker.send(source)
     out.send({"start, to the first batch of crops": cost, f"fingerprint {fingerprint}": cost_of_it})
     to_worker.recv()
 
 
 def worker(from_trainer: Any, out: Any) -> None:
-    """Take the index and look up images all over it."""
+    """Take the images and look up many, all over the index."""
 
-    def take() -> ImageIndex:
-        index = from_trainer.recv()
-        for row in np.random.default_rng(0).integers(len(index), size=10 * BATCH).tolist():
-            assert index.name(row) and index.heights[row] and index.widths[row]
-        return index
+    def take() -> Source:
+        source = from_trainer.recv()
+        for row in np.random.default_rng(0).integers(len(source), size=10 * BATCH).tolist():
+            assert source.name(row) and source.index.heights[row] and source.index.widths[row]
+        return source
 
     from_trainer.poll(None)
     _, cost = measured(take)

@@ -32,7 +32,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import AugmentConfig, BatchGeometry, DataConfig, DeviceAugment, Loader, TrainPlan, build_backend, open_split
+from data import (
+    AugmentConfig,
+    BatchGeometry,
+    DataConfig,
+    DeviceAugment,
+    EncodedSource,
+    Loader,
+    TrainPlan,
+    build_backend,
+    open_source,
+    open_split,
+)
 from engine.device import tune
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # tried on a GPU beside the default share of its hardware decoder
@@ -67,8 +78,9 @@ class Setting:
 
     def files(self) -> list[tuple[str, int]]:
         """Paths and classes, shuffled and repeated until they last."""
-        index = open_split(self.data, self.split).index
-        files = [(index.path(i), int(index.targets[i])) for i in range(len(index))]
+        source = open_source(self.data, self.split)
+        assert isinstance(source, EncodedSource)
+        files = [(str(source.path(i)), int(target)) for i, target in enumerate(source.index.targets)]
         random.Random(0).shuffle(files)
         wanted = self.batches * self.batch_size
         return (files * (wanted // len(files) + 1))[:wanted]
@@ -85,7 +97,7 @@ def ours(kind: str, setting: Setting) -> Batches:
         augment = AugmentConfig(auto_augment=POLICY, random_erasing=0.25, mixup=0.8, cutmix=1.0)
     geometry = BatchGeometry(setting.batch_size, augment.mix_group)
     plan = TrainPlan(images.index, 0, setting.data, augment, geometry)
-    backend = build_backend(kind, plan.index, setting.data, setting.device, setting.workers, setting.batch_size)
+    backend = build_backend(kind, images.source, setting.data, setting.device, setting.workers, setting.batch_size)
     change = DeviceAugment(list(MEAN), list(STD), images.num_classes, augment.label_smoothing).to(setting.device)
     for batch in Loader(backend, images.labels, setting.device).train(plan, 0, setting.batches):
         assert batch.draws is not None

@@ -35,8 +35,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models  # noqa: F401  (registers the models)
-from data.cache import unpacked
-from data.dataset import PROJECT
+from data.cache import PROJECT, unpacked
 from engine.device import tune
 from optim import AdamW2, param_groups
 

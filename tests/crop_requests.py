@@ -13,7 +13,8 @@ from data.backends import Backend, build_backend
 from data.config import DataConfig
 from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
-from data.index import ImageIndex, load_index
+from data.sources import EncodedSource, Source
+from tests.opening import source_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 MODES = ("train", "eval")
@@ -24,15 +25,13 @@ def options(interpolation: str, crop: int) -> DataConfig:
     return DataConfig(name="photographs", crop=crop, resize=crop * 8 // 7, interpolation=interpolation)
 
 
-def index_of(root: Path) -> ImageIndex:
-    index = load_index(root, "train", on_bad_image="skip")
-    assert index is not None
-    return index
+def images_of(root: Path) -> EncodedSource:
+    return source_of(root, on_bad_image="skip")
 
 
-def make_crops(index: ImageIndex, cfg: DataConfig, mode: str, seed: int = 0) -> Crops:
+def make_crops(source: Source, cfg: DataConfig, mode: str, seed: int = 0) -> Crops:
     """One crop of each image, as the plans make them."""
-    rows = np.arange(len(index))
+    index, rows = source.index, np.arange(len(source))
     if mode == "eval":
         return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop, cfg.interpolation != "bilinear")
     rng = np.random.default_rng(seed)
@@ -56,9 +55,9 @@ def in_batches(crops: Crops, size: int) -> list[Crops]:
 
 
 def build(
-    kind: str, index: ImageIndex, cfg: DataConfig, workers: int = 0, max_batch: int = 8, device: torch.device = CPU
+    kind: str, source: Source, cfg: DataConfig, workers: int = 0, max_batch: int = 8, device: torch.device = CPU
 ) -> Backend:
-    return build_backend(kind, index, cfg, device, workers, max_batch)
+    return build_backend(kind, source, cfg, device, workers, max_batch)
 
 
 def run(backend: Backend, requests: list[Crops]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from PIL import Image
 from data.errors import DataError
 from data.prepare import Task, prepare
 from data.prepare.ground_truth import image_name, validation_classes
-from data.prepare.sources import TRAIN_TAR, VAL_TAR
+from data.prepare.originals import TRAIN_TAR, VAL_TAR
 
 IMAGES = 5  # of a class, in training
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from data.index import PACKED_INDEX
 from data.index.arrays import write_arrays
-from data.prepare.sources import image_folder
+from data.prepare.originals import image_folder
 from data.prepare.target import Target
 from data.prepare.writing import packed_index, write_shard
+from data.sources.shards import PACKED_INDEX
 
 
 def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) -> Path:

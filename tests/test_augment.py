@@ -10,12 +10,13 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from data.augment.device import DeviceAugment, soft_cross_entropy
+from data.augment.device_draws import DeviceDraws, Mix
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
 from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
-from data.index import synthetic_index
-from data.plan import DeviceDraws, Mix, TrainPlan
+from data.plan import TrainPlan
+from data.sources.synthetic import SyntheticSource
 from tests.pictures import FILL, as_batch, difference, pictures
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -161,7 +162,7 @@ def test_a_batch_augmented_in_parts_is_the_whole_one(
 ) -> None:
     batch = 38
     config = AugmentConfig(mixup=0.8, cutmix=1.0, mixup_prob=0.7, mix_group=4, auto_augment=auto, color_jitter=0.4)
-    index, data = synthetic_index(batch, CLASSES, SIDE), DataConfig(name="any", crop=SIDE)
+    index, data = SyntheticSource(batch, CLASSES, SIDE).index, DataConfig(name="any", crop=SIDE)
     images, labels = make_batch(batch)
 
     def parts(world: int, micro: int | None) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,13 @@ from PIL import Image
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
-from data.index import ImageIndex
+from data.sources import EncodedSource
 from tests.crop_requests import (
     BACKENDS,
     MODES,
     build,
+    images_of,
     in_batches,
-    index_of,
     make_crops,
     options,
     refusal,
@@ -29,7 +29,7 @@ from tests.crop_requests import (
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.index.image_index.PAUSES", ())
+    monkeypatch.setattr("data.sources.source.PAUSES", ())
 
 
 def cut_short(path: Path) -> None:
@@ -76,20 +76,20 @@ DAMAGES = [
 ]
 
 
-def damaged(tmp_path: Path, damage: Callable[[Path], None], suffix: str) -> tuple[ImageIndex, Path]:
+def damaged(tmp_path: Path, damage: Callable[[Path], None], suffix: str) -> tuple[EncodedSource, Path]:
     """Six images of which the fourth is damaged after it was indexed."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     for i in range(6):
         Image.fromarray(skimage.data.chelsea()).save(folder / f"{i}{suffix}")
-    index = index_of(tmp_path)
+    source = images_of(tmp_path)
     damage(folder / f"3{suffix}")
-    return index, folder / f"3{suffix}"
+    return source, folder / f"3{suffix}"
 
 
-def corner_crops(index: ImageIndex, cfg: DataConfig, top: int, left: int) -> Crops:
+def corner_crops(source: EncodedSource, cfg: DataConfig, top: int, left: int) -> Crops:
     """Training crops of 100 x 100 pixels."""
-    crops = make_crops(index, cfg, "train")
+    crops = make_crops(source, cfg, "train")
     crops.box[:] = (top, left, 100, 100)
     return crops
 
@@ -100,11 +100,11 @@ def corner_crops(index: ImageIndex, cfg: DataConfig, top: int, left: int) -> Cro
 def test_a_damaged_file_is_named(
     tmp_path: Path, kind: str, mode: str, damage: Callable[[Path], None], suffix: str
 ) -> None:
-    index, file = damaged(tmp_path, damage, suffix)
+    source, file = damaged(tmp_path, damage, suffix)
     cfg = options("bicubic", 64)
     # The lower left corner: cut off in the short file, there in files that are larger than before or turned.
-    crops = make_crops(index, cfg, mode) if mode == "eval" else corner_crops(index, cfg, 200, 0)
-    assert str(file) in refusal(build(kind, index, cfg, max_batch=2), in_batches(crops, 2))
+    crops = make_crops(source, cfg, mode) if mode == "eval" else corner_crops(source, cfg, 200, 0)
+    assert str(file) in refusal(build(kind, source, cfg, max_batch=2), in_batches(crops, 2))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
@@ -112,25 +112,25 @@ def test_a_damaged_file_is_named(
 def test_a_file_of_another_size_is_named_also_where_the_box_fits(
     tmp_path: Path, kind: str, damage: Callable[[Path], None]
 ) -> None:
-    index, file = damaged(tmp_path, damage, ".jpg")
+    source, file = damaged(tmp_path, damage, ".jpg")
     cfg = options("bicubic", 64)
-    message = refusal(build(kind, index, cfg), [corner_crops(index, cfg, 0, 0)])
+    message = refusal(build(kind, source, cfg), [corner_crops(source, cfg, 0, 0)])
     assert f"{file} has changed since the index was written" in message
 
 
 def test_dali_names_a_file_that_only_it_cannot_read(tmp_path: Path) -> None:
-    index, file = damaged(tmp_path, without_end, ".png")
+    source, file = damaged(tmp_path, without_end, ".png")
     cfg = options("bicubic", 64)
-    assert str(file) in refusal(build("dali", index, cfg), [make_crops(index, cfg, "eval")])
+    assert str(file) in refusal(build("dali", source, cfg), [make_crops(source, cfg, "eval")])
 
 
 def test_dali_hands_out_no_rows_that_are_missing(tmp_path: Path) -> None:
     """It stops decoding below the box, so of a file cut short it may well hand out what is there, and only that."""
-    index, file = damaged(tmp_path, cut_short, ".jpg")
-    backend = build("dali", index, options("bicubic", 64))
+    source, file = damaged(tmp_path, cut_short, ".jpg")
+    backend = build("dali", source, options("bicubic", 64))
     refused = 0
     for top in range(0, 201, 20):
-        crops = take(corner_crops(index, options("bicubic", 64), top, 0), slice(3, 5))
+        crops = take(corner_crops(source, options("bicubic", 64), top, 0), slice(3, 5))
         crops.flip[:] = False
         try:
             (images,) = run(backend, [crops])
@@ -144,9 +144,9 @@ def test_dali_hands_out_no_rows_that_are_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_before_a_damaged_file_arrive(tmp_path: Path, workers: int) -> None:
-    index, _ = damaged(tmp_path, gone, ".jpg")
+    source, _ = damaged(tmp_path, gone, ".jpg")
     cfg = options("bicubic", 64)
-    stream = build("torch", index, cfg, workers).batches(iter(in_batches(make_crops(index, cfg, "eval"), 2)))
+    stream = build("torch", source, cfg, workers).batches(iter(in_batches(make_crops(source, cfg, "eval"), 2)))
     assert len(next(stream)) == 2
     with pytest.raises(DataError, match=r"3\.jpg"):
         next(stream)
@@ -157,6 +157,6 @@ def test_a_damaged_cmyk_file_is_named(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     write_cmyk(folder, Image.fromarray(skimage.data.chelsea()))
-    index, cfg = index_of(tmp_path), options("bicubic", 64)
+    source, cfg = images_of(tmp_path), options("bicubic", 64)
     cut_short(folder / "ycck.jpg")
-    assert "a/ycck.jpg cannot be decoded" in refusal(build(kind, index, cfg), [make_crops(index, cfg, "eval")])
+    assert "a/ycck.jpg cannot be decoded" in refusal(build(kind, source, cfg), [make_crops(source, cfg, "eval")])

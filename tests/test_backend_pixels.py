@@ -17,16 +17,16 @@ from PIL import Image
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.index import ImageIndex
 from data.index.headers import EXTENSIONS
+from data.sources import EncodedSource
 from tests.crop_requests import (
     BACKENDS,
     CPU,
     GPU,
     MODES,
     build,
+    images_of,
     in_batches,
-    index_of,
     make_crops,
     options,
     run,
@@ -41,23 +41,25 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @pytest.fixture(scope="module", params=["photographs", *(["TEST_IMAGES"] if "TEST_IMAGES" in os.environ else [])])
-def index(request: pytest.FixtureRequest, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+def source(
+    request: pytest.FixtureRequest, photographs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EncodedSource:
     if request.param == "photographs":
-        return index_of(photographs)
+        return images_of(photographs)
     found = sorted(p.resolve() for p in Path(os.environ["TEST_IMAGES"]).rglob("*") if p.suffix.lower() in EXTENSIONS)
     root = tmp_path_factory.mktemp("images")
     (root / "train" / "all").mkdir(parents=True)
     for i, path in enumerate(found[:: max(1, -(-len(found) // 200))]):
         (root / "train" / "all" / f"{i:03}-{path.name}").symlink_to(path)
-    return index_of(root)
+    return images_of(root)
 
 
-def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.uint8]:
+def by_pillow(source: EncodedSource, cfg: DataConfig, crops: Crops) -> NDArray[np.uint8]:
     """What :class:`Crops` describes, in Pillow's own words."""
     images = []
     for i, n in enumerate(crops.index):
         (top, left, height, width), (y, x) = crops.box[i].tolist(), crops.window[i].tolist()
-        with Image.open(BytesIO(index.read(int(n)))) as file:
+        with Image.open(BytesIO(source.read(int(n)))) as file:
             image = file.convert("RGB").crop((left, top, left + width, top + height))
         resample = Image.Resampling.BICUBIC if crops.cubic[i] else Image.Resampling.BILINEAR
         image = image.resize(crops.size[i, ::-1].tolist(), resample)
@@ -66,38 +68,38 @@ def by_pillow(index: ImageIndex, cfg: DataConfig, crops: Crops) -> NDArray[np.ui
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
-def compare(kind: str, index: ImageIndex, cfg: DataConfig, mode: str, device: torch.device, bound: float) -> None:
-    crops = make_crops(index, cfg, mode)
-    images = torch.cat(run(build(kind, index, cfg, device=device), in_batches(crops, 8)))
+def compare(kind: str, source: EncodedSource, cfg: DataConfig, mode: str, device: torch.device, bound: float) -> None:
+    crops = make_crops(source, cfg, mode)
+    images = torch.cat(run(build(kind, source, cfg, device=device), in_batches(crops, 8)))
     assert (images.dtype, images.device.type) == (torch.uint8, device.type)
-    off = np.abs(images.cpu().numpy().astype(np.int16) - by_pillow(index, cfg, crops)).mean((1, 2, 3))
+    off = np.abs(images.cpu().numpy().astype(np.int16) - by_pillow(source, cfg, crops)).mean((1, 2, 3))
     worst = int(off.argmax())
     print(f"{kind} {device.type} {mode} {cfg.interpolation} {cfg.crop}: at most {off[worst]:.3f}/255")
-    assert off[worst] <= bound, f"{index.paths[worst]} is {off[worst]:.2f}/255 off, box {crops.box[worst]}"
+    assert off[worst] <= bound, f"{source.index.paths[worst]} is {off[worst]:.2f}/255 off, box {crops.box[worst]}"
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
-def test_pixels_are_pillows(index: ImageIndex, kind: str, mode: str, interpolation: str, crop: int) -> None:
-    compare(kind, index, options(interpolation, crop), mode, CPU, BOUND)
+def test_pixels_are_pillows(source: EncodedSource, kind: str, mode: str, interpolation: str, crop: int) -> None:
+    compare(kind, source, options(interpolation, crop), mode, CPU, BOUND)
 
 
 @needs_gpu
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
-def test_pixels_of_dali_on_a_gpu_are_pillows(index: ImageIndex, mode: str, interpolation: str, crop: int) -> None:
-    compare("dali", index, options(interpolation, crop), mode, GPU, GPU_BOUND)
+def test_pixels_of_dali_on_a_gpu_are_pillows(source: EncodedSource, mode: str, interpolation: str, crop: int) -> None:
+    compare("dali", source, options(interpolation, crop), mode, GPU, GPU_BOUND)
 
 
 @needs_gpu
 def test_a_batch_stays_until_a_slow_gpu_has_read_it(photographs: Path) -> None:
-    index = index_of(photographs)
+    source = images_of(photographs)
     cfg = options("bicubic", 224)
-    requests = in_batches(make_crops(index, cfg, "train"), 4) * 4
-    expected = [images.clone() for images in run(build("dali", index, cfg, device=GPU), requests)]
+    requests = in_batches(make_crops(source, cfg, "train"), 4) * 4
+    expected = [images.clone() for images in run(build("dali", source, cfg, device=GPU), requests)]
     late = []
-    for images in build("dali", index, cfg, device=GPU).batches(iter(requests)):
+    for images in build("dali", source, cfg, device=GPU).batches(iter(requests)):
         torch.cuda._sleep(10**8)  # some hundredths of a second, in which the host goes on
         late.append(images.clone())
     assert all(torch.equal(a, b) for a, b in zip(late, expected, strict=True))
@@ -109,15 +111,15 @@ def test_a_crop_larger_than_the_image_is_padded_with_black(
     photographs: Path, kind: str, resize: int, crop: int
 ) -> None:
     cfg = DataConfig(name="photographs", crop=crop, resize=resize)
-    compare(kind, index_of(photographs), cfg, "eval", CPU, BOUND)
+    compare(kind, images_of(photographs), cfg, "eval", CPU, BOUND)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_flip_mirrors_left_and_right(photographs: Path, kind: str) -> None:
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    plain = take(make_crops(index, cfg, "eval"), slice(0, 4))
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    plain = take(make_crops(source, cfg, "eval"), slice(0, 4))
     flipped = replace(plain, flip=np.array([True, False, True, False]))
-    (before,), (after,) = (run(build(kind, index, cfg), [crops]) for crops in (plain, flipped))
+    (before,), (after,) = (run(build(kind, source, cfg), [crops]) for crops in (plain, flipped))
     for row, flip in enumerate(flipped.flip):
         assert torch.equal(after[row], before[row].flip(-1) if flip else before[row])
         assert not torch.equal(before[row], before[row].flip(-1))
@@ -147,14 +149,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_odd_files_are_pillows_in_either_layout(odd: Path, tmp_path: Path, kind: str, mode: str, layout: str) -> None:
-    index = index_of(odd if layout == "folder" else pack(odd, tmp_path))
-    assert {index.paths[row] for row in index.cmyk} == {"a/adobe.jpg", "a/ycck.jpg", "a/plain.jpg"}
-    compare(kind, index, options("bicubic", 64), mode, CPU, BOUND)
+    source = images_of(odd if layout == "folder" else pack(odd, tmp_path))
+    assert {source.index.paths[row] for row in source.index.cmyk} == {"a/adobe.jpg", "a/ycck.jpg", "a/plain.jpg"}
+    compare(kind, source, options("bicubic", 64), mode, CPU, BOUND)
 
 
 @needs_gpu
 @pytest.mark.parametrize("layout", ["folder", "shards"])
 @pytest.mark.parametrize("mode", MODES)
 def test_odd_files_are_pillows_on_a_gpu(odd: Path, tmp_path: Path, mode: str, layout: str) -> None:
-    index = index_of(odd if layout == "folder" else pack(odd, tmp_path))
-    compare("dali", index, options("bicubic", 64), mode, GPU, GPU_BOUND)
+    source = images_of(odd if layout == "folder" else pack(odd, tmp_path))
+    compare("dali", source, options("bicubic", 64), mode, GPU, GPU_BOUND)

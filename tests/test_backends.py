@@ -14,7 +14,7 @@ from PIL import Image
 from data.backends import resolve_backend
 from data.config import DataConfig
 from data.errors import DataError
-from tests.crop_requests import BACKENDS, MODES, build, in_batches, index_of, make_crops, options, run, take
+from tests.crop_requests import BACKENDS, MODES, build, images_of, in_batches, make_crops, options, run, take
 from tests.runs import PROJECT
 
 # --- which one ------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_the_backend_asked_for_is_taken() -> None:
 def test_an_unknown_backend_is_refused(photographs: Path) -> None:
     cfg = DataConfig(name="any", backend="ffcv")
     with pytest.raises(DataError, match=r"data\.backend=ffcv is unknown"):
-        build(resolve_backend(cfg), index_of(photographs), cfg)
+        build(resolve_backend(cfg), images_of(photographs), cfg)
 
 
 # --- the same each time ---------------------------------------------------------------------------------------------
@@ -49,39 +49,39 @@ def test_an_unknown_backend_is_refused(photographs: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torch_workers_change_no_pixel(photographs: Path, mode: str) -> None:
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    requests = in_batches(make_crops(index, cfg, mode), 5)
-    alone, beside = (run(build("torch", index, cfg, workers), requests) for workers in (0, 2))
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(source, cfg, mode), 5)
+    alone, beside = (run(build("torch", source, cfg, workers), requests) for workers in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_stream_repeats_bit_by_bit(photographs: Path, kind: str) -> None:
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    requests = in_batches(make_crops(index, cfg, "train"), 7)
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(source, cfg, "train"), 7)
     assert len(requests[-1]) < 7
-    backend = build(kind, index, cfg, workers=2)
+    backend = build(kind, source, cfg, workers=2)
     first, again = run(backend, requests), run(backend, requests)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_batch_sizes_change_no_pixel(photographs: Path, kind: str) -> None:
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    crops = make_crops(index, cfg, "train")
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    crops = make_crops(source, cfg, "train")
     uneven = [take(crops, slice(*ends)) for ends in ((0, 1), (1, 8), (8, 10), (10, 16))]
-    parts = torch.cat(run(build(kind, index, cfg), uneven))
-    assert torch.equal(parts, torch.cat(run(build(kind, index, cfg), in_batches(take(crops, slice(0, 16)), 8))))
+    parts = torch.cat(run(build(kind, source, cfg), uneven))
+    assert torch.equal(parts, torch.cat(run(build(kind, source, cfg), in_batches(take(crops, slice(0, 16)), 8))))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_neither_a_mode_nor_threads_of_the_caller_matter_or_change(photographs: Path, kind: str, set_threads) -> None:
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    requests = in_batches(make_crops(index, cfg, "train"), 5)
-    expected = run(build(kind, index, cfg, workers=2), requests)
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(source, cfg, "train"), 5)
+    expected = run(build(kind, source, cfg, workers=2), requests)
     set_threads(3)
     with torch.inference_mode():
-        made = run(build(kind, index, cfg, workers=2), requests)
+        made = run(build(kind, source, cfg, workers=2), requests)
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 3
@@ -93,14 +93,14 @@ def test_what_fails_in_a_thread_fails_the_batch(photographs: Path, monkeypatch: 
         raise MemoryError("no more")
 
     monkeypatch.setattr("data.backends.resizing.write_row", fail)
-    index, cfg = index_of(photographs), options("bicubic", 64)
+    source, cfg = images_of(photographs), options("bicubic", 64)
     with pytest.raises(MemoryError, match="no more"):
-        run(build("dali", index, cfg, workers=2), in_batches(make_crops(index, cfg, "train"), 8))
+        run(build("dali", source, cfg, workers=2), in_batches(make_crops(source, cfg, "train"), 8))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_no_requests_give_no_batches(photographs: Path, kind: str) -> None:
-    assert run(build(kind, index_of(photographs), options("bicubic", 64)), []) == []
+    assert run(build(kind, images_of(photographs), options("bicubic", 64)), []) == []
 
 
 @pytest.mark.parametrize("name", ["two words.jpg", "müller 猫.jpg", os.fsdecode(b"caf\xe9.jpg")])
@@ -108,8 +108,8 @@ def test_no_requests_give_no_batches(photographs: Path, kind: str) -> None:
 def test_any_file_name_can_be_read(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (70, 70), (90, 90, 90)).save(tmp_path / "train" / "a" / name, format="JPEG")
-    index, cfg = index_of(tmp_path), options("bicubic", 64)
-    (images,) = run(build(kind, index, cfg), [make_crops(index, cfg, "eval")])
+    source, cfg = images_of(tmp_path), options("bicubic", 64)
+    (images,) = run(build(kind, source, cfg), [make_crops(source, cfg, "eval")])
     assert (images == 90).all()
 
 
@@ -118,11 +118,11 @@ def test_any_file_name_can_be_read(tmp_path: Path, kind: str, name: str) -> None
 
 def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy would hold whatever lock a thread of this process held, and wait for it for ever."""
-    index, cfg = index_of(photographs), options("bicubic", 64)
-    requests = in_batches(make_crops(index, cfg, "train"), 8)
-    expected = run(build("torch", index, cfg, workers=0), requests)
+    source, cfg = images_of(photographs), options("bicubic", 64)
+    requests = in_batches(make_crops(source, cfg, "train"), 8)
+    expected = run(build("torch", source, cfg, workers=0), requests)
     monkeypatch.setattr("torchvision.transforms.v2.functional.resize", None)
-    made = run(build("torch", index, cfg, workers=2), requests)
+    made = run(build("torch", source, cfg, workers=2), requests)
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
@@ -132,9 +132,9 @@ def test_a_process_ends_with_its_workers_still_at_work(photographs: Path) -> Non
     code = """
 import sys
 from pathlib import Path
-from tests.crop_requests import build, in_batches, index_of, make_crops, options
-index, cfg = index_of(Path(sys.argv[1])), options("bicubic", 64)
-sys.kept = build("torch", index, cfg, workers=2).batches(iter(in_batches(make_crops(index, cfg, "train"), 2)))
+from tests.crop_requests import build, in_batches, images_of, make_crops, options
+source, cfg = images_of(Path(sys.argv[1])), options("bicubic", 64)
+sys.kept = build("torch", source, cfg, workers=2).batches(iter(in_batches(make_crops(source, cfg, "train"), 2)))
 next(sys.kept)
 """
     subprocess.run([sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, timeout=100)

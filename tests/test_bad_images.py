@@ -15,9 +15,10 @@ from data.config import AugmentConfig, DataConfig
 from data.dataset import open_split
 from data.errors import DataError
 from data.geometry import BatchGeometry
-from data.index import ImageIndex
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
+from data.sources import EncodedSource, Source
+from data.sources.shards import ShardSource
 from tests.packing import pack
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ BAD = 17  # row of the image that is damaged
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.index.image_index.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("data.sources.source.PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -46,18 +47,18 @@ def batches(
     kind: str,
     workers: int = 0,
     skip: bool = True,
-    damage: Callable[[ImageIndex], None] = lambda _: None,
+    damage: Callable[[Source], None] = lambda _: None,
     world: int = 1,
     steps: range = range(STEPS),
 ) -> list[Batch]:
-    """What all processes take together; the index is opened before the damage."""
+    """What all processes take together; the images are opened before the damage."""
     cfg = DataConfig(name="folder", root=str(root), crop=16)
     images = open_split(cfg, "train")
-    damage(images.index)
+    damage(images.source)
     found = []
     for rank in range(world):
         plan = TrainPlan(images.index, 5, cfg, AugmentConfig(mix_group=5), BatchGeometry(20, 5, world, rank, 5))
-        backend = build_backend(kind, images.index, cfg, CPU, workers, 20)
+        backend = build_backend(kind, images.source, cfg, CPU, workers, 20)
         found.append(list(Loader(backend, images.labels, CPU, skip).train(plan, steps.start, steps.stop)))
     each = len(found[0]) // len(steps)
     return [batch for step in range(len(steps)) for mine in found for batch in mine[step * each : (step + 1) * each]]
@@ -71,14 +72,21 @@ def rows(batches: list[Batch]) -> np.ndarray:
     return np.concatenate([batch.index for batch in batches])
 
 
-def cut_short(index: ImageIndex) -> None:
+def cut_short(source: Source) -> None:
     """Damage one image without a change that a start would see."""
-    if index.shards is None:
-        os.truncate(index.path(BAD), 40)
+    if isinstance(source, ShardSource):
+        begin, length = source.stretch(BAD)
+        with open(source.shard(BAD), "r+b") as file:
+            file.seek(begin + 30)
+            file.write(bytes(length - 30))
     else:
-        with open(index.shards.path_of(BAD), "r+b") as file:
-            file.seek(int(index.shards.offsets[BAD]) + 30)
-            file.write(bytes(int(index.shards.lengths[BAD]) - 30))
+        os.truncate(path_of(source, BAD), 40)
+
+
+def path_of(source: Source, i: int) -> str:
+    """The file of an image in a folder."""
+    assert isinstance(source, EncodedSource)
+    return str(source.path(i))
 
 
 def test_another_image_takes_the_place_on_any_backend_layout_and_number_of_processes(
@@ -121,9 +129,9 @@ def test_without_that_it_is_an_error(root: Path, kind: str, workers: int) -> Non
 
 
 def test_too_many_are_an_error(root: Path) -> None:
-    def all_gone(index: ImageIndex) -> None:
+    def all_gone(source: Source) -> None:
         for row in range(0, 120, 3):
-            os.unlink(index.path(row))
+            os.unlink(path_of(source, row))
 
     with pytest.raises(DataError, match=r"3 of the training images cannot be read, too many"):
         batches(root, "torch", damage=all_gone)
@@ -132,8 +140,8 @@ def test_too_many_are_an_error(root: Path) -> None:
 def test_an_evaluation_takes_no_other_image(root: Path) -> None:
     cfg = DataConfig(name="folder", root=str(root), crop=16, split="train")
     images = open_split(cfg, "train")
-    cut_short(images.index)
-    loader = Loader(build_backend("torch", images.index, cfg, CPU, 0, 20), images.labels, CPU, skip_bad=True)
+    cut_short(images.source)
+    loader = Loader(build_backend("torch", images.source, cfg, CPU, 0, 20), images.labels, CPU, skip_bad=True)
     with pytest.raises(DataError, match=r"cannot be decoded"):
         list(loader.evaluate(EvalPlan(images.index, cfg), 20, 1, 0))
 
@@ -152,7 +160,7 @@ def test_a_read_that_fails_for_a_moment_changes_nothing(
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(descriptor, length, offset)
 
-    monkeypatch.setattr("data.index.shards.os.pread", failing)
+    monkeypatch.setattr("data.sources.shards.os.pread", failing)
     assert torch.equal(pixels(batches(tmp_path / "packed", kind, skip=False, steps=range(3))), pixels(whole))
     assert len(failures) == 2
 
@@ -164,18 +172,18 @@ def test_dali_starts_again_where_a_file_was_gone_for_a_moment(
     whole = batches(root, "torch", steps=range(3))
     away: list[tuple[str, str]] = []
 
-    def hide(index: ImageIndex) -> None:
-        path = index.path(int(whole[5].index[2]))
+    def hide(source: Source) -> None:
+        path = path_of(source, int(whole[5].index[2]))
         away.append((path + ".away", path))
         os.rename(path, path + ".away")
 
-    read = ImageIndex.read
+    read = EncodedSource.read
 
-    def back(index: ImageIndex, row: int) -> bytes:
+    def back(source: EncodedSource, row: int) -> bytes:
         while away:
             os.rename(*away.pop())
-        return read(index, row)
+        return read(source, row)
 
-    monkeypatch.setattr(ImageIndex, "read", back)
+    monkeypatch.setattr(EncodedSource, "read", back)
     assert torch.equal(pixels(batches(root, "dali", skip=False, damage=hide, steps=range(3))), pixels(whole))
     assert "trying again" in caplog.text

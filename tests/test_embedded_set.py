@@ -11,10 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from data.cache import cache_dir, unpacked
+from data.cache import PROJECT, cache_dir, unpacked
 from data.config import DataConfig
-from data.dataset import PROJECT, find_root, open_split
+from data.dataset import open_split
 from data.errors import DataError
+from data.sources.root import located
+from tests.opening import source_of
 
 CLASSES = ["ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "t-shirt", "trouser"]
 
@@ -55,6 +57,11 @@ def test_archive_is_small_and_the_one_of_the_config() -> None:
     assert hashlib.sha256(content).hexdigest() == sha256
 
 
+def root_of(cfg: DataConfig) -> Path:
+    """Where the set lies, which is unpacked."""
+    return Path(str(located(cfg, unpack=True).root))
+
+
 @pytest.mark.parametrize(("split", "count"), [("train", 1000), ("val", 200)])
 def test_each_class_has_its_images(cfg: DataConfig, split: str, count: int) -> None:
     images = open_split(cfg, split, num_classes=10)
@@ -65,29 +72,29 @@ def test_each_class_has_its_images(cfg: DataConfig, split: str, count: int) -> N
 
 
 def test_training_images_have_the_mean_and_std_of_the_config(cfg: DataConfig) -> None:
-    index = open_split(cfg, "train").index
-    pixels = np.stack([np.asarray(Image.open(index.path(i))) for i in range(len(index))]) / 255
+    images = source_of(root_of(cfg), "train")
+    pixels = np.stack([np.asarray(Image.open(str(images.path(i)))) for i in range(len(images))]) / 255
     assert cfg.mean == pytest.approx([pixels.mean()] * 3, abs=5e-5)
     assert cfg.std == pytest.approx([pixels.std()] * 3, abs=5e-5)
 
 
 def test_pillow_and_torchvision_read_the_same_pixels(cfg: DataConfig) -> None:
-    index = open_split(cfg, "val").index
-    for path in (index.path(i) for i in range(0, len(index), 50)):
+    images = source_of(root_of(cfg), "val")
+    for path in (str(images.path(i)) for i in range(0, len(images), 50)):
         by_pillow = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
         assert torch.equal(decode_image(path, mode=ImageReadMode.RGB), by_pillow)
 
 
 def test_licence_comes_along(cfg: DataConfig) -> None:
-    text = (find_root(cfg) / "LICENSE").read_text(encoding="utf-8")
+    text = (root_of(cfg) / "LICENSE").read_text(encoding="utf-8")
     assert "MIT License" in text
     assert "Zalando SE" in text
 
 
 def test_second_call_does_not_unpack_again(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = find_root(cfg)
+    first = root_of(cfg)
     monkeypatch.setattr("data.cache.tarfile.open", lambda *_: pytest.fail("unpacked again"))
-    assert find_root(cfg) == first
+    assert root_of(cfg) == first
     assert first.parent == cache_dir()
 
 

@@ -50,8 +50,8 @@ def with_a_bad_image(small_images, here, monkeypatch):
         real = TrainLoop._step
 
         def note(self, batches):
-            plan = self.run.data.plan
-            order.append([plan.index.name(int(row)) for row in plan.images_of(self.done)])
+            data = self.run.data
+            order.append([data.train_set.source.name(int(row)) for row in data.plan.images_of(self.done)])
             real(self, batches)
 
         with monkeypatch.context() as patch:

@@ -17,6 +17,7 @@ from data import SETS, DataConfig, DataError, EvalSetsConfig, is_set_prepared, o
 from engine.evaluation_run import evaluate_checkpoint
 from engine.score_files import markdown_table
 from engine.settings import eval_settings
+from tests.opening import open_at
 from tests.runs import composed, run
 
 WNIDS = ImageNetInfo().label_names()
@@ -261,10 +262,8 @@ def test_an_index_is_written_once(sets):
 
 
 def test_a_flat_folder_is_still_no_training_set(sets):
-    from data.index import load_index
-
     with pytest.raises(DataError, match="has no class folders: it must hold <class>/<image>"):
-        load_index(sets, "flat")
+        open_at(sets, "flat")
 
 
 def test_only_models_of_imagenets_classes():

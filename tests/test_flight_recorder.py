@@ -146,9 +146,10 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
 
 def recorder_of(folder, keep: int = 64) -> FlightRecorder:
     """A recorder of a single process; the images of each step are its number, counted from 0."""
-    plan = SimpleNamespace(images_of=lambda step: [step], index=SimpleNamespace(name=lambda row: f"{row}.png"))
+    plan = SimpleNamespace(images_of=lambda step: [step])
+    data = SimpleNamespace(plan=plan, train_set=SimpleNamespace(source=SimpleNamespace(name="{}.png".format)))
     cfg = TrainConfig(model=LipsFormerSwinConfig(), monitor=MonitorConfig(history=keep))
-    parts = {"data": SimpleNamespace(plan=plan), "checkpoints": Checkpoints(folder, keep=1)}
+    parts = {"data": data, "checkpoints": Checkpoints(folder, keep=1)}
     runtime = SimpleNamespace(world=World(0, 1, 0, 1))
     run = SimpleNamespace(cfg=cfg, runtime=runtime, directory=RunDirectory(folder), **parts)
     return FlightRecorder(run)  # type: ignore[arg-type]

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.index import VERSION, ImageIndex, load_index, synthetic_index
+from data.index import VERSION, ImageIndex
+from data.sources.synthetic import SyntheticSource
+from tests.opening import open_at, source_of
 
 
 def paint(path: Path, width: int = 8, height: int = 6) -> Path:
@@ -24,9 +26,7 @@ def paint(path: Path, width: int = 8, height: int = 6) -> Path:
 
 
 def index_of(root: Path, split: str = "train", **options) -> ImageIndex:
-    index = load_index(root, split, **options)
-    assert index is not None
-    return index
+    return source_of(root, split, **options).index
 
 
 def paths(index: ImageIndex) -> list[str]:
@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 def refused(root: Path, split: str = "train", **options) -> str:
     """The message, one line, with which the folder is refused."""
     with pytest.raises(DataError) as caught:
-        load_index(root, split, **options)
+        open_at(root, split, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -54,11 +54,12 @@ def refused(root: Path, split: str = "train", **options) -> str:
 
 
 def test_sizes_are_those_pillow_decodes(photographs: Path) -> None:
-    index = index_of(photographs)
+    source = source_of(photographs)
+    index = source.index
     assert len(index) == 4 * 7 + 6
     assert not index.bad
     for i in range(len(index)):
-        with Image.open(index.path(i)) as image:
+        with Image.open(str(source.path(i))) as image:
             image.load()
             assert (index.heights[i], index.widths[i]) == (image.height, image.width), index.paths[i]
         assert index.paths[i].split("/")[0] == index.classes[index.targets[i]]
@@ -86,9 +87,10 @@ def test_any_file_name_survives(tmp_path: Path, name: str) -> None:
     class_name = f"class {Path(name).stem}"
     paint(tmp_path / "train" / class_name / name)
     for _ in ("built", "read"):
-        index = index_of(tmp_path)
+        source = source_of(tmp_path)
+        index = source.index
         assert index.classes == [class_name]
-        assert Path(index.path(0)).samefile(tmp_path / "train" / class_name / name)
+        assert Path(str(source.path(0))).samefile(tmp_path / "train" / class_name / name)
         assert [len(part) for part in index.fingerprint().split("-")] == [16] * 3
 
 
@@ -114,8 +116,8 @@ def test_fingerprint_tells_sets_apart_not_places(root: Path, tmp_path: Path) -> 
     assert replace(index, targets=index.targets[::-1]).fingerprint() != first
 
 
-def test_synthetic_index_is_even_over_the_classes() -> None:
-    index = synthetic_index(30, 10, 224)
+def test_a_synthetic_index_is_even_over_the_classes() -> None:
+    index = SyntheticSource(30, 10, 224).index
     assert np.bincount(index.targets).tolist() == [3] * 10
     assert len(index.classes) == 10
     assert set(index.heights) == set(index.widths) == {224}
@@ -137,9 +139,9 @@ def test_files_are_not_opened_again(root: Path) -> None:
 
 
 def test_without_building_there_is_an_index_only_where_one_was_built(root: Path, tmp_path: Path) -> None:
-    assert load_index(root, "train", build=False) is not None
+    assert open_at(root, build=False) is not None
     paint(tmp_path / "new" / "train" / "a" / "1.png")
-    assert load_index(tmp_path / "new", "train", build=False) is None
+    assert open_at(tmp_path / "new", build=False) is None
     assert not list((tmp_path / "new").glob(".*"))
 
 
@@ -180,9 +182,7 @@ def test_a_removed_class_folder_is_gone(root: Path) -> None:
 
 def test_a_moved_folder_keeps_its_index(root: Path, tmp_path: Path) -> None:
     moved = root.rename(tmp_path / "moved")
-    index = load_index(moved, "train", build=False)
-    assert index is not None
-    assert Path(index.path(0)).is_file()
+    assert Path(str(source_of(moved, build=False).path(0))).is_file()
 
 
 # --- its file -------------------------------------------------------------------------------------------------------
@@ -229,10 +229,10 @@ def text(path: Path) -> None:
 def test_an_index_that_cannot_be_used_is_built_anew(root: Path, damage: Callable[[Path], None]) -> None:
     (file,) = root.glob(".*.npz")
     damage(file)
-    assert load_index(root, "train", build=False) is None
+    assert open_at(root, build=False) is None
     index = index_of(root)
     assert (len(index), index.heights.tolist()) == (4, [6] * 4)
-    assert load_index(root, "train", build=False) is not None
+    assert open_at(root, build=False) is not None
 
 
 def test_index_lies_in_index_dir(root: Path, tmp_path: Path) -> None:
@@ -257,12 +257,12 @@ def test_index_of_a_root_that_cannot_be_written_lies_in_the_cache(
     paint(root / "train" / "a" / "1.png")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "data.index.folders.os.access", lambda path, mode: Path(path) != root
+        "data.index.building.os.access", lambda path, mode: Path(path) != root
     )  # the superuser may write all
     index_of(root)
     assert [path.name for path in root.iterdir()] == ["train"]
     assert len(list((tmp_path / "cache" / "coldstart" / "index").iterdir())) == 1
-    assert load_index(root, "train", build=False) is not None
+    assert open_at(root, build=False) is not None
 
 
 def test_index_dir_that_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from data.augment.device import DeviceAugment
+from data.augment.device_draws import DeviceDraws
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, open_split
 from data.geometry import BatchGeometry
 from data.loader import Batch, Loader
-from data.plan import DeviceDraws, EvalPlan, TrainPlan
+from data.plan import EvalPlan, TrainPlan
 
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "dali")
@@ -50,7 +51,7 @@ def open_images(root: Path, split: str, crop: int = 32) -> tuple[DataConfig, Ima
 def make_loader(
     kind: str, cfg: DataConfig, images: ImageSet, device: torch.device = CPU, workers: int = 0, most: int = 16
 ) -> Loader:
-    return Loader(build_backend(kind, images.index, cfg, device, workers, most), images.labels, device)
+    return Loader(build_backend(kind, images.source, cfg, device, workers, most), images.labels, device)
 
 
 def check_colours(batch: Batch) -> None:

@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from timm.data.mixup import cutmix_bbox_and_lam
 
+from data.augment.device_draws import Mix
 from data.config import AugmentConfig, DataConfig
 from data.crops import Crops
 from data.geometry import BatchGeometry
-from data.index import ImageIndex, synthetic_index
-from data.plan import EvalPlan, Mix, TrainPlan
+from data.index import ImageIndex
+from data.plan import EvalPlan, TrainPlan
+from data.sources.synthetic import SyntheticSource
 
 SIDE = 64
 ALL = AugmentConfig(
@@ -25,7 +27,7 @@ def image_index(count: int = 230) -> ImageIndex:
     """Images of many sizes, which exist nowhere."""
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(50, 600, (2, count)).astype(np.int32)
-    return replace(synthetic_index(count, 10, SIDE), heights=heights, widths=widths)
+    return replace(SyntheticSource(count, 10, SIDE).index, heights=heights, widths=widths)
 
 
 def make_plan(

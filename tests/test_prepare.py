@@ -14,15 +14,16 @@ import pytest
 from PIL import Image
 
 from data.errors import DataError
-from data.index import PACKED_INDEX, load_index
 from data.index.arrays import write_arrays
 from data.prepare import prepare
-from data.prepare.sources import TRAIN_TAR, image_folder
+from data.prepare.originals import TRAIN_TAR, image_folder
 from data.prepare.target import Target
 from data.prepare.writing import write_class_folder, write_shard
+from data.sources.shards import PACKED_INDEX, ShardSource
 from scripts import prepare_imagenet
 from tests import official as small
 from tests.official import IMAGES, files_in, jpeg, refused, task, val_labels, write_official
+from tests.opening import open_at, source_of
 from tests.runs import PROJECT, environment
 
 official, folder = small.official, small.folder
@@ -61,7 +62,7 @@ def test_official_tars_become_class_folders(
     assert "../../../evil_1.JPEG is not named like n0" in printed
     assert f"next: torchrun train.py model=lipsformer_swin_tiny data.root={tmp_path / 'set'}" in printed
     assert "the official train images are 1281167: some are missing" in printed
-    assert load_index(tmp_path / "set", "train", build=False) is not None
+    assert open_at(tmp_path / "set", build=False) is not None
 
 
 def test_official_tars_become_shards(official: Path, folder: Path, tmp_path: Path) -> None:
@@ -69,11 +70,9 @@ def test_official_tars_become_shards(official: Path, folder: Path, tmp_path: Pat
     done = run("--tars", official, "--to", to, "--layout", "shards", "--shard-size", "20K", "--workers", 2, "--check")
     assert done.returncode == 0, done.stderr
     for split in ("train", "val"):
-        packed, plain = load_index(to, split), load_index(folder, split)
-        assert packed is not None
-        assert plain is not None
-        assert packed.shards is not None
-        assert packed.fingerprint() == plain.fingerprint()
+        packed, plain = source_of(to, split), source_of(folder, split)
+        assert isinstance(packed, ShardSource)
+        assert packed.index.fingerprint() == plain.index.fingerprint()
         assert [packed.read(i) for i in range(len(packed))] == [plain.read(i) for i in range(len(plain))]
         assert (to / split / "index-check.txt").read_text().startswith(f"{split}: {len(plain)} images checked, 0 bad")
     assert len(list((to / "train").glob("shard-*.tar"))) > 1
@@ -205,9 +204,7 @@ def test_a_folder_is_packed_copied_or_kept(folder: Path, tmp_path: Path) -> None
     prepare(task(folder=folder, to=tmp_path / "copy"))
     assert files_in(tmp_path / "copy") == before
     prepare(task(folder=folder, to=tmp_path / "shards", layout="shards", shard_size=20_000))
-    packed, plain = load_index(tmp_path / "shards", "train"), load_index(folder, "train")
-    assert packed is not None
-    assert plain is not None
+    packed, plain = source_of(tmp_path / "shards").index, source_of(folder).index
     assert packed.fingerprint() == plain.fingerprint()
     result = prepare(task(folder=tmp_path / "shards", layout="keep", check=True))
     assert (result.bad, result.report[0].split(":")[0]) == (0, "train")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.prepare import prepare
-from data.prepare.sources import TRAIN_TAR, VAL_TAR
+from data.prepare.originals import TRAIN_TAR, VAL_TAR
 from data.prepare.target import refuse_full
 from tests import official as small
 from tests.official import jpeg, refused, tar_of, task

@@ -151,12 +151,12 @@ def test_pixels_are_those_of_timms_transform(name, photographs, bare):
     """At the centre, of the whole image at its own shape, and squashed."""
     data = bare(name, f"data.root={photographs}", "data.backend=torch").data
     images = open_split(data, "val")
-    backend = build_backend("torch", images.index, data, torch.device("cpu"), 0, 8)
+    backend = build_backend("torch", images.source, data, torch.device("cpu"), 0, 8)
     (ours,) = backend.batches(iter([EvalPlan(images.index, data).crops(range(len(images)))]))
     config = resolve_data_config(pretrained_cfg=registration(name).to_dict(), use_test_size=True)
     transform = create_transform(**config, normalize=False)
     for row, image in enumerate(ours):
-        with Image.open(images.index.path(row)) as file:
+        with Image.open(images.source.path(row)) as file:
             theirs = transform(file.convert("RGB"))
         assert image.shape == theirs.shape
-        assert np.abs(image.numpy().astype(int) - theirs.numpy().astype(int)).max() <= 2, images.index.path(row)
+        assert np.abs(image.numpy().astype(int) - theirs.numpy().astype(int)).max() <= 2, images.source.path(row)

@@ -19,11 +19,12 @@ from data.config import AugmentConfig, DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
 from data.geometry import BatchGeometry
-from data.index import PACKED_INDEX, ImageIndex, load_index
 from data.index.arrays import ArrayFile, write_arrays
 from data.index.image_index import VERSION
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
+from data.sources.shards import PACKED_INDEX, ShardSource
+from tests.opening import open_at, source_of
 from tests.packing import pack
 from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
 
@@ -48,19 +49,19 @@ def own(packed: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.index.image_index.PAUSES", ())
+    monkeypatch.setattr("data.sources.source.PAUSES", ())
 
 
-def opened(root: Path, split: str = "train") -> ImageIndex:
-    index = load_index(root, split)
-    assert index is not None
-    return index
+def opened(root: Path, split: str = "train") -> ShardSource:
+    source = source_of(root, split)
+    assert isinstance(source, ShardSource)
+    return source
 
 
 def batches(root: Path, kind: str, split: str = "train", workers: int = 0, steps: range = range(4)) -> list[Batch]:
     cfg = DataConfig(name="folder", root=str(root), crop=48, resize=54)
     images = open_split(cfg, split)
-    loader = Loader(build_backend(kind, images.index, cfg, CPU, workers, 16), images.labels, CPU)
+    loader = Loader(build_backend(kind, images.source, cfg, CPU, workers, 16), images.labels, CPU)
     if split == "val":
         return list(loader.evaluate(EvalPlan(images.index, cfg), 3, 1, 0))
     plan = TrainPlan(images.index, 5, cfg, AugmentConfig(mix_group=4), BatchGeometry(10, 4, micro_batch_size=4))
@@ -78,16 +79,27 @@ def same(some: list[Batch], others: list[Batch]) -> bool:
 
 
 def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
-    folder, shards = opened(photographs), opened(packed)
-    assert shards.shards is not None
-    assert len(shards.shards.sizes) > 1
-    assert shards.fingerprint() == folder.fingerprint()
-    assert (list(shards.paths), shards.classes) == (list(folder.paths), folder.classes)
-    for column in ("targets", "heights", "widths"):
-        assert np.array_equal(getattr(shards, column), getattr(folder, column))
-    assert shards.cmyk == folder.cmyk != frozenset()
+    folder, shards = source_of(photographs), opened(packed)
+    ours, theirs = shards.index, folder.index
+    assert shards.layout == f"{len(ours.extra['shard_sizes'])} shards" != "1 shards"
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert (list(ours.paths), ours.classes) == (list(theirs.paths), theirs.classes)
+    for column in ("targets", "heights", "widths", "lengths"):
+        assert np.array_equal(getattr(ours, column), getattr(theirs, column))
+    assert ours.cmyk == theirs.cmyk != frozenset()
     for i in range(len(folder)):
-        assert shards.read(i) == Path(folder.path(i)).read_bytes() == folder.read(i)
+        assert shards.read(i) == Path(str(folder.path(i))).read_bytes() == folder.read(i)
+
+
+def test_an_index_of_earlier_days_is_read(own: Path) -> None:
+    """It names the bytes of each image otherwise."""
+    new = opened(own)
+    arrays = dict(ArrayFile(own / "train" / PACKED_INDEX).arrays)
+    arrays["shard_lengths"] = arrays.pop("lengths")
+    write_arrays(own / "train" / PACKED_INDEX, arrays)
+    old = opened(own)
+    assert old.index.fingerprint() == new.index.fingerprint()
+    assert [old.read(i) for i in range(len(old))] == [new.read(i) for i in range(len(new))]
 
 
 def test_shards_are_ordinary_tar_files(photographs: Path, packed: Path, tmp_path: Path) -> None:
@@ -147,9 +159,9 @@ def test_any_file_name_survives_packing(tmp_path: Path) -> None:
         path = tmp_path / "set" / "train" / "class é" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 6)).save(path)
-    folder = opened(tmp_path / "set")
+    folder = source_of(tmp_path / "set")
     shards = opened(pack(tmp_path / "set", tmp_path / "packed"))
-    assert shards.fingerprint() == folder.fingerprint()
+    assert shards.index.fingerprint() == folder.index.fingerprint()
     assert [shards.read(i) for i in range(5)] == [folder.read(i) for i in range(5)]
 
 
@@ -160,10 +172,8 @@ def test_files_that_are_no_images_mean_the_same_as_in_a_folder(tmp_path: Path) -
     (tmp_path / "set" / "train" / "a" / "1.png").write_text("no image")
     to = pack(tmp_path / "set", tmp_path / "packed")
     with pytest.raises(DataError, match=r"train/shard-00000\.tar: a/1\.png is no JPEG or PNG image: mend it"):
-        load_index(to, "train")
-    index = load_index(to, "train", on_bad_image="skip")
-    assert index is not None
-    assert list(index.paths) == ["a/2.png", "b/1.png"]
+        open_at(to)
+    assert list(source_of(to, on_bad_image="skip").index.paths) == ["a/2.png", "b/1.png"]
 
 
 # --- across processes -----------------------------------------------------------------------------------------------
@@ -171,21 +181,21 @@ def test_files_that_are_no_images_mean_the_same_as_in_a_folder(tmp_path: Path) -
 
 @pytest.mark.parametrize("layout", ["photographs", "packed"])
 def test_an_index_is_mapped_by_other_processes(request: pytest.FixtureRequest, layout: str) -> None:
-    index = opened(request.getfixturevalue(layout))
-    sent = pickle.dumps(index)
+    source = source_of(request.getfixturevalue(layout))
+    sent = pickle.dumps(source)
     assert len(sent) < 1000
     copy = pickle.loads(sent)
-    assert copy.fingerprint() == index.fingerprint()
-    assert [copy.read(i) for i in range(3)] == [index.read(i) for i in range(3)]
+    assert copy.index.fingerprint() == source.index.fingerprint()
+    assert [copy.read(i) for i in range(3)] == [source.read(i) for i in range(3)]
 
 
 def test_an_index_whose_file_was_replaced_is_sent_as_it_is(own: Path) -> None:
-    index = opened(own)
-    index.read(0)
+    source = opened(own)
+    source.read(0)
     write_arrays(own / "train" / PACKED_INDEX, {"version": np.array(VERSION)})
-    copy = pickle.loads(pickle.dumps(index))
-    assert copy.file is None
-    assert (copy.fingerprint(), copy.read(5)) == (index.fingerprint(), index.read(5))
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.index.file is None
+    assert (copy.index.fingerprint(), copy.read(5)) == (source.index.fingerprint(), source.read(5))
 
 
 def test_an_index_replaced_on_the_way_is_refused(own: Path) -> None:
@@ -196,23 +206,22 @@ def test_an_index_replaced_on_the_way_is_refused(own: Path) -> None:
 
 
 def test_a_changed_copy_is_not_the_file(packed: Path) -> None:
-    index = opened(packed)
+    index = opened(packed).index
     changed = replace(index, targets=index.targets[::-1])
     assert pickle.loads(pickle.dumps(changed)).fingerprint() == changed.fingerprint() != index.fingerprint()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
-def test_shards_stay_open_and_are_closed_with_their_index(own: Path) -> None:
+def test_shards_stay_open_and_are_closed_with_their_source(own: Path) -> None:
     def open_shards() -> int:
         places = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
         return sum(place.startswith(str(own)) and place.endswith(".tar") for place in places)
 
-    index = opened(own)
-    for i in range(len(index)):
-        index.read(i)
-    assert index.shards is not None
-    assert open_shards() == len(index.shards.sizes)
-    del index
+    source = opened(own)
+    for i in range(len(source)):
+        source.read(i)
+    assert open_shards() == len(source.index.extra["shard_sizes"])
+    del source
     assert open_shards() == 0
 
 
@@ -261,7 +270,7 @@ REFUSALS = {
 def test_damage_is_refused_at_the_start(own: Path, damage: Callable[[Path], None]) -> None:
     damage(own / "train")
     with pytest.raises(DataError, match=REFUSALS[damage]) as caught:
-        load_index(own, "train")
+        open_at(own)
     assert str(own / "train") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -273,52 +282,50 @@ def test_a_packed_set_is_prepared(own: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "unused").exists()
 
 
-def overwritten(index: ImageIndex, i: int) -> None:
+def overwritten(source: ShardSource, i: int) -> None:
     """Damage one image after the start, without a change of the shard's size."""
-    assert index.shards is not None
-    with open(index.shards.path_of(i), "r+b") as file:
-        file.seek(int(index.shards.offsets[i]) + 400)
-        file.write(bytes(int(index.shards.lengths[i]) - 400))
+    begin, length = source.stretch(i)
+    with open(source.shard(i), "r+b") as file:
+        file.seek(begin + 400)
+        file.write(bytes(length - 400))
 
 
-def shortened(index: ImageIndex, i: int) -> None:
-    assert index.shards is not None
-    os.truncate(index.shards.path_of(i), int(index.shards.offsets[i]) + 1000)
+def shortened(source: ShardSource, i: int) -> None:
+    os.truncate(source.shard(i), source.stretch(i)[0] + 1000)
 
 
 @pytest.mark.parametrize("damage", [overwritten, shortened])
 @pytest.mark.parametrize(("kind", "workers"), [("torch", 0), ("torch", 1), ("dali", 2)])
 def test_an_image_damaged_in_the_middle_of_an_epoch_is_named(
-    own: Path, kind: str, workers: int, damage: Callable[[ImageIndex, int], None]
+    own: Path, kind: str, workers: int, damage: Callable[[ShardSource, int], None]
 ) -> None:
     cfg = DataConfig(name="folder", root=str(own), crop=48, resize=54)
-    index = opened(own)
-    (i,) = (row for row, path in enumerate(index.paths) if path == "coffee/progressive.JPG")
-    damage(index, i)
-    plan, backend = EvalPlan(index, cfg), build_backend(kind, index, cfg, CPU, workers, 4)
+    source = opened(own)
+    (i,) = (row for row, path in enumerate(source.index.paths) if path == "coffee/progressive.JPG")
+    damage(source, i)
+    plan, backend = EvalPlan(source.index, cfg), build_backend(kind, source, cfg, CPU, workers, 4)
     first = i if damage is overwritten else i - 1
     with pytest.raises(DataError) as caught:
         list(backend.batches(iter([plan.crops(range(first - 1, i + 1))])))
     reason = "the shard has been cut short" if damage is shortened else ""
-    assert f"{index.name(i)} cannot be decoded ({reason}" in str(caught.value)
-    assert str(index.name(i)).endswith(".tar: coffee/progressive.JPG")
+    assert f"{source.name(i)} cannot be decoded ({reason}" in str(caught.value)
+    assert source.name(i).endswith(".tar: coffee/progressive.JPG")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_an_error_of_the_disk_is_named(packed: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = DataConfig(name="folder", root=str(packed), crop=48, resize=54)
-    index = opened(packed)
-    assert index.shards is not None
-    bad, read = int(index.shards.offsets[2]), os.pread
+    source = opened(packed)
+    bad, read = source.stretch(2)[0], os.pread
 
     def failing(descriptor: int, length: int, offset: int) -> bytes:
         if offset == bad:
             raise OSError(errno.EIO, "Input/output error")
         return read(descriptor, length, offset)
 
-    monkeypatch.setattr("data.index.shards.os.pread", failing)
-    backend = build_backend(kind, index, cfg, CPU, 0, 4)
-    stream = backend.batches(iter([EvalPlan(index, cfg).crops(range(n, n + 2)) for n in (0, 2)]))
+    monkeypatch.setattr("data.sources.shards.os.pread", failing)
+    backend = build_backend(kind, source, cfg, CPU, 0, 4)
+    stream = backend.batches(iter([EvalPlan(source.index, cfg).crops(range(n, n + 2)) for n in (0, 2)]))
     with pytest.raises(DataError, match=r"shard-00000\.tar: .*cannot be decoded \(Input/output error\)"):
         list(stream)

@@ -6,7 +6,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from data.augment.auto_augment import carry_out
-from data.plan import DeviceDraws, Mix
+from data.augment.device_draws import DeviceDraws, Mix
 
 
 class DeviceAugment(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import BadImage, DataError
-from data.index import ImageIndex
 from data.index.headers import BROKEN, decoded
+from data.sources import EncodedSource, Source, source_kind
 from data.waiting import look_nowhere
 
 BACKENDS = ("dali", "torch", "synthetic")
@@ -44,8 +44,9 @@ def resolve_backend(cfg: DataConfig) -> str:
     Raises:
         DataError: if it is no known backend, or DALI is asked for and not installed.
     """
-    if cfg.name == "synthetic":
-        return "synthetic"
+    only = source_kind(cfg, cfg.split).backend
+    if only is not None:
+        return only
     have_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if cfg.backend == "auto":
         return "dali" if have_dali else "torch"
@@ -56,7 +57,7 @@ def resolve_backend(cfg: DataConfig) -> str:
 
 def build_backend(
     kind: str,
-    index: ImageIndex,
+    source: Source,
     cfg: DataConfig,
     device: torch.device,
     workers: int,
@@ -67,7 +68,7 @@ def build_backend(
 
     Args:
         kind: ``"dali"``, ``"torch"`` or ``"synthetic"``.
-        index: the images.
+        source: the images.
         cfg: the crop size and more.
         device: where the model is; DALI decodes there.
         workers: most threads or processes to use.
@@ -75,40 +76,41 @@ def build_backend(
         processes: of this run on this machine.
 
     Raises:
-        DataError: if the backend is unknown, or this machine has too little shared memory for it.
+        DataError: if the backend is unknown or cannot make these images, or this machine has too little shared memory
+            for it.
     """
-    if kind == "dali":
-        from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
-
-        return DaliBackend(index, cfg, device, workers, max_batch)
-    if kind == "torch":
-        from data.backends.torch_backend import TorchBackend
-
-        return TorchBackend(index, cfg, device, workers, max_batch, processes)
     if kind == "synthetic":
         from data.backends.synthetic import SyntheticBackend
 
         return SyntheticBackend(cfg)
-    raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
+    if kind not in BACKENDS:
+        raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
+    if not isinstance(source, EncodedSource):
+        raise DataError(f"data.backend={kind} decodes files, and data={cfg.name} has none: set data.backend=auto")
+    if kind == "dali":
+        from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
+
+        return DaliBackend(source, cfg, device, workers, max_batch)
+    from data.backends.torch_backend import TorchBackend
+
+    return TorchBackend(source, cfg, device, workers, max_batch, processes)
 
 
-def unreadable(index: ImageIndex, crops: Crops, cause: BaseException) -> BadImage:
+def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> BadImage:
     """The error that names the image of a failed request, found by reading its images one by one.
 
     Its row is ``None`` where all of them can be read now.
     """
-    packed = index.shards is not None
+    index, advice = source.index, source.advice
     for row in crops.index.tolist():
-        name = index.name(row)
+        name = source.name(row)
         try:
-            image = decoded(index.read(row))
+            image = decoded(source.read(row))
             if (image.height, image.width) != (index.heights[row], index.widths[row]):
-                again = "pack it again" if packed else "touch its folder to index anew"
-                return BadImage(f"{name} has changed since the index was written: {again}", row)
+                return BadImage(f"{name} has changed since the index was written: {advice.changed}", row)
         except BROKEN as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            mend = "mend it at its source and pack it again" if packed else "put a readable image of that name there"
-            told = f"{name} cannot be decoded ({reason}): {mend}, then run the same command again to go on"
-            return BadImage(told, row)
+            again = "then run the same command again to go on"
+            return BadImage(f"{name} cannot be decoded ({reason}): {advice.in_run}, {again}", row)
     reason = " ".join(str(cause).split())
-    return BadImage(f"a batch that holds {index.name(int(crops.index[0]))} could not be decoded: {reason}", None)
+    return BadImage(f"a batch that holds {source.name(int(crops.index[0]))} could not be decoded: {reason}", None)

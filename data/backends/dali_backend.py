@@ -19,12 +19,12 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 
 from data.backends import unreadable
-from data.backends.dali_pipelines import Source, cpu_pipeline, gpu_pipeline
-from data.backends.encoded import Encoded, encoded_images
+from data.backends.dali_pipelines import Feed, cpu_pipeline, gpu_pipeline
+from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.backends.resizing import in_threads
 from data.config import DataConfig
 from data.crops import Crops
-from data.index import ImageIndex
+from data.sources import EncodedSource
 from data.waiting import attentive, look_nowhere
 
 PREFETCH = 2  # batches decoded ahead
@@ -34,15 +34,15 @@ class DaliBackend:
     """Makes batches with DALI.
 
     Args:
-        index: the images.
+        source: the images.
         cfg: the crop size.
         device: a GPU to decode on, or the CPU.
         workers: threads.
         max_batch: images in the largest request.
     """
 
-    def __init__(self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int):
-        self.index = index
+    def __init__(self, source: EncodedSource, cfg: DataConfig, device: torch.device, workers: int, max_batch: int):
+        self.source = source
         self.cfg = cfg
         self.device = device
         self.workers = max(1, workers)
@@ -63,19 +63,20 @@ class DaliBackend:
         """Each request with DALI's list of what the pipeline makes of it."""
         with (
             TemporaryDirectory(prefix="coldstart-") as folder,
-            closing(encoded_images(self.index, requests, Path(folder))) as images,
+            closing(encoded_images(self.source, requests, Path(folder))) as images,
         ):
             yield from self._run(images)
 
     def _run(self, images: Iterator[tuple[Crops, Encoded]]) -> Generator[tuple[Crops, Any], None, None]:
         ahead: list[Crops] = []
+        index = self.source.index
 
-        def source() -> tuple[Encoded, Crops]:
+        def feed() -> tuple[Encoded, Crops]:
             crops, encoded = next(images)
             ahead.append(crops)
             return encoded, crops
 
-        pipeline = self._pipeline(source)
+        pipeline = self._pipeline(feed)
         pipeline.build()
         while True:
             try:
@@ -83,25 +84,25 @@ class DaliBackend:
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise unreadable(self.index, _merge(ahead), error) from error
+                raise unreadable(self.source, _merge(ahead), error) from error
             crops = ahead.pop(0)
-            sizes = np.stack([self.index.heights[crops.index], self.index.widths[crops.index]], axis=1)
+            sizes = np.stack([index.heights[crops.index], index.widths[crops.index]], axis=1)
             if not np.array_equal(shapes.as_array()[:, :2], sizes):
-                raise unreadable(self.index, crops, ValueError("sizes differ from the index"))
+                raise unreadable(self.source, crops, ValueError("sizes differ from the index"))
             yield crops, made
 
-    def _pipeline(self, source: Source) -> Pipeline:
+    def _pipeline(self, feed: Feed) -> Pipeline:
         common = {
             "batch_size": self.max_batch,
             "num_threads": self.workers,
             "prefetch_queue_depth": PREFETCH,
             "exec_dynamic": True,
         }
-        from_paths = self.index.shards is None
+        from_paths = has_paths(self.source)
         if self.device.type == "cuda":
             on = self.device.index or 0
-            return gpu_pipeline(source, from_paths, self.cfg.crop, self.cfg.hw_decoder_load, device_id=on, **common)
-        return cpu_pipeline(source, from_paths, device_id=None, **common)
+            return gpu_pipeline(feed, from_paths, self.cfg.crop, self.cfg.hw_decoder_load, device_id=on, **common)
+        return cpu_pipeline(feed, from_paths, device_id=None, **common)
 
 
 def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]:

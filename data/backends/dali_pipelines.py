@@ -14,15 +14,15 @@ from data.crops import Crops
 
 CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
 Columns = list[list[np.ndarray]]
-Source = Callable[[], tuple[Encoded, Crops]]
+Feed = Callable[[], tuple[Encoded, Crops]]
 
 
 @pipeline_def(enable_conditionals=False)
-def cpu_pipeline(source: Source, from_paths: bool):
+def cpu_pipeline(feed: Feed, from_paths: bool):
     """Decodes what is in the boxes, (height, width, channels)."""
 
     def columns():
-        encoded, crops = source()
+        encoded, crops = feed()
         return encoded, *_boxes(crops)
 
     image, start, extent = fn.external_source(
@@ -32,11 +32,11 @@ def cpu_pipeline(source: Source, from_paths: bool):
 
 
 @pipeline_def(enable_conditionals=False)
-def gpu_pipeline(source: Source, from_paths: bool, side: int, hw_decoder_load: float):
+def gpu_pipeline(feed: Feed, from_paths: bool, side: int, hw_decoder_load: float):
     """Decodes on a GPU, and makes the batch there, (channels, height, width)."""
 
     def columns():
-        encoded, crops = source()
+        encoded, crops = feed()
         return encoded, *_boxes(crops), *_changes(crops)
 
     image, start, extent, size, window, flip, interpolation = fn.external_source(

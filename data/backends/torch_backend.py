@@ -17,16 +17,16 @@ from data.backends.workers import IN_FLIGHT, SharedMemory, clean_start, no_memor
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
-from data.index import ImageIndex
 from data.index.headers import BROKEN
+from data.sources import EncodedSource
 from data.waiting import attentive, look_nowhere
 
 
 class CropDataset(Dataset):
     """Answers a request for a batch with its uint8 images; runs in the workers."""
 
-    def __init__(self, index: ImageIndex, side: int):
-        self.index = index
+    def __init__(self, source: EncodedSource, side: int):
+        self.source = source
         self.side = side
 
     def __getitem__(self, crops: Crops) -> Tensor | DataError:
@@ -42,14 +42,14 @@ class CropDataset(Dataset):
             for row in range(len(crops)):
                 write_row(out, row, crops, self._pixels(crops, row))
         except BROKEN as error:
-            return unreadable(self.index, crops, error)
+            return unreadable(self.source, crops, error)
         return out
 
     def _pixels(self, crops: Crops, row: int) -> NDArray[np.uint8]:
-        i = int(crops.index[row])
+        i, index = int(crops.index[row]), self.source.index
         top, left, height, width = crops.box[row].tolist()
-        with Image.open(BytesIO(self.index.read(i))) as file:
-            if file.size != (self.index.widths[i], self.index.heights[i]):
+        with Image.open(BytesIO(self.source.read(i))) as file:
+            if file.size != (index.widths[i], index.heights[i]):
                 raise OSError("size differs from the index")
             return np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
 
@@ -68,7 +68,7 @@ class TorchBackend:
     """Makes batches with Pillow and torchvision in worker processes.
 
     Args:
-        index: the images.
+        source: the images.
         cfg: the crop size.
         device: where the model is; batches for a GPU lie in pinned memory.
         workers: worker processes; 0 works in this process.
@@ -80,14 +80,20 @@ class TorchBackend:
     """
 
     def __init__(
-        self, index: ImageIndex, cfg: DataConfig, device: torch.device, workers: int, max_batch: int, processes: int = 1
+        self,
+        source: EncodedSource,
+        cfg: DataConfig,
+        device: torch.device,
+        workers: int,
+        max_batch: int,
+        processes: int = 1,
     ):
-        self.dataset = CropDataset(index, cfg.crop)
+        self.dataset = CropDataset(source, cfg.crop)
         self.workers = workers
         self.pin_memory = device.type == "cuda"
         if workers:
             self.context = clean_start(["timm.data.mixup", "torchvision.transforms.v2.functional", __name__])
-            self.shared = SharedMemory(workers, min(max_batch, len(index)) * 3 * cfg.crop**2, processes)
+            self.shared = SharedMemory(workers, min(max_batch, len(source)) * 3 * cfg.crop**2, processes)
 
     def batches(
         self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere

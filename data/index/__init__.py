@@ -1,6 +1,6 @@
-"""Which images there are, where they lie and how large they are: read once, kept in a file, and mapped from it."""
+"""Which images there are, of which classes and how large: read once, kept in a file, and mapped from it."""
 
-from data.index.image_index import VERSION, ImageIndex, Strings, differing, synthetic_index
-from data.index.opening import PACKED_INDEX, load_index
+from data.index.building import cached_index, scanned
+from data.index.image_index import VERSION, ImageIndex, Strings, differing
 
-__all__ = ["PACKED_INDEX", "VERSION", "ImageIndex", "Strings", "differing", "load_index", "synthetic_index"]
+__all__ = ["VERSION", "ImageIndex", "Strings", "cached_index", "differing", "scanned"]

@@ -10,8 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.index.headers import BROKEN, decoded
-from data.index.image_index import ImageIndex
 from data.prepare.jobs import run_jobs
+from data.sources import EncodedSource
 
 CHUNK = 256  # images of one job
 ORIENTATION = 0x0112  # EXIF tag; anything but 1 asks viewers to turn or mirror the image
@@ -54,32 +54,32 @@ class Findings:
         return "\n".join(lines)
 
 
-def check_images(index: ImageIndex, workers: int) -> Findings:
-    """Decode every image of an index, which lies in a file."""
-    total = len(index)
+def check_images(source: EncodedSource, workers: int) -> Findings:
+    """Decode every image of a source."""
+    total = len(source)
     chunks = [range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
     parts: dict[int, Findings] = {}
-    with tqdm(total=total, desc=f"check {index.root.name}", unit=" images", disable=None, leave=False) as bar:
-        for number, found in run_jobs([partial(check_rows, index, rows) for rows in chunks], workers):
+    with tqdm(total=total, desc=f"check {source.place.name}", unit=" images", disable=None, leave=False) as bar:
+        for number, found in run_jobs([partial(check_rows, source, rows) for rows in chunks], workers):
             parts[number] = found
             bar.update(found.images)
     found = Findings.sum(parts[number] for number in sorted(parts))
-    found.bad = index.bad + found.bad
-    found.images += len(index.bad)
+    found.bad = source.index.bad + found.bad
+    found.images += len(source.index.bad)
     return found
 
 
-def check_rows(index: ImageIndex, rows: range) -> Findings:
-    """Decode some images of an index."""
+def check_rows(source: EncodedSource, rows: range) -> Findings:
+    """Decode some images of a source."""
     found = Findings(images=len(rows))
     for row in rows:
-        name = index.name(row)
+        name = source.name(row)
         try:
-            image = decoded(index.read(row))
+            image = decoded(source.read(row))
         except BROKEN as error:
             found.bad.append(f"{name} cannot be decoded ({getattr(error, 'strerror', None) or error})")
             continue
-        if PurePath(index.paths[row]).suffix.lower() not in ENDINGS[image.format or ""]:
+        if PurePath(source.index.paths[row]).suffix.lower() not in ENDINGS[image.format or ""]:
             found.misnamed.append(f"{name} is a {image.format}")
         if image.mode == "CMYK":
             found.cmyk.append(name)
@@ -96,8 +96,8 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def report_file(index: ImageIndex) -> Path:
-    """Where the report of a check lies: beside the index."""
-    assert index.file is not None
-    path = index.file.path
+def report_file(source: EncodedSource) -> Path:
+    """Where the report of a check lies: beside the file of the index."""
+    assert source.index.file is not None
+    path = source.index.file.path
     return path.with_name(f"{path.stem.removeprefix('.')}-check.txt")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from data.index.shards import MOST_SHARDS, shard_name
-from data.prepare.sources import ClassSource, Split
+from data.prepare.originals import ClassImages, Split
+from data.sources.shards import MOST_SHARDS, shard_name
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Part:
     """A shard or a class folder, which is written at a time."""
 
     path: Path
-    sources: list[ClassSource]
+    sources: list[ClassImages]
 
     @property
     def size(self) -> int:
@@ -59,7 +59,7 @@ class Target:
         Raises:
             DataError: if there would be too many shards.
         """
-        groups: list[list[ClassSource]] = []
+        groups: list[list[ClassImages]] = []
         filled = 0
         for source in split.classes:
             if not groups or filled + source.size > shard_size:

@@ -8,13 +8,21 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from data.config import DataConfig
 from data.errors import DataError
-from data.index import PACKED_INDEX, ImageIndex, load_index
 from data.index.arrays import write_arrays
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
-from data.prepare.sources import Split, flat_val_folder, image_folder, is_flat, official_train, official_val
+from data.prepare.originals import (
+    Split,
+    flat_val_folder,
+    image_folder,
+    is_flat,
+    official_train,
+    official_val,
+    split_folder,
+)
 from data.prepare.target import Target, refuse_full
 from data.prepare.writing import (
     ShardRows,
@@ -26,6 +34,9 @@ from data.prepare.writing import (
     write_class_folder,
     write_shard,
 )
+from data.sources import EncodedSource, open_source, source_kind
+from data.sources.folder import FolderSource
+from data.sources.shards import PACKED_INDEX
 
 T = TypeVar("T")
 
@@ -68,6 +79,11 @@ class Task:
         assert root is not None
         return root
 
+    @property
+    def data(self) -> DataConfig:
+        """How the prepared set is opened."""
+        return DataConfig(name="folder", root=str(self.root), on_bad_image="skip")
+
 
 @dataclass
 class Result:
@@ -90,14 +106,14 @@ def prepare(task: Task) -> Result:
     result = Result()
     for name in task.splits:
         written = _keep(task, name) if task.layout == "keep" else _write(targets[name], task.workers)
-        index = load_index(task.root, name, on_bad_image="skip")
-        assert index is not None
-        result.report += _report(name, index, written)
-        if task.tars is not None and len(index) != OFFICIAL_IMAGES[name]:
+        source = open_source(task.data, name)
+        assert isinstance(source, EncodedSource)
+        result.report += _report(name, source, written)
+        if task.tars is not None and len(source) != OFFICIAL_IMAGES[name]:
             result.report.append(f"  the official {name} images are {OFFICIAL_IMAGES[name]}: some are missing")
         if task.check:
-            found = check_images(index, task.workers)
-            file = report_file(index)
+            found = check_images(source, task.workers)
+            file = report_file(source)
             file.write_text(found.report(name) + "\n", encoding="utf-8", errors="backslashreplace")
             result.report += [found.report(name, MOST_NAMES), f"  all of it in {file}"]
             result.bad += len(found.bad)
@@ -115,7 +131,7 @@ def _refuse(task: Task) -> None:
         raise DataError(f"--layout {task.layout} needs --to DIR, where the prepared set is written")
     source = task.tars if task.tars is not None else task.folder
     assert source is not None
-    if not source.is_dir():
+    if not (source.is_dir() or (task.layout == "keep" and source.is_file())):
         raise DataError(f"{source} is no folder")
     if task.folder is not None and task.to is not None:
         sources = {(task.folder / name).resolve() for name in task.splits}
@@ -146,15 +162,14 @@ def _source(task: Task, name: str) -> Split:
 
 
 def _keep(task: Task, name: str) -> list[Written]:
-    """Index shards that have no index; class folders get theirs where they are opened."""
+    """Index shards that have no index; any other source gets its own where it is opened."""
     folder = task.root / name
-    if (folder / PACKED_INDEX).exists():
-        return []
-    if shards := shards_in(folder):
+    if source_kind(task.data, name) is FolderSource:
+        split_folder(task.root, name)  # where it is missing, that is told in the words of this command
+    if not (folder / PACKED_INDEX).exists() and (shards := shards_in(folder)):
         jobs = [partial(read_shard, shard) for shard in shards]
         _write_index(folder, _run(jobs, [shard.stat().st_size for shard in shards], f"index {name}", task.workers))
-        return []
-    return [Written(0, sum(source.size for source in image_folder(task.root, name).classes), [])]
+    return []
 
 
 def _write(target: Target, workers: int) -> list[Written]:
@@ -189,12 +204,11 @@ def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers:
     return [results[number] for number in range(len(jobs))]
 
 
-def _report(name: str, index: ImageIndex, written: list[Written]) -> list[str]:
-    if index.shards is not None:
-        size, where = int(index.shards.lengths.sum()), f"in {len(index.shards.sizes)} shards"
-    else:
-        size, where = sum(part.size for part in written), "in class folders"
-    lines = [f"{name}: {len(index)} images of {len(index.classes)} classes, {size / 1e9:.3f} GB, {where}: {index.root}"]
+def _report(name: str, source: EncodedSource, written: list[Written]) -> list[str]:
+    index = source.index
+    size = "" if index.lengths is None else f"{index.lengths.sum() / 1e9:.3f} GB, "
+    what = f"{len(index)} images of {len(index.classes)} classes"
+    lines = [f"{name}: {what}, {size}in {source.layout}: {source.place}"]
     if kept := sum(part.kept for part in written):
         lines.append(f"  {kept} of {len(written) - 1} shards or class folders had been written before")
     if left_out := index.bad + [entry for part in written for entry in part.left_out]:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import DataError
+from data.index import ImageIndex
+from data.index.building import Rows, joined_index
 from data.index.headers import BROKEN, Header, decoded, read_header
-from data.index.image_index import ImageIndex, Rows, joined_index
-from data.index.shards import PATTERN, REMEDY, Shards, shard_name
-from data.prepare.sources import ClassSource, Member
+from data.prepare.originals import ClassImages, Member
 from data.prepare.target import Part, plan_file
 from data.prepare.tars import NAMES, members
+from data.sources.shards import PATTERN, REMEDY, shard_columns, shard_name
 
 PARTIAL = ".partial-"
 QUALITY = 95  # of JPEGs that are made smaller
@@ -44,7 +45,6 @@ class ShardRows:
     classes: list[str]  # the targets of ``rows`` are places in this list
     rows: Rows
     offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
     size: int  # of the shard
 
 
@@ -90,10 +90,10 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRow
             file.flush()
             os.fsync(file.fileno())
     rows = read_shard(part.path)
-    return Written(len(rows.lengths), rows.size, left_out, kept), rows
+    return Written(len(rows.offsets), rows.size, left_out, kept), rows
 
 
-def _listing(source: ClassSource) -> tuple[list[Member], list[str]]:
+def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
     found, others = source.listing()
     if not found:
         raise DataError(f"the source holds no images of class {source.name}: it is damaged or not what it should be")
@@ -113,7 +113,7 @@ def read_shard(path: Path) -> ShardRows:
         DataError: if it is damaged.
     """
     classes: dict[str, int] = {}
-    paths, targets, headers, places, bad = [], [], [], [], []
+    paths, targets, headers, offsets, bad = [], [], [], [], []
     with open(path, "rb") as file:
         for info in members(path, remedy=REMEDY):
             target = classes.setdefault(info.name.split("/")[0], len(classes))
@@ -123,11 +123,11 @@ def read_shard(path: Path) -> ShardRows:
                 paths.append(info.name)
                 targets.append(target)
                 headers.append(header)
-                places.append((info.offset_data, info.size))
+                offsets.append(info.offset_data)
             else:
                 bad.append(f"{path.parent.name}/{path.name}: {info.name} {header}")
-    offsets, lengths = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    return ShardRows(list(classes), Rows.of(paths, targets, headers, bad), offsets, lengths, os.stat(path).st_size)
+    rows, begins = Rows.of(paths, targets, headers, bad), np.array(offsets, dtype=np.int64)
+    return ShardRows(list(classes), rows, begins, os.stat(path).st_size)
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -157,14 +157,12 @@ def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
     rows = [
         replace(shard.rows, targets=shard.rows.targets + first) for shard, first in zip(shards, firsts, strict=False)
     ]
-    places = Shards(
-        folder,
-        np.array([shard.size for shard in shards], dtype=np.int64),
-        np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.lengths) for shard in shards]),
-        np.concatenate([shard.offsets for shard in shards]),
-        np.concatenate([shard.lengths for shard in shards]),
+    places = shard_columns(
+        sizes=np.array([shard.size for shard in shards], dtype=np.int64),
+        numbers=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.offsets) for shard in shards]),
+        offsets=np.concatenate([shard.offsets for shard in shards]),
     )
-    return joined_index(folder, classes, rows, places)
+    return replace(joined_index(classes, rows), extra=places)
 
 
 def remove_partial(folder: Path) -> None:

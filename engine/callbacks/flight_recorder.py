@@ -78,7 +78,7 @@ class FlightRecorder(Callback):
         place = self.crashes / f"step_{step:08d}"
         place.mkdir(parents=True, exist_ok=True)
         start = self.run.checkpoints.set_aside(step, place / "checkpoint.pt")
-        rows = self.plan.images_of(step - 1)
+        rows, source = self.plan.images_of(step - 1), self.run.data.train_set.source
         record = {
             "step": step,
             "kind": kind,
@@ -86,7 +86,7 @@ class FlightRecorder(Callback):
             **spelt(self._about()),
             "steps": list(self.past),
             "readings": [line for line in self.run.directory.read_stability() if line["step"] >= self.past[0]["step"]],
-            "images": [{"index": int(row), "path": self.plan.index.name(int(row))} for row in rows],
+            "images": [{"index": int(row), "path": source.name(int(row))} for row in rows],
         }
         (place / "record.json").write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
         usual = f"usually {median(history):.4g}" if history else "the first steps"

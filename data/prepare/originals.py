@@ -1,4 +1,4 @@
-"""Where the images to prepare come from: the official tar files, or an image folder. Sources are only ever read."""
+"""What a set is prepared from: the official tar files, or an image folder. They are only ever read."""
 
 import os
 import re
@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 from data.errors import DataError
-from data.index.folders import THREADS, class_folders, walk
+from data.index.building import THREADS
 from data.prepare.tars import members
+from data.sources.folder import class_folders, walk
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
@@ -39,7 +40,7 @@ class Member(NamedTuple):
         return content
 
 
-class ClassSource(Protocol):
+class ClassImages(Protocol):
     """The images of one class."""
 
     @property
@@ -64,7 +65,7 @@ class Split:
     """
 
     name: str
-    classes: list[ClassSource]
+    classes: list[ClassImages]
     left_out: list[str] = field(default_factory=list)
 
 
@@ -189,21 +190,30 @@ def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Map
     return Split("val", [ClassMembers(name, classes[name]) for name in sorted(classes)], left_out)
 
 
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if not (root / split).is_dir():
+        raise DataError(f"{root / split} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    return root / split
+
+
 def image_folder(root: Path, split: str) -> Split:
     """The images of an image folder, ``root/split/<class>/<image>``.
 
     Raises:
         DataError: if there are none, or one cannot be read.
     """
-    folder = root / split
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+    folder = split_folder(root, split)
     try:
         names = class_folders(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}): mend it") from error
     with ThreadPoolExecutor(THREADS) as pool:
-        classes: list[ClassSource] = list(pool.map(partial(ClassFolder.measured, folder), names))
+        classes: list[ClassImages] = list(pool.map(partial(ClassFolder.measured, folder), names))
     if not classes:
         raise DataError(f"{folder} has no class folders: it must hold <class>/<image>")
     return Split(split, classes)

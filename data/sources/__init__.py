@@ -1,0 +1,91 @@
+"""Sources: where the images of a split lie, and how each is read.
+
+To add one, write its class in a file here, most often an :class:`EncodedSource`, and give it a line in ``SOURCES``.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.sources.folder import FolderSource
+from data.sources.root import is_unpacked, located
+from data.sources.shards import ShardSource
+from data.sources.source import Advice, EncodedSource, Source
+from data.sources.synthetic import SyntheticSource
+
+__all__ = ["SOURCES", "Advice", "EncodedSource", "Source", "accepted", "open_source", "source_kind"]
+
+log = logging.getLogger(__name__)
+
+# The first one that fits opens a split.
+SOURCES: tuple[type[Source], ...] = (
+    SyntheticSource,
+    ShardSource,
+    FolderSource,  # the last: it takes what is left, and says what is wrong with it
+)
+
+
+def source_kind(cfg: DataConfig, split: str) -> type[Source]:
+    """The kind of source that a split is of; nothing is unpacked, indexed or opened.
+
+    Raises:
+        DataError: if a folder may not be looked into.
+    """
+    cfg = located(cfg)
+    with _told():
+        return next(kind for kind in SOURCES if kind.fits(cfg, split))
+
+
+def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | None:
+    """Open a split; an archive is unpacked and an index is built where that was not done yet.
+
+    Args:
+        cfg: the data set.
+        split: its part, such as ``cfg.train_split``.
+        build: whether to unpack and to index; otherwise ``None`` is returned where that would be needed.
+
+    Raises:
+        DataError: if there is no such split, a class has no images, a file is no image, or what is kept beside the
+            images is damaged.
+    """
+    if not build and not is_unpacked(cfg):
+        return None
+    cfg = located(cfg, unpack=True)
+    with _told():
+        source = source_kind(cfg, split).open(cfg, split, build)
+    return accepted(source, cfg) if isinstance(source, EncodedSource) else source
+
+
+def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
+    """The source itself, with a line in the log about images that are left out.
+
+    Raises:
+        DataError: if it has bad images and ``data.on_bad_image`` does not leave them out, or a class has no images.
+    """
+    index, bad = source.index, source.index.bad
+    if bad and cfg.on_bad_image == "error":
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        skip = "leave such files out with data.on_bad_image=skip"
+        raise DataError(f"{bad[0]}{more}: {source.advice.at_start}, or {skip}")
+    if not index.classes:
+        raise DataError(f"{source.place} has no class folders: it must hold <class>/<image>")
+    counts = np.bincount(index.targets, minlength=len(index.classes))
+    if not counts.all():
+        empty = source.place / index.classes[int(counts.argmin())]
+        raise DataError(f"class folder {empty} holds no images: fill it or remove it")
+    if bad:
+        log.warning("left out %d files that are no images, first %s", len(bad), bad[0])
+    return source
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What may not be read is a user's mistake, whichever source looks at it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error

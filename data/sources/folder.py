@@ -1,0 +1,213 @@
+"""An image folder: ``<split>/<class>/<image>``, each image a file of its own.
+
+It is listed and read once, and then opened by its index. Later starts stat the class folders (a file added or removed
+changes a folder's modification time) and map one file; they never list the images.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from errno import ENOENT
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.index import ImageIndex, cached_index, scanned
+from data.index.headers import EXTENSIONS, read_header
+from data.index.image_index import pack_texts, texts_of
+from data.sources.source import Advice, EncodedSource
+
+FLAT = ""  # the one class of a folder without class folders
+SORT = "python scripts/prepare_imagenet.py --folder {root} --to NEW_FOLDER"
+
+
+class FolderSource(EncodedSource):
+    """The images in a folder.
+
+    Args:
+        folder: of the split.
+        index: which images are in it.
+    """
+
+    advice = Advice(
+        at_start="mend or remove it",
+        in_run="put a readable image of that name there",
+        changed="touch its folder to index anew",
+    )
+
+    def __init__(self, folder: Path, index: ImageIndex):
+        self.place = folder
+        self.index = index
+
+    @classmethod
+    def fits(cls, cfg: DataConfig, split: str) -> bool:
+        """Any data set that no other kind of source takes."""
+        return True
+
+    @classmethod
+    def open(cls, cfg: DataConfig, split: str, build: bool = True, flat: bool = False) -> "FolderSource | None":
+        """See :class:`data.sources.Source`.
+
+        Args:
+            cfg: the data set.
+            split: the folder in ``cfg.root``.
+            build: whether to index where needed.
+            flat: whether the images lie in the split's folder itself, which has no class folders.
+        """
+        folder = _folder_of(cfg, split)
+        _refuse_without_classes(folder, flat)
+
+        def is_current(index: ImageIndex) -> bool:
+            return Folders.of(index).unchanged(folder)
+
+        index = cached_index(cfg, split, is_current, lambda: _scanned_folder(folder), build)
+        return None if index is None else cls(folder, index)
+
+    @property
+    def layout(self) -> str:
+        """See :class:`data.sources.Source`."""
+        return "class folders"
+
+    def content(self, i: int) -> bytes:
+        """See :class:`data.sources.EncodedSource`."""
+        with open(self.path(i), "rb", buffering=0) as file:
+            return file.readall()
+
+    def path(self, i: int) -> str:
+        """See :class:`data.sources.EncodedSource`."""
+        return os.path.join(self.place, self.index.paths[i])
+
+
+def _folder_of(cfg: DataConfig, split: str) -> Path:
+    """The folder of a split.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if cfg.root is None:
+        hint = " or the environment variable IMAGENET_DIR" if cfg.name == "imagenet" else ""
+        raise DataError(
+            f"no images for data={cfg.name}: set data.root=/path/to/images{hint} (a folder that holds "
+            f"{cfg.train_split}/<class>/ and {cfg.split}/<class>/); to try without any, use experiment=quickstart"
+        )
+    root = Path(cfg.root)
+    if not root.is_dir():
+        raise DataError(f"data.root={root} is no folder: set it to one that holds {cfg.split}/<class>/")
+    if not (root / split).is_dir():
+        raise DataError(f"{root / split} is no folder: data.root must hold {split}/<class>/<image>")
+    return root / split
+
+
+def _refuse_without_classes(folder: Path, flat: bool) -> None:
+    """Raise where class folders are missing, before any image is looked at."""
+    try:
+        if flat or class_folders(folder):
+            return
+        kaggle = any(entry.name.startswith("ILSVRC2012_val_") for entry in os.scandir(folder))
+    except OSError as error:
+        raise unreadable_folder(error) from error
+    sort = SORT.format(root=folder.parent)
+    remedy = f"; {sort} sorts ImageNet's as Kaggle has them, then set data.root=NEW_FOLDER" if kaggle else ""
+    raise DataError(f"{folder} has no class folders: it must hold <class>/<image>{remedy}")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders an index was built from, with their modification times in nanoseconds."""
+
+    names: list[str] = field(default_factory=list)
+    mtimes: list[int] = field(default_factory=list)
+
+    def add(self, name: str, mtime: int) -> None:
+        """Take in one more folder."""
+        self.names.append(name)
+        self.mtimes.append(mtime)
+
+    def unchanged(self, root: Path) -> bool:
+        """Whether all of them, below ``root``, are as they were."""
+        try:
+            return all(os.stat(root / n).st_mtime_ns == t for n, t in zip(self.names, self.mtimes, strict=True))
+        except OSError:
+            return False
+
+    def arrays(self) -> dict[str, NDArray]:
+        """What an index keeps of them."""
+        return pack_texts(folders=self.names) | {"mtimes": np.array(self.mtimes, dtype=np.int64)}
+
+    @classmethod
+    def of(cls, index: ImageIndex) -> "Folders":
+        """Those that an index keeps."""
+        return cls(list(texts_of(index.extra, "folders")), index.extra["mtimes"].tolist())
+
+
+def _scanned_folder(folder: Path) -> ImageIndex:
+    """List a split's folder and read every image's header.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+    try:
+        folders = Folders()
+        folders.add(".", os.stat(folder).st_mtime_ns)
+        classes = class_folders(folder) or [FLAT]
+        listed = ((name, _images_of(folder, name, folders)) for name in classes)
+        index = scanned(folder, listed, lambda path: read_header(folder / path))
+    except OSError as error:
+        raise unreadable_folder(error) from error
+    return replace(index, extra=folders.arrays())
+
+
+def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
+    """The images of one class, sorted; the folders they lie in are added to ``folders``."""
+    images: list[str] = []
+    for relative, mtime, found in walk(folder, name):
+        folders.add(relative, mtime)
+        images += found
+    return sorted(images)
+
+
+def unreadable_folder(error: OSError) -> DataError:
+    """The error for a folder, or what may be one, that cannot be read."""
+    why = "a link to nothing" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
+    return DataError(f"{error.filename} cannot be read ({why}): mend or remove it")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders of a split, sorted.
+
+    Raises:
+        OSError: if it cannot be read, or holds a link to nothing, which may have been a class.
+    """
+    return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink():
+        os.stat(entry.path)
+    return entry.is_dir()
+
+
+def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+
+
+def walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
+    """Each folder at and below ``relative``, with its modification time and the images in it.
+
+    The time is taken before listing, so a file that arrives meanwhile makes the index stale instead of being missed.
+    """
+    mtime = os.stat(root / relative).st_mtime_ns
+    entries = _visible(root / relative)
+    images = [e.name for e in entries if _is_named_as_image(e) and not e.is_dir()]
+    yield relative, mtime, [os.path.join(relative, image) for image in images]
+    for entry in entries:
+        if entry.is_dir() if _is_named_as_image(entry) else _is_folder(entry):
+            yield from walk(root, os.path.join(relative, entry.name))

@@ -1,0 +1,36 @@
+"""Where a data set lies: the folder or file that the options name, or the folder of the archive they name."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from data.cache import PROJECT, folder_of, is_whole, unpacked
+from data.config import DataConfig
+
+
+def located(cfg: DataConfig, unpack: bool = False) -> DataConfig:
+    """The options with ``root`` as a full path: that of an archive is the folder it is unpacked into.
+
+    Args:
+        cfg: the options. With neither ``root`` nor ``archive`` they stay as they are.
+        unpack: whether to unpack the archive where that was not done yet.
+
+    Raises:
+        DataError: if the archive is missing or damaged.
+    """
+    if cfg.root is not None:
+        return replace(cfg, root=os.path.abspath(os.path.expanduser(cfg.root)))
+    if cfg.archive is not None:
+        root = unpacked(*_archive(cfg)) if unpack else folder_of(*_archive(cfg))
+        return replace(cfg, root=str(root))
+    return cfg
+
+
+def is_unpacked(cfg: DataConfig) -> bool:
+    """Whether :func:`located` has nothing to unpack."""
+    return cfg.root is not None or cfg.archive is None or is_whole(folder_of(*_archive(cfg)))
+
+
+def _archive(cfg: DataConfig) -> tuple[Path, str]:
+    """The file of ``data.archive`` and its digest."""
+    return PROJECT / str(cfg.archive), cfg.archive_sha256 or ""
