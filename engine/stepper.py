@@ -183,16 +183,7 @@ class Stepper:
 
     def cap_metrics(self) -> dict[str, Any]:
         """What AdamW²'s cap did in the last step, for the metrics; nothing for other optimizers."""
-        report = self.optimizer.cap_report() if isinstance(self.optimizer, AdamW2) else None
-        if report is None:
-            return {}
-        return {
-            "capped": report.share,
-            "lr_factor_min": report.smallest,
-            "lr_factor_median": report.median,
-            **dict(zip(("step_ratio_median", "step_ratio_p99", "step_ratio_max"), report.ratios, strict=True)),
-            "step_ratio_max_of": report.hardest,
-        }
+        return self.optimizer.metrics() if isinstance(self.optimizer, AdamW2) else {}
 
     @property
     def best_network(self) -> nn.Module:

@@ -22,7 +22,7 @@ class OptimConfig:
     eps: float = 1e-8  # all but sgd and lion
     momentum: float = 0.9  # sgd, muon
     tau: float = 0.03  # adamw2: most that a step may grow a matrix's largest singular value, relatively
-    power_iterations: int = 3  # adamw2: for that value of the update, in each step
+    power_iterations: int = 1  # adamw2: for these values, in each step
 
 
 @dataclass
