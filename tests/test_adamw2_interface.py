@@ -1,4 +1,4 @@
-"""AdamW² as an ordinary optimizer: groups, states, closures, errors, copies; its operations and where its numbers lie."""
+"""AdamW² as an ordinary optimizer: groups, states, closures, errors, copies; its operations, and where numbers lie."""
 
 import copy
 import io
@@ -220,7 +220,8 @@ class Dispatches(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
-        assert name not in self.READS, f"{name} makes the host wait for the device"
+        by_mask = name.startswith("index") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        assert name not in self.READS and not by_mask, f"{name} makes the host wait for the device"
         found = operation(*args, **(kwargs or {}))
         if name in ("_to_copy", "copy_"):
             devices = {x.device.type for x in (args[0], args[1] if name == "copy_" else found)}
