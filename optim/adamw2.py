@@ -167,7 +167,7 @@ class AdamW2(Optimizer):
             raise RuntimeError("AdamW2 takes no sparse gradients")
         state = self.state[parameter]
         if "step" not in state:
-            state["step"] = torch.zeros((), device=parameter.device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         for name in ("exp_avg", "exp_avg_sq"):  # a state that was loaded may lie otherwise
@@ -176,7 +176,7 @@ class AdamW2(Optimizer):
             return False
         splits, columns = group["splits"], parameter[0].numel()
         state["vectors"] = start_vectors(2 * splits, columns, parameter.device).unflatten(0, (2, splits))
-        state["sizes"] = torch.zeros(2, splits, device=parameter.device)  # σ₁ of lr·u and of W
+        state["sizes"] = torch.zeros(2, splits, dtype=torch.float32, device=parameter.device)  # σ₁ of lr·u and of W
         return True
 
     def add_param_group(self, param_group: Group) -> None:

@@ -28,7 +28,7 @@ def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
     They are a function of the shape alone, so that neither the order of layers nor a seed changes an optimizer.
     """
     generator = torch.Generator().manual_seed(columns)
-    drawn = torch.randn(VECTORS, columns, generator=generator) / columns**0.5
+    drawn = torch.randn(VECTORS, columns, dtype=torch.float32, generator=generator) / columns**0.5
     return drawn.to(device).repeat(count, 1, 1)
 
 
@@ -88,7 +88,7 @@ def _gram_schmidt(gram: Tensor) -> Tensor:
     A row of which nothing of length 0.1 is left beside those before it, more than rounding leaves, becomes zero.
     """
     turns = torch.zeros_like(gram)
-    unit = torch.eye(gram.shape[1], device=gram.device)
+    unit = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for i in range(gram.shape[1]):
         overlaps = torch.bmm(gram[:, i : i + 1], turns.mT)
         row = unit[i] - torch.bmm(overlaps, turns)
