@@ -69,6 +69,7 @@ class AdamW2(Optimizer):
 
     # --- Algorithm 1 ----------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # torch 2.14's compiler was seen to hand the fused kernel another matrix's gradient
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step; the loss of ``closure``, where one is given, which computes the gradients anew."""
