@@ -1,6 +1,6 @@
 """Optimizers, schedules and parameter groups: plain torch.optim citizens."""
 
-from optim.adamw2 import AdamW2, CapReport
+from optim.adamw2 import AdamW2
 from optim.build import build_optimizer, build_schedule, peak_lr
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
@@ -11,7 +11,6 @@ from optim.spectral_norms import spectral_norms
 __all__ = [
     "SCHEDULES",
     "AdamW2",
-    "CapReport",
     "OptimConfig",
     "OptimError",
     "ScheduleConfig",

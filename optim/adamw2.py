@@ -1,40 +1,28 @@
 """AdamW²: AdamW whose step on a weight matrix is short beside the matrix itself (Qi et al., ICLR 2025)."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
-from optim.bundle import Bundle, Group, State, is_capped
-from optim.power_iteration import converge, start_blocks, vectors_for
-from threads import share_out
+from optim.power_iteration import iterate, start_vectors
 
-# Bytes of parameters that step together on a CPU, so that what one operation wrote is in the cache for the next.
-CPU_BUNDLE = 2**22
+FIRST_ITERATIONS = 8  # of a step in which the vectors of some matrix are new
+
+Group = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class CapReport:
-    """What the cap did in the last step.
+class Stack(NamedTuple):
+    """Matrices of one shape in one group, which move together."""
 
-    Attributes:
-        share: of the matrices, capped ones.
-        smallest: least factor of any matrix's learning rate, 1 where none was capped.
-        median: factor of the median matrix.
-        ratios: lr·σ₁(u)/σ₁(W) before the cap: of the median matrix, its 99th percentile over matrices, and the largest.
-            Where the Frobenius norm of u clears the cap (asked on CPUs only), that stands for σ₁(u).
-        hardest: name of the matrix with the largest, where the optimizer was given names.
-    """
-
-    share: float
-    smallest: float
-    median: float
-    ratios: tuple[float, float, float]
-    hardest: str | None
+    group: Group
+    parameters: list[Tensor]
+    matrices: Tensor  # (parameters, 2, splits, rows, columns): AdamW's step −lr·u, beside it the weights
 
 
 class AdamW2(Optimizer):
@@ -48,21 +36,17 @@ class AdamW2(Optimizer):
     A group may say ``cap=False`` (tables and tokens, which are no linear maps) and ``splits=k`` (k matrices on top of
     one another, as in a fused qkv, each with a cap of its own). Tensors of more dimensions count as ``(out, -1)``.
 
+    No number is read back to the host, so that a step neither waits for a GPU nor breaks a CUDA graph. All element-wise
+    work on moments is torch's own ``AdamW(fused=True)``.
+
     Args:
         params: parameters, named parameters or groups of them.
-        lr: learning rate; a tensor where ``capturable``.
+        lr: learning rate; a tensor of one number for CUDA graphs.
         betas: decay of the means of gradient and squared gradient.
         eps: added to the root of the second.
         weight_decay: decoupled, multiplied by the learning rate.
-        tau: most that a step may grow σ₁, relatively; infinity: AdamW's own step, with the ratios measured still.
-        power_iterations: for σ₁(u) in each step; the first steps take more.
-        foreach: whether all matrices of a shape step together. None: on GPUs; on CPUs as many as fit its caches.
-        maximize: climb instead of descending.
-        capturable: keep step numbers on the device, for CUDA graphs and ``torch.compile``; every step then takes
-            ``power_iterations``.
-        fused: whether to compute u with the kernel of torch's ``AdamW(fused=True)``, three times faster on CPUs. Its
-            roots are rounded otherwise than those of torch's default, whose bits an infinite tau gives without it.
-            Elsewhere than on CPUs, or where ``capturable``, it says nothing.
+        tau: most that a step may grow σ₁, relatively; infinity: AdamW itself, which measures nothing.
+        power_iterations: in each step; the first one takes more.
 
     Raises:
         ValueError: for a number out of range, or splits that do not divide a matrix.
@@ -76,76 +60,138 @@ class AdamW2(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.05,
         tau: float = 0.03,
-        power_iterations: int = 3,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        fused: bool | None = None,
+        power_iterations: int = 1,
     ):
-        defaults = {
-            **{"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tau": tau},
-            **{"power_iterations": power_iterations, "cap": True, "splits": 1},
-            **{"foreach": foreach, "maximize": maximize, "capturable": capturable, "fused": fused},
-        }
+        numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tau": tau}
+        defaults = numbers | {"power_iterations": power_iterations, "cap": True, "splits": 1}
         _check(defaults)
-        self._last_bundles: dict[int, tuple[list[Tensor], list[Bundle]]] = {}
         super().__init__(params, defaults)
+
+    # --- Algorithm 1 ----------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable  # torch 2.14's compiler was seen to hand the fused kernel another matrix's gradient
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step; the loss of ``closure``, where one is given, which computes the gradients anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        stacks: dict[torch.device, list[Stack]] = defaultdict(list)
+        is_new = False
+        for group in self.param_groups:
+            others, shapes = [], defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    is_new |= self._begin(group, parameter)
+                    if _is_capped(group, parameter):
+                        shapes[parameter.device, parameter.dtype, parameter.shape].append(parameter)
+                    else:
+                        others.append(parameter)
+            self._adamw(group, others, others, group["weight_decay"])
+            for (device, *_), members in shapes.items():
+                stacks[device].append(self._proposal(group, members))
+        for beside in stacks.values():
+            self._measure(beside, FIRST_ITERATIONS if is_new else 1)
+            for stack in beside:
+                self._move(stack)
+        return loss
+
+    def _adamw(self, group: Group, parameters: list[Tensor], targets: list[Tensor], decay: float) -> None:
+        """Move ``targets`` as torch's fused AdamW would move the parameters, with a weight decay of its own.
+
+        The kernel reads memory from its start to its end, whatever the strides say: it gets copies of all else.
+        """
+        states = [self.state[parameter] for parameter in parameters]
+        dense = [target.contiguous() for target in targets]
+        adamw(
+            dense,
+            [parameter.grad.contiguous() for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=decay,
+        )
+        for target, moved in zip(targets, dense, strict=True):
+            if target is not moved:
+                target.copy_(moved)
+
+    def _proposal(self, group: Group, parameters: list[Tensor]) -> Stack:
+        """AdamW's step of each matrix, −lr·u: where its kernel moves zeros to. The parameters stay."""
+        first, splits = parameters[0], group["splits"]
+        both = first.new_empty(len(parameters), 2, *first.shape)
+        steps, weights = both.unbind(1)
+        steps.zero_()
+        torch._foreach_copy_(weights.unbind(), parameters)
+        self._adamw(group, parameters, list(steps.unbind()), decay=0.0)
+        return Stack(group, parameters, both.view(len(parameters), 2, splits, len(first) // splits, -1))
+
+    def _measure(self, stacks: list[Stack], least: int) -> None:
+        """Bring σ₁ of all steps and weights up to date, and the vectors that find them, by ``least`` iterations."""
+        states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
+        matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
+        vectors = [torch.stack([self.state[p]["vectors"] for p in s.parameters]).flatten(0, 2) for s in stacks]
+        for _ in range(max(least, *(stack.group["power_iterations"] for stack in stacks))):
+            sizes, vectors = iterate(matrices, vectors)
+        for key, found in (("sizes", sizes), ("vectors", vectors)):
+            each = [f.view(*s.matrices.shape[:3], *f.shape[1:]) for f, s in zip(found, stacks, strict=True)]
+            torch._foreach_copy_([state[key] for state in states], [one for f in each for one in f.unbind()])
+
+    def _move(self, stack: Stack) -> None:
+        """Shorten each matrix's step until it is allowed, and take it."""
+        group = stack.group
+        steps, weights = stack.matrices.unbind(1)
+        step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in stack.parameters]).unbind(1)
+        # α / lr. A factor of exactly 1 leaves AdamW's own step, so nobody has to know which matrices are capped.
+        factors = torch.where(weight_sizes > 0, group["tau"] * weight_sizes / step_sizes, 1).clamp(max=1)
+        factors = factors[..., None, None]
+        weights.mul_(1 - group["lr"] * group["weight_decay"] * factors)
+        weights.addcmul_(steps, factors.to(steps.dtype))
+        torch._foreach_copy_(stack.parameters, weights.view(-1, *stack.parameters[0].shape).unbind())
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
+    def _begin(self, group: Group, parameter: Tensor) -> bool:
+        """Make the state of a parameter at its first step, or anew where somebody cleared it; whether vectors are new.
+
+        All of it lies on the parameter's device, and its moments in the order of their indices.
+        """
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise RuntimeError("AdamW2 takes no sparse gradients")
+        state = self.state[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        for name in ("exp_avg", "exp_avg_sq"):  # a state that was loaded may lie otherwise
+            state[name] = state[name].contiguous()
+        if not _is_capped(group, parameter) or "sizes" in state:
+            return False
+        splits, columns = group["splits"], parameter[0].numel()
+        state["vectors"] = start_vectors(2 * splits, columns, parameter.device).unflatten(0, (2, splits))
+        state["sizes"] = torch.zeros(2, splits, dtype=torch.float32, device=parameter.device)  # σ₁ of lr·u and of W
+        return True
+
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its matrices' singular vectors are found here, once, or at the first step of those on meta.
+        """Add a group.
 
         Raises:
             ValueError: for an option out of range, or splits that do not divide a matrix. The group is not added then.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            _check(group)
+            _check(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
-        for parameter in group["params"]:
-            if is_capped(group, parameter) and not parameter.is_meta:
-                self._track(group, parameter)
-
-    @torch.no_grad()
-    def _track(self, group: Group, parameter: Tensor) -> None:
-        """Begin to estimate the largest singular values of a matrix and its updates."""
-        matrices = parameter.detach().reshape(group["splits"], len(parameter) // group["splits"], -1).float()
-        sizes, vectors = converge([matrices])
-        kept = vectors_for(matrices, group["capturable"])
-        self.state[parameter] |= {
-            "weight_size": sizes,  # σ₁(W) before the last step
-            "vectors": torch.stack([start_blocks([matrices], kept), vectors[:, -kept:]]),  # of the update and of W
-            "ratio": torch.zeros_like(sizes),
-            "estimates": 0,  # of σ₁(u) in a row
-        }
-
-    def _begin(self, group: Group, parameter: Tensor) -> State:
-        """The state of a parameter, made at its first step, or anew where somebody cleared it."""
-        if is_capped(group, parameter) and "vectors" not in self.state[parameter]:
-            self._track(group, parameter)
-        state = self.state[parameter]
-        if "step" not in state:
-            device = parameter.device if group["capturable"] else "cpu"
-            state["step"] = torch.zeros((), device=device)
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Options that are younger than a state get their defaults."""
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-        for kept in self.state.values():
-            if "step" in kept:  # plain numbers in files of old torch
-                kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32)
-        self._last_bundles = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state.
@@ -156,94 +202,63 @@ class AdamW2(Optimizer):
         with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after those that may translate it
             super().load_state_dict(state_dict)
 
-    # --- the step -------------------------------------------------------------------------------------------------
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's. Options that are younger than a state get their defaults.
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step; the loss of ``closure``, where one is given, which computes the gradients anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        bundles = [(b, group) for i, group in enumerate(self.param_groups) for b in self._bundles(i, group)]
-        if any(bundle.must_not_wait(group) for bundle, group in bundles):
-            for bundle, group in bundles:
-                bundle.step(group)
-        else:  # the largest first, so that no thread begins one when the others are done
-            bundles.sort(key=lambda item: -item[0].size)
-            share_out(lambda item: item[0].step(item[1]), bundles)
-        return loss
-
-    def _bundles(self, index: int, group: Group) -> list[Bundle]:
-        """The group's parameters that have gradients, in the bundles of the step before if they are the same ones."""
-        present = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if any(parameter.grad.is_sparse for parameter in present):
-            raise RuntimeError("AdamW2 takes no sparse gradients")
-        before, bundles = self._last_bundles.get(index, ([], []))
-        are_same = len(before) == len(present) and all(a is b for a, b in zip(before, present, strict=True))
-        if not are_same or not all(bundle.holds(self.state) for bundle in bundles):
-            bundles = self._bundled(group, present)
-            self._last_bundles[index] = present, bundles
-        return bundles
-
-    def _bundled(self, group: Group, parameters: list[Tensor]) -> list[Bundle]:
-        buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            state = self._begin(group, parameter)
-            age = state["step"].item()
-            shape = parameter.shape if is_capped(group, parameter) else None
-            buckets[parameter.device, parameter.dtype, age, shape].append(parameter)
-        pieces = [piece for bucket in buckets.values() for piece in _cut(bucket, group["foreach"])]
-        return [Bundle(group, piece, [self.state[parameter] for parameter in piece]) for piece in pieces]
+        torch gives what it loads the parameter's type and leaves step numbers where they were. Here all but the moments
+        is float32 on the parameter's device: the fused kernel wants the step number there, and would wait for it.
+        """
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        for parameter, kept in self.state.items():
+            for name in kept.keys() - {"exp_avg", "exp_avg_sq"}:
+                kept[name] = torch.as_tensor(kept[name], dtype=torch.float32, device=parameter.device)
 
     # --- what it did ----------------------------------------------------------------------------------------------
 
-    def metrics(self) -> dict[str, Any]:
-        """What the cap did in the last step, for a line of metrics; empty without matrices."""
-        report = self.cap_report()
-        if report is None:
-            return {}
-        return {
-            "capped": report.share,
-            "lr_factor_min": report.smallest,
-            "lr_factor_median": report.median,
-            **dict(zip(("step_ratio_median", "step_ratio_p99", "step_ratio_max"), report.ratios, strict=True)),
-            "step_ratio_max_of": report.hardest,
-        }
+    def metrics(self) -> dict[str, float | str | None]:
+        """What the cap did in the last step, for a log; nothing without matrices. It waits for the device.
 
-    def cap_report(self) -> CapReport | None:
-        """What the cap did in the last step; None without matrices. It waits for the device."""
-        ratios, taus, names = [], [], []
+        ``capped`` is the share of the matrices that were; ``lr_factor_*`` by what the learning rate was multiplied, of
+        the matrix with the smallest factor and of the median one; ``step_ratio_*`` lr·σ₁(u)/σ₁(W) before the cap, of
+        the median matrix, the 99th percentile and the largest; ``step_ratio_max_of`` the name of that matrix, where the
+        optimizer was given names.
+        """
+        ratios, factors, names = [], [], []
         for group in self.param_groups:
             labels = group.get("param_names") or [None] * len(group["params"])
             for parameter, name in zip(group["params"], labels, strict=True):
-                if is_capped(group, parameter) and "ratio" in self.state.get(parameter, {}):
-                    ratio = self.state[parameter]["ratio"]
-                    ratios.append(ratio)
-                    taus.append(torch.full_like(ratio, group["tau"]))
-                    names += [name] * len(ratio)
+                if _is_capped(group, parameter) and "sizes" in self.state.get(parameter, {}):
+                    step, weight = self.state[parameter]["sizes"]
+                    ratios.append(torch.where(weight > 0, step / weight, 0))
+                    factors.append((group["tau"] / ratios[-1]).clamp(max=1))
+                    names += [name] * group["splits"]
         if not ratios:
-            return None
-        ratio = torch.cat(ratios).cpu()
-        factors = (torch.cat(taus).cpu() / ratio).clamp(max=1)
-        hardest = int(ratio.argmax())
-        median, high = ratio.quantile(torch.tensor([0.5, 0.99])).tolist()
-        return CapReport(
-            share=(factors < 1).double().mean().item(),
-            smallest=factors.min().item(),
-            median=factors.median().item(),
-            ratios=(median, high, ratio[hardest].item()),
-            hardest=names[hardest],
-        )
+            return {}
+        ratio, factor = torch.cat(ratios).cpu(), torch.cat(factors).cpu()
+        median, high, most = ratio.quantile(torch.tensor([0.5, 0.99, 1])).tolist()
+        return {
+            **{"capped": (factor < 1).double().mean().item()},
+            **{"lr_factor_min": factor.min().item(), "lr_factor_median": factor.median().item()},
+            **{"step_ratio_median": median, "step_ratio_p99": high, "step_ratio_max": most},
+            "step_ratio_max_of": names[int(ratio.argmax())],
+        }
+
+
+def _is_capped(group: Group, parameter: Tensor) -> bool:
+    """Whether a parameter of a group counts as one or more matrices under a cap."""
+    return bool(group["cap"]) and parameter.ndim >= 2 and parameter.numel() > 0 and not math.isinf(group["tau"])
 
 
 def _check(options: Group) -> None:
     """Refuse what no step can be taken with, in a group or in the defaults."""
-    lr, betas, splits, parameters = options["lr"], options["betas"], options["splits"], options.get("params", [])
-    if isinstance(lr, Tensor) and not (options["capturable"] and lr.numel() == 1):
-        raise ValueError("lr as a tensor needs capturable=True and must be a single number")
+    lr, betas, splits = options["lr"], options["betas"], options["splits"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("lr as a tensor must be a single number")
     for name in ("lr", "eps", "weight_decay"):
-        if not options[name] >= 0:
+        if not isinstance(options[name], Tensor) and not options[name] >= 0:
             raise ValueError(f"{name}={options[name]} must be 0 or more")
     if any(isinstance(beta, Tensor) for beta in betas) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas={betas} must be two numbers of at least 0 and less than 1")
@@ -252,10 +267,10 @@ def _check(options: Group) -> None:
     for name in ("power_iterations", "splits"):
         if not isinstance(options[name], int) or options[name] < 1:
             raise ValueError(f"{name}={options[name]} must be 1 or more, and a whole number")
-    for parameter in parameters:
+    for parameter in options.get("params", []):
         if parameter.is_complex():
             raise ValueError("AdamW2 takes no complex parameters")
-        if is_capped(options, parameter) and len(parameter) % splits:
+        if options["cap"] and parameter.ndim >= 2 and len(parameter) % splits:
             raise ValueError(f"splits={splits} does not divide the {len(parameter)} rows of a matrix")
 
 
@@ -263,18 +278,3 @@ def _refuse_another_s(_: Optimizer, state_dict: dict[str, Any]) -> None:
     """Raise an error for another optimizer's state."""
     if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
         raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")
-
-
-def _cut(parameters: list[Tensor], foreach: bool | None) -> list[list[Tensor]]:
-    """A list in pieces that step together."""
-    if foreach or (foreach is None and parameters[0].device.type != "cpu"):
-        return [parameters]
-    pieces: list[list[Tensor]] = []
-    room = 0
-    for parameter in parameters:
-        if room <= 0 or foreach is False:
-            pieces.append([])
-            room = CPU_BUNDLE
-        pieces[-1].append(parameter)
-        room -= parameter.nbytes
-    return pieces

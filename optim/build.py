@@ -29,8 +29,7 @@ def _adamw(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 
 def _adamw2(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
-    iterations = cfg.power_iterations
-    return AdamW2(groups, lr, _betas(cfg), cfg.eps, tau=cfg.tau, power_iterations=iterations, fused=True)
+    return AdamW2(groups, lr, _betas(cfg), cfg.eps, tau=cfg.tau, power_iterations=cfg.power_iterations)
 
 
 def _sgd(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:

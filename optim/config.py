@@ -27,9 +27,7 @@ class OptimConfig:
     momentum: float = field(default=0.9, metadata={"least": 0, "below": 1})  # sgd, muon
     # adamw2: most that a step may grow a matrix's largest singular value, relatively
     tau: float = field(default=0.03, metadata={"above": 0, "infinite": True})
-    power_iterations: int = field(
-        default=3, metadata={"above": 0}
-    )  # adamw2: for that value of the update, in each step
+    power_iterations: int = field(default=1, metadata={"above": 0})  # adamw2: for these values, in each step
 
 
 @dataclass

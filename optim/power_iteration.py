@@ -1,139 +1,112 @@
-"""Largest singular values of many matrices of one shape at once, by subspace iteration from vectors that are kept."""
+"""Largest singular values of many matrices at once: subspace iteration from a few vectors that are kept.
+
+One vector for each matrix is not enough. Once the second singular value overtakes the first, that vector is almost
+orthogonal to the one it should find, and stays far off for many steps. So each matrix M keeps VECTORS of them, the rows
+of V. An iteration multiplies them by M and back, Y = VMᵀ and Z = YM, which turns them towards what M stretches most.
+
+All else happens in small square matrices of inner products, of all matrices together whatever their shapes: only the
+products are done shape by shape. Nothing is read back to the host.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Matrices = list[Tensor]  # (some, rows, columns) each, one after another: what need not lie together is not copied
-
-# Vectors kept for a matrix. Two were seen to lose 15 % of an update that changes fast, and 5 % of a weight; six, 0.2 %
-# and 0.04 %, for a twentieth more time.
-CPU_VECTORS = 6
-# Elsewhere two, whose rotation has a closed form: a library's eigenvectors would wait for the GPU.
-VECTORS = 2
-# Entries of a matrix from which on oneDNN's product of few rows with it is worth a call of its own.
-LARGE = 2**18
-# MKL, which torch.bmm calls, reads a matrix once for every row it multiplies; oneDNN's linear layer, once. torch has no
-# public function that calls it for plain float32 tensors.
-_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_PLAIN: tuple[Any, ...] = (None, "none", [], "")  # neither bias nor activation
+# In training, one iteration of four vectors missed σ₁ of an update by 11 % at worst; one of six vectors, by 5 %.
+VECTORS = 6
+# Share of the old vectors that the next ones take over. It keeps the new ones apart where a matrix maps many vectors to
+# almost the same one, or to zero, so that float32 can still tell them from one another.
+KEPT = 1e-2
 
 
-def gathered(matrices: list[Tensor]) -> Matrices:
-    """Matrices ``(rows, columns)`` of one shape as :func:`iterate` takes them: copied side by side, unless large."""
-    return [matrix[None] for matrix in matrices] if _is_large(matrices[0]) else [torch.stack(matrices)]
-
-
-def start_blocks(matrices: Matrices, vectors: int) -> Tensor:
-    """Orthogonal unit vectors to start from: ``(count, k, columns)`` in float32, k the rank at most.
+def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
+    """Vectors to start from: ``(count, VECTORS, columns)``, float32, drawn at random, so far from one another.
 
     They are a function of the shape alone, so that neither the order of layers nor a seed changes an optimizer.
-
-    Args:
-        matrices: ``count`` of them.
-        vectors: wanted for each matrix.
     """
-    rows, columns = matrices[0].shape[1:]
     generator = torch.Generator().manual_seed(columns)
-    block = torch.randn(1, min(vectors, rows, columns), columns, generator=generator)
-    return torch.linalg.qr(block.mT).Q.mT.repeat(sum(map(len, matrices)), 1, 1).to(matrices[0].device)
+    drawn = torch.randn(VECTORS, columns, dtype=torch.float32, generator=generator) / columns**0.5
+    return drawn.to(device).repeat(count, 1, 1)
 
 
-def iterate(matrices: Matrices, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimate the largest singular values, which errs low, by one product with MᵀM.
+def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Estimate the largest singular values, which errs low, and turn the vectors towards theirs.
 
-    One vector for each matrix, kept from before, is almost orthogonal to the one it should find once the second
-    singular value has overtaken the first, and stays far off for many steps. So there are several, and each iteration
-    turns them to the directions of their subspace that the matrix stretches most (Rayleigh and Ritz).
+    The estimate is ‖yM‖ / ‖y‖ for the y that stands out most among the combinations of Y's rows (Rayleigh and Ritz). A
+    high power of YYᵀ weighs the rows so, without any eigenvectors.
 
     Args:
-        matrices: ``count`` of them, float32.
-        blocks: ``(count, k, columns)``, orthogonal vectors of length 1, estimates of right singular vectors, that of
-            the largest value last.
+        matrices: stacks of them, ``(count, rows, columns)`` each, float32.
+        vectors: of each stack, ``(count, VECTORS, columns)``, rows of length 1, orthogonal to one another.
 
     Returns:
-        Singular values ``(count,)``; by which share the iteration raised them; the next blocks, which are not yet
-        orthogonal: see :func:`orthonormal`.
+        For each stack the singular values ``(count,)`` and the next vectors.
     """
-    tiny = torch.finfo(blocks.dtype).tiny
-    images = _times(blocks, [piece.mT for piece in matrices])
-    squares, turns = _ritz(torch.bmm(images, images.mT))
-    products = torch.bmm(turns, _times(images, matrices))
-    before = squares.sqrt().clamp_min(tiny)
-    length = torch.linalg.vector_norm(products[:, -1], dim=1)
-    values = length / before
-    # A trace of the old vectors, for a matrix that maps some of them to nothing.
-    following = torch.addcdiv(blocks, products, length.clamp_min(tiny)[:, None, None], value=1e3)
-    return values, values / before, following
+    counts = [len(stack) for stack in matrices]
+    tiny = torch.finfo(torch.float32).tiny
+    with _full_precision():
+        columns = [torch.bmm(stack, old.mT) for stack, old in zip(matrices, vectors, strict=True)]  # Yᵀ
+        images = [column.mT for column in columns]  # Y
+        products = [torch.bmm(image, stack) for image, stack in zip(images, matrices, strict=True)]  # Z
+        before = torch.cat([torch.bmm(*pair) for pair in zip(images, columns, strict=True)])  # YYᵀ
+        after = torch.cat([torch.bmm(product, product.mT) for product in products])  # ZZᵀ
+        weights = _power(before)
+        squares = (weights * after).sum((1, 2)) / (weights * before).sum((1, 2)).clamp_min(tiny)  # σ₁²
+        scales = (KEPT * squares.clamp_min(tiny**0.5))[:, None, None].split(counts)
+        mixed = [torch.addcdiv(*three) for three in zip(vectors, products, scales, strict=True)]  # V + Z / (KEPT·σ₁²)
+        turns = _gram_schmidt(torch.cat([torch.bmm(mix, mix.mT) for mix in mixed]))
+        following = [torch.bmm(turn, mix) for turn, mix in zip(turns.split(counts), mixed, strict=True)]
+    return list(squares.sqrt().split(counts)), following
 
 
-def converge(matrices: Matrices, tolerance: float = 1e-4, most: int = 500) -> tuple[Tensor, Tensor]:
-    """Singular values ``(count,)`` and blocks of vectors once ten iterations raise no value by more than ``tolerance``.
+def largest_singular_values(matrices: list[Tensor], iterations: int = 32) -> list[Tensor]:
+    """Singular values ``(count,)`` for each stack of matrices, from nothing.
 
-    Without any gap between singular values, as at the edge of a random matrix's spectrum, the value after k iterations
-    of one vector is low by about 3/(8k), so ten raise it by less than 1e-4 once it is within 0.2 %.
+    Those of random matrices, whose largest singular values are close to one another, are low by 0.2 % at most.
     """
-    blocks = start_blocks(matrices, vectors_for(matrices[0]))
-    values = blocks.new_zeros(len(blocks))
-    for _ in range(most // 10):
-        before = values
-        for _ in range(10):
-            values, _, blocks = iterate(matrices, blocks)
-            blocks = orthonormal(blocks)
-        if (values <= before * (1 + tolerance)).all():
-            break
-    return values, blocks
+    vectors = [start_vectors(len(stack), stack.shape[2], stack.device) for stack in matrices]
+    for _ in range(iterations):
+        values, vectors = iterate(matrices, vectors)
+    return values
 
 
-def orthonormal(rows: Tensor) -> Tensor:
-    """Rows ``(count, k, columns)`` made orthogonal and of length 1, in the subspace they span."""
-    if rows.shape[1] > 2:
-        return torch.linalg.qr(rows.mT).Q.mT
-    last = _unit(rows[:, -1:])
-    first = rows[:, :-1]
-    return torch.cat([_unit(first - (first * last).sum(2, keepdim=True) * last), last], dim=1)
+def _power(gram: Tensor) -> Tensor:
+    """The 256th power of symmetric matrices, up to a factor."""
+    for step in range(8):
+        if step % 4 == 0:  # of length 1: float32 holds its 16th power
+            gram = gram / torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True).clamp_min(1e-30)
+        gram = torch.bmm(gram, gram)
+    return gram
 
 
-def vectors_for(matrix: Tensor, capturable: bool = False) -> int:
-    """How many vectors to keep for a matrix on this device; graphs cannot hold a library's eigenvectors either."""
-    return VECTORS if capturable or matrix.device.type != "cpu" else CPU_VECTORS
+def _gram_schmidt(gram: Tensor) -> Tensor:
+    """Lower triangular T ``(count, k, k)`` such that TX has orthonormal rows, for X of which only ``XXᵀ`` is given.
+
+    A row of which nothing of length 0.1 is left beside those before it, more than rounding leaves, becomes zero.
+    """
+    turns = torch.zeros_like(gram)
+    unit = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    for i in range(gram.shape[1]):
+        overlaps = torch.bmm(gram[:, i : i + 1], turns.mT)
+        row = unit[i] - torch.bmm(overlaps, turns)
+        square = torch.bmm(torch.bmm(row, gram), row.mT)
+        turns[:, i : i + 1] = torch.where(square > 0.01, row * square.rsqrt(), 0)
+    return turns
 
 
-def _ritz(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Of Gram matrices ``(count, k, k)``: the largest eigenvalue; eigenvectors as rows, its own last."""
-    if gram.shape[1] > 2:
-        try:
-            values, vectors = torch.linalg.eigh(gram)
-        except torch.linalg.LinAlgError:  # one is not finite, and its value comes out as such
-            values, vectors = torch.linalg.eigh(gram.nan_to_num(0, 0, 0))
-        return values[:, -1], vectors.mT
-    if gram.shape[1] == 1:
-        return gram[:, 0, 0], torch.ones_like(gram)
-    half, mean, beside = (gram[:, 0, 0] - gram[:, 1, 1]) / 2, (gram[:, 0, 0] + gram[:, 1, 1]) / 2, gram[:, 0, 1]
-    angle = torch.atan2(beside, half) / 2
-    cos, sin = angle.cos(), angle.sin()
-    return mean + torch.hypot(half, beside), torch.stack([-sin, cos, cos, sin], dim=1).view(-1, 2, 2)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """To length 1 along the last dimension, zero to zero."""
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-
-
-def _times(rows: Tensor, matrices: Matrices) -> Tensor:
-    """Rows ``(count, k, n)`` times their matrices ``(n, m)``: ``(count, k, m)``."""
-    if _is_large(matrices[0][0]):
-        each = zip(rows, _each(matrices), strict=True)
-        return torch.stack([_ONEDNN(row, matrix.mT, *_PLAIN) for row, matrix in each])
-    parts = rows.split([len(piece) for piece in matrices])
-    return torch.cat([torch.bmm(part, piece) for part, piece in zip(parts, matrices, strict=True)])
-
-
-def _each(matrices: Matrices) -> Iterator[Tensor]:
-    return (matrix for piece in matrices for matrix in piece)
-
-
-def _is_large(matrix: Tensor) -> bool:
-    return _ONEDNN is not None and matrix.device.type == "cpu" and matrix.numel() >= LARGE
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products with all digits of float32. Whoever allows TF32 for a network has not allowed it here."""
+    settings: Any = torch.backends
+    backends = [settings.cuda.matmul, settings.mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,13 +1,11 @@
 """Largest singular values of the weights an optimizer trains, from its own vectors where it keeps them."""
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import converge, iterate
+from optim.power_iteration import iterate, largest_singular_values
 
 PARTS = {3: ("q", "k", "v")}
 
@@ -24,20 +22,24 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
     """
     if not all({"param_names", "cap", "splits"} <= group.keys() for group in optimizer.param_groups):
         raise OptimError("spectral_norms needs named groups: build the optimizer of optim.param_groups(model)")
-    found: dict[str, Tensor] = {}
-    unknown: dict[torch.Size, list[tuple[str, Tensor]]] = defaultdict(list)
+    known: dict[str, tuple[Tensor, Tensor]] = {}  # layers with their matrices and vectors
+    unknown: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if group["cap"]:
                 layer, state = name.removesuffix(".weight"), optimizer.state.get(parameter, {})
                 matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
                 if "vectors" in state:
-                    found |= _named(layer, iterate([matrices], state["vectors"][1].float())[0])
+                    known[layer] = matrices, state["vectors"][1]
                 else:
-                    unknown[matrices.shape].append((layer, matrices))
-    for members in unknown.values():
-        values = converge([matrices for _, matrices in members])[0].view(len(members), -1)
-        for (layer, _), of_layer in zip(members, values, strict=True):
+                    unknown[layer] = matrices
+    found: dict[str, Tensor] = {}
+    if known:
+        values, _ = iterate(*map(list, zip(*known.values(), strict=True)))
+        for layer, of_layer in zip(known, values, strict=True):
+            found |= _named(layer, of_layer)
+    if unknown:
+        for layer, of_layer in zip(unknown, largest_singular_values(list(unknown.values())), strict=True):
             found |= _named(layer, of_layer)
     return found
 

@@ -1,9 +1,9 @@
 """From healthy runs to AdamW²'s τ: how large AdamW's steps are beside the matrices they change.
 
-python train.py experiment=quickstart name=healthy optim=adamw2 optim.tau=inf schedule.warmup_epochs=1 log_every=5
+python train.py experiment=quickstart name=healthy optim=adamw2 optim.tau=1e9 schedule.warmup_epochs=1 log_every=5
 python scripts/choose_tau.py outputs/healthy
 
-Each run must have measured and capped nothing (optim.tau=inf), with a warm-up that kept it healthy. The ratio of a
+Each run must have measured and capped nothing (optim.tau=1e9), with a warm-up that kept it healthy. The ratio of a
 matrix is lr·σ₁(u)/σ₁(W). Prints, for the steps after the warm-up, the median and a high percentile over steps of the
 99th percentile over matrices, and draws the ratios; τ below the high percentile caps what did no harm.
 """
@@ -33,10 +33,11 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     if not (run / "metrics.jsonl").is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl")
     config = OmegaConf.load(run / "config.yaml")
-    if config.optim.name != "adamw2" or config.optim.tau != float("inf"):
-        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=inf, which measures and caps nothing")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line.get("step_ratio_p99") is not None], config.schedule.warmup_epochs
+    measured = [line for line in lines if line.get("step_ratio_p99") is not None]
+    if config.optim.name != "adamw2" or config.optim.tau < 1e9 or not measured:
+        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures and caps nothing")
+    return measured, config.schedule.warmup_epochs
 
 
 def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float]:

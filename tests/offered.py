@@ -44,15 +44,13 @@ _ADAMW, _ADAMW_ERRORS = cases.optim_inputs_func_adamw("cpu"), _errors(cases.opti
 _SGD = [case for case in cases.optim_inputs_func_sgd("cpu") if "dampening" not in case.kwargs]
 _SGD_ERRORS = _errors(cases.optim_error_inputs_func_sgd(*_CPU))
 _ANY_ERRORS = _errors(cases.get_error_inputs_for_all_optims(*_CPU))
-_ADAMW2 = _options(AdamW2, cases.optim_inputs_func_adamw("cuda"))  # capturable on a CPU, too
-_ADAMW2 += ({"lr": torch.tensor(1e-3), "capturable": True},)
+_ADAMW2 = (*_options(AdamW2, _ADAMW), {"lr": torch.tensor(1e-3)}, {"tau": float("inf")}, {"tau": 1e9})
 _MUON = [case for case in cases.optim_inputs_func_muon("cpu") if "adjust_lr_fn" not in case.kwargs]  # other words
 _LAMB = partial(Lamb, max_grad_norm=None, decoupled_decay=True)
 
 OFFERED = (
     Offered("adamw", FusedAdamW, _options(torch.optim.AdamW, _ADAMW), _ADAMW_ERRORS),
-    Offered("adamw2", partial(AdamW2, fused=True), _ADAMW2, _ADAMW_ERRORS),
-    Offered("adamw2_plain", AdamW2, _ADAMW2, _ADAMW_ERRORS),
+    Offered("adamw2", AdamW2, _ADAMW2, _ADAMW_ERRORS),
     Offered(
         "sgd",
         partial(FusedSGD, momentum=0.9),
@@ -81,6 +79,6 @@ def every_option(**known: str) -> pytest.MarkDecorator:
 
 
 def _param(offered: Offered, values: tuple[Any, ...], label: str, known: dict[str, str]) -> Any:
-    reason = known.get(offered.name, known.get(offered.name.removesuffix("_plain")))
+    reason = known.get(offered.name)
     marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
     return pytest.param(*values, id=label, marks=marks)

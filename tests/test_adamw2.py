@@ -2,18 +2,22 @@
 
 import copy
 from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
+from data.cache import unpacked
 from optim import AdamW2, param_groups
-from tests.training import real_batches
-from tests.twins import same, set_gradients, small_model, step_alike
+from tests.training import Batches, real_batches
+from tests.twins import same, small_model, step_alike
 
 INF = float("inf")
 
@@ -21,71 +25,57 @@ INF = float("inf")
 # --- where nothing is capped --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("foreach", [True, False, None])
-@pytest.mark.parametrize("tau", [INF, 1e30])
-def test_without_a_cap_it_is_torch_s_adamw_bit_for_bit(tau, foreach):
-    ours = small_model()
+def beside_torch_s(steps: int, tau: float, dtype: torch.dtype, **kernel: bool) -> tuple[nn.Module, nn.Module]:
+    """The small model after steps of AdamW² and after the same of torch's AdamW."""
+    ours = small_model().to(dtype)
     theirs = copy.deepcopy(ours)
-    options = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": 0.05, "eps": 1e-8}
-    a = AdamW2(param_groups(ours, 0.05, 5e-4), tau=tau, foreach=foreach, **options)
-    b = torch.optim.AdamW(param_groups(theirs, 0.05, 5e-4), foreach=bool(foreach), **options)
-    step_alike(20, (ours, a), (theirs, b))
-    assert same(ours, theirs)
-    report = a.cap_report()
-    assert report is not None and report.share == 0 and report.smallest == 1
+    options = {"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05, "eps": 1e-8}
+    a = AdamW2(param_groups(ours, 0.05, 5e-4), tau=tau, **options)
+    b = torch.optim.AdamW(param_groups(theirs, 0.05, 5e-4), **options, **kernel)
+    step_alike(steps, (ours, a), (theirs, b))
+    return ours, theirs
 
 
-def test_without_a_cap_threads_leave_torch_s_bits(set_threads):
-    torch.manual_seed(0)
-    ours = [nn.Parameter(torch.randn(400, n)) for n in (333, 777)]
-    theirs = copy.deepcopy(ours)
-    set_threads(2)
-    a, b = AdamW2(ours, 1e-2, tau=INF, weight_decay=0.1), torch.optim.AdamW(theirs, 1e-2, weight_decay=0.1)
-    for _ in range(5):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = q.grad = torch.randn(p.shape)
-        a.step()
-        b.step()
-    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+def farthest(ours: nn.Module, theirs: nn.Module) -> float:
+    """The largest difference of a parameter, as a share of its length."""
+    both = zip(ours.parameters(), theirs.parameters(), strict=True)
+    return max(((p - q).norm() / q.norm()).item() for p, q in both)
 
 
-def test_fused_it_is_torch_s_fused_adamw_to_the_last_digits():
-    ours = small_model()
-    theirs = copy.deepcopy(ours)
-    a = AdamW2(param_groups(ours), 1e-2, tau=INF, fused=True)
-    b = torch.optim.AdamW(param_groups(theirs), 1e-2, fused=True)
-    step_alike(20, (ours, a), (theirs, b))
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
-        assert torch.equal(a.state[p]["exp_avg_sq"], b.state[q]["exp_avg_sq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_an_infinite_tau_it_is_torch_s_fused_adamw_bit_for_bit(dtype):
+    assert same(*beside_torch_s(20, INF, dtype, fused=True))
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("tau", [INF, 1e9])
+def test_where_nothing_is_capped_it_stays_with_torch_s_plain_adamw(tau):
+    assert farthest(*beside_torch_s(100, tau, torch.float32, foreach=True)) <= 1e-6
+
+
+@pytest.mark.parametrize("tau", [0.01, INF])
 @pytest.mark.parametrize("of", ["weights and gradients", "gradients"])
-def test_it_takes_the_same_step_in_another_memory_layout(fused, of):
-    torch.manual_seed(0)
+def test_it_takes_the_same_step_in_another_memory_layout(tau, of):
     start = torch.randn(8, 3, 4, 4)
     moved = []
     for layout in (torch.contiguous_format, torch.channels_last):
         weight = nn.Parameter(start.clone().to(memory_format=layout if of != "gradients" else torch.contiguous_format))
-        optimizer = AdamW2([weight], 1e-2, tau=0.01, fused=fused)
+        optimizer = AdamW2([weight], 1e-2, tau=tau)
         for step in range(3):
             gradient = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
             weight.grad = gradient.to(memory_format=layout)
             optimizer.step()
         moved.append(weight.detach())
-    assert torch.allclose(*moved, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(*moved, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("decay", [1e-6, 1e-8, 1e-12, 1e-30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_a_tiny_decay_is_almost_none(decay, dtype):
-    torch.manual_seed(0)
     start, grads = torch.randn(512, 128, dtype=dtype) / 8, torch.rand(10, 512, 128, dtype=dtype)
     ends = []
     for weight_decay in (decay, 0.0):
         weight = nn.Parameter(start.clone())
-        optimizer = AdamW2([weight], 1e-2, weight_decay=weight_decay, fused=True)
+        optimizer = AdamW2([weight], 1e-2, weight_decay=weight_decay)
         for grad in grads:
             weight.grad = grad
             optimizer.step()
@@ -97,27 +87,11 @@ def test_half_precision_stays_finite_with_any_decay():
     for decay in (0.0, 1e-6, 5e-4, 0.05):
         weight = nn.Parameter(torch.randn(32, 16).half())
         before = weight.detach().clone()
-        optimizer = AdamW2([weight], 1e-3, weight_decay=decay, fused=True)
+        optimizer = AdamW2([weight], 1e-3, weight_decay=decay)
         for size in (1e-4, 1e-4, 1.0):  # squares of the first vanish, and leave steps of mean / eps
             weight.grad = size * torch.randn(32, 16).half()
             optimizer.step()
         assert weight.isfinite().all() and not torch.equal(weight, before)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_maximizing_is_minimizing_the_negative(fused):
-    ours = small_model()
-    theirs = copy.deepcopy(ours)
-    a = AdamW2(ours.parameters(), tau=0.01, fused=fused)
-    b = AdamW2(theirs.parameters(), tau=0.01, fused=fused, maximize=True)
-    for step in range(3):
-        set_gradients(ours, theirs, step=step)
-        for parameter in theirs.parameters():
-            assert parameter.grad is not None
-            parameter.grad.neg_()
-        a.step()
-        b.step()
-    assert same(ours, theirs)
 
 
 # --- where something is -------------------------------------------------------------------------------------------
@@ -160,28 +134,27 @@ def assert_same_way(start: nn.Module, ours: nn.Module, theirs: nn.Module) -> Non
         assert (p - q).abs().max() <= 5e-3 * (q - old).abs().max(), name
 
 
-@pytest.mark.parametrize("kind", [{"foreach": True}, {"foreach": False}, {}, {"fused": True}])
-def test_it_agrees_with_exact_singular_values_on_random_gradients(kind):
+def test_it_agrees_with_exact_singular_values_on_random_gradients():
     ours = small_model().double()
     start, theirs = copy.deepcopy(ours), copy.deepcopy(ours)
-    a = AdamW2(param_groups(ours, 0.05, 0.0), 1e-2, (0.9, 0.98), tau=0.02, power_iterations=300, **kind)
+    a = AdamW2(param_groups(ours, 0.05, 0.0), 1e-2, (0.9, 0.98), tau=0.02, power_iterations=40)
     b = SvdReference(theirs, 0.02, 1e-2, 0.05, (0.9, 0.98))
     step_alike(5, (ours, a), (theirs, b))
-    assert a.cap_report().share > 0.2
+    assert a.metrics()["capped"] > 0.2
     assert_same_way(start, ours, theirs)
 
 
 def test_it_agrees_with_exact_singular_values_on_training_weights(small_images):
     ours = small_model().double()
     start, theirs = copy.deepcopy(ours), copy.deepcopy(ours)
-    a = AdamW2(param_groups(ours, 0.05, 0.0), 4e-3, (0.9, 0.98), tau=0.02, power_iterations=300)
+    a = AdamW2(param_groups(ours, 0.05, 0.0), 4e-3, (0.9, 0.98), tau=0.02, power_iterations=40)
     b = SvdReference(theirs, 0.02, 4e-3, 0.05, (0.9, 0.98))
     for images, labels in islice(cycle(real_batches(small_images, 28)), 8):
         for model, optimizer in ((ours, a), (theirs, b)):
             model.zero_grad()
             nn.functional.cross_entropy(model(images.double()), labels).backward()
             optimizer.step()
-    assert a.cap_report().share > 0.2
+    assert a.metrics()["capped"] > 0.2
     assert_same_way(start, ours, theirs)
 
 
@@ -196,8 +169,8 @@ def test_it_agrees_with_exact_singular_values_on_training_weights(small_images):
 def test_no_step_grows_a_matrix_by_more_than_tau(rows, columns, tau, lr, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = nn.Parameter(scale * torch.randn(rows, columns, generator=generator))
-    optimizer = AdamW2([weight], lr=lr, tau=tau, weight_decay=0.0, power_iterations=100)
-    for _ in range(4):
+    optimizer = AdamW2([weight], lr=lr, tau=tau, weight_decay=0.0, power_iterations=16)
+    for _ in range(3):
         weight.grad = torch.randn(rows, columns, generator=generator)
         before = weight.detach().clone()
         optimizer.step()
@@ -218,29 +191,88 @@ def sigma(matrix: Tensor) -> float:
     return torch.linalg.matrix_norm(matrix.flatten(1).double(), 2).item()
 
 
+class Errors:
+    """How far an optimizer's σ₁ are from the exact ones, and the growth of its matrices beside what it allows."""
+
+    def __init__(self, optimizer: AdamW2):
+        self.optimizer = optimizer
+        self.updates: list[float] = []
+        self.weights: list[float] = []
+
+    def read(self) -> None:
+        """Take a step."""
+        parts = parts_of(self.optimizer)
+        old = {(p, part): p.detach()[rows].clone() for p, part, rows in parts}
+        self.optimizer.step()
+        group = self.optimizer.param_groups[0]
+        for p, part, rows in parts:
+            state, before = self.optimizer.state[p], sigma(old[p, part])
+            mean, square = (state[name][rows].double() for name in ("exp_avg", "exp_avg_sq"))
+            (beta1, beta2), count = group["betas"], state["step"].item()
+            update = mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + group["eps"])
+            found = state["sizes"][:, part].tolist()
+            self.updates.append(1 - found[0] / (group["lr"] * sigma(update)))
+            self.weights.append(1 - found[1] / before)
+            # The estimate of σ₁(u) errs low, and lets the step grow by its error.
+            allowed = group["tau"] / (1 - max(self.updates[-1], 0))
+            assert sigma(p.detach()[rows]) <= before * (1 + allowed) * (1 + 1e-6)
+
+    def check(self) -> None:
+        """Median error of σ₁(u) at most 1 %, the worst 10 %; σ₁(W) within 0.5 %."""
+        updates = [abs(error) for error in self.updates]
+        print(
+            f"σ₁(u): median {median(updates):.1e}, worst {max(updates):.3f}; σ₁(W): {max(map(abs, self.weights)):.1e}"
+        )
+        assert median(updates) <= 0.01 and max(updates) <= 0.10
+        assert max(map(abs, self.weights)) <= 0.005
+
+
+@pytest.fixture(scope="module")
+def fresh_batches(tmp_path_factory) -> Batches:
+    """60 batches of 32 embedded images, none of them twice."""
+    config = OmegaConf.load("conf/data/fashion_mnist.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        batches = real_batches(unpacked(Path(config.archive), config.archive_sha256), 28)
+    assert len(batches) >= 60 and len(batches[59][0]) == 32
+    return batches[:60]
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tau", "lr"), [(0.005, 4e-3), (0.03, 1e-2)])
-def test_with_the_default_iterations_the_excess_is_the_estimate_s_error(small_images, seed, tau, lr):
-    """In a real run: median error of a capped step at most 1 %, worst 10 % after step 20; σ₁(W) within 0.5 %."""
+def test_in_training_the_estimates_are_near_and_growth_is_bounded_by_their_error(fresh_batches, seed, tau, lr):
     torch.manual_seed(seed)
     model = small_model()
     optimizer = AdamW2(param_groups(model, 0.0, 0.0), lr, (0.9, 0.98), tau=tau)
-    step_errors, weight_errors = [], []
-    for step, (images, labels) in enumerate(islice(cycle(real_batches(small_images, 28)), 60)):
+    errors = Errors(optimizer)
+    for step, (images, labels) in enumerate(fresh_batches):
         model.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
-        before = {id(p): p.detach().clone() for p in model.parameters()}
-        optimizer.step()
-        for p, part, rows in parts_of(optimizer):
-            old, new = before[id(p)][rows], p.detach()[rows]
-            if step >= 20 and optimizer.state[p]["ratio"][part] > tau:  # capped: the step's length shows the estimates
-                step_errors.append(abs(sigma(new.double() - old.double()) / sigma(old) / tau - 1))
-                assert sigma(new) <= sigma(old) * (1 + tau * (1 + step_errors[-1])) * (1 + 1e-6)
-            weight_errors.append(abs(optimizer.state[p]["weight_size"][part].item() / sigma(old) - 1))
-    assert len(step_errors) > 500
-    print(f"steps: median {median(step_errors):.1e}, worst {max(step_errors):.3f}; weights: {max(weight_errors):.1e}")
-    assert median(step_errors) <= 0.01 and max(step_errors) <= 0.10
-    assert max(weight_errors) <= 0.005
+        if step < 20:
+            optimizer.step()
+        else:
+            errors.read()
+    assert optimizer.metrics()["capped"] > 0.1
+    errors.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("tau", "lr"), [(0.005, 4e-3), (0.03, 1e-2)])
+def test_so_they_are_in_a_model_of_full_size(fresh_batches, tau, lr):
+    """Its images are small, so that its gradients come sooner; its matrices are the real ones."""
+    model = timm.create_model("lipsformer_swin_tiny", img_size=64, num_classes=10)
+    optimizer = AdamW2(param_groups(model, 0.0, 0.0), lr, (0.9, 0.98), tau=tau)
+    errors = Errors(optimizer)
+    for step, (images, labels) in enumerate(fresh_batches[:30]):
+        model.zero_grad()
+        images = nn.functional.interpolate(images[:8], (64, 64), mode="bilinear")
+        nn.functional.cross_entropy(model(images), labels[:8]).backward()
+        if step in (20, 29):
+            errors.read()
+        else:
+            optimizer.step()
+    errors.check()
 
 
 def test_parts_of_a_fused_matrix_are_capped_each_for_itself():
@@ -263,7 +295,7 @@ def test_what_is_no_matrix_and_what_is_zero_moves_as_under_adamw():
     parts = [torch.randn(5), torch.zeros(4, 3), torch.randn(7, 3)]
     ours, theirs = ([nn.Parameter(p.clone()) for p in parts] for _ in range(2))
     groups = [{"params": ours[:2]}, {"params": ours[2:], "cap": False}]
-    a, b = AdamW2(groups, lr=0.1, tau=1e-6), torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.05)
+    a, b = AdamW2(groups, lr=0.1, tau=1e-6), torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.05, fused=True)
     for p, q in zip(ours, theirs, strict=True):
         p.grad = q.grad = torch.randn(p.shape)
     a.step()

@@ -37,8 +37,8 @@ def test_a_gradient_scaler_changes_nothing_and_its_skipped_steps_change_nothing(
         scaler.update()
     # Scales are powers of two, which cost no digit.
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True))
-    assert optimizers[0].cap_report() == optimizers[1].cap_report()
-    assert optimizers[0].cap_report().share > 0
+    assert optimizers[0].metrics() == optimizers[1].metrics()
+    assert optimizers[0].metrics()["capped"] > 0
 
 
 def train_in_one_process(rank: int, folder: str) -> None:

@@ -14,7 +14,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_a_run_that_capped_nothing_tells_its_ratios(small_images, here, monkeypatch, capsys):
-    measured = ("optim=adamw2", "optim.tau=inf", "schedule.warmup_epochs=1", f"data.root={small_images}")
+    measured = ("optim=adamw2", "optim.tau=1e9", "schedule.warmup_epochs=1", f"data.root={small_images}")
     train_here(*SMALL, *measured, "name=a")
     capsys.readouterr()
     assert chosen(monkeypatch, "outputs/a") == 0
@@ -29,7 +29,7 @@ def test_other_runs_are_refused_in_one_line(small_images, here, monkeypatch, cap
     train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=1")
     capsys.readouterr()
     assert chosen(monkeypatch, "outputs/a") == 2
-    assert "was not trained with optim=adamw2 optim.tau=inf" in capsys.readouterr().err
+    assert "was not trained with optim=adamw2 optim.tau=1e9" in capsys.readouterr().err
     assert chosen(monkeypatch, "outputs/none") == 2
     assert "error: outputs/none is no run" in capsys.readouterr().err
 

@@ -284,18 +284,3 @@ def test_a_tensor_as_learning_rate_is_its_number_or_refused(offered):
             optimizer.step()
     for a, b in zip(numbers, tensors, strict=True):  # Muon's own arithmetic is in bfloat16
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 if offered.name == "muon" else 1e-6)
-
-
-@every_optimizer()
-def test_capturable_or_not_a_late_gradient_steps_alike(offered):
-    if not any("capturable" in options for options in offered.options):
-        return  # has no such option on CPUs
-    ends = []
-    for capturable in (False, True):
-        members = [*parameters(), *parameters()]
-        optimizer = offered.make(members, lr=1e-2, capturable=capturable)
-        for step in range(4):
-            set_grads(members[: 3 if step < 2 else 6], step)
-            optimizer.step()
-        ends.append(members)
-    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*ends, strict=True))

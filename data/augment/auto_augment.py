@@ -10,7 +10,7 @@ from torch import Tensor
 from data.augment import image_ops, warps
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
-from threads import share_out
+from data.threads import share_out
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,

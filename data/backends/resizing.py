@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.crops import Crops
-from threads import lone_threads
+from data.threads import lone_threads
 
 Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and what its boxes cut out: (height, width, 3) each
 

@@ -1,4 +1,4 @@
-"""Threads that share whole images or matrices among them, where torch would share the numbers of each."""
+"""Threads that share whole images among them, where torch would share the pixels of each."""
 
 import os
 from collections import deque
