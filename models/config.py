@@ -80,7 +80,7 @@ class ViTConfig(ModelConfig):
 
 @dataclass
 class TimmConfig(ModelConfig):
-    """Any model of timm: ``model=timm model.name=resnet50``."""
+    """Any model of timm: ``model=timm model.name=resnet50 recipe=plain``."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments: +model.kwargs.patch_size=8
 
