@@ -1,11 +1,11 @@
 """Models that should move alike: a small LipsFormer, the same made gradients for several, whether weights are equal."""
 
 import torch
-from runs import settings
 from torch import nn
 from torch.optim import Optimizer
 
 from models import build_model
+from tests.runs import settings
 
 
 def small_model() -> nn.Module:

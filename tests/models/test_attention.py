@@ -2,13 +2,13 @@
 
 import math
 
-import literal
 import pytest
 import torch
 from torch import nn
 
 from models import ModelError
 from models.attention import CrossShapedAttention, Similarity, WindowAttention, lipsformer_similarity
+from tests import literal
 
 SIMILARITIES = {
     "dot": Similarity(0.7),

@@ -6,13 +6,13 @@ import sys
 import pytest
 import timm
 import torch
-from test_bench_models import SMALL
 
 import models
 from engine.checkpoint import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, export, main, trained
 from tests.runs import run_here
+from tests.scripts.test_bench_models import SMALL
 
 CASES = {
     "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),

@@ -1,6 +1,5 @@
 """LipsFormer-Swin's own parts, against the released arithmetic written out."""
 
-import literal
 import pytest
 import timm
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from models import ModelError
 from models.attention import lipsformer_similarity
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
+from tests import literal
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from offered import OFFERED, Offered, every_optimizer, every_option
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.testing._internal.common_optimizers import ErrorOptimizerInput, OptimizerErrorEnum
 
 from optim import OptimConfig, build_optimizer
 from optim.build import OPTIMIZERS
+from tests.offered import OFFERED, Offered, every_optimizer, every_option
 
 LAYOUTS = {
     "contiguous": lambda x: x.clone(),

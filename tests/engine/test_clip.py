@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from runs import SMALL, checkpoint, settings, train_here
 
 from models import build_model
+from tests.runs import SMALL, checkpoint, settings, train_here
 
 LR, CLIP = 0.5, 1e-3
 SGD = ("optim=sgd", f"optim.lr={LR}", "optim.momentum=0", "optim.weight_decay=0", "optim.light_decay=0")

@@ -7,7 +7,6 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobians import jacobian, randomise, stretch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock
 from models.spectral import largest_singular_value
 from stability import local_lipschitz
+from tests.jacobians import jacobian, randomise, stretch
 
 SWIN = {"img_size": 28, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
 CSWIN = {

@@ -1,10 +1,10 @@
 """The parts the LipsFormers share, against their formulas."""
 
-import literal
 import torch
 from torch import nn
 
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge
+from tests import literal
 
 
 def test_center_norm_is_lipschitz_with_the_stated_constant():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_index import index_of, paint, paths, refused
+from tests.data.test_index import index_of, paint, paths, refused
 
 
 @pytest.fixture

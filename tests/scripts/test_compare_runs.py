@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import SMALL, settings, train_here
 
 from engine.settings import as_container, flatten
 from scripts import compare_runs
+from tests.runs import SMALL, settings, train_here
 
 LINES = [
     {"split": "train", "step": 1, "loss": 2.3},

@@ -5,9 +5,9 @@ from statistics import mean
 
 import pytest
 import torch
-from runs import NO_LOCAL_NOISE, PLAIN_IMAGES, SMALL, losses, run, settings, train_here
 
 from models import build_model
+from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, SMALL, losses, run, settings, train_here
 from tests.training import real_batches, twenty_losses
 
 # A family is represented by a small configuration for 32 pixels.

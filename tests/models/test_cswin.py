@@ -1,6 +1,5 @@
 """CSWin and LipsFormer-CSwin: their blocks against the arithmetic written out, their geometry, their refusals."""
 
-import literal
 import pytest
 import timm
 import torch
@@ -10,6 +9,7 @@ import models
 from models.attention import StripeAttention, lipsformer_similarity
 from models.cswin import CSwinBlock
 from models.lipsformer_cswin import LipsFormerCSwinBlock
+from tests import literal
 
 SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}
 

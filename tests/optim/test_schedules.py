@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from runs import settings
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 import optim
 from optim import ScheduleConfig
+from tests.runs import settings
 
 STEPS = 7  # in an epoch
 

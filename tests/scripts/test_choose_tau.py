@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from runs import SMALL, metrics, train_here
 
 from scripts import choose_tau
+from tests.runs import SMALL, metrics, train_here
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from jacobians import randomise, stretch
 from torch import Tensor, nn
 
 import models
@@ -13,6 +12,7 @@ from models.attention import CrossShapedAttention, Similarity, WindowAttention, 
 from models.depthwise import DepthwiseConv2d
 from models.lipschitz_layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
 from models.spectral import largest_singular_value
+from tests.jacobians import randomise, stretch
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from offered import every_optimizer, every_option
 from torch import nn
 from torch.optim import Optimizer
+
+from tests.offered import every_optimizer, every_option
 
 
 def parameters() -> list[nn.Parameter]:

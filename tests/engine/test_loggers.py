@@ -161,7 +161,7 @@ class Failing(Callback):
 
 
 def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, capsys):
-    common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.test_loggers.Failing")
+    common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.engine.test_loggers.Failing")
     train_here(*common, "max_steps=1")
     train_here(*common, "max_steps=2")
     assert capsys.readouterr().out.count("mine failed (of all things): the run goes on without it") == 1
