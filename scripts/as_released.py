@@ -1,4 +1,4 @@
-"""The LipsFormers computed as their authors' code computes them: the yardstick of scripts/bench_models.py.
+"""The LipsFormers computed as their authors' code computes them: the yardstick of scripts/bench/model_speed.py.
 
 Same parameters and results as this project's models, other operations: convolutions on channels-first maps, windows
 and stripes cut out by copies, softmax and products one by one, and, as released, softmax, GELU and MLP recomputed in

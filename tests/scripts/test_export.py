@@ -12,7 +12,7 @@ from engine.checkpoint import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, export, main, trained
 from tests.runs import run_here
-from tests.scripts.test_bench_models import SMALL
+from tests.scripts.test_model_speed import SMALL
 
 CASES = {
     "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),

@@ -1,6 +1,6 @@
 """What a start costs with an index of ImageNet's size: time and memory of a training process and of its data workers.
 
-python scripts/bench_index.py
+python scripts/bench/index_speed.py
 
 Makes an index of 1.28 million images that exist nowhere in a temporary folder, with the 1,000 class folders, and opens
 it in new processes. Memory is beside what the imports take: all pages that are resident (RSS), and those of them
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from timm.data import ImageNetInfo
 

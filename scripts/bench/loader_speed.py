@@ -1,6 +1,6 @@
 """Time the loaders against each other on the same images, in one run: our backends, timm's and torchvision's.
 
-python scripts/bench_loader.py --root /path/to/images [/path/to/the/same/packed] --split val
+python scripts/bench/loader_speed.py --root /path/to/images [/path/to/the/same/packed] --split val
 
 Recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random erasing, mixup
 and cutmix, as the models see them. The floor is the decoding alone. The loaders take turns, each time in a process of
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import (
     AugmentConfig,

@@ -1,6 +1,6 @@
 """Time AdamW²'s step beside torch's AdamW on real gradients of real models, in one run.
 
-python scripts/bench_optim.py --models lipsformer_swin_tiny vit_base_patch16_224
+python scripts/bench/optim_speed.py --models lipsformer_swin_tiny vit_base_patch16_224
 
 AdamW² with a finite τ trains each model on the embedded images (Fashion-MNIST, enlarged), other ones in every step, and
 every optimizer takes a step of its own copy of the weights by the same gradients, in turns. The clock starts after
@@ -33,7 +33,7 @@ from torch.optim import AdamW, Optimizer
 from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from data.cache import PROJECT, unpacked

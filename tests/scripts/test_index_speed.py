@@ -15,7 +15,7 @@ from tests.runs import PROJECT, environment
 def test_the_index_is_mapped_by_workers() -> None:
     """Of its 0.1 GB for 2 million images a worker has nothing of its own."""
     done = subprocess.run(
-        [sys.executable, PROJECT / "scripts" / "bench_index.py", "--images", "2000000"],
+        [sys.executable, PROJECT / "scripts/bench/index_speed.py", "--images", "2000000"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Time a training step of a LipsFormer against the same model computed by the authors' operations, in one run.
 
-python scripts/bench_models.py --model lipsformer_swin_tiny
+python scripts/bench/model_speed.py --model lipsformer_swin_tiny
 
 The variants take turns, one step each, so that a noisy machine is noisy for all; the table gives the median step and
 the ratio of the released form's to it, turn by turn. Peak memory is that of a process of its own for each variant.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import tune

@@ -1,7 +1,7 @@
 """Time automatic augmentation beside timm's on the same images, operation by operation, in one run.
 
-OMP_NUM_THREADS=1 python scripts/bench_augment.py
-python scripts/bench_augment.py --root /path/to/images --auto trivial
+OMP_NUM_THREADS=1 python scripts/bench/augment_speed.py
+python scripts/bench/augment_speed.py --root /path/to/images --auto trivial
 
 Ours works on uint8 batches on the device, timm's on PIL images one by one; both take turns, and the table gives the
 median of milliseconds an image, and of their ratios turn by turn, and how far the pixels are apart: the mean absolute
@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.augment.auto_augment import carry_out
 from data.augment.levels import operations
