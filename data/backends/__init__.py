@@ -39,7 +39,7 @@ class Backend(Protocol):
 def resolve_backend(cfg: DataConfig) -> str:
     """The backend that ``data.backend`` means on this machine.
 
-    ``auto`` is DALI, the faster one on GPU and CPU (``scripts/bench/loader_speed.py``), and torch where DALI is missing.
+    ``auto`` is DALI, the faster one on GPU and CPU (``scripts/bench/``), and torch where DALI is missing.
 
     Raises:
         DataError: if it is no known backend, or DALI is asked for and not installed.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import tune
-from scripts.as_released import AsReleased
+from scripts.bench.as_released import AsReleased
 
 VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "as released": lambda model: AsReleased(model),  # type: ignore[arg-type]

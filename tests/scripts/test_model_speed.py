@@ -5,7 +5,7 @@ import timm
 import torch
 
 import models  # noqa: F401  (registers the models)
-from scripts.as_released import AsReleased
+from scripts.bench.as_released import AsReleased
 
 SMALL = {
     "lipsformer_swin_tiny": {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4)},
