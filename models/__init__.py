@@ -1,4 +1,4 @@
-"""Backbones, registered in timm on import; nothing here knows of training."""
+"""Backbones. Importing this package registers them in timm. Nothing here depends on the training code."""
 
 from models import cswin as cswin
 from models import lipsformer_cswin as lipsformer_cswin

@@ -1,4 +1,4 @@
-"""Attention in windows and in stripes, by dot products or by similarities whose logits are bounded."""
+"""Attention in windows and in stripes. The logits are dot products, or cosines, which are bounded."""
 
 import math
 from collections.abc import Callable
@@ -15,14 +15,15 @@ from models.tokenwise import TokenLinear
 
 
 class Similarity(nn.Module):
-    """What happens to queries, keys and values before the softmax, and to the output after it.
+    """How queries, keys and values are normalised and scaled before the softmax, and the output after it.
 
-    A module, for the script compiler; it has no parameters.
+    It has no parameters. It is an ``nn.Module`` so that TorchScript can compile it.
 
     Args:
-        scale: constant that multiplies every product of a query and a key.
-        normalise: ``"none"``; ``"qk"``: queries and keys to unit length; ``"qkv"``: all three to x / √(‖x‖² + ε).
-        epsilon: ε of ``"qkv"``; it bounds the slope near zero.
+        scale: constant that multiplies the logits.
+        normalise: ``"none"`` changes nothing; ``"qk"`` gives queries and keys unit length; ``"qkv"`` replaces every
+            query, key and value x by x / √(‖x‖² + ε).
+        epsilon: ε of ``"qkv"``; it limits the slope of the normalisation near zero.
         gain: constant that multiplies the output.
     """
 
@@ -34,7 +35,7 @@ class Similarity(nn.Module):
         self.gain = gain
 
     def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise over the last dimension; shapes and the dtype of ``v`` stay."""
+        """Normalise over the last dimension. Shapes and the common dtype do not change."""
         if self.normalise == "none":
             return q, k, v
         if self.normalise == "qk":
@@ -45,7 +46,7 @@ class Similarity(nn.Module):
         return f"{self.scale}, {self.normalise!r}, {self.epsilon}, {self.gain}"
 
 
-@torch.fx.wrap  # one node of a traced graph: the precision depends on the tensor
+@torch.fx.wrap  # FX traces it as one node, because the branch depends on the tensor's dtype
 def _soft_unit(x: Tensor, epsilon: float) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     return (wide * (wide.square().sum(dim=-1, keepdim=True) + epsilon).rsqrt()).to(x.dtype)
@@ -57,24 +58,24 @@ def lipsformer_similarity(
     """The two forms of LipsFormer's attention (section 4.1.2).
 
     Args:
-        attention: ``"released"``: cosine of queries and keys, values as they are, as in the authors' code; or
-            ``"certified"``: the paper's, with the values normalised too, the one with a finite Lipschitz constant.
+        attention: ``"released"`` is the authors' code: cosines of queries and keys, values not normalised.
+            ``"certified"`` is the paper's form: values are normalised too, and its Lipschitz constant is finite.
         temperature: constant τ that multiplies the cosines.
         epsilon: ε of the certified form, above 0.
         nu: factor ν of the certified form's output.
         gain: factor of the output in both forms.
 
     Raises:
-        ModelError: for another name, or an ε or ν of which there is no bound.
+        ModelError: if the name is unknown, or if ε or ν gives no finite bound.
     """
     if attention == "released":
         return Similarity(temperature, "qk", gain=gain)
     if attention != "certified":
         raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
     if not 0 < epsilon < math.inf:  # nor NaN
-        raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: make it positive")
+        raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: set it to 1e-6 or so")
     if not math.isfinite(nu):
-        raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: make it a number such as 1")
+        raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: set it to a number such as 1")
     return Similarity(temperature, "qkv", epsilon, nu * gain)
 
 
@@ -85,7 +86,7 @@ class WindowAttention(nn.Module):
         dim: channels, divisible by ``num_heads``.
         window_size: side of a window in tokens.
         num_heads: attention heads.
-        similarity: of queries and keys.
+        similarity: how queries and keys are compared.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate of the output.
         **factory: device and dtype of the parameters.
@@ -119,30 +120,30 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def init_non_persistent_buffers(self) -> None:
-        """Fill in the table's index, which no file of weights holds; the name is timm's.
+        """Compute the index into the bias table, which is not in the state dict. The method's name is timm's.
 
-        It is computed even for a model on the meta device, whose weights may be assigned later.
+        A model on the meta device gets a real index too, because its weights may be assigned later.
         """
         table = self.relative_position_bias_table
-        with torch.inference_mode(False):  # else no later training could use it
+        with torch.inference_mode(False):  # training could not use an inference tensor
             index = gen_relative_position_index((self.window_size, self.window_size), device="cpu").flatten()
             index = index if table.is_meta else index.to(table.device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """For a model of parts of ours, which has no such method itself, as timm's ``features_only`` makes it."""
+        """The bias table, also for models without this method that contain our layers (timm's ``features_only``)."""
         return {"relative_position_bias_table"}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.relative_position_index
         super()._apply(fn, recurse)
-        if self.relative_position_index is not before:  # after `to_empty` it is whatever the memory held
+        if self.relative_position_index is not before:  # `to_empty` leaves it uninitialised
             self.init_non_persistent_buffers()
         return self
 
     def set_window_size(self, window_size: int) -> None:
-        """Change the side of the windows; the table of biases is interpolated as timm does it."""
+        """Change the window size. The bias table is interpolated as in timm."""
         if window_size == self.window_size:
             return
         table, old = self.relative_position_bias_table, (self.window_size, self.window_size)
@@ -160,12 +161,12 @@ class WindowAttention(nn.Module):
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, height, width, dim)`` to the same shape; the window divides height and width."""
+        """``(batch, height, width, dim)`` to the same shape; ``window_size`` must divide height and width."""
         batch, height, width, dim = x.shape
         side, heads = self.window_size, self.num_heads
         rows, columns = height // side, width // side
         qkv = self.qkv(x).view(batch, rows, side, columns, side, 3, heads, dim // heads)
-        # As rows: the compiler makes slow code of norms over tokens by heads.
+        # Flatten to rows: torch.compile makes slow code for norms of a tensor with token and head dimensions.
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, dim // heads)
         q, k, v = qkv.unbind(0)
         q, k, v = self.similarity.prepare(q, k, v)
@@ -187,13 +188,13 @@ class WindowAttention(nn.Module):
 class StripeAttention(nn.Module):
     """One branch of cross-shaped attention: attention inside stripes, plus a convolution of the values (LePE).
 
-    LePE, the locally-enhanced positional encoding, is a depthwise 3x3 convolution that sees one stripe at a time.
+    LePE (locally-enhanced positional encoding) is a depthwise 3x3 convolution. It works on each stripe separately.
 
     Args:
         dim: channels of the branch, divisible by ``num_heads``.
         stripe: (height, width) of a stripe in tokens.
         num_heads: attention heads of the branch.
-        similarity: of queries and keys.
+        similarity: how queries and keys are compared.
         attn_drop: dropout rate of the attention weights.
         **factory: device and dtype of the parameters.
     """
@@ -244,10 +245,10 @@ class CrossShapedAttention(nn.Module):
 
     Args:
         dim: channels, divisible by ``num_heads``.
-        size: (height, width) of the map in tokens.
-        num_heads: attention heads, even unless ``stripe_width`` is None.
-        stripe_width: of both kinds of stripes; None: a single branch over the whole map.
-        similarity: of queries and keys.
+        size: (height, width) of the feature map in tokens.
+        num_heads: attention heads; an even number unless ``stripe_width`` is None.
+        stripe_width: width of the stripes in tokens; None for one branch over the whole feature map.
+        similarity: how queries and keys are compared.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate of the output.
         **factory: device and dtype of the parameters.
@@ -276,7 +277,7 @@ class CrossShapedAttention(nn.Module):
         )
 
     def set_input_size(self, size: tuple[int, int], stripe_width: int | None) -> None:
-        """Attend on maps of another size, in as many branches as before."""
+        """Change the sizes of the feature map and of the stripes. The number of branches stays the same."""
         branch: Any
         for branch, stripe in zip(self.stripes, _stripes(size, stripe_width), strict=True):
             branch.stripe = stripe
@@ -293,7 +294,7 @@ class CrossShapedAttention(nn.Module):
 
 
 def _stripes(size: tuple[int, int], stripe_width: int | None) -> list[tuple[int, int]]:
-    """(height, width) of each branch's stripes on a map of ``size``: they stand first, and lie second."""
+    """(height, width) of each branch's stripes on a map of ``size``: vertical stripes first, then horizontal ones."""
     height, width = size
     return [size] if stripe_width is None else [(height, stripe_width), (stripe_width, width)]
 

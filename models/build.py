@@ -1,4 +1,4 @@
-"""From the model options to a model, by way of timm's registry."""
+"""Build a model from its options, through timm's registry."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from models.config import ModelConfig
 from models.errors import ModelError
 from models.registry import registration
 
-# What timm's models raise for options they cannot be built with.
+# Exceptions of timm's models for options they cannot be built with.
 _REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError)
 _NOT_ARGUMENTS = {"name", "num_classes", "img_size", "grad_checkpointing", "kwargs"}
 
@@ -23,8 +23,8 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
 
     Args:
         cfg: the options; every field of the family's dataclass is an argument of the model.
-        num_classes: classes of the data, used where ``cfg.num_classes`` is null.
-        img_size: side of the images in pixels, used where ``cfg.img_size`` is null.
+        num_classes: classes of the data, used if ``cfg.num_classes`` is null.
+        img_size: side of the images in pixels, used if ``cfg.img_size`` is null.
 
     Raises:
         ModelError: if no model has that name, or it cannot be built with these options.
@@ -37,7 +37,7 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
         raise ModelError("weights are not downloaded here: leave out model.kwargs.pretrained, and add checkpoint=FILE")
     arguments |= {"num_classes": cfg.num_classes or num_classes}
     side = cfg.img_size or img_size
-    # Convolutional networks of timm take any size and know no such argument.
+    # timm's convolutional networks accept any image size and have no such argument.
     if _takes_img_size(cfg.name):
         arguments["img_size"] = side
     try:
@@ -53,17 +53,20 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
 
 
 def _refuse_unfit(model: nn.Module, name: str, num_classes: int, side: int) -> None:
-    """Raise where a model does not give one score a class for images of three channels and ``side`` pixels."""
+    """Raise unless the model gives one score per class for RGB images of ``side`` pixels."""
     try:
         try:
             scores = _scores_of_two(copy.deepcopy(model).to("meta"), side, "meta")
-        except _REFUSALS:  # the model's fault or that of the meta device, which cannot do everything
+        except _REFUSALS:  # either the model fails or the meta device, which lacks some operations
             scores = _scores_of_two(model, side, "cpu")
     except _REFUSALS as error:
         raise ModelError(f"model '{name}' cannot take images of 3 × {side} × {side}: {_reason(error)}") from error
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if shape != (2, num_classes):
-        raise ModelError(f"model '{name}' gives {shape} for two images, not one score a class: (2, {num_classes})")
+        raise ModelError(
+            f"model '{name}' outputs {shape} for two images, not one score per class (2, {num_classes}): "
+            f"choose another model, or remove the model.kwargs that change its output"
+        )
 
 
 def _scores_of_two(model: nn.Module, side: int, device: str) -> Any:
@@ -82,14 +85,14 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except TypeError as error:
-        # A fifth of timm's architectures knows no stochastic depth: a rate of 0 is what they have.
+        # A fifth of timm's architectures have no stochastic depth. Without the argument their rate is 0.
         if arguments["drop_path_rate"] != 0 or "drop_path_rate" not in str(error):
             raise
     return timm.create_model(name, pretrained=False, **{k: v for k, v in arguments.items() if k != "drop_path_rate"})
 
 
 def refuse_unknown(name: str) -> None:
-    """Raise where no model has that name, with the nearest that there are."""
+    """Raise if no model has that name. The message lists the most similar names."""
     if not timm.is_model(name):
         name = name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
@@ -97,8 +100,8 @@ def refuse_unknown(name: str) -> None:
         raise ModelError(f"there is no model '{name}': {hint}")
     try:
         timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # the model is there, what follows the point of its name is not
-        raise ModelError(f"there is no model '{name}': leave out what follows the point") from error
+    except RuntimeError as error:  # the architecture exists, but not the pretrained tag after the dot
+        raise ModelError(f"there is no model '{name}': leave out the part after the dot") from error
 
 
 def _takes_img_size(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""The options of the models room; one dataclass a family, so that an option of another family is refused.
+"""The options of models/: one dataclass for each family, so that an option of another family is refused.
 
-``metadata`` holds the rules of an option; the models check the rest themselves, for they are used without it, too.
+``metadata`` holds the limits and choices of an option. The models check their arguments themselves as well, because
+timm can build them without these options.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from omegaconf import MISSING
 
 @dataclass
 class ModelConfig:
-    """What every model has (``model.*``)."""
+    """Options of every model (``model.*``)."""
 
     name: str = MISSING  # a model of this project or of timm
     num_classes: int | None = field(default=None, metadata={"above": 0})  # null: the classes of the data
@@ -30,9 +31,9 @@ class LipsFormerSwinConfig(ModelConfig):
     num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
     window_size: int = 7
     mlp_ratio: float = 4.0
-    # certified: values normalised too, a finite Lipschitz bound
+    # certified: also normalises the values, which makes the Lipschitz bound finite
     attention: str = field(default="released", metadata={"choices": ("released", "certified")})
-    epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
+    epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
 
 
@@ -51,9 +52,9 @@ class CSwinConfig(ModelConfig):
 class LipsFormerCSwinConfig(CSwinConfig):
     """LipsFormer-CSwin; see :class:`models.lipsformer_cswin.LipsFormerCSwin`."""
 
-    # certified: values normalised too, a finite Lipschitz bound
+    # certified: also normalises the values, which makes the Lipschitz bound finite
     attention: str = field(default="released", metadata={"choices": ("released", "certified")})
-    epsilon: float = 1e-6  # of certified attention: smaller is closer to cosines, with a larger bound
+    epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
 
 
@@ -72,15 +73,15 @@ class ViTConfig(ModelConfig):
         default="patchify", metadata={"choices": ("patchify", "conv", "conv_bn", "conv_relu", "scaled_relu")}
     )
     stem_width: int = 64  # channels of the convolutional stems
-    # sigma_reparam takes all norms away.
+    # sigma_reparam removes all norms.
     stabilizer: str = field(default="none", metadata={"choices": ("none", "layer_scale", "qk_norm", "sigma_reparam")})
-    # theory: what the theory of Pre-LN and Post-LN assumes
+    # theory: the initialisation that the theory of Pre-LN and Post-LN assumes
     init: str = field(default="timm", metadata={"choices": ("timm", "theory")})
 
 
 @dataclass
 class TimmConfig(ModelConfig):
-    """Any model of timm: ``model=timm model.name=resnet50 recipe=plain``."""
+    """Any timm model: ``model=timm model.name=resnet50 recipe=plain``."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments: +model.kwargs.patch_size=8
 

@@ -17,14 +17,14 @@ from models.tokenwise import Mlp
 
 
 class CSwinBlock(nn.Module):
-    """Cross-shaped attention and an MLP, each a residual whose branch begins with LayerNorm.
+    """Cross-shaped attention and an MLP, each a residual branch that begins with LayerNorm.
 
     Args:
         dim: channels.
-        size: (height, width) of the map in tokens.
+        size: (height, width) of the feature map in tokens.
         num_heads: attention heads.
-        stripe_width: of the attention; None: a single branch over the whole map.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        stripe_width: width of the stripes in tokens; None for one branch over the whole feature map.
+        mlp_ratio: ratio of the MLP's hidden width to ``dim``.
         drop_path: stochastic-depth rate of both branches.
         proj_drop: dropout rate of attention and MLP.
         attn_drop: dropout rate of the attention weights.
@@ -77,19 +77,19 @@ class CSwin(CSwinPyramid):
         num_classes: classes, or 0 for no classifier.
         embed_dim: channels of the first stage; each later stage doubles them.
         depths: blocks of each stage.
-        num_heads: attention heads of each stage, even in all but the last.
-        stripes: width of the stripes of each stage; the last stage attends over its whole map.
-        mlp_ratio: hidden width of the MLPs over their channels.
-        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
-        drop_rate: dropout rate of what the classifier sees.
+        num_heads: attention heads of each stage; an even number in all stages but the last.
+        stripes: stripe width of each stage in tokens; the last stage attends over its whole feature map.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels.
+        drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
+        drop_rate: dropout rate before the classifier.
         proj_drop_rate: dropout rate of attention and MLP.
         attn_drop_rate: dropout rate of the attention weights.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ModelError: where the sizes do not fit together.
+        ModelError: if the sizes do not fit together.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The geometry of pyramids with cross-shaped attention: which stripes the maps of their stages take."""
+"""Base class of CSWin and LipsFormer-CSwin: the sizes of feature maps and stripes at each stage."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from models.layers import ConvEmbed
 from models.pyramid import Pyramid, build_stages
 from models.sizes import check_heads, check_positive, check_side, resized_width
 
-PATCH = 4  # pixels from one token of the first stage to the next
+PATCH = 4  # stride of the first stage in pixels
 
 
 class CSwinPyramid(Pyramid):
-    """The geometry that CSWin and LipsFormer-CSwin share; what a block, a norm and a merge are is up to them.
+    """A pyramid with cross-shaped attention. Subclasses supply the blocks, the norm and the layers between stages.
 
     Args:
         img_size: side of the image in pixels, or (height, width), a multiple of 4 * 2^(stages - 1).
@@ -25,20 +25,20 @@ class CSwinPyramid(Pyramid):
         num_classes: classes, or 0 for no classifier.
         embed_dim: channels of the first stage; each later stage doubles them.
         depths: blocks of each stage.
-        num_heads: attention heads of each stage, even in all but the last.
-        stripes: width of the stripes of each stage; the last stage attends over its whole map.
-        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
-        drop_rate: dropout rate of what the classifier sees.
-        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        embed: makes the layer from images to the first map, from (in, out) channels.
-        merge: makes the layer that halves a map, from (in, out) channels.
-        block: makes a block from (channels, map size, heads, stripe width or None, drop path).
-        norm: makes the norm after the last stage, from its channels.
+        num_heads: attention heads of each stage; an even number in all stages but the last.
+        stripes: stripe width of each stage in tokens; the last stage attends over its whole feature map.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
+        drop_rate: dropout rate before the classifier.
+        drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
+        embed: builds the patch embedding from (in, out) channels.
+        merge: builds the layer that halves a feature map, from (in, out) channels.
+        block: builds a block from (channels, map size, heads, stripe width or None, drop path).
+        norm: builds the norm after the last stage from its channels.
         init: initialises the layers of a module in place.
         **factory: device and dtype of the classifier.
 
     Raises:
-        ModelError: where the sizes do not fit together.
+        ModelError: if the sizes do not fit together.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class CSwinPyramid(Pyramid):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, stripes: tuple[int, ...] | None = None
     ) -> None:
-        """Take images of another size from now on.
+        """Change the image size.
 
         Args:
-            img_size: side in pixels, or (height, width); None: as it is.
-            stripes: width of the stripes of each stage; None: as they are where they divide the new maps, or else as
-                much wider as the maps. A stage that attends over its whole map goes on doing so.
+            img_size: side in pixels, or (height, width); None keeps it.
+            stripes: stripe width of each stage. None keeps each width that divides the new feature map, and scales
+                the others with the map. A stage that attends over its whole map continues to do so.
 
         Raises:
-            ModelError: where they do not fit together; the model stays as it was.
+            ModelError: if the sizes do not fit together; the model is then unchanged.
         """
         size = to_2tuple(img_size or self.img_size)
         stages = len(self.stripe_widths)
@@ -114,9 +114,10 @@ class CSwinPyramid(Pyramid):
             if (width is None) != (widths[stage] is None):
                 raise ModelError(
                     f"stage {stage + 1} has weights {'for its whole map' if width is None else 'for stripes'}, and "
-                    f"images of {size} pixels with model.stripes={stripes} need others: build the model for that size"
+                    f"images of {size} pixels with model.stripes={stripes} need the other kind: build a new model"
                 )
-        for stage, (layers, width) in enumerate(zip(self.stages, widths, strict=False)):  # fewer where pruned
+        # Not strict: a pruned model has fewer stages.
+        for stage, (layers, width) in enumerate(zip(self.stages, widths, strict=False)):
             for module in layers.modules():
                 if isinstance(module, CrossShapedAttention):
                     module.set_input_size(_map_size(size, stage), width)
@@ -132,25 +133,29 @@ class CSwinPyramid(Pyramid):
 
 
 def _map_size(img_size: tuple[int, int], stage: int) -> tuple[int, int]:
-    """(height, width) of a stage's map in tokens."""
+    """(height, width) of a stage's feature map in tokens."""
     stride = PATCH * 2**stage
     return img_size[0] // stride, img_size[1] // stride
 
 
 def _unit(stripes: tuple[int, ...]) -> int:
-    """The side in pixels whose multiples stripes divide at every stage; the last stage has none."""
+    """Image sides must be multiples of this many pixels, so that stripes divide the map of every stage but the last."""
     last = len(stripes) - 1
     return math.lcm(PATCH * 2**last, *(PATCH * 2**stage * width for stage, width in enumerate(stripes[:last])))
 
 
 def _stripe_widths(img_size: tuple[int, int], num_heads: tuple[int, ...], stripes: tuple[int, ...]) -> list[int | None]:
-    """The stripe width of each stage, None where one branch sees the whole map: the last stage, or a map that small.
+    """The stripe width of each stage; None means one branch over the whole feature map.
+
+    It is None in the last stage, and where both sides of the map are as small as the stripe width.
 
     Raises:
-        ModelError: where stripes do not divide a map, or heads cannot be halved.
+        ModelError: if stripes do not divide a map, or heads cannot be halved.
     """
     if len(stripes) != len(num_heads):
-        raise ModelError(f"model.depths has {len(num_heads)} stages and model.stripes {len(stripes)}: give one each")
+        raise ModelError(
+            f"model.depths has {len(num_heads)} stages and model.stripes has {len(stripes)}: give both the same length"
+        )
     widths: list[int | None] = []
     for stage, width in enumerate(stripes):
         height_width = _map_size(img_size, stage)
@@ -160,7 +165,7 @@ def _stripe_widths(img_size: tuple[int, int], num_heads: tuple[int, ...], stripe
         if any(side % width for side in height_width):
             raise ModelError(
                 f"stage {stage + 1}: stripes of width {width} do not divide its map of {height_width} tokens: "
-                f"change model.stripes, or take image sizes that are a multiple of {_unit(stripes)}"
+                f"change model.stripes, or use image sizes that are multiples of {_unit(stripes)}"
             )
         if num_heads[stage] % 2:
             raise ModelError(f"stage {stage + 1}: {num_heads[stage]} heads cannot be halved: make model.num_heads even")

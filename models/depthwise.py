@@ -1,4 +1,4 @@
-"""Depthwise convolution whose weight gradient is fast on a CPU too."""
+"""Depthwise convolution whose weight gradient is fast on CPUs too."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from models.onednn import suits_onednn
 
 
 class _CpuDepthwise(torch.autograd.Function):
-    """A depthwise convolution whose three gradients are convolutions and sums.
+    """A depthwise convolution whose gradients are computed by forward convolutions and sums.
 
-    The gradient of the weights is where oneDNN's own backward spends its time. Here each channel of each image
-    becomes a group of its own, with the incoming gradient as its kernel: a forward convolution, which is fast.
+    In oneDNN's own backward pass the weight gradient is slow. Here each channel of each image becomes a separate
+    group, and the incoming gradient is its kernel. This is a forward convolution, which is fast.
     """
 
     generate_vmap_rule = True
@@ -38,7 +38,7 @@ class _CpuDepthwise(torch.autograd.Function):
 
 
 class _EagerCpuDepthwise(_CpuDepthwise):
-    """The same with forward-mode derivatives, which torch.compile refuses to see in a function."""
+    """Adds forward-mode derivatives. torch.compile refuses a function with ``jvp``, so it uses the base class."""
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor, weight_t: Tensor, bias_t: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -58,7 +58,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     padded = F.pad(x.contiguous(), (padding,) * 4)
     groups = batch * channels
     by_image = F.conv2d(
-        # Not a view: a map of 1x1 counts as channels-last too, and padding may have chosen that.
+        # reshape, not view: a 1x1 map also counts as channels-last, and F.pad may return it in that layout.
         padded.reshape(1, groups, height + 2 * padding, width + 2 * padding),
         grad.reshape(groups, 1, height, width),
         groups=groups,
@@ -67,7 +67,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """One odd-sized kernel a channel, zero padding, map size kept; an ``nn.Conv2d`` in every respect but speed.
+    """A depthwise ``nn.Conv2d`` with an odd kernel and zero padding that keeps the map size. Only its speed differs.
 
     Args:
         dim: channels.
@@ -83,7 +83,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return _depthwise(x, self.weight, self.bias)
 
 
-@torch.fx.wrap  # one node of a traced graph: which operation is best depends on the tensor
+@torch.fx.wrap  # FX traces it as one node, because the fastest operation depends on the tensor
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() and suits_onednn(x):
         return _with_fast_gradients(x, weight, bias)
@@ -93,7 +93,7 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.jit.unused
 def _with_fast_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
-        # Cast here: the gradients are computed outside of autocast and want one precision.
+        # Cast here: autocast is off in the backward pass, where all tensors must have one dtype.
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
     function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise

@@ -1,4 +1,4 @@
-"""Weights of one task as the start of another: other classes, other image and window sizes."""
+"""Start from weights that were trained with other classes, image sizes or window sizes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from models.weights import load_weights, named_for, read_weights
 
 
 def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> list[str]:
-    """Load weights as :func:`models.load_weights` does, fitting what depends on the classes and the image size.
+    """Load weights, as :func:`models.load_weights`, into a model with other classes or another image size.
 
-    A classifier of another number of classes stays as the model has it, new. Position tables of another size are
-    interpolated, see :func:`load_resized`.
+    If the number of classes differs, the model keeps its own, newly initialised classifier. Position tables of another
+    size are interpolated, see :func:`load_resized`.
 
     Returns:
-        What was fitted, a line each.
+        One line for each change.
 
     Raises:
         ModelError: if anything else differs.
@@ -31,17 +31,17 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     notices = load_resized(model, weights | head, source)
     if head:
         old, new = next((len(weights[key]), len(head[key])) for key in head if head[key].shape != weights[key].shape)
-        notices.insert(0, f"the classifier starts anew: {new} classes instead of {old}")
+        notices.insert(0, f"the classifier is newly initialised: {new} classes instead of {old}")
     return notices
 
 
 def load_resized(model: nn.Module, weights: dict[str, Tensor], source: str | None = None) -> list[str]:
-    """Load weights as :func:`models.load_weights` does, position tables interpolated to the model's image size.
+    """Load weights, as :func:`models.load_weights`, and interpolate position tables to the model's image size.
 
-    Tables of relative position bias and absolute position embeddings are interpolated as timm does it.
+    Relative position bias tables and absolute position embeddings are interpolated as in timm.
 
     Returns:
-        What was interpolated, a line each.
+        One line for each kind of table that was interpolated.
 
     Raises:
         ModelError: if anything else differs.
@@ -53,16 +53,16 @@ def load_resized(model: nn.Module, weights: dict[str, Tensor], source: str | Non
     embeddings = {name: value for name, value in tables.items() if name.endswith("pos_embed")}
     notices = []
     if biases := len(tables) - len(embeddings):
-        notices.append(f"{biases} tables of relative position bias were resized to the model's windows")
+        notices.append(f"{biases} relative position bias tables were resized to the model's windows")
     for name, value in embeddings.items():
         notices.append(f"{name} was resized from {weights[name].shape[1]} to {value.shape[1]} tokens")
     return notices
 
 
 def fitted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights as timm is to load them into a model: under its names, position tables of its image size.
+    """Convert weights for timm to load: to the model's names, and position tables to its image size.
 
-    What timm takes as ``pretrained_filter_fn``.
+    This is the models' ``pretrained_filter_fn`` in timm.
 
     Raises:
         ModelError: if a table cannot be resized.
@@ -72,21 +72,21 @@ def fitted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _resized(model: nn.Module, weights: dict[str, Tensor], source: str | None = None) -> dict[str, Tensor]:
-    """The position tables of another size, interpolated to the model's."""
+    """The position tables whose size differs, interpolated to the model's size."""
     own = model.state_dict()
     try:
         return _resized_biases(model, own, weights) | _resized_embeddings(model, own, weights)
     except (AssertionError, RuntimeError, ValueError) as error:  # timm resizes squares only
-        raise ModelError(f"{source or 'the file'} cannot be resized to the model: {error}") from error
+        raise ModelError(f"the position tables of {source or 'the file'} cannot be resized: {error}") from error
 
 
 def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own classifiers, stabilized or not, in place of those of another number of classes."""
+    """The model's own tensors of the classifiers that have another number of classes in ``weights``."""
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     head: dict[str, Tensor] = {}
     for name in names:
-        # Not weight and bias alone: a parametrized weight is kept as several tensors, which belong together.
+        # All tensors of the layer, not only weight and bias: σReparam stores a weight as several tensors.
         keys = [key for key in own if key.startswith(f"{name}.") and key in weights]
         others = [key for key in keys if own[key].shape != weights[key].shape]
         if others and all(_differ_only_in(0, own[key], weights[key]) for key in others):
@@ -95,7 +95,7 @@ def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tenso
 
 
 def _resized_biases(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tables ``((2w - 1)**2, heads)`` of another window side w, interpolated to the model's."""
+    """Bias tables ``((2w - 1)**2, heads)`` of another window size w, interpolated to the model's window size."""
     resized = {}
     for name in _differing(own, weights, "relative_position_bias_table", dim=0):
         window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
@@ -105,7 +105,7 @@ def _resized_biases(model: nn.Module, own: dict[str, Tensor], weights: dict[str,
 
 
 def _resized_embeddings(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Position embeddings ``(1, tokens, dim)`` of another square of patches, interpolated to the model's."""
+    """Position embeddings ``(1, tokens, dim)`` of another patch grid, interpolated to the model's grid."""
     grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
     names = _differing(own, weights, "pos_embed", dim=1) if grid is not None else []
@@ -113,7 +113,7 @@ def _resized_embeddings(model: nn.Module, own: dict[str, Tensor], weights: dict[
 
 
 def _differing(own: dict[str, Tensor], weights: dict[str, Tensor], ending: str, dim: int) -> list[str]:
-    """Names of the weights with that ending whose size differs from the model's in one dimension alone."""
+    """Names with that ending whose shapes in ``own`` and ``weights`` differ in dimension ``dim`` only."""
     names = [name for name in own if name.endswith(ending) and name in weights]
     return [name for name in names if _differ_only_in(dim, own[name], weights[name])]
 

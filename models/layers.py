@@ -1,7 +1,7 @@
-"""The parts every LipsFormer shares: CenterNorm, the weighted residual and the convolution branches.
+"""Layers of all LipsFormer models: CenterNorm, the weighted residual and the convolution layers.
 
-All of them work on maps of tokens in channels-last layout, ``(batch, height, width, channels)``, so that
-Linear layers need no transpose and a convolution sees a channels-last view of the same memory.
+They work on feature maps in channels-last layout, ``(batch, height, width, channels)``. Linear layers then need no
+transpose, and a convolution gets a channels-last view of the same memory.
 Source: Qi et al., "LipsFormer: Introducing Lipschitz Continuity to Vision Transformers", ICLR 2023.
 """
 
@@ -22,23 +22,23 @@ torch.fx.wrap("tokenwise")
 
 
 class CenterNorm(nn.Module):
-    """Centre each token and scale it by a constant, never by its own deviation (LipsFormer, section 4.1.1).
+    """Centre each token and scale it by a constant, not by its standard deviation (LipsFormer, section 4.1.1).
 
     ``y = weight * d / (d - 1) * (x - mean(x)) + bias`` over the last dimension of size ``d``. Unlike LayerNorm it
-    is Lipschitz: its constant is ``max|weight| * d / (d - 1)``.
+    is Lipschitz continuous, with constant ``max|weight| * d / (d - 1)``.
 
     Args:
         dim: channels ``d``, at least 2.
         **factory: device and dtype of the parameters.
 
     Raises:
-        ModelError: for one channel, of which centring leaves nothing.
+        ModelError: if there is only one channel, because centring makes it zero.
     """
 
     def __init__(self, dim: int, **factory: Any):
         super().__init__()
         if dim < 2:
-            raise ModelError(f"CenterNorm of {dim} channel leaves nothing: set model.embed_dim to 2 or more")
+            raise ModelError(f"CenterNorm of {dim} channel is always zero: set model.embed_dim to 2 or more")
         self.dim = dim
         self.gain = dim / (dim - 1)
         self.weight = nn.Parameter(torch.empty(dim, **factory))
@@ -59,12 +59,12 @@ class CenterNorm(nn.Module):
 
 
 class WeightedResidual(nn.Module):
-    """``x + DropPath(scale * branch(x))`` with one learned scale a channel (LipsFormer, section 4.1.3).
+    """``x + DropPath(scale * branch(x))`` with one learned scale per channel (LipsFormer, section 4.1.3).
 
     Args:
         branch: maps ``(..., dim)`` to the same shape.
         dim: channels.
-        init_scale: starting value of every scale; the released models use ``1 / number of blocks``.
+        init_scale: initial value of the scales: ``1 / number of blocks`` in LipsFormer-Swin, 0.2 in LipsFormer-CSwin.
         drop_path: probability that a sample skips the branch in training.
         **factory: device and dtype of the scales.
     """
@@ -86,7 +86,7 @@ class WeightedResidual(nn.Module):
 
 
 class ConvBranch(nn.Module):
-    """Depthwise convolution and GELU, followed on request by a 1x1 convolution and GELU.
+    """Depthwise convolution and GELU, then optionally a 1x1 convolution and GELU.
 
     Args:
         dim: channels.
@@ -104,25 +104,25 @@ class ConvBranch(nn.Module):
         """``(batch, height, width, dim)`` to the same shape."""
         x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if self.pointwise is not None:
-            # On tokens a 1x1 convolution is a linear map.
+            # A 1x1 convolution is a linear layer on every token.
             x = F.gelu(tokenwise(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
         return x
 
 
 class ConvEmbed(nn.Module):
-    """A strided convolution and a norm: images to the first map of tokens.
+    """Patch embedding: a strided convolution and a norm.
 
     Args:
         in_chans: image channels.
         dim: channels of a token.
-        norm: over the last dimension.
+        norm: norm over the last dimension.
         kernel_size: side of the convolution's kernel in pixels.
         stride: pixels between tokens.
-        padding: of the image with zeros, in pixels.
+        padding: zero padding of the image in pixels.
         **factory: device and dtype of the parameters.
 
     Attributes:
-        img_size: (height, width) in pixels of the images to take, None for any; a pyramid sets it.
+        img_size: (height, width) in pixels that images must have, None for any size; ``Pyramid`` sets it.
     """
 
     def __init__(
@@ -144,23 +144,23 @@ class ConvEmbed(nn.Module):
         """``(batch, in_chans, height, width)`` to ``(batch, height / stride, width / stride, dim)``.
 
         Raises:
-            ModelError: if the image is of another size than ``img_size``.
+            ModelError: if the image size is not ``img_size``.
         """
         if self.img_size is not None:
             x = check_image(x, self.img_size)
-        # The convolution keeps the images' layout, and residuals would hand it on to every layer of the stage.
+        # Contiguous, because the output has the images' memory layout, which residuals would pass on to all layers.
         return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
 
 class ConvMerge(nn.Module):
-    """A convolution of stride 2 and a norm: halve the map.
+    """Halve the feature map by a convolution of stride 2, then apply a norm.
 
     Args:
-        dim: channels going in.
-        out_dim: channels coming out.
-        norm: over the last dimension.
+        dim: input channels.
+        out_dim: output channels.
+        norm: norm over the last dimension.
         kernel_size: side of the convolution's kernel in tokens.
-        padding: of the map with zeros, in tokens.
+        padding: zero padding of the map in tokens.
         **factory: device and dtype of the parameters.
     """
 

@@ -1,7 +1,7 @@
-"""How far a model's output can move for a given move of its input: a bound from its weights, layer by layer.
+"""Upper bound of a model's Lipschitz constant, computed from its weights layer by layer.
 
-The bound of layers in a row is the product of theirs, that of a residual 1 + max|α| · Lip(branch) (LipsFormer,
-section 4). It holds for every pair of inputs, in the Euclidean norm, in eval mode, where drop path is off.
+The bounds of consecutive layers are multiplied. A residual has the bound 1 + max|α| · Lip(branch) (LipsFormer,
+section 4). The bound holds for every pair of inputs, in the Euclidean norm, in eval mode, where drop path is off.
 """
 
 import math
@@ -35,16 +35,16 @@ from models.spectral import largest_singular_value
 from models.tokenwise import Mlp, TokenLinear
 
 DOT_PRODUCT = "dot-product attention: its slope grows with its input"
-RAW_VALUES = "un-normalised v: the slope of the attention weights is multiplied by its length"
-LAYER_NORM = "LayerNorm: it divides by a token's own deviation, and only its eps limits the slope where that is small"
+RAW_VALUES = "un-normalised v: its length multiplies the slope of the attention weights"
+LAYER_NORM = "LayerNorm: it divides by a token's standard deviation, and only eps limits the slope if that is small"
 
-# Modules that call their parts one after the other, in this order.
+# Modules that call these parts one after the other, in this order.
 _CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
     TimmMlp: ("fc1", "act", "norm", "fc2"),
     Mlp: ("fc1", "act", "fc2"),
     ConvEmbed: ("proj", "norm"),
     ConvMerge: ("conv", "norm"),
-    # Laying the four tokens of a square side by side moves numbers and does not stretch.
+    # Concatenating the four tokens of a square only moves values: its constant is 1.
     PatchMerging: ("norm", "reduction"),
     LipsFormerSwinBlock: ("conv1", "conv2", "attn", "norm1", "mlp", "norm2"),
     LipsFormerCSwinBlock: ("conv1", "conv2", "attn", "mlp", "norm"),
@@ -55,31 +55,31 @@ _UNBOUNDED: dict[type[nn.Module], str] = {
     SwinAttention: DOT_PRODUCT,
     nn.MultiheadAttention: DOT_PRODUCT,
 }
-_NEUTRAL = (nn.Identity, nn.Dropout, DropPath)  # in eval mode
+_NEUTRAL = (nn.Identity, nn.Dropout, DropPath)  # the identity in eval mode
 
-Shapes = dict[nn.Module, torch.Size]  # of what goes into each module
+Shapes = dict[nn.Module, torch.Size]  # input shape of each module
 _Rule = Callable[[Any, str, Shapes], LayerBound]
 _RULES: dict[type[nn.Module], _Rule] = {}
 
 
 def lipschitz_bound(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> LipschitzReport:
-    """Bound the Lipschitz constant of ``model`` from its weights; it is not run, and stays as it is.
+    """Bound the Lipschitz constant of ``model`` from its weights. The model is not changed.
 
     Args:
-        model: any module. One that is not known here has an infinite bound, with the reason.
-        input_shape: of a batch of inputs. The pyramids know theirs; for parts of one it gives the depthwise
-            convolutions the size of their map, without which their bounds are far looser.
+        model: any module. A module of an unknown class has an infinite bound, and the report gives the reason.
+        input_shape: shape of a batch of inputs. Our pyramids know their own. For parts of a pyramid it gives the
+            depthwise convolutions the size of their feature map; without it their bounds are much looser.
 
     Raises:
-        ModelError: if the model does not take inputs of this shape, or a weight is no finite number.
+        ModelError: if the model does not accept inputs of this shape, or a weight is not finite.
     """
     if broken := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
-        raise ModelError(f"there is no bound: {broken} holds NaN or infinity, so take an earlier checkpoint")
+        raise ModelError(f"there is no bound: {broken} holds NaN or infinity, so use an earlier checkpoint")
     return LipschitzReport(_bound(model, "", _input_shapes(model, input_shape) if input_shape else {}))
 
 
 def _input_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> Shapes:
-    """The shape of what goes into every module, from a forward pass on the meta device, without arithmetic."""
+    """The input shape of every module, from a forward pass on the meta device, which computes no values."""
     shapes: Shapes = {}
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -102,7 +102,7 @@ def _input_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> Shapes:
 
 
 def _bound(module: nn.Module, name: str, shapes: Shapes) -> LayerBound:
-    """The bound of ``module`` by the rule of its class; a subclass that computes something else is unknown."""
+    """The bound of ``module`` by the rule of its class. A subclass with its own ``forward`` is unknown."""
     kind = type(module).__name__
     for base in type(module).__mro__:
         if base in _UNBOUNDED:
@@ -116,7 +116,7 @@ def _bound(module: nn.Module, name: str, shapes: Shapes) -> LayerBound:
 
 
 def _children(module: nn.Module, name: str, shapes: Shapes, *keys: str) -> list[LayerBound]:
-    """The bounds of the parts of these names; what does nothing in eval mode is left out."""
+    """The bounds of the parts with these names, without those that do nothing in eval mode."""
     layers = [(key, module.get_submodule(key)) for key in keys]
     return [_bound(layer, _join(name, key), shapes) for key, layer in layers if not isinstance(layer, _NEUTRAL)]
 
@@ -141,7 +141,7 @@ def _one(module: nn.Module, name: str, shapes: Shapes) -> LayerBound:
 @_rule(nn.GELU)
 def _gelu(module: nn.GELU, name: str, shapes: Shapes) -> LayerBound:
     if module.approximate != "none":
-        return infinite(name, "GELU", f"no bound is known for GELU by {module.approximate}")
+        return infinite(name, "GELU", f"no bound is known for GELU with approximate={module.approximate}")
     return known(name, "GELU", GELU)
 
 
@@ -153,7 +153,7 @@ def _linear(module: nn.Linear, name: str, shapes: Shapes) -> LayerBound:
 @_rule(nn.Conv2d)
 def _conv(module: nn.Conv2d, name: str, shapes: Shapes) -> LayerBound:
     if module.padding_mode != "zeros":
-        return infinite(name, "Conv2d", f"no bound is known for Conv2d padded by {module.padding_mode}")
+        return infinite(name, "Conv2d", f"no bound is known for Conv2d with padding_mode={module.padding_mode}")
     return known(name, "Conv2d", conv_bound(module))
 
 
@@ -200,7 +200,7 @@ def _cswin_block(module: CSwinBlock, name: str, shapes: Shapes) -> LayerBound:
 
 @_rule(Pyramid)
 def _pyramid(module: Pyramid, name: str, shapes: Shapes) -> LayerBound:
-    """The mean over N tokens is, for each channel, a row of N entries 1/N: its norm is 1/√N."""
+    """The mean over N tokens is, for each channel, a 1 × N matrix of entries 1/N, whose norm is 1/√N."""
     if module.norm not in shapes:
         channels = next(layer.in_channels for layer in module.patch_embed.modules() if isinstance(layer, nn.Conv2d))
         shapes = _input_shapes(module, (1, channels, *module.img_size))
@@ -236,14 +236,14 @@ def _heads(attention: WindowAttention | StripeAttention, tokens: int, lepe: tupl
 
 
 def _why_unbounded(similarity: Similarity) -> str:
-    """Why attention by this similarity has no bound; empty where it has one."""
+    """Why attention with this similarity has no bound; empty if it has one."""
     return {"none": DOT_PRODUCT, "qk": RAW_VALUES}.get(similarity.normalise, "")
 
 
 def _attention(
     module: WindowAttention | CrossShapedAttention, name: str, shapes: Shapes, branches: list[Heads]
 ) -> LayerBound:
-    """The heads, with the fused layer in front of them, then the projection."""
+    """The fused qkv layer and the heads together, then the output projection."""
     published, tight = certified_attention_bounds(module.qkv.weight, branches)
     heads = known(_join(name, "qkv"), "certified attention", published, tight)
     return chain(name, type(module).__name__, [heads, *_children(module, name, shapes, "proj")])

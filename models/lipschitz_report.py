@@ -1,23 +1,23 @@
-"""What is known of how far a model's layers stretch: the bounds as numbers, as compositions and as a table."""
+"""Lipschitz bounds of layers: their values, their composition, and a table of them."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_SEE = "see "  # begins the reason of a layer that is infinite because of a part
+_SEE = "see "  # prefix of the reason if a part of the layer is infinite
 
 
 @dataclass(frozen=True)
 class LayerBound:
-    """Bounds of a layer's Lipschitz constant, as logarithms: a product over a deep model overflows.
+    """Bounds of a layer's Lipschitz constant, as logarithms because the product over a deep model overflows.
 
     Attributes:
-        name: of the layer in the model; empty for the model itself.
+        name: name of the layer in the model; empty for the model itself.
         kind: class of the layer, or what it does.
         log10_published: the bound as the papers state it.
-        log10_tight: the smallest bound known here.
-        reason: why it is infinite; empty where it is finite.
-        parts: what the layer is composed of.
+        log10_tight: the smallest bound that we know.
+        reason: why the bound is infinite; empty if it is finite.
+        parts: the layers that this layer consists of.
     """
 
     name: str
@@ -36,7 +36,7 @@ class LayerBound:
         return _power(self.log10_tight)
 
     def rows(self, depth: int = 0) -> Iterator[tuple[int, "LayerBound"]]:
-        """This layer and all inside it, each with its depth, in the order of computation."""
+        """This layer and all layers inside it, each with its depth, in the order of computation."""
         yield depth, self
         for part in self.parts:
             yield from part.rows(depth + 1)
@@ -44,27 +44,27 @@ class LayerBound:
 
 @dataclass(frozen=True)
 class LipschitzReport:
-    """The Lipschitz bound of a model and where it comes from; ``str()`` makes a table.
+    """The Lipschitz bound of a model and of its layers; ``str()`` makes a table.
 
     Attributes:
-        total: of the whole model.
+        total: bound of the whole model.
     """
 
     total: LayerBound
 
     @property
     def layers(self) -> list[LayerBound]:
-        """Every layer, after the layer it is a part of."""
+        """All layers; a part comes after the layer that contains it."""
         return [layer for _, layer in self.total.rows()][1:]
 
     @property
     def published(self) -> float:
-        """The published bound; ``inf`` also beyond the range of floats, unlike ``log10_published``."""
+        """The published bound. It is ``inf`` also if a float cannot hold it; ``log10_published`` is not."""
         return self.total.published
 
     @property
     def tight(self) -> float:
-        """The tight bound; ``inf`` also beyond the range of floats, unlike ``log10_tight``."""
+        """The tight bound. It is ``inf`` also if a float cannot hold it; ``log10_tight`` is not."""
         return self.total.tight
 
     @property
@@ -81,7 +81,7 @@ class LipschitzReport:
 
     @property
     def reasons(self) -> dict[str, list[str]]:
-        """Why the bound is infinite, each reason with the names of the layers that have it."""
+        """Why the bound is infinite: each reason with the names of its layers."""
         found: dict[str, list[str]] = {}
         for _, layer in self.total.rows():
             if layer.reason and not layer.reason.startswith(_SEE):
@@ -99,12 +99,12 @@ class LipschitzReport:
 
 
 def known(name: str, kind: str, published: float, tight: float | None = None) -> LayerBound:
-    """A layer with a finite bound; without ``tight`` the published one is the best."""
+    """A layer with a finite bound. Without ``tight``, the published bound is used for both."""
     return LayerBound(name, kind, _log10(published), _log10(published if tight is None else tight))
 
 
 def infinite(name: str, kind: str, reason: str, parts: Sequence[LayerBound] = ()) -> LayerBound:
-    """A layer without a finite bound, and what is in it."""
+    """A layer without a finite bound, and its parts."""
     return LayerBound(name, kind, math.inf, math.inf, reason, tuple(parts))
 
 
@@ -128,7 +128,7 @@ def _see(parts: Sequence[LayerBound]) -> str:
 
 
 def _product(logs: Sequence[float]) -> float:
-    """Infinity stays infinity, times zero too: a bound, if a useless one."""
+    """The logarithm of a product. Infinity times zero is infinity here, which is still a valid upper bound."""
     return math.inf if math.inf in logs else sum(logs)
 
 

@@ -1,6 +1,6 @@
 """LipsFormer-CSwin: LipsFormer's blocks with cross-shaped attention (Qi et al., ICLR 2023).
 
-Architecture as in the authors' history; their unused norm in each block is left out.
+The architecture is in the history of the authors' repository. The unused norm of their blocks is left out.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from models.spectral import spectral_init_
 from models.tokenwise import Mlp
 
 TEMPERATURE = 12.0  # of the cosine attention
-INIT_SCALE = 0.2  # of the residuals: the value in effect, whatever the released configuration says
+INIT_SCALE = 0.2  # of the residuals; the authors' code uses this value and not the one in its configuration
 
 
 class LipsFormerCSwinBlock(nn.Module):
@@ -27,12 +27,12 @@ class LipsFormerCSwinBlock(nn.Module):
 
     Args:
         dim: channels.
-        size: (height, width) of the map in tokens.
+        size: (height, width) of the feature map in tokens.
         num_heads: attention heads.
-        stripe_width: of the attention; None: a single branch over the whole map.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        stripe_width: width of the stripes in tokens; None for one branch over the whole feature map.
+        mlp_ratio: ratio of the MLP's hidden width to ``dim``.
         drop_path: stochastic-depth rate of all four branches.
-        similarity: of the attention.
+        similarity: how queries and keys are compared.
         proj_drop: dropout rate of attention and MLP.
         attn_drop: dropout rate of the attention weights.
         **factory: device and dtype of the parameters.
@@ -78,22 +78,22 @@ class LipsFormerCSwin(CSwinPyramid):
         num_classes: classes, or 0 for no classifier.
         embed_dim: channels of the first stage; each later stage doubles them.
         depths: blocks of each stage.
-        num_heads: attention heads of each stage, even in all but the last.
-        stripes: width of the stripes of each stage; the last stage attends over its whole map.
-        mlp_ratio: hidden width of the MLPs over their channels.
+        num_heads: attention heads of each stage; an even number in all stages but the last.
+        stripes: stripe width of each stage in tokens; the last stage attends over its whole feature map.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels.
         attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
-        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
-        drop_rate: dropout rate of what the classifier sees.
+        drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
+        drop_rate: dropout rate before the classifier.
         proj_drop_rate: dropout rate of attention and MLP.
         attn_drop_rate: dropout rate of the attention weights.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ModelError: where the sizes do not fit together.
+        ModelError: if the sizes do not fit together.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class LipsFormerCSwin(CSwinPyramid):
         factory: Any = {"device": device, "dtype": dtype}
 
         def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
-            # The released code divides a branch's output by the root of its number of heads.
+            # The authors' code divides a branch's output by the square root of its number of heads.
             branch_heads = heads if stripe is None else heads // 2
             similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu, branch_heads**-0.5)
             return LipsFormerCSwinBlock(

@@ -1,7 +1,7 @@
 """LipsFormer-Swin: the Lipschitz continuous hierarchical transformer of Qi et al., ICLR 2023.
 
-A Swin-like pyramid with windows that never shift: two depthwise convolution branches in each block carry
-information across window borders instead. Architecture as released by the authors.
+A Swin-like pyramid whose windows never shift. Instead, two depthwise convolution branches in each block carry
+information across window borders. The architecture is that of the authors' released code.
 """
 
 from typing import Any
@@ -19,20 +19,20 @@ from models.sizes import check_heads, check_positive, check_side, hidden_width, 
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
 
-TEMPERATURE = 10.0  # of the cosine attention, in the released code
+TEMPERATURE = 10.0  # of the cosine attention, from the released code
 
 
 class LipsFormerSwinBlock(nn.Module):
-    """Two convolution branches, window attention and an MLP, each a weighted residual; no norm comes first.
+    """Two convolution branches, window attention and an MLP, each a weighted residual. Norms follow the last two.
 
     Args:
         dim: channels.
         num_heads: attention heads.
         window_size: side of the attention window in tokens.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        init_scale: starting value of the residual scales.
+        mlp_ratio: ratio of the MLP's hidden width to ``dim``.
+        init_scale: initial value of the residual scales.
         drop_path: stochastic-depth rate of all four branches.
-        similarity: of the attention.
+        similarity: how queries and keys are compared.
         proj_drop: dropout rate of attention and MLP.
         attn_drop: dropout rate of the attention weights.
         **factory: device and dtype of the parameters.
@@ -71,10 +71,10 @@ class LipsFormerSwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: the four tokens of each 2x2 square side by side, CenterNorm, Linear to twice the channels.
+    """Halve the map: concatenate the four tokens of each 2x2 square, then CenterNorm, then Linear to ``2 * dim``.
 
     Args:
-        dim: channels going in.
+        dim: input channels.
         **factory: device and dtype of the parameters.
     """
 
@@ -91,7 +91,7 @@ class PatchMerging(nn.Module):
     def side_by_side(x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to ``(batch, height / 2, width / 2, 4 * dim)``."""
         batch, height, width, dim = x.shape
-        # The released order inside a square: top left, bottom left, top right, bottom right.
+        # Order in a square, as in the released code: top left, bottom left, top right, bottom right.
         x = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
         return x.reshape(batch, height // 2, width // 2, 4 * dim)
 
@@ -100,7 +100,8 @@ class LipsFormerSwin(Pyramid):
     """LipsFormer-Swin as a timm model.
 
     Args:
-        img_size: side of the image in pixels, or (height, width); patch and, at each stage, window must divide it.
+        img_size: side of the image in pixels, or (height, width), a multiple of patch_size * window_size *
+            2^(stages - 1).
         patch_size: side of a patch in pixels.
         in_chans: image channels.
         num_classes: classes, or 0 for no classifier.
@@ -108,20 +109,20 @@ class LipsFormerSwin(Pyramid):
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
         window_size: side of the attention window in tokens.
-        mlp_ratio: hidden width of the MLPs over their channels.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels.
         attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
-        drop_path_rate: stochastic-depth rate of the last block; earlier blocks have linearly less.
-        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the map.
-        drop_rate: dropout rate of what the classifier sees.
+        drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
+        drop_rate: dropout rate before the classifier.
         proj_drop_rate: dropout rate of attention and MLP.
         attn_drop_rate: dropout rate of the attention weights.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ModelError: where the sizes do not fit together.
+        ModelError: if the sizes do not fit together.
     """
 
     def __init__(
@@ -190,15 +191,15 @@ class LipsFormerSwin(Pyramid):
         self.window_size = window_size
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:
-        """Take images of another size from now on; the tables of position biases follow the windows.
+        """Change the image size. If the window size changes, the bias tables are interpolated.
 
         Args:
-            img_size: side in pixels, or (height, width); None: as it is.
-            window_size: side of the attention window in tokens; None: as it is where that divides the new maps, or
-                else as much larger as the maps.
+            img_size: side in pixels, or (height, width); None keeps it.
+            window_size: side of the attention window in tokens. None keeps it if it divides the new feature maps, and
+                scales it with the maps otherwise.
 
         Raises:
-            ModelError: where they do not fit together; the model stays as it was.
+            ModelError: if the sizes do not fit together; the model is then unchanged.
         """
         size = to_2tuple(img_size or self.img_size)
         smallest = self.feature_info[-1]["reduction"]
@@ -214,7 +215,7 @@ class LipsFormerSwin(Pyramid):
 
 
 def _check_windows(img_size: tuple[int, int], patch_size: int, window_size: int, stages: int) -> None:
-    """Refuse image sizes of which windows do not divide every stage's map."""
+    """Refuse image sizes unless the windows divide the feature map of every stage."""
     unit = patch_size * window_size * 2 ** (stages - 1)
     check_side(img_size, unit, f"patch {patch_size}, window {window_size} and {stages} stages")
 
@@ -235,7 +236,7 @@ def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs
 
 @register_model
 def lipsformer_swin_mini(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
-    """LipsFormer-Swin for 28-pixel images, of this project: small enough to learn on two CPU cores in minutes."""
+    """LipsFormer-Swin for 28-pixel images, this project's own variant. It learns in minutes on two CPU cores."""
     architecture = {"img_size": 28, "patch_size": 2, "embed_dim": 40, "depths": (1, 2), "num_heads": (2, 4)}
     return _create("lipsformer_swin_mini", pretrained, architecture, kwargs)
 

@@ -1,4 +1,4 @@
-"""What the hierarchical backbones share: stages of shrinking maps, a classifier on the pooled map, timm's manners."""
+"""Base class of the hierarchical backbones: stages of shrinking feature maps, pooling, classifier, timm's interface."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,19 +18,19 @@ POOLS = ("avg", "max", "avgmax", "")
 
 
 class Pyramid(nn.Module):
-    """Patches, stages of blocks on channels-last maps, a last norm, a pooled map, a classifier.
+    """Patch embedding, stages of blocks on channels-last feature maps, final norm, pooling and classifier.
 
     Args:
         img_size: (height, width) in pixels.
-        patch_embed: images to the first map ``(batch, height, width, channels)``.
-        stages: from map to map; each but the first halves the map and doubles the channels.
-        norm: after the last stage.
+        patch_embed: maps images to the first feature map ``(batch, height, width, channels)``.
+        stages: the stages; each except the first halves the feature map and doubles the channels.
+        norm: norm after the last stage.
         in_chans: image channels.
-        embed_dim: channels of the first map.
-        reduction: pixels from one token of the first map to the next.
+        embed_dim: channels of the first feature map.
+        reduction: stride of the first feature map in pixels.
         num_classes: classes, or 0 for no classifier.
-        global_pool: one of ``POOLS``; ``""`` keeps the map.
-        drop_rate: dropout rate of what the classifier sees.
+        global_pool: one of ``POOLS``; ``""`` keeps the feature map.
+        drop_rate: dropout rate before the classifier.
         init: initialises the layers of a module in place.
         **factory: device and dtype of the classifier.
 
@@ -38,7 +38,7 @@ class Pyramid(nn.Module):
         ModelError: for an unknown ``global_pool``.
     """
 
-    output_fmt = "NHWC"  # of the maps, in timm's words
+    output_fmt = "NHWC"  # timm's name for the layout of the feature maps
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class Pyramid(nn.Module):
 
     @property
     def img_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model takes."""
+        """(height, width) in pixels that images must have."""
         assert self.patch_embed.img_size is not None
         return self.patch_embed.img_size
 
     def init_weights(self) -> None:
-        """Draw all weights anew, in the constructor's order: the same seed gives the same weights.
+        """Initialise all weights again, in the constructor's order: the same seed gives the same weights.
 
-        A model that was built on the meta device begins so, after ``to_empty``.
+        A model that was built on the meta device needs this after ``to_empty``.
         """
 
         def reset(module: Any, name: str) -> None:
@@ -96,13 +96,13 @@ class Pyramid(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights in the sense of weight decay: the position-bias tables."""
+        """Names of the parameters without weight decay: the relative position bias tables."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of layers for timm's layer-wise decay: the stem, every stage or every layer of one, the rest."""
-        layers = [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]  # timm's number for the group before
+        """Groups for timm's layer-wise learning rate decay: stem, stages (``coarse``) or their layers, head."""
+        layers = [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]  # timm's MATCH_PREV_GROUP: the last layer's
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else layers}
 
     @torch.jit.ignore
@@ -115,17 +115,17 @@ class Pyramid(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, initialised as the model's layers are, for ``num_classes`` classes."""
+        """Replace the classifier by a new one for ``num_classes`` classes, initialised like the other layers."""
         if global_pool is not None:
             check_choice("global_pool", global_pool, POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self._init(self.head)
-        self.head.to(next(self.patch_embed.parameters())).train(self.training)  # device and precision
+        self.head.to(next(self.patch_embed.parameters())).train(self.training)  # same device and dtype
 
     def _set_img_size(self, img_size: tuple[int, int], **options: Any) -> None:
-        """Take images of another size, and tell timm the options that go with it."""
+        """Change the image size, and record it in timm together with the options that changed."""
         self.patch_embed.img_size = img_size
         update_model_input_size(self, img_size, **options)
 
@@ -142,18 +142,18 @@ class Pyramid(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after the stages, beside what :meth:`forward_features` returns.
+        """The output of :meth:`forward_features`, and the feature maps after the stages.
 
         Args:
             x: images ``(batch, in_chans, *img_size)``.
-            indices: of the stages wanted; a number: that many last ones; None: all.
-            norm: whether the last stage's map is the one after the last norm.
-            stop_early: whether to compute no stage beyond the last one wanted.
-            output_fmt: layout of the maps, ``"NCHW"`` or ``"NHWC"``.
-            intermediates_only: return the maps alone.
+            indices: indices of the requested stages; an int n means the last n stages, None all stages.
+            norm: whether to apply the final norm to the last stage's feature map.
+            stop_early: whether to stop after the last requested stage.
+            output_fmt: layout of the feature maps, ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: whether to return only the feature maps.
 
         Raises:
-            ModelError: for another layout, or an image of another size than the model was built for.
+            ModelError: if the layout is unknown, or the image size is not the model's.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NHWC"))
         wanted, last = feature_take_indices(len(self.stages), indices)
@@ -172,12 +172,12 @@ class Pyramid(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Take away what is computed after the last of the wanted stages; returns their indices.
+        """Remove the layers after the last requested stage. Returns the indices of the requested stages.
 
         Args:
             indices: as for :meth:`forward_intermediates`.
-            prune_norm: whether the last norm goes too.
-            prune_head: whether the classifier goes too.
+            prune_norm: whether to remove the final norm too.
+            prune_head: whether to remove the classifier too.
         """
         wanted, last = feature_take_indices(len(self.stages), indices)
         is_shorter = last < len(self.stages) - 1
@@ -185,7 +185,7 @@ class Pyramid(nn.Module):
             self.stages = self.stages[: last + 1]
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_norm or is_shorter:
-            self.norm = nn.Identity()  # the norm has the channels of the last stage
+            self.norm = nn.Identity()  # the norm only fits the channels of the original last stage
         if prune_head or is_shorter:
             self.reset_classifier(0, "")
         return wanted
@@ -194,7 +194,7 @@ class Pyramid(nn.Module):
         """Images ``(batch, in_chans, *img_size)`` to tokens ``(batch, height, width, num_features)``.
 
         Raises:
-            ModelError: if the image is of another size than the model was built for.
+            ModelError: if the image size is not the model's.
         """
         x = self.patch_embed(x)
         if self._recomputes and not torch.jit.is_scripting():
@@ -225,13 +225,13 @@ def build_stages(
     merge: Callable[[int], nn.Module],
     block: Callable[[int, float], nn.Module],
 ) -> list[nn.Sequential]:
-    """The stages of a pyramid; every stage but the first begins by merging tokens.
+    """The stages of a pyramid. Every stage except the first begins with a layer that merges tokens.
 
     Args:
         depths: blocks of each stage.
         drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over all blocks.
-        merge: makes the merging layer in front of a stage, counted from 0.
-        block: makes a block of a stage with a stochastic-depth rate.
+        merge: builds the merging layer of a stage from the stage's index.
+        block: builds a block from the stage's index and a stochastic-depth rate.
     """
     ramp: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))
     stages = []
@@ -243,7 +243,7 @@ def build_stages(
 
 
 def create_pyramid(kind: type[Pyramid], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """A pyramid, or with ``features_only=True`` its maps after the stages in ``out_indices``, as timm makes them."""
+    """Create a pyramid through timm. With ``features_only=True`` it returns the maps of stages in ``out_indices``."""
     stages = len(kwargs.get("depths", (1, 1, 1, 1)))
     features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
     return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **kwargs)

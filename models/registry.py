@@ -1,4 +1,4 @@
-"""What timm is told of a model when it is registered."""
+"""timm's description of a model (``pretrained_cfg``): ours for registration, and any model's by name."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from timm.models import get_deprecated_models
 
 
 def pretrained_cfg(**changes: Any) -> dict[str, Any]:
-    """timm's description of a model that is untrained, for 224-pixel ImageNet unless changed."""
+    """timm's description of an untrained model, for ImageNet at 224 pixels unless ``changes`` says otherwise."""
     return {
         "url": "",
         "num_classes": 1000,
@@ -27,8 +27,8 @@ def pretrained_cfg(**changes: Any) -> dict[str, Any]:
 
 
 def registration(name: str) -> Any:
-    """timm's description (``PretrainedCfg``) of a model, which an old name of timm has as well; None without one."""
+    """timm's ``PretrainedCfg`` of a model, which may have a deprecated name; None if timm has no description."""
     try:
         return timm.get_pretrained_cfg(get_deprecated_models().get(name) or name)
-    except RuntimeError:  # an old name may stand for weights that timm has no more
+    except RuntimeError:  # a deprecated name may stand for weights that timm no longer has
         return None

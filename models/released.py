@@ -1,6 +1,6 @@
-"""Names of tensors in the files that the authors of LipsFormer and CSwin published, and ours for them.
+"""Tensor names of the authors' LipsFormer and CSwin models, mapped to our names.
 
-Their names and shapes, tensor by tensor, are in ``tests/released/``. Shapes are the same under both names.
+``tests/released/`` lists all their names and shapes. Renaming changes no shape.
 """
 
 import re
@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class _Form:
-    """How the files of one architecture name their tensors.
+    """The tensor names of one architecture.
 
-    Our merging is the first element of the stage it leads to, so that blocks of a stage with one come one later.
+    Our merging layer is the first element of the stage after it. In such a stage our block indices are one higher.
     """
 
-    block: str  # how the names in a block begin; groups: number of the stage, place in the stage
-    merging: str  # how the names in a merging begin; group: number of the stage before it
+    block: str  # regex for the prefix of names in a block; groups: stage number, block index
+    merging: str  # regex for the prefix of names in a merging layer; group: number of the stage before it
     first: int  # number of the first stage
-    parts: Mapping[str, str | None]  # beginnings of names, in a block or outside; None: unused, left out
+    parts: Mapping[str, str | None]  # their prefix to ours, in a block or outside; None if our model has no such tensor
 
     def our_name(self, name: str) -> str | None:
-        """Our name of a tensor; None where our model has no such thing. An unknown name stays, to be complained of."""
+        """Our name of a tensor; None if our model has no such tensor. Unknown names stay; loading reports them."""
         if block := re.match(self.block, name):
             stage, place = int(block[1]) - self.first, int(block[2])
             part = self._renamed(name[block.end() :])
@@ -41,7 +41,7 @@ class _Form:
 
 _SWIN_PLACES = {"block": r"layers\.(\d+)\.blocks\.(\d+)\.", "merging": r"layers\.(\d+)\.downsample\."}
 _CSWIN_PLACES = {"block": r"stage(\d+)\.(\d+)\.", "merging": r"merge(\d+)\."}
-# The four weighted residuals of every LipsFormer block. Their first depthwise convolution is the one with the 1x1.
+# The four weighted residuals of every LipsFormer block. The 1x1 convolution (nin) follows dwconv_layers.0.
 _RESIDUALS: dict[str, str | None] = {
     "dwconv_layers.0": "conv1.branch.depthwise",
     "nin": "conv1.branch.pointwise",
@@ -65,8 +65,8 @@ def _cross_shaped(attention: str) -> dict[str, str | None]:
 
 _LIPSFORMER_SWIN = _Form(**_SWIN_PLACES, first=0, parts=_RESIDUALS | {"attn": "attn.branch"})
 _CSWIN = _Form(**_CSWIN_PLACES, first=1, parts=_CSWIN_STEM | _cross_shaped("attn"))
-# A block has two norms and uses one. Names and shapes do not tell which: we take the second, which is where the one
-# norm of a block stands, after both residuals. No file of this model was ever published.
+# The authors' block has two norms and uses one of them. Names and shapes do not show which one. We take norm2, because
+# the norm of a block comes after both residuals. The authors never published weights of this model.
 _LIPSFORMER_CSWIN = _Form(
     **_CSWIN_PLACES,
     first=1,
@@ -75,7 +75,7 @@ _LIPSFORMER_CSWIN = _Form(
 
 
 def to_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under our names where they have the authors'; any others as they are."""
+    """Rename weights that have the authors' names. Other weights are returned unchanged."""
     form = _form_of(weights)
     if form is None:
         return weights
@@ -84,7 +84,7 @@ def to_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _form_of(weights: dict[str, Tensor]) -> _Form | None:
-    """The authors' files are known by names that no model of ours or of timm has."""
+    """Recognise the authors' weights by names that no model of ours or of timm has."""
     is_lipsformer = any(".dwconv_layers." in name for name in weights)
     if any(name.startswith("stage1_conv_embed.") for name in weights):
         return _LIPSFORMER_CSWIN if is_lipsformer else _CSWIN

@@ -1,4 +1,4 @@
-"""Sizes and choices that cannot be built, refused in one line that names those that can."""
+"""Checks of sizes and choices. Each error is one line that names values that work."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ from models.errors import ModelError
 
 
 def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a word that is none of ``choices``."""
+    """Refuse a value that is not in ``choices``."""
     if value not in choices:
         known = ", ".join(choice or "''" for choice in choices)
         raise ModelError(f"model.{option}={value} is unknown: choose {known}")
 
 
 def check_positive(**sizes: int | Sequence[int]) -> None:
-    """Refuse options, or entries of them, that are less than 1, and options without an entry."""
+    """Refuse numbers less than 1, alone or in a list, and empty lists."""
     for option, size in sizes.items():
         entries = size if isinstance(size, Sequence) else [size]
         if not entries:
@@ -27,23 +27,30 @@ def check_positive(**sizes: int | Sequence[int]) -> None:
 
 
 def hidden_width(dim: int, mlp_ratio: float) -> int:
-    """Hidden channels of an MLP on ``dim``; refuses an MLP without any."""
+    """Hidden channels of an MLP on ``dim`` channels. Refuses ratios that give less than one or no finite number."""
     if not 1 <= dim * mlp_ratio < math.inf:
-        raise ModelError(f"model.mlp_ratio={mlp_ratio:g} of {dim} channels leaves the MLP none: set it to 4, say")
+        raise ModelError(
+            f"model.mlp_ratio={mlp_ratio:g} gives no valid hidden width for {dim} channels: set a number such as 4"
+        )
     return int(dim * mlp_ratio)
 
 
 def check_heads(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> None:
-    """Refuse stages and heads that do not fit together."""
+    """Refuse lists of different lengths, and numbers of heads that do not divide the channels."""
     if len(depths) != len(num_heads):
-        raise ModelError(f"model.depths has {len(depths)} stages and model.num_heads {len(num_heads)}: give one each")
+        raise ModelError(
+            f"model.depths has {len(depths)} stages and model.num_heads has {len(num_heads)}: give both the same length"
+        )
     for stage, heads in enumerate(num_heads):
         if (embed_dim * 2**stage) % heads:
-            raise ModelError(f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels")
+            raise ModelError(
+                f"stage {stage + 1}: {heads} heads do not divide {embed_dim * 2**stage} channels: "
+                f"change model.num_heads or model.embed_dim"
+            )
 
 
 def check_side(img_size: tuple[int, ...], unit: int, because: str, advice: str = "") -> None:
-    """Refuse image sizes that are no multiple of ``unit`` pixels, naming sizes near by that are."""
+    """Refuse image sizes that are not multiples of ``unit`` pixels. The message names the nearest multiples."""
     for side in img_size:
         if side < 1 or side % unit:
             below = max(side, 0) // unit * unit
@@ -55,26 +62,27 @@ def check_side(img_size: tuple[int, ...], unit: int, because: str, advice: str =
 
 
 def resized_width(width: int, before: tuple[int, int], after: tuple[int, int]) -> int:
-    """How wide windows or stripes are on a map that was resized: as before where that divides the new map.
+    """The width of windows or stripes after the feature map was resized.
 
-    Otherwise they change with the map. Where neither divides it, the width stays, for the model to refuse.
+    The width stays the same if it divides the new map. Otherwise it is scaled with the map. If neither divides the
+    map, the old width is returned, and the model refuses it.
 
     Args:
-        width: in tokens, on the old map.
+        width: width on the old map, in tokens.
         before: (height, width) of the old map in tokens.
-        after: of the new one.
+        after: (height, width) of the new map in tokens.
     """
     grown = min(width * new // old for old, new in zip(before, after, strict=True))
     fitting = (w for w in (width, grown) if w > 0 and all(side % w == 0 for side in after))
     return next(fitting, width)
 
 
-@torch.fx.wrap  # one node of a traced graph, which keeps the check
+@torch.fx.wrap  # FX traces it as one node, so that the graph keeps the check
 def check_image(x: Tensor, img_size: tuple[int, int]) -> Tensor:
-    """The images ``(batch, channels, height, width)``, if they are of ``img_size``.
+    """Return the images ``(batch, channels, height, width)`` if their size is ``img_size``.
 
     Raises:
-        ModelError: if they are not.
+        ModelError: if their size is different.
     """
     height, width = x.shape[-2], x.shape[-1]
     if torch.jit.is_scripting():

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 def largest_singular_value(weight: Tensor) -> Tensor:
-    """The largest singular value of ``weight`` seen as a matrix ``(out, -1)``, exact, as a float64 scalar.
+    """The exact largest singular value of ``weight`` as a matrix ``(out, -1)``, a float64 scalar.
 
-    It is the root of the largest eigenvalue of the smaller Gram matrix: much cheaper than an SVD, and in float64
-    exact enough for any float32 weight.
+    It is the square root of the largest eigenvalue of the smaller Gram matrix. This is much cheaper than an SVD, and in
+    float64 it is exact enough for any float32 weight.
     """
     matrix = weight.detach().flatten(1).double()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
@@ -19,8 +19,8 @@ def largest_singular_value(weight: Tensor) -> Tensor:
 def spectral_init_(module: nn.Module) -> None:
     """Initialise every Linear and Conv2d in ``module``: Xavier normal divided by its largest singular value.
 
-    A convolution counts as the matrix ``weight.reshape(out, -1)``, a fused qkv as one stacked matrix. Biases of
-    Linear layers become 0; those of convolutions keep PyTorch's default, as in the released code.
+    The weight of a convolution is the matrix ``weight.reshape(out, -1)``. A fused qkv weight is one matrix. Biases of
+    Linear layers become 0; biases of convolutions keep PyTorch's default, as in the released code.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

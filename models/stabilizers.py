@@ -1,4 +1,4 @@
-"""What other papers put into a vision transformer to keep its training stable."""
+"""Methods of other papers to keep the training of a vision transformer stable."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-# Arguments of timm's VisionTransformer, where timm has the stabilizer already.
+# Arguments of timm's VisionTransformer, for the stabilizers that timm has.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "none": {},
     "layer_scale": {"init_values": 1e-5},  # Touvron et al., "Going Deeper with Image Transformers", section 2
@@ -28,11 +28,11 @@ class SigmaReparam(nn.Module):
     """The weight ``gamma / sigma(W) * W``, whose largest singular value is the learned scalar ``gamma``.
 
     Source: Zhai et al., "Stabilizing Transformer Training by Preventing Attention Entropy Collapse", ICML 2023,
-    section 3. At the start ``gamma = sigma(W)``, so the weight is ``W``. A convolution counts as the matrix
+    section 3. At the start ``gamma = sigma(W)``, so the weight is ``W``. The weight of a convolution is the matrix
     ``(out, -1)``.
 
     Args:
-        weight: ``W`` at the start.
+        weight: initial ``W``.
     """
 
     direction: Tensor
@@ -43,12 +43,12 @@ class SigmaReparam(nn.Module):
         self.gamma = nn.Parameter(self._sigma(weight).detach())
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``W`` to the weight that is used, of the same shape."""
+        """``W`` to the weight that the layer uses, of the same shape."""
         return self.gamma / self._sigma(weight) * weight
 
     def _sigma(self, weight: Tensor) -> Tensor:
         """The estimate ``|W v|``. Its gradient is ``u v^T``, as if both singular vectors were constants."""
-        # Not of length one in a moving average of models.
+        # In a moving average of models the vector is shorter than 1.
         direction = F.normalize(self.direction, dim=0)
         return torch.linalg.vector_norm(_times(weight.flatten(1), direction))
 
@@ -60,12 +60,12 @@ class SigmaReparam(nn.Module):
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """``matrix @ vector`` in full precision under autocast too, which would round a product of matrices."""
+    """``matrix @ vector`` in full precision. Autocast would use lower precision for ``@``, but not for this sum."""
     return (matrix * vector).sum(dim=1)
 
 
 def _right_singular_vector(weight: Tensor) -> Tensor:
-    """The first right singular vector of ``(out, -1)``, exact: power iteration from anywhere would begin far off."""
+    """The exact first right singular vector of ``(out, -1)``. Power iteration from a random start would take long."""
     matrix = weight.detach().flatten(1).double()
     if matrix.is_meta:
         return weight.new_empty(matrix.shape[1])
@@ -77,13 +77,13 @@ def _right_singular_vector(weight: Tensor) -> Tensor:
 
 
 def sigma_reparam_(model: nn.Module) -> None:
-    """Give every Linear and Conv2d of a new model a :class:`SigmaReparam`, and take all its norms away.
+    """Add a :class:`SigmaReparam` to every Linear and Conv2d of a new model, and remove all norms.
 
-    Each training forward of ``model`` begins with one step of power iteration in every layer. It is taken there and
-    not where a weight is used, so that activation checkpointing computes with the same weight twice.
+    Each forward pass in training begins with one power iteration step for every layer. The step is not taken where a
+    weight is used: activation checkpointing uses each weight twice and must get the same value both times.
 
     Args:
-        model: whose ``patch_embed`` begins with a Conv2d.
+        model: a model whose ``patch_embed`` begins with a Conv2d.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -95,24 +95,25 @@ def sigma_reparam_(model: nn.Module) -> None:
 
 
 def begin_with_power_iteration_(model: nn.Module) -> None:
-    """Let the first convolution of ``model.patch_embed`` take the steps of all layers before it does its own work.
+    """Take the power iteration steps of all layers before the first convolution of ``model.patch_embed`` runs.
 
-    Not the model itself: ``forward_features``, feature extractors and traced graphs go past the model's own call, and
-    all of them call this layer, once, and outside of what activation checkpointing repeats.
+    A hook on the model itself would miss ``forward_features``, feature extractors and traced graphs, which do not call
+    the model. All of them call this convolution once, and activation checkpointing does not repeat it.
     """
     embed: Any = model.patch_embed
     first = next(m for m in embed.modules() if isinstance(m, nn.Conv2d))
-    first.register_forward_pre_hook(partial(_advance, model))  # a partial, which copies with the model; no closure does
+    # A partial, because deepcopy copies its model too. A closure would keep the original model.
+    first.register_forward_pre_hook(partial(_advance, model))
 
 
 def reparametrize_(layer: nn.Module) -> None:
-    """Give a layer with a weight matrix a :class:`SigmaReparam`; leave any other module as it is."""
+    """Add a :class:`SigmaReparam` to a Linear or Conv2d. Other modules are left unchanged."""
     if isinstance(layer, nn.Linear | nn.Conv2d):
         parametrize.register_parametrization(layer, "weight", SigmaReparam(layer.weight))
 
 
 def take_away_(model: nn.Module) -> list[nn.Module]:
-    """Take every :class:`SigmaReparam` from a model, of which the weights stay; returns the layers that had one."""
+    """Remove every :class:`SigmaReparam` from a model; the weights become ``W``. Returns the layers that had one."""
     layers = [m for m in model.modules() if parametrize.is_parametrized(m, "weight")]
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
@@ -120,7 +121,7 @@ def take_away_(model: nn.Module) -> list[nn.Module]:
 
 
 def _advance(model: nn.Module, first: nn.Module, _: Any) -> None:
-    if first.training:  # a traced graph trains its layers alone, and knows no model
+    if first.training:  # not model.training: a traced graph sets the mode of the layers only
         for held in model.modules():
             if isinstance(held, parametrize.ParametrizationList) and isinstance(held[0], SigmaReparam):
                 held[0].advance(held.original)

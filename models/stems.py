@@ -1,4 +1,4 @@
-"""Convolutional stems of vision transformers: "scaled ReLU", and the stems that it was compared with.
+"""Convolutional stems of vision transformers: "scaled ReLU", and the stems that the paper compares it with.
 
 Source: Wang et al., "Scaled ReLU Matters for Training Vision Transformers", AAAI 2022, section 3. Scaled ReLU is
 BatchNorm followed by ReLU.
@@ -12,7 +12,7 @@ from torch import nn
 
 from models.errors import ModelError
 
-# What follows each of the three convolutions: BatchNorm, ReLU.
+# Whether BatchNorm and ReLU follow each of the three convolutions.
 _CONV_STEMS = {
     "conv": (False, False),
     "conv_bn": (True, False),
@@ -23,13 +23,13 @@ STEMS = ("patchify", *_CONV_STEMS)
 
 
 class ConvStem(PatchEmbed):
-    """Three convolutions at half the resolution, then patches of half the size; all else is timm's ``PatchEmbed``.
+    """Three convolutions at half the resolution, then patches of half the size. The rest is timm's ``PatchEmbed``.
 
     Args:
         width: channels of the three convolutions.
         batch_norm: whether BatchNorm follows each of them.
         relu: whether ReLU follows each of them.
-        **kwargs: of timm's ``PatchEmbed``; ``patch_size`` must be even.
+        **kwargs: arguments of timm's ``PatchEmbed``; ``patch_size`` must be even.
 
     Raises:
         ModelError: if the patch size is odd.
@@ -61,11 +61,11 @@ class ConvStem(PatchEmbed):
 
 
 def stem_layer(name: str, width: int) -> Any:
-    """What timm's ``embed_layer`` takes, for one of ``STEMS``.
+    """The ``embed_layer`` argument of timm's ``VisionTransformer`` for one of ``STEMS``.
 
     Args:
-        name: ``patchify`` is timm's own patch embedding, one convolution.
-        width: channels of the convolutional ones.
+        name: one of ``STEMS``; ``patchify`` is timm's own patch embedding, one convolution.
+        width: channels inside a convolutional stem.
     """
     if name == "patchify":
         return PatchEmbed

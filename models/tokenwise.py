@@ -1,4 +1,4 @@
-"""Linear maps of every token of a map, and the MLP made of them."""
+"""Linear layers on the tokens of a feature map, and the MLP made of them."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from models.onednn import suits_onednn
 
 
-@torch.fx.wrap  # one node of a traced graph: which operation is best depends on the tensor
+@torch.fx.wrap  # FX traces it as one node, because the fastest operation depends on the tensor
 def tokenwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``, made for maps: ``(batch, height, width, in)`` to ``(batch, height, width, out)``.
+    """``F.linear`` for feature maps: ``(batch, height, width, in)`` to ``(batch, height, width, out)``.
 
-    On a CPU as a 1x1 convolution: PyTorch gives float32 matrix products to MKL, which on some CPUs reaches half of
-    oneDNN's speed, and convolutions to oneDNN.
+    On a CPU it is a 1x1 convolution. PyTorch computes float32 matrix products with MKL and convolutions with oneDNN,
+    and on some CPUs MKL reaches only half of oneDNN's speed.
 
     Args:
-        x: the map.
+        x: feature map.
         weight: ``(out, in)``.
         bias: ``(out,)`` or None.
     """
@@ -27,7 +27,7 @@ def tokenwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class TokenLinear(nn.Linear):
-    """An ``nn.Linear`` for maps of tokens, in every respect but speed."""
+    """An ``nn.Linear`` for feature maps. Only its speed differs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, in_features)`` to ``(batch, height, width, out_features)``."""

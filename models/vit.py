@@ -1,6 +1,6 @@
 """Vision transformers for comparison: DeiT, Pre-LN and Post-LN, stems and stabilizers, on timm's implementation.
 
-With default options names and arithmetic are timm's, so its weights load.
+With default options, parameter names and arithmetic are timm's, so timm's weights load.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class PostNormBlock(Block):
     """``x <- LN(x + f(x))``, the original transformer's order, for attention and MLP in turn.
 
     Source: Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 2020, section 3.1.
-    Not timm's ``ResPostBlock``, which is ``x + LN(f(x))``.
+    timm's ``ResPostBlock`` is different: ``x + LN(f(x))``.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -56,18 +56,18 @@ class ViT(VisionTransformer):
         embed_dim: channels, divisible by ``num_heads``.
         depth: blocks.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
-        norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))``, nothing after the blocks.
-        activation: of the MLPs, one of ``ACTIVATIONS``.
+        mlp_ratio: ratio of the MLPs' hidden width to ``embed_dim``.
+        norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))`` and no final norm.
+        activation: activation of the MLPs, one of ``ACTIVATIONS``.
         stem: one of ``STEMS``.
         stem_width: channels inside a convolutional stem.
         stabilizer: one of ``STABILIZERS``.
         init: ``timm``, or ``theory`` for :func:`theory_init_`.
         global_pool: one of ``POOLS``; ``""`` keeps the tokens.
-        **kwargs: of timm's ``VisionTransformer``.
+        **kwargs: arguments of timm's ``VisionTransformer``.
 
     Raises:
-        ModelError: where an option is unknown or sizes do not fit together.
+        ModelError: if an option is unknown or sizes do not fit together.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ViT(VisionTransformer):
         hidden_width(embed_dim, mlp_ratio)
         if embed_dim % num_heads:
             raise ModelError(
-                f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: set one of them"
+                f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: change one of them"
             )
         _check_patches(img_size, patch_size)
         is_post = norm_position == "post"
@@ -116,11 +116,11 @@ class ViT(VisionTransformer):
             sigma_reparam_(self)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Draw all weights anew; a model that was built on the meta device begins so, after ``to_empty``.
+        """Initialise all weights again. A model that was built on the meta device needs this after ``to_empty``.
 
         Args:
-            mode: timm's name for a way of initialising; empty: the model's own.
-            needs_reset: whether layers that timm leaves to their constructors are drawn too.
+            mode: timm's name of an initialisation; empty for the model's own.
+            needs_reset: whether to call ``reset_parameters()`` of the modules that have it.
         """
         stabilized = take_away_(self)
         super().init_weights(mode, needs_reset)
@@ -133,7 +133,7 @@ class ViT(VisionTransformer):
         """Images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``.
 
         Raises:
-            ModelError: if the image is of another size than the model was built for.
+            ModelError: if the image size is not the model's.
         """
         if not self.dynamic_img_size:
             x = check_image(x, self.patch_embed.img_size)
@@ -142,14 +142,15 @@ class ViT(VisionTransformer):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Take images of another size from now on; the position table is interpolated as timm does it.
+        """Change the image size. The position embedding is interpolated as in timm.
 
         Args:
-            img_size: side in pixels, or (height, width); None: as it is.
-            patch_size: of the patches, resampled; None: as it is. Convolutional stems keep theirs.
+            img_size: side in pixels, or (height, width); None keeps it.
+            patch_size: side in pixels, or (height, width), to which timm resamples the patch embedding; None keeps it.
+                Convolutional stems cannot change it.
 
         Raises:
-            ModelError: where they do not fit together; the model stays as it was.
+            ModelError: if the sizes do not fit together; the model is then unchanged.
         """
         patch = to_2tuple(patch_size or self.patch_embed.patch_size)
         if patch != self.patch_embed.patch_size and not isinstance(self.patch_embed.proj, nn.Conv2d):
@@ -158,12 +159,13 @@ class ViT(VisionTransformer):
         _check_patches(size, patch)
         before = self.patch_embed.proj
         super().set_input_size(img_size=size, patch_size=patch)
-        if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:  # timm made a plain one
+        # For another patch size timm makes a new, plain convolution.
+        if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:
             reparametrize_(self.patch_embed.proj)
             begin_with_power_iteration_(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one for ``num_classes`` classes, stabilized as the rest."""
+        """Replace the classifier by a new one for ``num_classes`` classes, with the model's stabilizer."""
         if global_pool is not None:
             check_choice("global_pool", global_pool, POOLS)
         super().reset_classifier(num_classes, global_pool)
@@ -173,10 +175,11 @@ class ViT(VisionTransformer):
 
 @torch.no_grad()
 def theory_init_(model: VisionTransformer) -> None:
-    """The initialisation that Xiong et al. (ICML 2020, section 3.2) reason about.
+    """The initialisation that the theory of Xiong et al. (ICML 2020, section 3.2) assumes.
 
-    Xavier normal weights, no biases, and queries and keys of zero, so that attention takes the mean. Their input has
-    independent entries of variance 1; here patches have it for normalised pixels, as the class token has.
+    Weights are Xavier normal and biases 0. The weights of queries and keys are 0, so attention takes the mean of all
+    tokens. The theory assumes input tokens with independent entries of variance 1. Here embedded patches of normalised
+    pixels and the class token have that variance.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -198,7 +201,7 @@ def theory_init_(model: VisionTransformer) -> None:
 
 
 def _check_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
-    """Refuse image sizes that patches do not fill."""
+    """Refuse image sizes that the patch size does not divide."""
     advice = "; or set a patch size that divides it"
     for side, unit in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True):
         check_side((side,), unit, f"model.patch_size={unit}", advice)
@@ -255,13 +258,13 @@ def deit_small_convstem(pretrained: bool = False, **kwargs: Any) -> ViT:
 
 @register_model
 def vit_preln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-S with the norms first, as in DeiT-S; 22.1 M parameters."""
+    """ViT-S with Pre-LN, as in DeiT-S: 22.1 M parameters."""
     return _create("vit_preln_small", pretrained, _SMALL, kwargs)
 
 
 @register_model
 def vit_postln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-S with the norms last, as in the original transformer; 22.0 M parameters."""
+    """ViT-S with Post-LN, as in the original transformer: 22.0 M parameters."""
     return _create("vit_postln_small", pretrained, _SMALL | {"norm_position": "post"}, kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Weights from files of any form, and loading them into models."""
+"""Read weights from files of any layout, and load them into models."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -12,25 +12,25 @@ from models.errors import ModelError
 from models.released import to_our_names
 from models.weight_files import read_file
 
-# Where files keep their weights: the authors', timm's, Lightning's, DeepSpeed's, and our own checkpoints.
+# Keys of the weights in files of the authors, of timm, Lightning and DeepSpeed, and in our own checkpoints.
 AVERAGED = ("state_dict_ema", "model_ema", "ema")
 TRAINED = ("state_dict", "model", "module")
-# Tables that a model computes from its sizes, and that older files hold beside the weights.
+# Tables that a model computes from its sizes. Older files contain them too.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# A number that BatchNorm counts since torch 0.4.1 and that changes no output; older files lack it.
+# BatchNorm's counter, which changes no output. Files from before torch 0.4.1 lack it.
 COUNTED = ".num_batches_tracked"
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DistributedDataParallel and torch.compile put before names
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # prefixes that DistributedDataParallel and torch.compile add
 
 
 def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
-    """The weights in a file, whatever it wraps them in, under the names they have there.
+    """The weights in a file, under their names in the file. Dictionaries and prefixes around them are removed.
 
     Args:
-        path: a ``.safetensors`` file or one of ``torch.save``: of this project, of timm, of the authors of a model.
-        averaged: prefer the moving average of the weights, where the file holds one.
+        path: a ``.safetensors`` or ``torch.save`` file of this project, of timm or of the authors of a model.
+        averaged: prefer the moving average of the weights if the file has one.
 
     Raises:
-        ModelError: as :func:`read_file`, or if there are no weights in it.
+        ModelError: as :func:`read_file`, or if the file holds no weights.
     """
     content = read_file(path)
     names = (*AVERAGED, *TRAINED) if averaged else (*TRAINED, *AVERAGED)
@@ -42,7 +42,7 @@ def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
 
 
 def _wrapped_in(content: Any, names: Iterable[str]) -> dict[str, Any] | None:
-    """The first dictionary that a dictionary holds under one of the names."""
+    """The first dictionary that ``content`` holds under one of the names."""
     found = (content.get(name) for name in names) if isinstance(content, dict) else ()
     return next((value for value in found if isinstance(value, dict)), None)
 
@@ -54,15 +54,15 @@ def _are_weights(content: Any) -> bool:
 
 
 def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> None:
-    """Load weights into a model; every name and shape must match, once the authors' names are ours.
+    """Load weights into a model. The authors' names are mapped to ours; then every name and shape must match.
 
     Args:
-        model: takes the weights; torch.compile or DistributedDataParallel may be around it.
-        weights: a file of them (see :func:`read_weights`), or the weights.
-        source: what an error calls them; None: the file.
+        model: the model; torch.compile or DistributedDataParallel may wrap it.
+        weights: a weight file (see :func:`read_weights`), or a state dict.
+        source: name of the weights in error messages; None for the file's path.
 
     Raises:
-        ModelError: naming the weights that are missing, unexpected or of another shape.
+        ModelError: if weights are missing, unexpected or of another shape. The message names them.
     """
     model = unwrap_model(model)
     if not isinstance(weights, dict):
@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
         if names
     ]
     if complaints:
-        raise ModelError(f"{source or 'the file'} is of another model: weights {'; '.join(complaints)}")
+        raise ModelError(f"{source or 'the file'} holds weights of another model: {'; '.join(complaints)}")
     model.load_state_dict(weights)
 
 
@@ -95,7 +95,7 @@ def named_for(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _without_prefix(weights: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Weights of a model that was a part of a larger module, as Lightning saves them (``model.``), under its names."""
+    """Remove the prefix of a model that was part of a larger module, as Lightning saves it (``model.``)."""
     prefix = next(iter(weights), "").partition(".")[0] + "."
     if not all(name.startswith(prefix) for name in weights) or any(name.startswith(prefix) for name in own):
         return weights

@@ -1,4 +1,4 @@
-"""Instruments that look at a model or a run; they take any ``nn.Module`` and know of no other room."""
+"""Instruments that measure a model or a run. They take any ``nn.Module`` and import nothing else of this project."""
 
 from stability.attention import AttentionReport, attention_report
 from stability.blocks import BlockReport, block_report

@@ -1,4 +1,4 @@
-"""What attention looks at: how sparse its rows are and how many directions it has, head by head."""
+"""Entropy and effective rank of attention matrices, for each head."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """Of one attention layer, averaged over images (and windows), for each head.
+    """Statistics of one attention layer for each head, averaged over images (and windows).
 
     Attributes:
-        entropy: of a row, as a share of the largest possible, log of the number of keys: 0 one key, 1 all alike.
-        rank: effective rank of the attention matrix, as a share of its size.
+        entropy: mean entropy of a row, divided by its largest value log(keys): 0 for one key, 1 for all keys equally.
+        rank: effective rank of the attention matrix, divided by its largest value min(queries, keys).
     """
 
     entropy: Tensor
@@ -32,18 +32,18 @@ class AttentionReport:
 
 @torch.no_grad()
 def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> dict[str, AttentionReport]:
-    """Look at every attention of a model, be it by ``scaled_dot_product_attention`` or by a softmax over keys.
+    """Measure all attention layers of a model that use ``scaled_dot_product_attention`` or a softmax over keys.
 
-    The model runs once, in eval mode, with its fused kernels; beside each call of one the attention matrices are
-    computed anew from its queries and keys, for a few images or windows only. Modes and random numbers stay.
+    The model runs once, in eval mode, with its fused kernels. At each call of such a kernel, the attention matrices of
+    a few images or windows are also computed from queries and keys. Modes and the random state do not change.
 
     Args:
-        model: not compiled.
-        images: a small batch on its device.
-        most_maps: images (or windows) of each layer that are looked at, evenly spread.
+        model: a model that is not compiled.
+        images: a small batch on the model's device.
+        most_maps: largest number of images (or windows) to measure per layer, evenly spaced.
 
     Returns:
-        Reports by the name of the module that attends, in the order of the calls.
+        Reports by the name of the module that computes the attention, in the order of the calls.
     """
     with eval_mode(model), watching_attention(model, most_maps) as reports:
         model(images)
@@ -54,13 +54,13 @@ def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> d
 def watching_attention(
     model: nn.Module, most_maps: int, most_rows: int | None = None
 ) -> Iterator[dict[str, AttentionReport]]:
-    """Inside, a forward pass of the model fills a dictionary with reports, as :func:`attention_report` describes them.
+    """In this context a forward pass of the model fills a dictionary with reports, see :func:`attention_report`.
 
     Args:
-        model: not compiled.
-        most_maps: images (or windows) of each layer that are looked at, evenly spread.
-        most_rows: rows (queries) of each map that are looked at, evenly spread; None: all. The rank is then a share of
-            that number.
+        model: a model that is not compiled.
+        most_maps: largest number of images (or windows) to measure per layer, evenly spaced.
+        most_rows: largest number of rows (queries) to measure per matrix, evenly spaced; None for all. The rank is
+            then that of the matrix of these rows.
     """
     reports: dict[str, AttentionReport] = {}
     with _named_calls(model) as current:
@@ -70,7 +70,7 @@ def watching_attention(
                 maps = maps[..., :: -(-maps.shape[-2] // most_rows), :]
             name = current()
             while name in reports:
-                name += "'"  # a module that attends twice
+                name += "'"  # a module that computes attention twice
             reports[name] = _report(maps)
 
         with _Watch(look, most_maps):
@@ -78,7 +78,7 @@ def watching_attention(
 
 
 def _report(maps: Tensor) -> AttentionReport:
-    """Means over ``(maps, heads, queries, keys)``."""
+    """Average attention matrices ``(maps, heads, queries, keys)`` over maps and queries."""
     most = math.log(max(maps.shape[-1], 2))
     rank = effective_rank(maps) / min(maps.shape[-2:])
     return AttentionReport((entropy(maps) / most).mean(dim=(0, 2)), rank.mean(dim=0))
@@ -87,9 +87,9 @@ def _report(maps: Tensor) -> AttentionReport:
 def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, most: int) -> Tensor:
     """Attention matrices ``(maps, heads, queries, keys)`` of a part of the batch, in float32.
 
-    Whatever stands before the heads, such as images and their windows, counts as the batch.
+    All dimensions before the heads, such as images and windows, count as the batch.
     """
-    while query.ndim < 4:  # one head, or heads that are a part of the batch
+    while query.ndim < 4:  # no dimension of heads: one head, or the heads are in the batch
         query, key = query.unsqueeze(-3), key.unsqueeze(-3)
         mask = mask.unsqueeze(-3) if mask is not None else None
     batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])
@@ -111,11 +111,11 @@ def _maps(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scal
 
 
 class _Watch(TorchFunctionMode):
-    """Shows some matrices of each attention to a function, and changes nothing.
+    """Pass some matrices of each attention call to a function. The computation itself does not change.
 
     Args:
-        look: takes them, ``(maps, heads, queries, keys)`` in float32.
-        most_maps: for each call.
+        look: called with the matrices, ``(maps, heads, queries, keys)`` in float32.
+        most_maps: largest number of images (or windows) per call.
     """
 
     def __init__(self, look: Callable[[Tensor], None], most_maps: int):
@@ -138,14 +138,14 @@ class _Watch(TorchFunctionMode):
 
 
 def _is_over_keys(out: Tensor, args: Any, kwargs: Any) -> bool:
-    """Whether a softmax went over the last dimension."""
+    """Whether a softmax was taken over the last dimension."""
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     return dim in (-1, out.ndim - 1)
 
 
 @contextmanager
 def _named_calls(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """Inside, a function that names the innermost module of ``model`` whose forward is running."""
+    """Context with a function that returns the name of the innermost module of ``model`` that is running."""
     running: list[str] = []
     hooks = []
 

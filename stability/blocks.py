@@ -1,4 +1,4 @@
-"""What comes out of each block: how large it is, and how different its tokens are."""
+"""The output of each block: how large it is, and how diverse its tokens are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from stability.tokens import token_diversity
 
 @dataclass(frozen=True)
 class BlockReport:
-    """Of one block's output.
+    """Statistics of one block's output.
 
     Attributes:
-        scale: root of the mean square of its numbers.
-        diversity: of its tokens, mean over the images; None where there are less than two.
+        scale: root mean square of its values.
+        diversity: diversity of its tokens, averaged over the images; None if there are fewer than two tokens.
     """
 
     scale: Tensor
@@ -25,7 +25,7 @@ class BlockReport:
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The outermost modules that call themselves a block, as those of timm's models and ours do, in their order."""
+    """The outermost modules with "Block" or "Bottleneck" in their class name, as in timm's models and ours."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         is_block = any(word in type(module).__name__ for word in ("Block", "Bottleneck"))
@@ -36,9 +36,9 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def watching_blocks(model: nn.Module) -> Iterator[dict[str, BlockReport]]:
-    """Inside, every forward pass of the model fills a dictionary with reports by the block's name."""
+    """In this context every forward pass of the model fills a dictionary with reports by block name."""
     reports: dict[str, BlockReport] = {}
-    prefix = getattr(model, "num_prefix_tokens", 0)  # timm's name for the number of class tokens
+    prefix = getattr(model, "num_prefix_tokens", 0)  # timm's name for the number of class and register tokens
 
     def reader(name: str) -> Any:
         def read(block: nn.Module, args: Any, output: Any) -> None:
@@ -61,10 +61,10 @@ def _report(tokens: Tensor) -> BlockReport:
 
 
 def _tokens(block: nn.Module, output: Tensor, prefix: int) -> Tensor:
-    """A block's output as ``(batch, tokens, channels)``, without class tokens."""
+    """A block's output as ``(batch, tokens, channels)``, without class and register tokens."""
     if output.ndim == 3:
         return output[:, prefix:] if output.shape[1] > prefix + 1 else output
-    # Maps of tokens have their channels last, those of convolutional networks first; vectors of parameters tell.
+    # Transformers have channels last, convolutional networks first. The lengths of the block's vectors show which.
     sizes = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
     is_first = output.shape[1] in sizes and output.shape[3] not in sizes
     return output.flatten(2).mT if is_first else output.flatten(1, 2)
@@ -72,7 +72,7 @@ def _tokens(block: nn.Module, output: Tensor, prefix: int) -> Tensor:
 
 @torch.no_grad()
 def block_report(model: nn.Module, images: Tensor) -> dict[str, BlockReport]:
-    """Run a model once, as it is, and report on each block's output."""
+    """Run a model once in its current mode, and report on each block's output."""
     with watching_blocks(model) as reports:
         model(images)
     return reports

@@ -1,5 +1,5 @@
-"""The one exception the stability room raises for a user's mistake."""
+"""The exception that stability/ raises for a user's mistake."""
 
 
 class StabilityError(ValueError):
-    """An instrument was asked for what it cannot measure; the message is one line that says what to do."""
+    """An instrument cannot measure what it was given. The message is one line that says what to do."""

@@ -1,4 +1,4 @@
-"""What an instrument reads in a model without running it: weights, gains, residual scales, queries and keys."""
+"""What instruments read from a model without running it: weights, gains, residual scales, queries and keys."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ SCALES = ("scale", "gamma", "gamma1", "gamma2", "gamma_1", "gamma_2")
 
 @dataclass(frozen=True)
 class QueryKey:
-    """The weights that make queries and keys, ``(dim, in)`` each.
+    """The weights that compute queries and keys, ``(dim, in)`` each.
 
     Attributes:
         query: W_q.
         key: W_k.
-        heads: divides ``dim``.
+        heads: number of heads; divides ``dim``.
     """
 
     query: Tensor
@@ -26,7 +26,7 @@ class QueryKey:
 
 
 def weight_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained weights of two or more dimensions, by the name of their layer."""
+    """The trainable weights with two or more dimensions, by layer name."""
     return {
         name.removesuffix(".weight"): parameter
         for name, parameter in model.named_parameters()
@@ -35,7 +35,7 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def norm_gains(model: nn.Module) -> dict[str, Tensor]:
-    """The gains of every norm (LayerNorm, CenterNorm, BatchNorm, ...) that has them."""
+    """The gains (``weight``) of all norms that have them: LayerNorm, CenterNorm, BatchNorm, ..."""
     return {
         name: gain
         for name, module in model.named_modules()
@@ -44,7 +44,7 @@ def norm_gains(model: nn.Module) -> dict[str, Tensor]:
 
 
 def residual_scales(model: nn.Module) -> dict[str, Tensor]:
-    """The learned scales of residual branches, α of weighted residuals and γ of LayerScale, one number a channel."""
+    """The learned scales of residual branches, one per channel: α of weighted residuals, γ of LayerScale."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -53,12 +53,12 @@ def residual_scales(model: nn.Module) -> dict[str, Tensor]:
 
 
 def query_keys(model: nn.Module) -> dict[str, QueryKey]:
-    """Queries' and keys' weights of every attention that has one ``qkv``, or ``q`` and ``k``, as timm's and ours do."""
+    """The query and key weights of all attention layers with a fused ``qkv``, or with ``q`` and ``k``, by name."""
     return dict(chain.from_iterable(_query_key(name, module) for name, module in model.named_modules()))
 
 
 def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
-    # timm's signs of a qkv whose rows are not all queries, then all keys, then all values, but go head by head.
+    # With these attributes timm's qkv rows are ordered by head, and not all queries, all keys, all values.
     is_by_head = getattr(module, "head_first", False) or hasattr(module, "key_dim")
     heads = _heads(module)
     if not heads or is_by_head:
@@ -75,12 +75,12 @@ def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
 
 
 def _heads(module: nn.Module) -> int:
-    """A module's own count of heads; of one that leaves attention to its parts, the sum of theirs."""
+    """A module's number of heads. If it has none because its parts compute the attention, the sum over them."""
     own = getattr(module, "num_heads", None)
     return own if isinstance(own, int) else sum(map(_heads, module.children()))
 
 
 def _weight(linear: object) -> Tensor | None:
-    """The weight of a linear map ``(out, in)``; None of anything else."""
+    """The weight ``(out, in)`` of a linear layer; None for anything else."""
     weight = getattr(linear, "weight", None) if isinstance(linear, nn.Module) else None
     return weight.detach() if isinstance(weight, Tensor) and weight.ndim == 2 else None

@@ -1,4 +1,4 @@
-"""How far a model's output moves for a small move of a real input: the steepest direction at each image."""
+"""Local Lipschitz constant: how far a model's output moves in the steepest direction at a given image."""
 
 import warnings
 
@@ -13,25 +13,26 @@ from stability.modes import eval_mode
 def local_lipschitz(model: nn.Module, x: Tensor, tolerance: float = 1e-3, max_iterations: int = 200) -> Tensor:
     """The largest singular value of the Jacobian of ``model`` at each image of ``x``, in eval mode.
 
-    Power iteration on J Jᵀ from a fixed start; it errs low. It ends once ‖J Jᵀu − σ²u‖ ≤ tolerance · σ² for every
-    image: then σ is within tolerance / 2, relatively, of a singular value. The model's modes and gradients stay.
+    It uses power iteration on J Jᵀ from a fixed start, whose result can be too low but not too high. It stops when
+    ‖J Jᵀu − σ²u‖ ≤ tolerance · σ² for every image. Then σ is close to a singular value: the relative error is at most
+    tolerance / 2. The model's modes and gradients do not change.
 
     Args:
-        model: maps a batch to one tensor, each image for itself.
+        model: maps a batch to one tensor, each image independently of the others.
         x: ``(batch, ...)``, floating point, on the model's device.
         tolerance: relative size of the residual at which to stop.
-        max_iterations: stop here at the latest, with a warning.
+        max_iterations: largest number of iterations; when it is reached, there is a warning.
 
     Returns:
         ``(batch,)`` in the dtype of the model's output.
 
     Raises:
-        StabilityError: if ``x`` is no batch of real numbers, or the model's output is not a tensor of that batch.
+        StabilityError: if ``x`` or the model's output is not a floating-point batch, or their batch sizes differ.
     """
     if x.dim() < 2 or not x.is_floating_point():
         raise StabilityError(f"local_lipschitz needs a batch of floating-point inputs and got {_describe(x)}")
     x = x.detach().clone().requires_grad_()
-    # Constant to autograd, so that no gradient of a weight is computed on the way.
+    # Detached, so that autograd computes no gradients of weights.
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     # The fused attention kernels have no second derivative.
     with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -44,8 +45,8 @@ def local_lipschitz(model: nn.Module, x: Tensor, tolerance: float = 1e-3, max_it
 
 
 def _power_iteration(y: Tensor, x: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-    """σ₁ of ∂y/∂x for each image; images do not mix, so one batch does for all."""
-    # Jᵀu is linear in u, so its own VJP is the JVP: no layer needs a forward-mode derivative.
+    """σ₁ of ∂y/∂x for each image. Images do not influence each other, so one batch computes them all."""
+    # Jᵀu is linear in u, so its VJP is the JVP of the model. No layer needs a forward-mode derivative.
     probe = torch.zeros_like(y, requires_grad=True)
     (pulled,) = torch.autograd.grad(y, x, probe, create_graph=True, materialize_grads=True)
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +62,11 @@ def _power_iteration(y: Tensor, x: Tensor, tolerance: float, max_iterations: int
             break
         u = _unit(u_next)
     else:
-        warnings.warn(f"local_lipschitz: not converged after {max_iterations} iterations, errs low", stacklevel=3)
+        warnings.warn(
+            f"local_lipschitz: not converged after {max_iterations} iterations, so the result is too low: "
+            f"raise max_iterations",
+            stacklevel=3,
+        )
     return _norms(back).detach()
 
 
@@ -75,7 +80,7 @@ def _along(scale: Tensor, x: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Each image to length 1, zero to zero."""
+    """Scale each image to length 1. An image of zeros stays zero."""
     return x / _along(_norms(x).clamp_min(torch.finfo(x.dtype).tiny), x)
 
 

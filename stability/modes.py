@@ -1,4 +1,4 @@
-"""How instruments leave a model as they found it."""
+"""Switch a model to eval mode and back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode afterwards."""
+    """In this context the model is in eval mode. Afterwards each module has its previous mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

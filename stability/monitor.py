@@ -1,4 +1,4 @@
-"""One reading of every instrument at an optimizer step, taken without touching what the step does."""
+"""Read all instruments at an optimizer step without changing the step."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from stability.layers import norm_gains, query_keys, residual_scales, weight_mat
 from stability.modes import eval_mode
 from stability.spectra import energy_concentration, query_key_energies
 
-MOST_MAPS, MOST_ROWS = 2, 64  # attention matrices of a layer, and their rows, that are decomposed
+MOST_MAPS, MOST_ROWS = 2, 64  # how many attention matrices of a layer, and rows of each, are measured
 
 Values = dict[str, Tensor]
 
@@ -25,14 +25,18 @@ class StabilityReport:
     """One reading.
 
     Attributes:
-        layers: for each kind of number, layers by name with one value, or one a head. The kinds:
-            ``sigma`` σ₁ of weights; ``gradient`` norms of the weights' gradients before clipping; ``update`` the
-            length of the step over that of the weight; ``gain`` of norms and ``alpha`` of residual branches, root mean
-            square; ``activation`` root mean square of what leaves a block; ``diversity`` of its tokens; ``entropy`` and
-            ``rank`` of attention as shares of the largest possible; ``sec`` the share of the energy of W_qᵀW_k in few
-            directions.
-        collapsed: heads of attention layers that collapse malignantly, by the layer's name.
-        seconds: what the reading took.
+        layers: values by kind and layer name: one value, or one per head. The kinds:
+            ``sigma``: σ₁ of a weight;
+            ``gradient``: norm of a weight's gradient before clipping;
+            ``update``: norm of the step divided by the norm of the weight;
+            ``gain``: root mean square of a norm's gains;
+            ``alpha``: root mean square of a residual branch's learned scales;
+            ``activation``: root mean square of a block's output;
+            ``diversity``: diversity of the tokens in a block's output;
+            ``entropy``, ``rank``: entropy and effective rank of attention, divided by their largest values;
+            ``sec``: share of the energy of W_qᵀW_k in few directions.
+        collapsed: indices of the collapsed heads, by the name of the attention layer.
+        seconds: duration of the reading.
     """
 
     layers: dict[str, dict[str, list[float]]]
@@ -41,15 +45,16 @@ class StabilityReport:
 
 
 class StabilityMonitor:
-    """Takes readings. Around the optimizer's step that is read, call :meth:`before_update` and :meth:`after_update`.
+    """Takes readings. Call :meth:`before_update` before the optimizer's step, and :meth:`after_update` after it.
 
-    Nothing is drawn, no weight, mode or buffer changes: a run has the same weights with the monitor and without.
+    The monitor uses no random numbers and changes no weight, mode or buffer. A run has the same weights with it and
+    without it.
 
     Args:
-        model: not compiled, and not wrapped.
-        spectral_norms: gives the largest singular values of the weights by name.
-        precision: the context in which the model computes.
-        most_images: of a batch that the model is probed with.
+        model: the model itself, not compiled and not wrapped.
+        spectral_norms: returns the largest singular values of the weights by name.
+        precision: returns the context in which to run the model, such as autocast.
+        most_images: largest number of images of a batch to run the model on.
     """
 
     def __init__(
@@ -66,10 +71,10 @@ class StabilityMonitor:
 
     @torch.no_grad()
     def before_update(self, images: Tensor) -> None:
-        """Before gradients are clipped and weights change.
+        """Call this before gradients are clipped and weights change.
 
         Args:
-            images: as the model got them in this step, ``(batch, 3, side, side)``.
+            images: the model's input in this step, ``(batch, 3, side, side)``.
         """
         self.started = time.perf_counter()
         self.probe = images[: self.most_images].detach()
@@ -81,7 +86,7 @@ class StabilityMonitor:
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """After the optimizer's step: take the reading, ``report``. The only place that waits for the device."""
+        """Call this after the optimizer's step. It sets ``report``. Only this method waits for the device."""
         started = time.perf_counter()
         attention, blocks = self._probe()
         energies = {name: query_key_energies(qk.query, qk.key, qk.heads) for name, qk in query_keys(self.model).items()}
@@ -118,13 +123,13 @@ class StabilityMonitor:
         return attention, blocks
 
     def _in_order(self, values: Values) -> Values:
-        """Values by names of layers, or of parts of them, in the model's order."""
+        """Sort values in the model's order. A name is a layer or a part of one, such as ``attn.qkv.q``."""
         places = {name: place for place, name in enumerate(self.weights)}
         named = {name: name if name in places else name.rpartition(".")[0] for name in values}
         return {name: values[name] for name in sorted(values, key=lambda name: places.get(named[name], len(places)))}
 
     def _updates(self) -> Values:
-        """The length of the step over that of the weight, and the memory back."""
+        """The norm of each step divided by the norm of its weight. Frees the copies of the weights."""
         if not self.trained:
             return {}
         sizes = torch._foreach_norm(self.before)
@@ -139,7 +144,10 @@ def _rms(values: Tensor) -> Tensor:
 
 
 def _by_owner(parts: Values, owners: list[str]) -> Values:
-    """Numbers of each head under the name of the layer that has the heads' weights, whose parts may attend."""
+    """Values of each head under the name of the layer with the query and key weights.
+
+    The attention itself may be computed in parts of that layer.
+    """
     joined: dict[str, list[Tensor]] = {}
     for name, heads in parts.items():
         owner = next((owner for owner in owners if name.rstrip("'") == owner or name.startswith(f"{owner}.")), name)
@@ -148,7 +156,7 @@ def _by_owner(parts: Values, owners: list[str]) -> Values:
 
 
 def _on_host(layers: dict[str, Values]) -> dict[str, dict[str, list[float]]]:
-    """All numbers in one transfer."""
+    """Copy all values to the host in one transfer."""
     flat = [values.detach().double().flatten() for kind in layers.values() for values in kind.values()]
     device = next((values.device for values in flat if values.device.type != "cpu"), torch.device("cpu"))
     numbers = iter(torch.cat([values.to(device) for values in flat]).tolist()) if flat else iter(())

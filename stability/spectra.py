@@ -1,4 +1,4 @@
-"""Singular values of weights, and of the products that decide what attention looks at."""
+"""Singular values of matrices, and of W_qᵀW_k, which decides where attention looks."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from stability.errors import StabilityError
 
 
 def effective_rank(matrices: Tensor) -> Tensor:
-    """The exponential of the entropy of the singular values, taken as shares (Roy & Vetterli, 2007).
+    """The exponential of the entropy of the singular values, divided by their sum (Roy & Vetterli, 2007).
 
     Args:
         matrices: ``(..., rows, columns)``.
 
     Returns:
-        ``(...)``, from 1 (one direction) to ``min(rows, columns)`` (all alike); 0 for a matrix of zeros.
+        ``(...)``, from 1 (one direction) to ``min(rows, columns)`` (all singular values equal); 0 for a zero matrix.
     """
     values = _singular_values(matrices)
     total = values.sum(dim=-1, keepdim=True)
@@ -22,9 +22,9 @@ def effective_rank(matrices: Tensor) -> Tensor:
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
-    """Of ``(..., rows, columns)``, the largest first; NaN for a matrix that is not finite.
+    """Singular values of ``(..., rows, columns)``, the largest first; NaN for a matrix that is not finite.
 
-    On the host: GPUs decompose many small matrices one after the other, and not quickly.
+    They are computed on the CPU, because a GPU decomposes many small matrices slowly, one after the other.
     """
     host = matrices.float().cpu()
     is_finite = host.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
@@ -33,20 +33,20 @@ def _singular_values(matrices: Tensor) -> Tensor:
 
 
 def entropy(shares: Tensor) -> Tensor:
-    """Entropy in nats over the last dimension, whose entries are 0 or more and add up to 1."""
+    """Entropy in nats over the last dimension. Its entries must be 0 or more and sum to 1."""
     return torch.special.entr(shares).sum(dim=-1)
 
 
 def query_key_energies(w_q: Tensor, w_k: Tensor, num_heads: int) -> Tensor:
     """Squared singular values of W_qᵀW_k for each head, the largest first.
 
-    The product of two thin matrices needs no SVD of its full size: with Wᵀ = Q R of each, it has the singular values of
-    the small R_q R_kᵀ.
+    The product needs no SVD of its full size. With the QR decompositions W_qᵀ = Q_q R_q and W_kᵀ = Q_k R_k, it has the
+    singular values of the small matrix R_q R_kᵀ.
 
     Args:
-        w_q: weights of the queries, ``(dim, in)``.
-        w_k: weights of the keys, of the same shape.
-        num_heads: divides ``dim``.
+        w_q: query weights, ``(dim, in)``.
+        w_k: key weights, ``(dim, in)``.
+        num_heads: number of heads; divides ``dim``.
 
     Returns:
         ``(num_heads, min(dim / num_heads, in))``.
@@ -56,7 +56,8 @@ def query_key_energies(w_q: Tensor, w_k: Tensor, num_heads: int) -> Tensor:
     """
     if w_q.shape != w_k.shape or w_q.ndim != 2 or w_q.shape[0] % num_heads:
         raise StabilityError(
-            f"queries {tuple(w_q.shape)} and keys {tuple(w_k.shape)} must be of one shape that {num_heads} heads divide"
+            f"query weights {tuple(w_q.shape)} and key weights {tuple(w_k.shape)} must have the same shape, "
+            f"(dim, in) with a dim that {num_heads} heads divide"
         )
     factors = (torch.linalg.qr(w.float().cpu().unflatten(0, (num_heads, -1)).mT, mode="r").R for w in (w_q, w_k))
     r_q, r_k = factors
@@ -69,11 +70,11 @@ def energy_concentration(energies: Tensor, directions: int = 10) -> Tensor:
     Runs that crash put nearly all of it into fewer than 10.
 
     Args:
-        energies: ``(..., n)``, the largest first, as of :func:`query_key_energies`.
+        energies: ``(..., n)``, the largest first, as :func:`query_key_energies` returns them.
         directions: s.
 
     Returns:
-        ``(...)``, from s / n to 1; 1 where there is no energy at all.
+        ``(...)``, from s / n to 1; 1 if the energy is 0.
     """
     total = energies.sum(dim=-1)
     share = energies[..., :directions].sum(dim=-1) / total.clamp_min(torch.finfo(energies.dtype).tiny)
