@@ -45,13 +45,16 @@ PUBLISHED = {
 }
 HEADER = """# Models
 
-`python train.py model=NAME`; made by `python scripts/model_table.py` ({machine}).
+Train one with `python train.py model=NAME`. `python scripts/model_table.py` wrote this table ({machine}).
 
-Sizes are at {side} pixels and {classes} classes. GMACs are half of what torch's `FlopCounterMode` counts on the `meta`
-device: convolutions (depthwise ones too), matrix products and fused attention. Activations are the values that
-convolutions, linear layers and attention put out in a forward pass. Images/s: float32,
-batch {batch}, eager, the median of {turns} turns. Lipschitz: whether `models.lipschitz_bound` is finite, or what
-makes it infinite. Top-1: ImageNet-1K, percent, as published; not yet reproduced here.
+- **Sizes** are for {side} pixels and {classes} classes.
+- **GMACs** are half of the FLOPs that torch's `FlopCounterMode` counts on the `meta` device: convolutions (including
+  depthwise), matrix products and fused attention.
+- **Activations** are the output values of convolutions, linear layers and attention in a forward pass.
+- **Images/s** are measured in float32 and eager mode with batches of {batch}; the value is the median of {turns} turns.
+- **Lipschitz** says whether `models.lipschitz_bound` is finite, or which layers make it infinite.
+- **Top-1** is the published accuracy on ImageNet-1K in percent. "warm-up" means that the paper trains with warm-up. We
+  have not reproduced these values yet.
 
 """
 COLUMNS = ("model", "parameters", "GMACs", "activations, M", "forward, images/s", "training, images/s")

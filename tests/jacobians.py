@@ -17,7 +17,7 @@ def stretch(function, x: Tensor) -> Tensor:
 
 
 def randomise(module: nn.Module, std: float, seed: int) -> nn.Module:
-    """Normal parameters, in float64."""
+    """Convert a module to float64 and draw its parameters from a normal distribution."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.double().parameters():
         nn.init.normal_(parameter, std=std, generator=generator)

@@ -1,4 +1,4 @@
-"""The papers' arithmetic written out one token at a time: slow, independent of the models' own code, for float64."""
+"""The papers' formulas, computed one token at a time: slow, but independent of the models' code. For float64."""
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,12 @@ def logit(q: Tensor, k: Tensor, similarity: Similarity) -> Tensor:
 
 
 def value(v: Tensor, similarity: Similarity) -> Tensor:
-    """What a token contributes: its value, normalised where the similarity says so."""
+    """The value of a token, normalised if the similarity normalises values."""
     return v / (v @ v + similarity.epsilon).sqrt() if similarity.normalise == "qkv" else v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, similarity: Similarity, bias: Tensor | None = None) -> Tensor:
-    """One head: ``(tokens, head_dim)`` three times to the same shape, without the gain."""
+    """Attention of one head, without the gain. q, k, v and the result are ``(tokens, head_dim)``."""
     rows = []
     for i in range(len(q)):
         logits = torch.stack([logit(q[i], k[j], similarity) for j in range(len(k))])
@@ -59,7 +59,7 @@ def window_attention(attention: WindowAttention, x: Tensor) -> Tensor:
 
 
 def stripe_attention(branch: StripeAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One branch of cross-shaped attention, one stripe and one head at a time: maps ``(height, width, dim)``."""
+    """One branch of cross-shaped attention, one stripe and one head at a time, on maps ``(height, width, dim)``."""
     height, width, dim = q.shape
     tall, wide = branch.stripe
     kernel, offset = branch.lepe.weight[:, 0], branch.lepe.bias
@@ -94,7 +94,7 @@ def cross_shaped_attention(attention: CrossShapedAttention, x: Tensor) -> Tensor
 
 
 def conv_branch(branch: ConvBranch, x: Tensor) -> Tensor:
-    """A convolution branch in channels-first, with the kernel at each place written out."""
+    """A convolution branch in channels-first layout, one position at a time."""
     maps = x.permute(0, 3, 1, 2)
     kernel = branch.depthwise.weight[:, 0]
     side = kernel.shape[-1]
@@ -111,13 +111,13 @@ def conv_branch(branch: ConvBranch, x: Tensor) -> Tensor:
 
 
 def center_norm(norm: CenterNorm, x: Tensor) -> Tensor:
-    """CenterNorm by its formula."""
+    """The formula of CenterNorm."""
     dim = x.shape[-1]
     return norm.weight * dim / (dim - 1) * (x - x.sum(-1, keepdim=True) / dim) + norm.bias
 
 
 def layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm by its formula."""
+    """The formula of LayerNorm."""
     centred = x - x.mean(-1, keepdim=True)
     return norm.weight * centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() + norm.bias
 

@@ -1,4 +1,4 @@
-"""A few training steps of a model alone, without the engine."""
+"""A few training steps of a model without the engine."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
@@ -14,7 +14,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of 32 images of an image folder, shuffled, and their labels."""
+    """Shuffled batches of 32 images of an image folder, with labels."""
     classes = sorted(path for path in (root / "train").iterdir())
     files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
     images = [to_tensor(Image.open(file).convert("RGB").resize((side, side))) for file, _ in files]
@@ -24,13 +24,13 @@ def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor
 
 
 def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> list[float]:
-    """The losses of 20 steps at full learning rate, over the batches again and again.
+    """The losses of 20 steps with a constant learning rate; the batches are repeated.
 
     Args:
-        model: learns; may be compiled.
+        model: the model to train; may be compiled.
         amp: ``fp32`` or ``bf16``.
         batches: images and labels.
-        lr: of AdamW.
+        lr: learning rate of AdamW.
     """
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr)
     losses = []
@@ -46,7 +46,7 @@ def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> li
 
 
 def losses_on_noise(build: Callable[[], nn.Module], amp: str) -> list[float]:
-    """:func:`twenty_losses` of a model of 5 classes on one batch of 32 random images of 32 pixels."""
+    """:func:`twenty_losses` of a model with 5 classes, on one batch of 32 random images of 32 pixels."""
     torch.manual_seed(0)
     model = build()
     return twenty_losses(model, amp, [(torch.randn(32, 3, 32, 32), torch.randint(5, (32,)))], lr=5e-3)

@@ -152,7 +152,7 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
     assert scores(tmp_path)["images"] == 80
     other = run_here("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
     assert other.returncode == 2
-    assert re.search(r"error: w.safetensors is of another model: weights \d+ missing \(layer1.2", other.stderr)
+    assert re.search(r"error: w.safetensors holds weights of another model: \d+ missing \(layer1.2", other.stderr)
 
 
 def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
@@ -212,7 +212,7 @@ def test_crop_and_share_beside_a_checkpoint(trained_with, typed, expected):
     ("model", "crop", "said"),
     [
         ("deit_tiny", 64, "pos_embed was resized from 197 to 17 tokens"),
-        ("swin_tiny", 192, "2 tables of relative position bias were resized to the model's windows"),
+        ("swin_tiny", 192, "2 relative position bias tables were resized to the model's windows"),
     ],
 )
 def test_a_model_is_built_for_the_crop(model, crop, said, tmp_path, capsys):

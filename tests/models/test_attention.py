@@ -1,4 +1,4 @@
-"""Window and cross-shaped attention against their arithmetic written out, and the forms of similarity."""
+"""Window and cross-shaped attention against their formulas, and the forms of similarity."""
 
 import math
 
@@ -25,7 +25,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
 @torch.no_grad()
-def test_window_attention_equals_its_arithmetic(similarity):
+def test_window_attention_equals_its_formula(similarity):
     torch.manual_seed(0)
     attention = randomised(WindowAttention(8, 3, 2, similarity))
     x = torch.randn(2, 6, 3, 8, dtype=torch.float64)
@@ -35,14 +35,14 @@ def test_window_attention_equals_its_arithmetic(similarity):
 @pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
 @pytest.mark.parametrize(("size", "width"), [((4, 6), 2), ((3, 3), 1), ((3, 4), None)])
 @torch.no_grad()
-def test_cross_shaped_attention_equals_its_arithmetic(similarity, size, width):
+def test_cross_shaped_attention_equals_its_formula(similarity, size, width):
     torch.manual_seed(0)
     attention = randomised(CrossShapedAttention(8, size, 4, width, similarity))
     x = torch.randn(2, *size, 8, dtype=torch.float64)
     torch.testing.assert_close(attention(x), literal.cross_shaped_attention(attention, x), atol=1e-10, rtol=0)
 
 
-def test_stripes_stand_first_and_lie_second():
+def test_vertical_stripes_come_first_and_horizontal_stripes_second():
     attention = CrossShapedAttention(8, (4, 6), 2, 1, Similarity(1.0))
     assert [stripe.stripe for stripe in attention.stripes] == [(4, 1), (1, 6)]
 
@@ -55,7 +55,7 @@ def test_certified_vectors_are_shorter_than_one_and_smooth_at_zero():
 
 
 @pytest.mark.parametrize("move", [nn.Module.cpu, nn.Module.share_memory, lambda layer: layer.to_empty(device="cpu")])
-def test_the_index_outlives_moves_in_inference_mode(move):
+def test_the_bias_index_is_correct_after_a_move_in_inference_mode(move):
     attention = WindowAttention(8, 3, 2, Similarity(1.0))
     index = attention.relative_position_index.clone()
     with torch.inference_mode():
@@ -73,7 +73,7 @@ def test_bf16_stays_bf16(name):
     assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
 
 
-def test_unknown_forms_are_refused():
+def test_unknown_forms_and_infinite_bounds_are_refused():
     with pytest.raises(ModelError, match=r"no attention 'certifed': choose model.attention=released or certified"):
         lipsformer_similarity("certifed", 10.0, 1e-6, 1.0)
     for epsilon, nu, option in (

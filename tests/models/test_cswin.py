@@ -1,4 +1,4 @@
-"""CSWin and LipsFormer-CSwin: their blocks against the arithmetic written out, their geometry, their refusals."""
+"""CSWin and LipsFormer-CSwin: blocks against their formulas, sizes of maps and stripes, refused sizes."""
 
 import pytest
 import timm
@@ -49,7 +49,7 @@ def test_lipsformer_block_equals_the_released_arithmetic(width):
     torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
 
 
-def test_stripes_and_gains_of_the_published_model():
+def test_stripes_and_gains_are_those_of_the_published_model():
     with torch.device("meta"):
         model = timm.create_model("lipsformer_cswin_tiny")
     stripes = [[m for m in stage[-1].modules() if isinstance(m, StripeAttention)] for stage in model.stages.children()]
@@ -59,19 +59,19 @@ def test_stripes_and_gains_of_the_published_model():
         [(14, 7), (7, 14)],
         [(7, 7)],
     ]
-    # Heads of a branch: half of 2, 4 and 8, and all 16 in the last stage.
+    # One over the square root of a branch's heads: half of 2, 4 and 8, and all 16 in the last stage.
     assert [stage[0].similarity.gain for stage in stripes] == pytest.approx([1, 2**-0.5, 0.5, 0.25])
     assert {stage[0].similarity.scale for stage in stripes} == {12.0}
     assert model.stages[0][0].attn.scale.shape == (64,)
 
 
 @pytest.mark.parametrize("name", ["cswin_tiny", "lipsformer_cswin_tiny"])
-def test_other_image_sizes(name):
+def test_models_of_other_image_sizes_work(name):
     assert small(name, img_size=64)(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     assert small(name, img_size=(32, 64))(torch.randn(1, 3, 32, 64)).shape == (1, 5)
     assert small(name, img_size=48, stripes=(3, 2, 2))(torch.randn(1, 3, 48, 48)).shape == (1, 5)
     assert small(name, img_size=96, stripes=(1, 3, 7))(torch.randn(1, 3, 96, 96)).shape == (1, 5)
-    # A map as small as a stripe is attended as a whole, in any stage.
+    # A map as small as a stripe has one branch over the whole map, in any stage.
     whole = small(name, img_size=16, stripes=(1, 2, 1))
     assert [len([m for m in s.modules() if isinstance(m, StripeAttention)]) for s in whole.stages] == [2, 1, 1]
 
@@ -83,19 +83,19 @@ def test_other_image_sizes(name):
         ({"img_size": 36}, "image size 36 does not fit: with 3 stages it must be a multiple of 16, such as 32 or 48"),
         (
             {"stripes": (3, 2, 2)},
-            r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens: .* multiple of 48",
+            r"stage 1: stripes of width 3 do not divide its map of \(8, 8\) tokens: .* multiples of 48",
         ),
         (
             {"img_size": 80, "stripes": (1, 3, 7)},
-            "stage 2: stripes of width 3 .* image sizes that are a multiple of 48",
+            "stage 2: stripes of width 3 .* image sizes that are multiples of 48",
         ),
         ({"stripes": (0, 2, 2)}, r"model.stripes=\(0, 2, 2\) must be 1 or more"),
-        ({"mlp_ratio": -1.0}, "model.mlp_ratio=-1 of 8 channels leaves the MLP none"),
+        ({"mlp_ratio": -1.0}, "model.mlp_ratio=-1 gives no valid hidden width for 8 channels"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be 1 or more"),
-        ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes 2: give one each"),
+        ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes has 2: give both the same length"),
         ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be halved"),
         ({"num_heads": (2, 3, 4)}, "stage 2: 3 heads do not divide 16 channels"),
-        ({"num_heads": (2, 2)}, "model.depths has 3 stages and model.num_heads 2"),
+        ({"num_heads": (2, 2)}, "model.depths has 3 stages and model.num_heads has 2"),
     ],
 )
 def test_impossible_shapes_are_refused_in_one_line(name, changes, message):

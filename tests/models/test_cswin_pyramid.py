@@ -1,4 +1,4 @@
-"""Stripes follow the image size, and never into weights of another form."""
+"""Stripes follow the image size. A change that would need weights of other shapes is refused."""
 
 import pytest
 import timm
@@ -10,11 +10,11 @@ from models.attention import StripeAttention
 
 
 def stripes(model: nn.Module) -> list[list[tuple[int, int]]]:
-    """Of the last block of every stage, a (height, width) for each branch."""
+    """(height, width) of the stripes of each branch, in the last block of every stage."""
     return [[m.stripe for m in stage[-1].modules() if isinstance(m, StripeAttention)] for stage in model.stages]
 
 
-def test_at_384_pixels_stripes_are_the_papers():
+def test_at_384_pixels_stripes_are_those_of_the_paper():
     with torch.device("meta"):
         model = timm.create_model("cswin_tiny")
         model.set_input_size(384)
@@ -22,7 +22,7 @@ def test_at_384_pixels_stripes_are_the_papers():
     assert stripes(model) == [[(96, 1), (1, 96)], [(48, 2), (2, 48)], [(24, 12), (12, 24)], [(12, 12)]]
 
 
-def test_given_stripes_are_taken_and_others_refused():
+def test_given_stripes_are_used_if_they_fit_and_refused_otherwise():
     sizes = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}
     model = timm.create_model("cswin_tiny", num_classes=5, **sizes).eval()
     model.set_input_size((32, 64), stripes=(2, 1, 1))
@@ -33,7 +33,7 @@ def test_given_stripes_are_taken_and_others_refused():
             model.set_input_size(32, stripes=(1, width, 1))
 
 
-def test_a_stage_over_its_whole_map_stays_one():
+def test_a_stage_keeps_its_number_of_branches():
     sizes = {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "num_classes": 5}
     whole = timm.create_model("cswin_tiny", img_size=16, stripes=(4, 2), **sizes).eval()
     whole.set_input_size(32)

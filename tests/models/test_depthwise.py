@@ -1,4 +1,4 @@
-"""The depthwise convolution is PyTorch's in every value and gradient."""
+"""The depthwise convolution has the same values and gradients as PyTorch's."""
 
 import copy
 
@@ -21,7 +21,7 @@ def plain(layer: DepthwiseConv2d) -> nn.Conv2d:
 @pytest.mark.parametrize("shape", [(3, 5, 6, 4), (2, 16, 7, 7), (1, 8, 1, 9), (4, 6, 1, 1), (0, 4, 5, 5)])
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_those_of_a_convolution(shape, kernel, layout):
+def test_values_and_gradients_equal_those_of_a_convolution(shape, kernel, layout):
     torch.manual_seed(0)
     layer = DepthwiseConv2d(shape[1], kernel)
     reference = plain(layer)
@@ -36,14 +36,14 @@ def test_values_and_gradients_are_those_of_a_convolution(shape, kernel, layout):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_of_every_order_and_direction():
+def test_backward_forward_mode_and_second_derivatives_are_correct():
     torch.manual_seed(0)
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4, 5), (3, 1, 3, 3), (3,))]
     assert torch.autograd.gradcheck(_EagerCpuDepthwise.apply, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(_EagerCpuDepthwise.apply, inputs)
 
 
-def test_forward_mode_where_only_the_input_moves():
+def test_forward_mode_works_if_only_the_input_has_a_tangent():
     layer = DepthwiseConv2d(4, 3)
     x, tangent = torch.randn(2, 2, 4, 5, 5).unbind(0)
     got = torch.func.jvp(layer, (x,), (tangent,))[1]
@@ -65,7 +65,7 @@ def test_under_autocast_it_computes_in_bf16_and_its_gradients_are_fp32():
     torch.testing.assert_close(layer.weight.grad, reference.weight.grad, atol=2e-2, rtol=2e-2)
 
 
-def test_it_copies_and_freezes_as_any_layer():
+def test_it_can_be_copied_and_frozen():
     layer = copy.deepcopy(DepthwiseConv2d(4, 3)).requires_grad_(False)
     x = torch.randn(1, 4, 3, 3, requires_grad=True)
     layer(x).sum().backward()

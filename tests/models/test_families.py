@@ -1,4 +1,4 @@
-"""Every family of models learns: 20 steps of the real loop, in each precision, eager and compiled; on 2 processes."""
+"""Every family of models learns: 20 steps of the real loop in each precision, eager, compiled, and on 2 processes."""
 
 import copy
 from statistics import mean
@@ -10,7 +10,7 @@ from models import build_model
 from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, SMALL, losses, run, settings, train_here
 from tests.training import real_batches, twenty_losses
 
-# A family is represented by a small configuration for 32 pixels.
+# Small configurations of the families for images of 32 pixels.
 CSWIN = (
     *("model.embed_dim=16", "model.depths=[1,1]", "model.num_heads=[2,4]", "model.stripes=[2,4]"),
     *("data.crop=32", "data.resize=32"),
@@ -47,7 +47,7 @@ def options(family: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("amp", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
+def test_the_loss_falls_in_twenty_steps(family, amp, small_images, here):
     full_rate = ("epochs=20", "max_steps=20", "optim.lr=2e-3")
     train_here(*options(family), *NO_LOCAL_NOISE, *PLAIN_IMAGES, *full_rate, f"amp={amp}", f"data.root={small_images}")
     found = losses(here / "run")
@@ -59,15 +59,15 @@ def test_loss_falls_in_twenty_steps(family, amp, small_images, here):
 @pytest.mark.parametrize(
     ("family", "amp"), [*((family, "fp32") for family in FAMILIES), ("lipsformer_swin", "bf16"), ("vit", "bf16")]
 )
-def test_compiled_as_one_graph_it_learns_as_eager(family, amp, small_images):
+def test_a_compiled_model_learns_like_the_eager_model(family, amp, small_images):
     cfg = settings(*options(family), "model.drop_path_rate=0")
     model = build_model(cfg.model, 10, cfg.data.crop)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
-    # Two batches again and again: whatever the weights, 20 steps learn far more of them than the bound below.
+    # Only two batches, repeated. From any initial weights, the loss then falls by far more than the bound below.
     batches = real_batches(small_images, cfg.data.crop)[:2]
     eager_losses = twenty_losses(model, amp, batches, lr=2e-3)
     losses = twenty_losses(compiled, amp, batches, lr=2e-3)
-    # Rounding differs, and steps magnify it.
+    # Rounding differs, and every step increases the difference.
     same = {"fp32": (10, 2e-3), "bf16": (5, 3e-2)}
     steps, tolerance = same[amp]
     assert losses[:steps] == pytest.approx(eager_losses[:steps], abs=tolerance)

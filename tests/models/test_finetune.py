@@ -1,4 +1,4 @@
-"""A run that starts from weights: what depends on the classes and the image size is fitted, all else must match."""
+"""A run that starts from weights: the classifier and position tables are adapted, everything else must match."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from models import ModelError, start_from
 from tests.runs import SMALL, checkpoint, run_here, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
-# Steps too small to see.
+# A learning rate so small that the weights do not change visibly.
 STILL = ("optim.lr=1e-12", "optim.min_lr=0", "max_steps=1")
 
 
@@ -23,7 +23,7 @@ def small(**changes) -> nn.Module:
     return timm.create_model("lipsformer_swin_tiny", **(SIZES | changes))
 
 
-def test_equal_weights_load_without_a_word(tmp_path):
+def test_matching_weights_load_without_a_notice(tmp_path):
     old, new = small(), small()
     torch.save(old.state_dict(), tmp_path / "w.pth")
     assert start_from(new, tmp_path / "w.pth") == []
@@ -37,7 +37,7 @@ def test_equal_weights_load_without_a_word(tmp_path):
         ("deit_tiny", {"depth": 1, "img_size": 32}, {"depth": 1, "img_size": 48, "num_classes": 7}),
     ],
 )
-def test_timm_fits_a_file_as_we_do(name, old, new, tmp_path):
+def test_timm_adapts_a_file_as_start_from_does(name, old, new, tmp_path):
     weights = timm.create_model(name, **({"num_classes": 5} | old)).state_dict()
     torch.save(weights, tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "num_classes": 5}
@@ -59,50 +59,50 @@ def test_timm_fits_a_file_as_we_do(name, old, new, tmp_path):
         ("deit_tiny", "head", {"depth": 1, "stabilizer": "sigma_reparam"}),
     ],
 )
-def test_a_head_of_other_classes_starts_anew(name, head, kwargs):
+def test_a_head_for_other_classes_is_newly_initialised(name, head, kwargs):
     old, new = (timm.create_model(name, num_classes=classes, **kwargs) for classes in (7, 4))
     fresh = new.get_submodule(head).state_dict()
     fresh = {key: value.clone() for key, value in fresh.items()}
-    assert start_from(new, old.state_dict(), "F") == ["the classifier starts anew: 4 classes instead of 7"]
+    assert start_from(new, old.state_dict(), "F") == ["the classifier is newly initialised: 4 classes instead of 7"]
     assert same_tensors(new.get_submodule(head).state_dict(), fresh)
     body = {key: value for key, value in new.state_dict().items() if not key.startswith("head") and key[:3] != "fc."}
     assert all(torch.equal(value, old.state_dict()[key]) for key, value in body.items())
 
 
-def test_anything_else_that_differs_is_an_error():
+def test_any_other_difference_is_an_error():
     for changes in ({"embed_dim": 24}, {"depths": (1, 2)}, {"num_heads": (4, 4)}):
-        with pytest.raises(ModelError, match="F is of another model"):
+        with pytest.raises(ModelError, match="F holds weights of another model"):
             start_from(small(), small(**changes).state_dict(), "F")
     headless = small(num_classes=0).state_dict()
     with pytest.raises(ModelError, match=r"2 missing \(head.weight, head.bias\)"):
         start_from(small(), headless, "F")
 
 
-def test_position_bias_follows_the_window():
-    """A plane stays a plane: what stood at an offset stands there still, and in between is what lies between."""
+def test_bias_tables_are_interpolated_to_the_window_size():
+    """A table that grows linearly with the offset still does so after the interpolation."""
     old, new = small(window_size=7), small(window_size=4, img_size=32)
     name = "stages.0.0.attn.branch.relative_position_bias_table"
     offsets = torch.arange(-6.0, 7)
     plane = offsets[:, None] + 10 * offsets[None, :]
     weights = old.state_dict() | {name: plane.reshape(-1, 1).repeat(1, 2)}
     notices = start_from(new, weights, "F")
-    assert notices == ["2 tables of relative position bias were resized to the model's windows"]
+    assert notices == ["2 relative position bias tables were resized to the model's windows"]
     table = new.state_dict()[name].view(7, 7, 2)
     assert table[3, 3].tolist() == pytest.approx([0, 0], abs=1e-4)  # a token's bias towards itself
     assert torch.allclose(table, -table.flip(0, 1), atol=1e-3)
     assert (table.diff(dim=0) > 0).all() and (table.diff(dim=1) > 0).all()
 
 
-def test_windows_of_timm_are_followed_too():
+def test_bias_tables_of_timms_swin_are_interpolated_too():
     def swin(size: int, window: int) -> nn.Module:
         sizes = {"embed_dim": 12, "num_heads": (1, 2, 4, 8)}
         return timm.create_model("swin_tiny_patch4_window7_224", img_size=size, window_size=window, **sizes)
 
     notices = start_from(swin(256, 8), swin(224, 7).state_dict())
-    assert notices == ["12 tables of relative position bias were resized to the model's windows"]
+    assert notices == ["12 relative position bias tables were resized to the model's windows"]
 
 
-def test_position_embeddings_follow_the_image():
+def test_position_embeddings_are_interpolated_to_the_image_size():
     for name, prefix in (("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)):
         old, new = (timm.create_model(name, img_size=size, depth=1) for size in (64, 96))
         notices = start_from(new, old.state_dict())
@@ -112,10 +112,10 @@ def test_position_embeddings_follow_the_image():
         assert torch.equal(new.pos_embed[:, :prefix], old.pos_embed[:, :prefix])
 
 
-def test_what_cannot_be_resized_is_one_line():
+def test_a_table_that_cannot_be_resized_is_refused_in_one_line():
     model = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=1)
     weights = model.state_dict() | {"pos_embed": torch.zeros(1, 12, 192)}
-    with pytest.raises(ModelError, match="F cannot be resized to the model") as error:
+    with pytest.raises(ModelError, match="the position tables of F cannot be resized") as error:
         start_from(model, weights, "F")
     assert "\n" not in str(error.value)
 
@@ -138,16 +138,16 @@ def three_classes(small_images, tmp_path_factory) -> Path:
 
 
 def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
-    """By the command: the averaged weights are taken, the classifier is new, a resume needs the file no more."""
+    """With the real command: it uses the averaged weights and a new classifier, and a resume does not need the file."""
     shutil.copy(pretrained / "checkpoints/last.pt", tmp_path / "start.pt")
     command = (*SMALL, *STILL, "model.num_classes=3", f"data.root={three_classes}", "name=b", "checkpoint=start.pt")
     out = run_here("train.py", *command, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert (
-        f"starting from the weights in {tmp_path}/start.pt\nthe classifier starts anew: 3 classes instead of 10\n"
-        in out.stdout
+        f"starting from the weights in {tmp_path}/start.pt\n"
+        "the classifier is newly initialised: 3 classes instead of 10\n" in out.stdout
     )
-    assert "starts anew" in (tmp_path / "outputs/b/train.log").read_text()
+    assert "newly initialised" in (tmp_path / "outputs/b/train.log").read_text()
     before, after = checkpoint(pretrained)["ema"], checkpoint(tmp_path / "outputs/b")["model"]
     assert after["head.weight"].shape[0] == 3
     for name in before.keys() - {"head.weight", "head.bias"}:
@@ -158,7 +158,7 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     assert "going on from step 1" in again.stdout and "starting from" not in again.stdout
 
 
-def test_where_a_run_started_is_part_of_it(pretrained, small_images, here):
+def test_the_starting_weights_are_part_of_a_runs_recipe(pretrained, small_images, here):
     common = (*SMALL, f"data.root={small_images}", "name=b", "max_steps=1")
     train_here(*common, f"checkpoint.start={pretrained}/checkpoints/last.pt")
     with pytest.raises(UserError, match=r"another recipe: checkpoint.start \S+last.pt → None"):
@@ -187,7 +187,7 @@ def test_the_file_is_read_before_any_image(value, message, here):
 
 
 def test_a_file_of_another_model_is_refused_before_training(pretrained, small_images, here):
-    with pytest.raises(ModelError, match=r"last.pt is of another model: weights .*missing"):
+    with pytest.raises(ModelError, match=r"last.pt holds weights of another model: .*missing"):
         train_here(
             *(*SMALL, f"data.root={small_images}", "name=b", "model.depths=[1,2]"),
             f"checkpoint.start={pretrained}/checkpoints/last.pt",
@@ -195,7 +195,7 @@ def test_a_file_of_another_model_is_refused_before_training(pretrained, small_im
     assert not Path("outputs").exists()
 
 
-def test_evaluation_fits_nothing(pretrained, three_classes, tmp_path):
+def test_evaluation_does_not_replace_the_classifier(pretrained, three_classes, tmp_path):
     torch.save(checkpoint(pretrained)["model"], tmp_path / "w.pth")
     options = ("model=lipsformer_swin_mini", "model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]")
     data = ("data=folder", f"data.root={three_classes}", "data.crop=28", "data.resize=28", "max_workers=0")

@@ -1,4 +1,4 @@
-"""The parts the LipsFormers share, against their formulas."""
+"""The layers of all LipsFormer models against their formulas."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def test_center_norm_is_lipschitz_with_the_stated_constant():
     torch.testing.assert_close(norm(x), expected)
 
 
-def test_convolution_branches_equal_their_arithmetic():
+def test_convolution_branches_equal_their_formula():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     for pointwise in (True, False):

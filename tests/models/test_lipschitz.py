@@ -1,4 +1,4 @@
-"""Lipschitz bounds of blocks and whole models: never exceeded, attained where they can be, and readable."""
+"""Lipschitz bounds of blocks and whole models: never exceeded, reached where that is possible, and readable."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_certified_blocks_stay_below_their_bound(block_and_shape, scale, distanc
     assert (block(x) - block(y)).norm() <= report.tight * (x - y).norm()
     matrix = jacobian(block, x).detach()
     assert torch.linalg.matrix_norm(matrix, 2) <= report.tight
-    # The parts too: a wrong one could hide behind the slack of another.
+    # Check the parts too: the slack of one bound could hide an error in another.
     for name, part in block.named_children():
         inside = next(layer.tight for layer in report.layers if layer.name == name)
         assert stretch(part, x) <= inside * (1 + 1e-9), name
@@ -79,7 +79,7 @@ def test_whole_models_stay_below_their_bound():
         assert report.finite and not report.reasons
 
 
-def test_a_pyramid_inside_another_module_knows_its_shape_too():
+def test_a_pyramid_inside_another_module_knows_its_input_shape():
     model = timm.create_model("lipsformer_swin_tiny", attention="certified", epsilon=1.0, **SWIN)
     inside = models.lipschitz_bound(nn.Sequential(nn.Identity(), model))
     assert inside.tight == pytest.approx(models.lipschitz_bound(model).tight)
@@ -87,15 +87,15 @@ def test_a_pyramid_inside_another_module_knows_its_shape_too():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["patch_embed.norm.weight", "stages.0.0.attn.scale", "head.weight"])
-def test_weights_that_are_no_numbers_have_no_bound(name, value):
+def test_weights_that_are_not_finite_have_no_bound(name, value):
     model = timm.create_model("lipsformer_swin_tiny", attention="certified", epsilon=1.0, **SWIN)
     model.get_parameter(name).data.view(-1)[0] = value
     with pytest.raises(models.ModelError, match=f"there is no bound: {name} holds NaN or infinity"):
         models.lipschitz_bound(model)
 
 
-def test_the_composition_is_attained_by_a_linear_model():
-    """Residuals off and all layers aligned: stem, CenterNorms, mean over tokens and head multiply without slack."""
+def test_a_linear_model_reaches_the_bound_of_its_composition():
+    """With residuals off and all layers aligned, the bounds of stem, CenterNorms, mean and head multiply exactly."""
     model = LipsFormerSwin(img_size=4, patch_size=2, embed_dim=4, depths=(1,), num_heads=(1,), window_size=2)
     model = model.double()
     model.patch_embed.proj.bias.data.zero_()
@@ -116,7 +116,7 @@ def test_the_composition_is_attained_by_a_linear_model():
     assert models.lipschitz_bound(model).tight == pytest.approx(exact, rel=1e-9)
 
 
-def test_branches_multiply_their_layers():
+def test_the_bound_of_a_branch_is_the_product_of_its_layers():
     mlp, conv = randomise(Mlp(4, 8), 1, 0), randomise(ConvBranch(4, pointwise=True), 1, 0)
     norms = [largest_singular_value(layer.weight).item() for layer in (mlp.fc1, mlp.fc2, conv.pointwise)]
     assert models.lipschitz_bound(mlp).tight == pytest.approx(norms[0] * GELU * norms[1])
@@ -124,7 +124,7 @@ def test_branches_multiply_their_layers():
     assert models.lipschitz_bound(conv, (1, 3, 3, 4)).tight == pytest.approx(depthwise * norms[2] * GELU**2)
 
 
-def test_infinite_bounds_have_named_reasons():
+def test_infinite_bounds_have_reasons_with_layer_names():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     released = timm.create_model("lipsformer_swin_tiny", **SWIN)
     expected = {
@@ -143,7 +143,7 @@ def test_infinite_bounds_have_named_reasons():
     assert set(models.lipschitz_bound(released).reasons) == {RAW_VALUES}
 
 
-def test_a_subclass_that_computes_something_else_is_unknown():
+def test_a_subclass_with_its_own_forward_has_no_bound():
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -173,7 +173,7 @@ def test_the_table_has_a_line_for_each_layer():
     assert line.split()[1:4] == ["WindowAttention", "∞", "∞"] and line.endswith(RAW_VALUES)
 
 
-def test_the_model_stays_as_it_is():
+def test_the_model_is_not_changed():
     model = timm.create_model("lipsformer_swin_tiny", **SWIN)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     models.lipschitz_bound(model)
@@ -181,7 +181,7 @@ def test_the_model_stays_as_it_is():
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_wrong_input_shape_is_one_line():
+def test_a_wrong_input_shape_is_refused_in_one_line():
     with pytest.raises(models.ModelError, match=r"takes no input of shape \(1, 5\)") as error:
         models.lipschitz_bound(nn.Linear(4, 4), (1, 5))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Constants of layers and of certified attention against exact Jacobians, at inputs where they are attained."""
+"""Constants of layers and of certified attention against exact Jacobians, at inputs that reach them."""
 
 import math
 
@@ -25,7 +25,7 @@ from tests.jacobians import randomise, stretch
         (nn.Conv2d(4, 6, 2, stride=2, groups=2), (1, 4, 4, 4)),
     ],
 )
-def test_layers_that_read_each_number_once_have_an_exact_constant(layer, shape):
+def test_layers_that_use_each_input_value_once_have_an_exact_constant(layer, shape):
     report = models.lipschitz_bound(randomise(layer, 1, 0))
     exact = stretch(layer, torch.zeros(shape, dtype=torch.float64)).item()
     assert report.published == pytest.approx(exact, rel=1e-9)
@@ -43,7 +43,7 @@ def test_layers_that_read_each_number_once_have_an_exact_constant(layer, shape):
     ],
 )
 def test_overlapping_convolutions_stay_below_their_bound(layer):
-    """Kernels of one sign come near to it, and above σ₁ of the reshaped matrix wherever patches overlap."""
+    """Kernels of one sign come close to it. Where patches overlap, they exceed σ₁ of the reshaped matrix."""
     layer = randomise(layer, 0.1, 0)
     layer.weight.data.abs_().add_(1)
     exact = stretch(layer, torch.zeros(1, layer.in_channels, 16, 16, dtype=torch.float64)).item()
@@ -54,7 +54,7 @@ def test_overlapping_convolutions_stay_below_their_bound(layer):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6)])
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_depthwise_fft_bound_exceeds_the_exact_value_and_that_any_measured(size, kernel):
+def test_the_exact_depthwise_norm_lies_between_measured_values_and_the_fft_bound(size, kernel):
     layer = randomise(DepthwiseConv2d(3, kernel), 1, kernel)
     bounds = depthwise_fft_bounds(layer.weight, size)
     power = depthwise_norm(layer.weight, size)
@@ -69,8 +69,8 @@ def test_depthwise_fft_bound_exceeds_the_exact_value_and_that_any_measured(size,
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_crowded_singular_values_do_not_make_it_err_low(seed):
-    """On maps too large for the exact number of steps; plain power iteration ends up to 0.3 % too low on some."""
+def test_the_depthwise_norm_is_not_too_low_if_singular_values_are_close_together(seed):
+    """The maps are too large for the exact number of steps. On some, power iteration is up to 0.3 % too low."""
     layer = randomise(DepthwiseConv2d(2, 3 + 2 * (seed % 3)), 1, seed)
     eye = torch.eye(13 * 12, dtype=torch.float64).view(-1, 1, 13, 12)
     operators = [F.conv2d(eye, kernel[None], padding="same").flatten(1) for kernel in layer.weight.detach()]
@@ -80,7 +80,7 @@ def test_crowded_singular_values_do_not_make_it_err_low(seed):
 
 
 def test_without_padding_the_fourier_transform_misses_the_peak():
-    """Alternating signs peak at half a period a pixel; the frequencies of 5 pixels are not near to that."""
+    """Alternating signs peak at the highest frequency, half a period per pixel. 5 pixels have no frequency near it."""
     kernel = torch.tensor([-1.0, 1, -1], dtype=torch.float64)
     weight = (kernel[:, None] * kernel).view(1, 1, 3, 3)
     x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
@@ -90,7 +90,7 @@ def test_without_padding_the_fourier_transform_misses_the_peak():
     assert exact <= depthwise_fft_bounds(weight, (5, 5)).item() <= 9
 
 
-def test_the_reshaped_matrix_says_nothing_of_a_depthwise_convolution():
+def test_the_norm_of_a_depthwise_convolution_can_exceed_that_of_the_reshaped_matrix():
     layer = DepthwiseConv2d(1, 3).double()
     nn.init.ones_(layer.weight)
     exact = stretch(layer, torch.zeros(1, 1, 8, 8, dtype=torch.float64)).item()
@@ -101,7 +101,7 @@ def test_the_reshaped_matrix_says_nothing_of_a_depthwise_convolution():
     assert models.lipschitz_bound(layer).tight >= exact
 
 
-def test_gelu_constant_is_its_largest_slope():
+def test_the_gelu_constant_is_its_largest_slope():
     x = torch.linspace(-8, 8, 1_000_001, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(F.gelu(x).sum(), x)
     assert slope.abs().max().item() == pytest.approx(GELU, abs=1e-9)
@@ -122,7 +122,7 @@ def test_published_formulas_give_the_published_numbers():
 
 
 def certified_window(tokens: int, epsilon: float, temperature: float) -> WindowAttention:
-    """One head whose four matrices are the identity."""
+    """Window attention with one head, whose query, key, value and output matrices are the identity."""
     side = math.isqrt(tokens)
     attention = WindowAttention(4, side, 1, lipsformer_similarity("certified", temperature, epsilon, nu=1)).double()
     attention.qkv.weight.data.copy_(torch.eye(4).repeat(3, 1))
@@ -133,7 +133,7 @@ def certified_window(tokens: int, epsilon: float, temperature: float) -> WindowA
 
 
 def test_gradient_ascent_over_inputs_stays_below_the_bound():
-    """N = 4, ε = 1, τ = 1: small enough that what is measured comes near."""
+    """N = 4, ε = 1, τ = 1: the bound is so small that a measured value comes close to it."""
     attention = certified_window(4, epsilon=1, temperature=1)
     report = models.lipschitz_bound(attention)
     assert report.tight == pytest.approx(6)
@@ -152,14 +152,15 @@ def test_gradient_ascent_over_inputs_stays_below_the_bound():
     assert 0.99 <= found <= report.tight <= report.published
 
 
-TINY = 1e-6  # weight of what shall be of unit length without adding to the bound
+TINY = 1e-6  # a weight that adds almost nothing to the bound; a large input still gives vectors of unit length
 
 
 def attained(moving: str, heads: int, branches: int) -> tuple[CrossShapedAttention, Tensor]:
     """Attention over stripes of two tokens, and an input at which its constant is that of the tight form.
 
-    The first channel is ±10⁹, alternating, which makes values, and keys or queries, unit vectors of either sign; the
-    second is zero, where the slope of the normalisation is greatest, and moves what ``moving`` says.
+    The first input channel alternates between 10⁹ and −10⁹, so values become unit vectors of both signs. The second
+    channel is zero, where the slope of the normalisation is largest. It feeds the queries or keys, see ``moving``.
+    The others are unit vectors too: keys from the first channel, queries from a bias.
     """
     size, stripe = ((1, 2), None) if branches == 1 else ((2, 2), 1)
     similarity = Similarity(3.0, "qkv", epsilon=0.25, gain=0.7)
@@ -182,8 +183,8 @@ def attained(moving: str, heads: int, branches: int) -> tuple[CrossShapedAttenti
 
 @pytest.mark.parametrize("moving", ["queries", "keys"])
 @pytest.mark.parametrize(("heads", "branches"), [(1, 1), (2, 1), (2, 2)])
-def test_the_tight_bound_is_attained_in_queries_and_in_keys(moving, heads, branches):
-    """With N = 2, for one head, for several and for both branches: any smaller bound is wrong."""
+def test_queries_and_keys_reach_the_tight_bound(moving, heads, branches):
+    """With N = 2, for one head, for several and for both branches. So any smaller bound is wrong."""
     attention, x = attained(moving, heads, branches)
     report = models.lipschitz_bound(attention, tuple(x.shape))
     measured = stretch(attention, x).item()
@@ -191,8 +192,8 @@ def test_the_tight_bound_is_attained_in_queries_and_in_keys(moving, heads, branc
     assert 0.999 * report.tight <= measured <= report.tight <= report.published
 
 
-def test_the_tight_bound_is_attained_in_values_whatever_the_position_bias():
-    """A bias that sends all tokens to the first makes ‖P‖₂ = √N; it is no part of the bound."""
+def test_values_reach_the_tight_bound_which_does_not_depend_on_the_position_bias():
+    """With a bias that makes all tokens attend to one token, ‖P‖₂ = √N."""
     attention = certified_window(9, epsilon=0.25, temperature=0)
     attention.qkv.weight.data[:8] = 0
     before = models.lipschitz_bound(attention)
@@ -218,8 +219,8 @@ def test_lepe_acts_on_the_normalised_values():
     assert report.tight <= report.published
 
 
-def test_heads_are_bounded_by_their_own_matrices_where_that_is_less():
-    """A head without queries and keys adds only its values; the whole matrices would multiply all of them."""
+def test_heads_are_bounded_by_their_own_matrices_if_that_bound_is_smaller():
+    """A head without queries and keys adds only its values. The bound with whole matrices would be larger."""
     attention = certified_window(4, epsilon=1, temperature=1)
     attention.num_heads = 2
     weight = attention.qkv.weight.data.view(3, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""LipsFormer-Swin's own parts, against the released arithmetic written out."""
+"""LipsFormer-Swin's own layers against the formulas of the released code."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from tests import literal
 
 
 @torch.no_grad()
-def test_block_equals_the_released_arithmetic():
+def test_a_block_equals_the_released_arithmetic():
     torch.manual_seed(0)
     similarity = lipsformer_similarity("released", 10.0, 1e-6, 1.0)
     block = LipsFormerSwinBlock(8, 2, 3, mlp_ratio=4, init_scale=0.3, drop_path=0.0, similarity=similarity).double()
@@ -26,21 +26,21 @@ def test_block_equals_the_released_arithmetic():
     torch.testing.assert_close(block(x), y, atol=1e-10, rtol=0)
 
 
-def test_merging_takes_squares_in_the_released_order():
+def test_merging_concatenates_tokens_in_the_released_order():
     merge = PatchMerging(2)
     x = torch.arange(2 * 4 * 2.0).view(1, 2, 4, 2)
     squares = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
     torch.testing.assert_close(merge(x), merge.reduction(merge.norm(squares)))
 
 
-def test_windows_follow_the_image_size_and_their_tables_the_windows():
+def test_windows_follow_the_image_size_and_bias_tables_follow_the_windows():
     sizes = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
     model = timm.create_model("lipsformer_swin_tiny", num_classes=5, **sizes).eval()
     table = model.stages[0][0].attn.branch.relative_position_bias_table
     nn.init.constant_(table, 0.5)
     model.set_input_size(32)
     assert model.window_size == 4 and model.stages[0][0].attn.branch.relative_position_bias_table is table
-    model.set_input_size(24)  # 4 does not divide the last map of 6: half of that as it was half of 8
+    model.set_input_size(24)  # 4 does not divide the last map of 6, so the window scales from 4 of 8 to 3 of 6
     resized = model.stages[0][0].attn.branch.relative_position_bias_table
     assert model.window_size == 3 and resized.shape == (25, 1)
     torch.testing.assert_close(resized, torch.full_like(resized, 0.5))

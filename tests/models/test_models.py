@@ -1,4 +1,4 @@
-"""The backbones: exact sizes, the literal arithmetic of the paper, timm's manners, and clear refusals."""
+"""The backbones: exact sizes, initialisation, timm's interface, and clear refusals."""
 
 import dataclasses
 import inspect
@@ -18,7 +18,7 @@ from models.layers import WeightedResidual
 from models.lipsformer_swin import LipsFormerSwinBlock
 from models.spectral import largest_singular_value, spectral_init_
 
-# Parameters and GMACs at 224 of the released code.
+# Parameters and GMACs of the released code at 224 pixels.
 SIZES = {
     "lipsformer_swin_tiny": (30_908_578, 4.98),
     "lipsformer_swin_small": (54_479_794, 9.66),
@@ -36,7 +36,7 @@ def small(**changes) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes_to_the_last_parameter(name):
+def test_the_numbers_of_parameters_and_macs_are_exact(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     parameters, gmacs = SIZES[name]
@@ -48,7 +48,7 @@ OURS = [path for path in sorted(Path("conf/model").glob("*.yaml")) if "schema/mo
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_config_file_and_registry_say_the_same(path):
+def test_config_file_and_registry_build_the_same_model(path):
     written = OmegaConf.load(path)
     family = written.defaults[0].removeprefix("/schema/model/").removesuffix("@_here_")
     options = OmegaConf.merge(models.FAMILIES[family], {k: v for k, v in written.items() if k != "defaults"})
@@ -59,7 +59,7 @@ def test_config_file_and_registry_say_the_same(path):
     assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in registered.named_parameters()}
 
 
-def test_spectral_init_gives_every_matrix_norm_one():
+def test_spectral_init_gives_every_weight_a_spectral_norm_of_one():
     model = small(embed_dim=24)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     assert len(layers) > 10
@@ -77,12 +77,12 @@ def test_largest_singular_value_is_exact():
         assert largest_singular_value(weight).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_initial_scales():
+def test_residual_scales_start_at_one_over_the_number_of_blocks():
     block = timm.create_model("lipsformer_swin_tiny", **SMALL).stages[0][0]
-    assert block.attn.scale.tolist() == [0.5] * 12  # one over the number of blocks
+    assert block.attn.scale.tolist() == [0.5] * 12
 
 
-def test_drop_path_rises_linearly_and_shares_its_rate():
+def test_drop_path_grows_linearly_and_is_the_same_in_all_branches_of_a_block():
     model = small(depths=(2, 2), drop_path_rate=0.3)
     blocks = [b for stage in model.stages for b in stage if isinstance(b, LipsFormerSwinBlock)]
     for i, block in enumerate(blocks):
@@ -96,7 +96,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_timm_manners():
+def test_timms_methods_work():
     model = small()
     x = torch.randn(2, 3, 28, 28)
     features = model.forward_features(x)
@@ -112,7 +112,7 @@ def test_timm_manners():
     assert any("relative_position_bias_table" in name for name in model.no_weight_decay())
 
 
-def test_recomputed_activations_compile_as_one_graph():
+def test_a_model_with_gradient_checkpointing_compiles_as_one_graph():
     torch._dynamo.reset()
     model, x = small(), torch.randn(2, 3, 28, 28)
     expected = torch.autograd.grad(model(x).square().sum(), model.parameters())
@@ -124,13 +124,13 @@ def test_recomputed_activations_compile_as_one_graph():
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_new_classifier_has_the_models_precision():
+def test_a_new_classifier_has_the_dtype_of_the_model():
     model = small().double()
     model.reset_classifier(3)
     assert model(torch.randn(2, 3, 28, 28, dtype=torch.float64)).shape == (2, 3)
 
 
-def test_other_image_sizes_where_the_window_divides():
+def test_image_sizes_that_the_window_divides_work():
     assert small(img_size=56)(torch.randn(1, 3, 56, 56)).shape == (1, 5)
     assert small(img_size=32, window_size=4)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
     assert small(img_size=(28, 56))(torch.randn(1, 3, 28, 56)).shape == (1, 5)
@@ -145,11 +145,11 @@ def test_other_image_sizes_where_the_window_divides():
         ({"num_heads": (0, 4)}, r"model.num_heads=\(0, 4\) must be 1 or more"),
         ({"num_heads": (5, 4)}, "stage 1: 5 heads do not divide 12 channels"),
         ({"depths": ()}, "model.depths is empty: give one number for each stage"),
-        ({"embed_dim": 1, "num_heads": (1, 1)}, "CenterNorm of 1 channel leaves nothing: set model.embed_dim to 2"),
-        ({"mlp_ratio": 0.05}, "model.mlp_ratio=0.05 of 12 channels leaves the MLP none"),
+        ({"embed_dim": 1, "num_heads": (1, 1)}, "CenterNorm of 1 channel is always zero: set model.embed_dim to 2"),
+        ({"mlp_ratio": 0.05}, "model.mlp_ratio=0.05 gives no valid hidden width for 12 channels"),
         ({"mlp_ratio": math.inf}, "model.mlp_ratio=inf"),
         ({"mlp_ratio": math.nan}, "model.mlp_ratio=nan"),
-        ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads 2"),
+        ({"depths": (1, 1, 1)}, "model.depths has 3 stages and model.num_heads has 2"),
     ],
 )
 def test_impossible_shapes_are_refused_in_one_line(changes, message):
@@ -157,23 +157,23 @@ def test_impossible_shapes_are_refused_in_one_line(changes, message):
         small(**changes)
 
 
-def test_a_wrong_image_is_refused_in_one_line():
+def test_an_image_of_another_size_is_refused():
     with pytest.raises(models.ModelError, match=r"takes images of \(28, 28\) pixels and got \(32, 32\)"):
         small()(torch.randn(1, 3, 32, 32))
 
 
-def test_no_window_loop_and_no_host_sync_in_the_graph():
-    """A full graph exists: nothing in the forward pass needs the host to look at a value."""
+def test_the_model_exports_as_one_graph():
+    """So nothing in the forward pass reads a tensor's value on the host."""
     exported = torch.export.export(small().eval(), (torch.randn(1, 3, 28, 28),))
     assert exported.module()(torch.randn(1, 3, 28, 28)).shape == (1, 5)
 
 
-def test_unknown_model_gets_the_nearest_names():
+def test_an_unknown_model_name_gets_similar_names():
     with pytest.raises(models.ModelError, match=r"did you mean .*lipsformer_swin_tiny"):
         models.build_model(TimmConfig(name="lipsformer_swim_tiny"), 10, 28)
 
 
-def test_an_argument_the_model_does_not_take_is_one_line():
+def test_an_argument_that_the_model_does_not_have_is_refused():
     with pytest.raises(models.ModelError, match=r"model 'resnet18' cannot be built with .*colour"):
         models.build_model(TimmConfig(name="resnet18", kwargs={"colour": 3}), 10, 28)
 
@@ -189,7 +189,7 @@ def test_an_argument_the_model_does_not_take_is_one_line():
         ("vgg11", {"drop_path_rate": 0.1}, "unexpected keyword argument 'drop_path_rate'"),
     ],
 )
-def test_whatever_timm_raises_is_one_line(name, options, message):
+def test_errors_of_timm_become_one_line(name, options, message):
     with pytest.raises(models.ModelError, match=f"model '{name}' cannot be built with .*{message}") as error:
         models.build_model(TimmConfig(name=name, **options), 10, 32)
     assert "\n" not in str(error.value)
@@ -204,38 +204,37 @@ def test_whatever_timm_raises_is_one_line(name, options, message):
             "test_vit",
             {"global_pool": ""},
             160,
-            r"gives \(2, \d+, 5\) for two images, not one score a class: \(2, 5\)",
+            r"outputs \(2, \d+, 5\) for two images, not one score per class \(2, 5\)",
         ),
-        ("test_resnet", {"features_only": True}, 32, r"gives list for two images"),
+        ("test_resnet", {"features_only": True}, 32, r"outputs list for two images"),
         ("test_resnet", {"pretrained": True}, 32, r"weights are not downloaded here: .*add checkpoint=FILE"),
     ],
 )
-def test_a_model_that_gives_no_score_a_class_is_refused(name, kwargs, side, message):
-    """Before a run starts, and not in its first step."""
+def test_a_model_that_does_not_give_one_score_per_class_is_refused(name, kwargs, side, message):
+    """When it is built, and not in the first step of a run."""
     with pytest.raises(models.ModelError, match=message):
         models.build_model(TimmConfig(name=name, kwargs=kwargs), 5, side)
 
 
-def test_a_model_without_its_pretrained_weights_is_named_alone():
+def test_an_unknown_pretrained_tag_is_refused():
     models.refuse_unknown("resnet50.a1_in1k")
-    with pytest.raises(models.ModelError, match=r"no model 'resnet50.a0': leave out what follows the point"):
+    with pytest.raises(models.ModelError, match=r"no model 'resnet50.a0': leave out the part after the dot"):
         models.refuse_unknown("resnet50.a0")
 
 
-def test_models_of_timm_without_stochastic_depth_are_built():
+def test_timm_models_without_stochastic_depth_can_be_built():
     with torch.device("meta"):
         model = models.build_model(TimmConfig(name="vgg11"), 7, 224)
         assert model(torch.empty(1, 3, 224, 224)).shape == (1, 7)
 
 
-def test_timm_models_follow_the_image_size():
+def test_timm_models_are_built_for_the_image_size():
     model = models.build_model(TimmConfig(name="deit_tiny_patch16_224"), 7, 64)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
 
 
 @pytest.mark.parametrize("family", sorted(models.FAMILIES.keys() - {"timm"}))
-def test_families_list_their_arguments(family):
-    """Every field of a family's options is an argument of its models."""
+def test_every_option_of_a_family_is_an_argument_of_its_models(family):
     with torch.device("meta"):
         model = timm.create_model({"vit": "deit_tiny"}.get(family, f"{family}_tiny"))
     arguments = {f.name for f in dataclasses.fields(models.FAMILIES[family])}

@@ -1,4 +1,4 @@
-"""The manners of all pyramids: rates, pools, devices and precisions, sizes, groups of layers, intermediate maps."""
+"""timm's interface of all pyramids: dropout, pooling, device and dtype, sizes, layer groups, intermediate maps."""
 
 import copy
 
@@ -31,7 +31,7 @@ def name(request):
 
 
 @pytest.mark.parametrize("rate", ["drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"])
-def test_every_rate_drops_in_training_alone(name, rate):
+def test_every_dropout_rate_acts_in_training_only(name, rate):
     model = small(name, **{rate: 0.5})
     x = images(model)
     assert not torch.equal(model.train()(x), model(x))
@@ -40,7 +40,7 @@ def test_every_rate_drops_in_training_alone(name, rate):
     assert torch.equal(model.eval()(x), plain.eval()(x))
 
 
-def test_pools(name):
+def test_every_pooling_equals_its_formula(name):
     model = small(name).eval()
     x = images(model)
     features = model.forward_features(x)
@@ -57,7 +57,7 @@ def test_pools(name):
     assert model.num_classes == 5
 
 
-def test_device_and_precision_reach_every_parameter(name):
+def test_device_and_dtype_apply_to_every_parameter(name):
     on_meta = small(name, device="meta")
     assert {p.device.type for p in on_meta.parameters()} == {"meta"}
     model = small(name, dtype=torch.bfloat16).eval()
@@ -67,7 +67,7 @@ def test_device_and_precision_reach_every_parameter(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["assigned", "materialised"])
-def test_a_model_built_on_the_meta_device_computes_as_any(name, way):
+def test_a_model_built_on_the_meta_device_computes_the_same(name, way):
     reference = small(name).eval()
     with torch.device("meta"):
         model = small(name).eval()
@@ -82,7 +82,7 @@ def test_a_model_built_on_the_meta_device_computes_as_any(name, way):
     assert torch.equal(model(x), reference(x))
 
 
-def test_a_model_built_on_the_meta_device_begins_with_the_constructors_weights(name):
+def test_init_weights_gives_the_weights_of_the_constructor(name):
     with torch.device("meta"):
         model = small(name)
     model.to_empty(device="cpu")
@@ -94,7 +94,7 @@ def test_a_model_built_on_the_meta_device_begins_with_the_constructors_weights(n
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_every_parameter_is_in_a_group_of_layers(name, coarse):
+def test_every_parameter_is_in_the_right_layer_group(name, coarse):
     model = small(name)
     groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
     assert groups.keys() == dict(model.named_parameters()).keys()
@@ -105,7 +105,7 @@ def test_every_parameter_is_in_a_group_of_layers(name, coarse):
 
 
 @torch.no_grad()
-def test_intermediate_maps(name):
+def test_intermediate_maps_are_those_after_the_stages(name):
     model = small(name).eval()
     x = images(model)
     features, (first, second) = model.forward_intermediates(x, output_fmt="NHWC")
@@ -119,7 +119,7 @@ def test_intermediate_maps(name):
 
 
 @torch.no_grad()
-def test_pruning_keeps_what_the_wanted_maps_need(name):
+def test_pruning_keeps_the_layers_of_the_requested_maps(name):
     model = small(name).eval()
     x = images(model)
     expected = model.forward_intermediates(x, [0], intermediates_only=True)
@@ -132,7 +132,7 @@ def test_pruning_keeps_what_the_wanted_maps_need(name):
 
 
 @torch.no_grad()
-def test_other_image_sizes_give_what_a_model_built_for_them_gives(name):
+def test_a_changed_image_size_equals_a_model_built_for_that_size(name):
     model = small(name).eval()
     side = 2 * model.img_size[0]
     built = small(name, img_size=side).eval()
@@ -147,7 +147,7 @@ def test_other_image_sizes_give_what_a_model_built_for_them_gives(name):
 
 
 @pytest.mark.parametrize("kind", ["list", "getter"])
-def test_features_refuse_another_size_too(name, kind):
+def test_feature_extractors_refuse_an_image_of_another_size(name, kind):
     model = small(name, features_only=True, feature_cls=kind, out_indices=(1,))
     with pytest.raises(models.ModelError, match=r"takes images of .* and got \(8, 8\)"):
         model(torch.randn(1, 3, 8, 8))

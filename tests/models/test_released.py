@@ -1,4 +1,4 @@
-"""The authors' names, tensor by tensor, against our models."""
+"""Every tensor name of the authors' models is mapped to the right name of ours."""
 
 import pytest
 import timm
@@ -10,10 +10,10 @@ from models.weights import named_for
 from tests.authors import released
 
 MODELS = ("lipsformer_swin_tiny", "lipsformer_cswin_tiny", "cswin_tiny")
-# What of each file has no place in our model.
+# How many tensors of each file our model does not have.
 INDEX_TABLES, UNUSED_NORMS = 12, 2 * 25
 LEFT_OUT = {"lipsformer_swin_tiny": INDEX_TABLES, "lipsformer_cswin_tiny": UNUSED_NORMS, "cswin_tiny": 0}
-# One of each kind, written by hand.
+# One name of each kind, written by hand.
 NAMES = {
     "lipsformer_swin_tiny": {
         "patch_embed.proj.weight": "patch_embed.proj.weight",
@@ -76,7 +76,7 @@ def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_tensor_has_its_place_in_the_model(name):
+def test_every_tensor_is_mapped_to_a_tensor_of_our_model(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     found = named_for(model, released(name))
@@ -86,7 +86,7 @@ def test_every_tensor_has_its_place_in_the_model(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_names_are_those_written_by_hand(name):
+def test_names_equal_those_written_by_hand(name):
     theirs = released(name)
     ours = to_our_names(theirs)
     for old, new in NAMES[name].items():
@@ -94,8 +94,8 @@ def test_names_are_those_written_by_hand(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_two_tensors_get_one_name(name):
-    """All but the unused norms are there, each once, with its shape."""
+def test_no_two_tensors_get_the_same_name(name):
+    """Only the unused norms are left out."""
     theirs = released(name)
     ours = to_our_names(theirs)
     places = {id(value): name for name, value in theirs.items()}
@@ -103,10 +103,10 @@ def test_no_two_tensors_get_one_name(name):
     assert len(theirs) - len(ours) == len(left_out)
     assert all(part.split(".")[2] == "norm1" for part in left_out)
     assert len(left_out) == (UNUSED_NORMS if name == "lipsformer_cswin_tiny" else 0)
-    assert to_our_names(ours) is ours, "our own names are left alone"
+    assert to_our_names(ours) is ours, "our own names must not change"
 
 
-def test_names_of_others_are_left_alone():
+def test_names_of_other_models_do_not_change():
     for name in ("swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "lipsformer_swin_mini"):
         with torch.device("meta"):
             weights = timm.create_model(name).state_dict()
@@ -123,7 +123,7 @@ def test_names_of_others_are_left_alone():
     ],
     ids=["missing", "unexpected in a block", "unexpected", "shape"],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_a_tensor_that_does_not_fit_is_named(change, message):
     with torch.device("meta"):
         model = timm.create_model("lipsformer_swin_tiny")
     weights = released("lipsformer_swin_tiny")

@@ -1,4 +1,4 @@
-"""Stabilizers: LayerScale and QK-norm as timm has them, and the whole life of a σReparam model."""
+"""Stabilizers: LayerScale and QK-norm are timm's; a σReparam model is correct in training, copies and checkpoints."""
 
 import copy
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def step(model: nn.Module, lr: float = 0.1) -> None:
     model.zero_grad()
 
 
-def test_timms_stabilizers():
+def test_layer_scale_and_qk_norm_are_timms():
     scaled, normed = small("layer_scale"), small("qk_norm")
     for plain_block, scaled_block, normed_block in zip(small("none").blocks, scaled.blocks, normed.blocks, strict=True):
         assert scaled_block.ls1.gamma.tolist() == scaled_block.ls2.gamma.tolist() == pytest.approx([1e-5] * 32)
@@ -50,7 +50,7 @@ def test_timms_stabilizers():
 
 
 @pytest.mark.parametrize("options", [{}, {"stem": "scaled_relu", "stem_width": 8}, {"norm_position": "post"}], ids=str)
-def test_sigma_reparam_begins_as_the_plain_model_without_norms(options):
+def test_sigma_reparam_starts_with_the_weights_of_the_plain_model_and_no_norms(options):
     plain, model = small("none", **options), small(**options)
     norms = (nn.LayerNorm, nn.BatchNorm2d)
     assert any(isinstance(m, norms) for m in plain.modules()) and not any(isinstance(m, norms) for m in model.modules())
@@ -60,17 +60,17 @@ def test_sigma_reparam_begins_as_the_plain_model_without_norms(options):
         assert ours.parametrizations.weight[0].gamma.item() == pytest.approx(sigma(layer.weight), rel=1e-5), name
 
 
-def test_the_norm_of_every_matrix_is_its_gamma_all_through_training():
+def test_the_spectral_norm_of_every_weight_is_its_gamma_during_training():
     model = small()
     for _ in range(10):
         step(model, lr=0.03)
     for name, layer in matrices(model).items():
         held = layer.parametrizations.weight
-        assert held.original.detach().sub(layer.weight).abs().max() > 1e-5, name  # they have parted
+        assert held.original.detach().sub(layer.weight).abs().max() > 1e-5, name  # W is no longer the weight
         assert sigma(layer.weight) == pytest.approx(held[0].gamma.item(), rel=0.03), name
 
 
-def test_the_gradient_is_that_of_the_formula():
+def test_the_gradient_equals_that_of_the_formula():
     weight = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     module = SigmaReparam(weight)
     module.double()
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_formula():
     torch.testing.assert_close(weight.grad, other.grad)
 
 
-def test_one_power_step_a_training_forward_and_none_in_evaluation():
+def test_a_forward_pass_takes_one_power_step_in_training_and_none_in_evaluation():
     model = small()
     layer = model.blocks[0].mlp.fc1
     with torch.no_grad():
@@ -123,7 +123,7 @@ def assert_one_power_step(model: nn.Module, forward: Callable) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"stem": "scaled_relu", "stem_width": 8}], ids=str)
 @pytest.mark.parametrize("path", PATHS)
-def test_every_path_through_a_model_takes_one_power_step(path, options):
+def test_every_way_to_run_a_model_takes_one_power_step(path, options):
     model = small(**options)
     forward = PATHS[path](model)
     assert_one_power_step(forward if isinstance(forward, nn.Module) else model, forward)
@@ -136,14 +136,14 @@ def test_patches_of_another_size_are_stabilized_too():
     assert_one_power_step(model, model)
 
 
-def test_building_draws_no_random_numbers_of_its_own():
+def test_sigma_reparam_uses_no_random_numbers_when_it_is_built():
     small("none")
     state = torch.get_rng_state()
     small()
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_state_copies_and_averages():
+def test_state_dicts_copies_and_moving_averages_work():
     model = small()
     ema = ModelEmaV3(model, decay=0.5)
     for _ in range(5):
@@ -177,7 +177,7 @@ def test_sigma_is_exact_under_autocast():
             assert torch.equal(layer.weight, held.original), name
 
 
-def test_gammas_decay_as_gains_and_matrices_as_weights():
+def test_gammas_have_the_weight_decay_of_gains_and_matrices_that_of_weights():
     model = small()
     groups = param_groups(model, weight_decay=0.05, light_decay=0.0)
     decay = {id(p): group["weight_decay"] for group in groups for _, p in group["params"]}
@@ -189,7 +189,7 @@ def test_gammas_decay_as_gains_and_matrices_as_weights():
     assert splits["blocks.0.attn.qkv.parametrizations.weight.original"] == 3
 
 
-def test_weights_drawn_anew_begin_stabilized():
+def test_weights_that_are_initialised_again_are_reparametrized():
     with torch.device("meta"):
         model = small()
     model.to_empty(device="cpu")
@@ -207,20 +207,20 @@ def test_weights_drawn_anew_begin_stabilized():
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
 @pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("stabilizer", STABILIZERS)
-def test_twenty_steps_learn(stabilizer, position, amp):
+def test_the_loss_falls_in_twenty_steps(stabilizer, position, amp):
     losses = losses_on_noise(lambda: small(stabilizer, norm_position=position), amp)
-    # Without norms 32 channels and weights of deviation 0.02 pass a faint signal on; at full size it is not.
+    # Without norms the signal is weak with 32 channels and a weight std of 0.02. At full size it is not weak.
     assert losses[-1] < (0.98 if stabilizer == "sigma_reparam" else 0.8) * losses[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stabilizer", STABILIZERS)
-def test_compiles_as_one_graph(stabilizer):
+def test_it_compiles_as_one_graph(stabilizer):
     torch._dynamo.reset()
     model = small(stabilizer)
     eager = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True)
-    for _ in range(2):  # the second one with vectors that the first has advanced
+    for _ in range(2):  # the first pass advances the vectors that the second pass uses
         x = torch.randn(4, 3, 32, 32)
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-5)
     for (name, a), b in zip(model.named_buffers(), eager.buffers(), strict=True):

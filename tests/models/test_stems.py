@@ -1,4 +1,4 @@
-"""Convolutional stems: sizes, arithmetic written out, and timm's interface."""
+"""Convolutional stems: their layers, their formula, and timm's interface."""
 
 import pytest
 import timm
@@ -22,7 +22,7 @@ def kinds(stem: str) -> list[str]:
     return [type(layer).__name__ for layer in (layers if isinstance(layers, nn.Sequential) else [layers])]
 
 
-def test_the_five_stems_layer_by_layer():
+def test_the_five_stems_have_the_expected_layers():
     conv, norm, relu = "Conv2d", "BatchNorm2d", "ReLU"
     expected = {
         "patchify": [conv],
@@ -34,7 +34,7 @@ def test_the_five_stems_layer_by_layer():
     assert {stem: kinds(stem) for stem in STEMS} == expected
 
 
-def test_what_the_scaled_relu_stem_adds_to_deit_small():
+def test_the_scaled_relu_stem_adds_the_published_parameters_and_macs_to_deit_small():
     with torch.device("meta"):
         plain, stemmed = timm.create_model("deit_small"), timm.create_model("deit_small_convstem")
     added = sum(p.numel() for p in stemmed.parameters()) - sum(p.numel() for p in plain.parameters())
@@ -42,7 +42,7 @@ def test_what_the_scaled_relu_stem_adds_to_deit_small():
     assert (forward_flops(stemmed, 224) - forward_flops(plain, 224)) / 2e9 == pytest.approx(1.29, abs=0.005)
 
 
-def test_scaled_relu_written_out():
+def test_scaled_relu_equals_its_formula():
     embed = small("scaled_relu").double().patch_embed
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     c1, n1, _, c2, n2, _, c3, n3, _, project = embed.proj
@@ -57,7 +57,7 @@ def test_scaled_relu_written_out():
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_timms_interface(stem):
+def test_timms_patch_embedding_interface_works(stem):
     model = small(stem, img_size=(32, 48)).eval()
     assert model.patch_embed.num_patches == 24 and model.patch_embed.feat_ratio() == 8
     assert model(torch.randn(1, 3, 32, 48)).shape == (1, 5)
@@ -69,14 +69,14 @@ def test_timms_interface(stem):
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16"])
 @pytest.mark.parametrize("stem", STEMS)
-def test_twenty_steps_learn(stem, amp):
+def test_the_loss_falls_in_twenty_steps(stem, amp):
     losses = losses_on_noise(lambda: small(stem), amp)
     assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", ["conv", "scaled_relu"])
-def test_compiles_as_one_graph(stem):
+def test_it_compiles_as_one_graph(stem):
     torch._dynamo.reset()
     model = small(stem)
     x = torch.randn(4, 3, 32, 32)

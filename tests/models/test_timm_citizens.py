@@ -1,6 +1,6 @@
-"""What timm's own tests ask of a model, asked of ours; beside each test the name of timm's (tests/test_models.py).
+"""timm's own model tests, applied to our models. A comment at each test names timm's test in its tests/test_models.py.
 
-One small variant a family, and every registered model, with fewer blocks, among the slow tests.
+The fast tests run one small variant of each family. The slow tests run every registered model, with fewer blocks.
 """
 
 import copy
@@ -33,7 +33,7 @@ OURS = sorted({*timm.list_models("lipsformer_*"), *timm.list_models("cswin_*")})
 
 @dataclass
 class Case:
-    """A model to be tested, built once, and images for it."""
+    """A model that is built once for all tests, and images for it."""
 
     name: str
     options: dict
@@ -48,12 +48,12 @@ class Case:
 
 
 def few_blocks(name: str) -> dict:
-    """Options that leave a registered model its sizes and widths, and of its blocks one of each kind."""
+    """Options that keep a registered model's sizes and widths, but only one block of each kind."""
     with torch.device("meta"):
         model = timm.create_model(name)
     if not hasattr(model, "stages"):
         return {"depth": 2}
-    # The last stage but one has a shifted window, too.
+    # Two blocks in the third stage, so that one block follows another.
     return {"depths": (1, 1, 2, 1) if len(model.stages) == 4 else (1, 2)}
 
 
@@ -77,7 +77,7 @@ def finite(*outputs: Tensor) -> bool:
 
 
 def check_maps(maps: list[Tensor], info: FeatureInfo, output_fmt: str, side: int) -> None:
-    """Channels and size of every map are those announced."""
+    """Check that every map has the channels and size that ``feature_info`` announces."""
     assert len(maps) == len(info.channels()) and finite(*maps)
     for found, channels, reduction in zip(maps, info.channels(), info.reduction(), strict=True):
         assert found.shape[get_channel_dim(output_fmt)] == channels
@@ -85,7 +85,7 @@ def check_maps(maps: list[Tensor], info: FeatureInfo, output_fmt: str, side: int
 
 
 @torch.no_grad()
-def test_forward(case):  # test_model_forward
+def test_forward_is_finite_and_the_same_with_checkpointing(case):  # test_model_forward
     model = case.copy()
     outputs = model(case.images)
     assert finite(outputs)
@@ -93,7 +93,7 @@ def test_forward(case):  # test_model_forward
     torch.testing.assert_close(model(case.images), outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_backward(case):  # test_model_backward
+def test_backward_gives_every_parameter_a_gradient(case):  # test_model_backward
     model = case.create(num_classes=42).train()
     outputs = model(case.images)
     assert finite(outputs) and outputs.shape == (2, 42)
@@ -102,7 +102,7 @@ def test_backward(case):  # test_model_backward
 
 
 @torch.no_grad()
-def test_default_cfgs(case):  # test_model_default_cfgs, test_model_default_cfgs_non_std
+def test_default_cfg_is_correct(case):  # test_model_default_cfgs, test_model_default_cfgs_non_std
     model, cfg = case.copy(), case.model.default_cfg
     names = model.state_dict().keys()
     assert {f"{cfg['classifier']}.weight", f"{cfg['first_conv']}.weight"} <= names
@@ -126,21 +126,21 @@ def test_default_cfgs(case):  # test_model_default_cfgs, test_model_default_cfgs
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript(case):  # test_model_forward_torchscript
+def test_a_scripted_model_computes_the_same(case):  # test_model_forward_torchscript
     torch.testing.assert_close(torch.jit.script(case.copy())(case.images), case.model(case.images))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [{}, {"feature_cls": "getter"}, {"feature_cls": "fx"}], ids=str)
-def test_features(case, kind):  # test_model_forward_features, test_model_forward_intermediates_features
+def test_features_only_works(case, kind):  # test_model_forward_features, test_model_forward_intermediates_features
     if kind == {"feature_cls": "fx"} and not hasattr(case.model, "output_fmt"):
-        pytest.skip("traced, a vision transformer of timm gives tokens, not maps")
+        pytest.skip("a traced vision transformer of timm outputs tokens, not feature maps")
     model = case.create(features_only=True, **kind)
     check_maps(model(case.images), model.feature_info, str(model.output_fmt.value), case.images.shape[-1])
 
 
 @torch.no_grad()
-def test_intermediates(case):  # test_model_forward_intermediates
+def test_forward_intermediates_works(case):  # test_model_forward_intermediates
     model = case.copy()
     info = FeatureInfo(model.feature_info, len(model.feature_info))
     last, maps = model.forward_intermediates(case.images, output_fmt="NCHW")
@@ -151,13 +151,13 @@ def test_intermediates(case):  # test_model_forward_intermediates
 
 
 def traced(model: nn.Module) -> nn.Module:
-    """The model rebuilt from its graph, in training and in evaluation, up to its last node."""
+    """The model rebuilt from its FX graphs for training and for evaluation, up to the last node."""
     train, evaluation = get_graph_node_names(model)
     return create_feature_extractor(model, train_return_nodes=[train[-1]], eval_return_nodes=[evaluation[-1]])
 
 
 @torch.no_grad()
-def test_fx_forward(case):  # test_model_forward_fx
+def test_a_traced_model_computes_the_same(case):  # test_model_forward_fx
     (outputs,) = traced(case.copy()).eval()(case.images).values()
     assert torch.equal(outputs, case.model(case.images))
 
@@ -165,12 +165,12 @@ def test_fx_forward(case):  # test_model_forward_fx
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_fx_torchscript(case):  # test_model_forward_fx_torchscript
+def test_a_traced_and_scripted_model_computes_the_same(case):  # test_model_forward_fx_torchscript
     (outputs,) = torch.jit.script(traced(case.copy()).eval())(case.images).values()
     torch.testing.assert_close(outputs, case.model(case.images))
 
 
-def test_fx_backward(case):  # test_model_backward_fx
+def test_a_traced_model_gives_every_parameter_a_gradient(case):  # test_model_backward_fx
     model = traced(case.create(num_classes=42)).train()
     (outputs,) = model(case.images).values()
     assert finite(outputs) and outputs.shape == (2, 42)
@@ -180,14 +180,14 @@ def test_fx_backward(case):  # test_model_backward_fx
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript_of_fx_features(case):  # test_model_forward_torchscript_with_features_fx
+def test_scripted_fx_features_are_finite(case):  # test_model_forward_torchscript_with_features_fx
     model = case.create(features_only=True, feature_cls="fx")
     outputs = torch.jit.script(model)(case.images)
     assert isinstance(outputs, list) and finite(*outputs)
 
 
 @pytest.mark.slow
-def test_export(case):
-    """Beside timm's: no size, device or precision of the tensors decides what is computed."""
+def test_an_exported_model_computes_the_same(case):
+    """Not in timm's tests. torch.export must be able to trace all branches of our layers."""
     exported = torch.export.export(case.copy(), (case.images,)).module()
     torch.testing.assert_close(exported(case.images), case.model(case.images), rtol=1e-4, atol=1e-5)

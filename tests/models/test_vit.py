@@ -1,4 +1,4 @@
-"""Vision transformers: timm's to the last parameter, Post-LN written out, and the theory of both norm positions."""
+"""Vision transformers: the same parameters as timm's, Post-LN by its formula, and the theory of Pre-LN and Post-LN."""
 
 import dataclasses
 import inspect
@@ -45,14 +45,14 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_sizes_to_the_last_parameter(name):
+def test_the_number_of_parameters_is_exact(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
-def test_deit_has_the_names_and_shapes_of_timms(size):
+def test_deit_has_the_parameter_names_and_shapes_of_timm(size):
     with torch.device("meta"):
         assert shapes(timm.create_model(f"deit_{size}")) == shapes(timm.create_model(f"deit_{size}_patch16_224"))
 
@@ -66,7 +66,7 @@ def test_weights_of_timms_deit_give_the_same_logits():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_file_and_registry_say_the_same(name):
+def test_config_file_and_registry_build_the_same_model(name):
     content = OmegaConf.load(PROJECT / "conf/model" / f"{name}.yaml")
     options = OmegaConf.merge(ViTConfig, {k: v for k, v in content.items() if k != "defaults"})
     with torch.device("meta"):
@@ -76,7 +76,7 @@ def test_config_file_and_registry_say_the_same(name):
 
 
 @pytest.mark.parametrize("path", sorted(Path("conf/model").glob("swin_*.yaml")), ids=lambda path: path.stem)
-def test_swin_of_timm_follows_the_crop(path):
+def test_swin_of_timm_is_built_for_the_crop_size(path):
     register()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides=[f"model={path.stem}", "data=fashion_mnist", "logger=none"])
@@ -87,7 +87,7 @@ def test_swin_of_timm_follows_the_crop(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_recipes_know_no_warm_up_and_papers_do(name):
+def test_recipes_have_no_warm_up_and_the_paper_has(name):
     register()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         recipe = compose("train", overrides=[f"model={name}"])
@@ -97,13 +97,13 @@ def test_recipes_know_no_warm_up_and_papers_do(name):
     assert recipe.optim == paper.optim and recipe.batch_size == paper.batch_size == 1024
 
 
-def test_options_are_arguments():
+def test_every_option_is_an_argument_of_the_model():
     known = inspect.signature(ViT).parameters | inspect.signature(VisionTransformer).parameters
     fields = {field.name for field in dataclasses.fields(ViTConfig)}
     assert fields - {"name", "grad_checkpointing"} <= set(known)
 
 
-def test_post_norm_written_out():
+def test_a_post_norm_block_equals_its_formula():
     model = small("vit_postln_small", depth=1).double().eval()
     block = model.blocks[0]
     x = torch.randn(2, 17, 32, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_post_norm_written_out():
     assert isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)
 
 
-def test_drop_path_and_relu_reach_both_kinds_of_block():
+def test_drop_path_and_relu_apply_to_pre_and_post_norm_blocks():
     for position in ("pre", "post"):
         model = small(norm_position=position, activation="relu", depth=3, drop_path_rate=0.2)
         assert [getattr(b.drop_path2, "drop_prob", 0.0) for b in model.blocks] == pytest.approx([0, 0.1, 0.2])
@@ -134,10 +134,10 @@ def test_drop_path_and_relu_reach_both_kinds_of_block():
         ({"activation": "tanh"}, "model.activation=tanh is unknown: choose gelu, relu"),
         ({"init": "zero"}, "model.init=zero is unknown: choose timm, theory"),
         ({"img_size": 30}, "image size 30 does not fit: .*=8 it must be a multiple of 8, such as 24 or 32; or .*"),
-        ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: set one of them"),
+        ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: change one of them"),
         ({"patch_size": 0}, "model.patch_size=0 must be 1 or more"),
         ({"depth": 0}, "model.depth=0 must be 1 or more"),
-        ({"mlp_ratio": 0.0}, "model.mlp_ratio=0 of 32 channels leaves the MLP none: set it to 4, say"),
+        ({"mlp_ratio": 0.0}, "model.mlp_ratio=0 gives no valid hidden width for 32 channels: set a number such as 4"),
         ({"stem": "conv", "stem_width": 0}, "model.stem_width=0 must be 1 or more"),
         ({"stem": "conv", "patch_size": 1}, ".* model.patch_size must be even, such as 2"),
     ],
@@ -150,20 +150,20 @@ def test_impossible_options_are_refused_in_one_line(changes, message):
 
 
 @pytest.mark.parametrize("options", [{}, {"stem": "scaled_relu"}, {"stabilizer": "sigma_reparam"}], ids=str)
-def test_patches_need_not_be_square(options):
+def test_patches_can_be_rectangular(options):
     model = small(patch_size=(8, 16), img_size=(24, 48), **options)
     assert model.patch_embed.grid_size == (3, 3) and model(torch.randn(1, 3, 24, 48)).shape == (1, 5)
     with pytest.raises(models.ModelError, match=r"image size 24 does not fit: with model.patch_size=16"):
         small(patch_size=(8, 16), img_size=24, **options)
 
 
-def test_a_wrong_image_is_refused_in_one_line():
+def test_an_image_of_another_size_is_refused():
     with pytest.raises(models.ModelError, match=r"takes images of \(32, 32\) pixels and got \(24, 24\)"):
         small()(torch.randn(1, 3, 24, 24))
 
 
 @pytest.mark.parametrize("stabilizer", ["none", "sigma_reparam"])
-def test_timm_manners(stabilizer):
+def test_timms_methods_work(stabilizer):
     model = small(stabilizer=stabilizer)
     x = torch.randn(2, 3, 32, 32)
     features = model.forward_features(x)
@@ -179,7 +179,7 @@ def test_timm_manners(stabilizer):
 
 
 @pytest.mark.parametrize("stem", ["patchify", "scaled_relu"])
-def test_input_size_pool_and_precision(stem):
+def test_input_size_pool_and_precision_can_be_set(stem):
     model = small(stem=stem, stem_width=8, dtype=torch.bfloat16, attn_drop_rate=0.1, drop_rate=0.1).eval()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     model.set_input_size(48)
@@ -196,7 +196,7 @@ def test_input_size_pool_and_precision(stem):
     assert model.num_classes == 5
 
 
-# --- what the theory says of the initialisation (Xiong et al., ICML 2020, sections 3.2 and 3.3) ---------------------
+# --- the theory of the model at initialisation (Xiong et al., ICML 2020, sections 3.2 and 3.3) ----------------------
 
 
 def theory(position: str, depth: int, seed: int = 0, dim: int = 64) -> nn.Module:
@@ -206,7 +206,10 @@ def theory(position: str, depth: int, seed: int = 0, dim: int = 64) -> nn.Module
 
 
 def weight_gradients(position: str, depth: int, seeds: int, batches: int, dim: int = 64) -> torch.Tensor:
-    """Norm of the mean gradient over batches of every layer's second FFN weight, mean over seeds: ``(depth,)``."""
+    """Gradient norm of each layer's second FFN weight, ``(depth,)``.
+
+    Gradients are averaged over batches, and their norms over seeds.
+    """
     norms = []
     for seed in range(seeds):
         model = theory(position, depth, seed, dim)
@@ -218,13 +221,13 @@ def weight_gradients(position: str, depth: int, seeds: int, batches: int, dim: i
 
 
 def log_slope(x: list[int], y: list[float]) -> float:
-    """Exponent of the power law through the points."""
+    """Exponent of the power law fitted to the points."""
     logs = torch.tensor([x, y], dtype=torch.float64).log()
     logs -= logs.mean(1, keepdim=True)
     return float((logs[0] * logs[1]).sum() / logs[0].square().sum())
 
 
-def test_theory_is_exact():
+def test_theory_init_has_the_assumed_weights_and_inputs():
     for position in ("pre", "post"):
         model = theory(position, 2)
         assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias") and "norm" not in name)
@@ -238,7 +241,7 @@ def test_theory_is_exact():
     assert tokens.square().mean().item() == pytest.approx(1, rel=0.05)
 
 
-def test_theory_of_the_size_of_activations():
+def test_activations_have_the_size_of_the_theory():
     """|x|^2 / d is 3/2 before each block's last norm (Post-LN), and between 1 + l/2 and 1 + 3l/2 (Pre-LN)."""
     images = torch.randn(8, 3, 32, 32)
     for position in ("pre", "post"):
@@ -256,18 +259,19 @@ def test_theory_of_the_size_of_activations():
             assert all(0.95 * (1 + depth / 2) < size < 1 + 1.5 * depth for depth, size in enumerate(sizes, 1))
 
 
-def test_theory_of_the_last_gradient():
-    """In depth it is flat for Post-LN and falls as 1 / sqrt(depth) for Pre-LN."""
+def test_the_last_layers_gradient_depends_on_depth_as_in_the_theory():
+    """It does not depend on depth for Post-LN, and falls as 1 / sqrt(depth) for Pre-LN."""
     depths = [4, 16]
     last = {p: [weight_gradients(p, d, seeds=16, batches=2)[-1].item() for d in depths] for p in ("pre", "post")}
     assert -0.7 < log_slope(depths, last["pre"]) < -0.3
     assert -0.2 < log_slope(depths, last["post"]) < 0.2
 
 
-def test_theory_of_the_gradient_on_its_way_down():
-    """Each Post-LN block's last norm takes a factor of sqrt(2/3); nothing stands in the way of Pre-LN's gradient.
+def test_post_norm_shrinks_the_gradient_in_each_block_and_pre_norm_does_not():
+    """In Post-LN the last norm of each block multiplies the gradient by sqrt(2/3). Pre-LN has no norm on that path.
 
-    So the gradient of layer l carries (2/3)^((L - l) / 2) in Post-LN, and in Pre-LN is never less than the last one's.
+    So in Post-LN the gradient of layer l has the factor (2/3)^((L - l) / 2). In Pre-LN it is at least that of the last
+    layer.
     """
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
     kept: dict[str, list[float]] = {"pre": [], "post": []}
@@ -284,11 +288,11 @@ def test_theory_of_the_gradient_on_its_way_down():
 
 
 @pytest.mark.slow
-def test_theory_by_the_papers_protocol():
-    """Depths 6 to 14, 8 batches, 10 seeds: the last layer's gradient in depth, and all layers' at depth 14.
+def test_gradients_follow_the_theory_in_the_papers_protocol():
+    """Depths 6 to 14, 8 batches, 10 seeds: the last layer's gradient at each depth, and all layers' at depth 14.
 
-    From layer to layer Post-LN's gradient rises far more slowly than the factor (3/2)^(1/2) of its norms alone: the
-    residual branches add to it what the norms take.
+    From layer to layer Post-LN's gradient grows much more slowly than by the factor (3/2)^(1/2) of its norms, because
+    the residual branches add to the gradient.
     """
     depths = [6, 8, 10, 12, 14]
     for position, slope, below in (("pre", -0.5, (1.5, 5.0)), ("post", 0.0, (0.1, 0.85))):

@@ -1,4 +1,4 @@
-"""Files of weights are known by what is in them; damaged and foreign ones get one line."""
+"""The format of a weight file is detected from its content; damaged and other files are refused in one line."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ W = {"a.weight": torch.arange(3.0), "b": torch.ones(1)}
 
 @pytest.mark.parametrize("name", ["w.bin", "w.pt", "w.pth", "w.safetensors", "w"])
 @pytest.mark.parametrize("write", [safetensors.torch.save_file, torch.save])
-def test_the_name_says_nothing(name, write, tmp_path):
+def test_the_file_name_does_not_matter(name, write, tmp_path):
     write(W, tmp_path / name)
     assert same_tensors(models.read_weights(tmp_path / name), W)
 
@@ -36,7 +36,7 @@ def test_the_name_says_nothing(name, write, tmp_path):
         {f"module._orig_mod.{name}": value for name, value in W.items()},
     ],
 )
-def test_wrappers_in_wrappers(content, tmp_path):
+def test_nested_wrappers_are_removed(content, tmp_path):
     torch.save(content, tmp_path / "w.pt")
     assert same_tensors(models.read_weights(tmp_path / "w.pt"), W)
 
@@ -44,16 +44,16 @@ def test_wrappers_in_wrappers(content, tmp_path):
 FOREIGN = {
     "empty": (lambda p: p.touch(), "it is empty"),
     "lfs": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "run git lfs pull"),
-    "gz": (lambda p: p.write_bytes(gzip.compress(b"weights")), "packed by gzip: unpack it with gunzip"),
-    "html": (lambda p: p.write_text("<!DOCTYPE html><title>404</title>"), "page of HTML .* download it again"),
-    "json": (lambda p: p.write_text('{"weight_map": {}}'), "a text of JSON: name the file of weights itself"),
-    "npy": (lambda p: np.save(p.open("wb"), np.ones(2)), "an array of NumPy"),
-    "npz": (lambda p: np.savez(p.open("wb"), a=np.ones(2)), "arrays of NumPy"),
+    "gz": (lambda p: p.write_bytes(gzip.compress(b"weights")), "compressed with gzip: unpack it with gunzip"),
+    "html": (lambda p: p.write_text("<!DOCTYPE html><title>404</title>"), "an HTML or XML page.* download it again"),
+    "json": (lambda p: p.write_text('{"weight_map": {}}'), "a JSON file: name the weight file itself"),
+    "npy": (lambda p: np.save(p.open("wb"), np.ones(2)), "a NumPy array"),
+    "npz": (lambda p: np.savez(p.open("wb"), a=np.ones(2)), "NumPy arrays"),
     "text": (lambda p: p.write_text("no weights"), r"damaged or holds no weights \(torch.save did not write it\)"),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1})), r"\(torch.save did not write it\)"),
     "arrays": (lambda p: torch.save({"a": np.ones(2)}, p), "_reconstruct, which may run code and is not loaded"),
     "module": (lambda p: torch.save(nn.Linear(1, 1), p), "Linear, which may run code and is not loaded"),
-    "script": (lambda p: torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(p), "TorchScript, which is code"),
+    "script": (lambda p: torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(p), "TorchScript archive, which"),
     "list": (lambda p: torch.save([torch.ones(1)], p), "expected a dictionary of tensors"),
 }
 
@@ -61,7 +61,7 @@ FOREIGN = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_weights_gets_one_line(kind, name, tmp_path):
+def test_files_without_weights_are_refused_in_one_line(kind, name, tmp_path):
     write, message = FOREIGN[kind]
     write(tmp_path / name)
     with pytest.raises(models.ModelError, match=rf"{name} (cannot be read|holds no weights): .*{message}") as error:
@@ -72,7 +72,7 @@ def test_what_is_no_weights_gets_one_line(kind, name, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two checkpoints of a run, of steps 1 and 2, with weights worth 8 kB."""
+    """The checkpoints of a run at steps 1 and 2, each with 8 kB of weights."""
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.folder.mkdir()
     for step in (1, 2):
@@ -80,8 +80,8 @@ def folder(tmp_path):
     return checkpoints.folder
 
 
-def test_no_flipped_bit_is_loaded(folder):
-    """Whichever bit it is: the file is refused, or the bit meant nothing."""
+def test_a_flipped_bit_never_changes_what_is_loaded(folder):
+    """Each time the file is refused, or the bit does not affect the content."""
     path = folder / "last.pt"
     whole, before = path.read_bytes(), load_checkpoint(path)
     refused = 0
@@ -100,28 +100,28 @@ def test_no_flipped_bit_is_loaded(folder):
 
 
 def flip(path):
-    """Change a bit of a weight."""
+    """Flip one bit of a weight."""
     content = path.read_bytes()
     place = content.index(torch.full((9,), 2.0).numpy().tobytes()) + 403
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
-def test_a_flipped_bit_falls_back_at_resume(folder, caplog):
+def test_a_resume_falls_back_to_the_earlier_checkpoint_after_a_flipped_bit(folder, caplog):
     flip(folder / "last.pt")
     state = Checkpoints(folder, keep=1).load_last()
     assert state is not None and state["step"] == 1
-    assert "differs from its checksum: take another copy of the file; trying the one before" in caplog.text
+    assert "differs from its checksum: use another copy of the file; trying the one before" in caplog.text
 
 
-def test_a_flipped_bit_is_refused_elsewhere(folder):
+def test_every_other_reader_refuses_a_flipped_bit(folder):
     flip(folder / "last.pt")
     for read in (models.read_file, models.read_weights, load_checkpoint):
-        with pytest.raises(ValueError, match=r"last.pt cannot be read: it is damaged, for \S+data/0 in it differs"):
+        with pytest.raises(ValueError, match=r"last.pt cannot be read: it is damaged, because \S+data/0 in it differs"):
             read(folder / "last.pt")
 
 
 def test_a_file_without_checksums_is_read(tmp_path):
-    """torch writes none where it was told so."""
+    """torch can be told to write none."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(W, tmp_path / "w.pt")
@@ -135,7 +135,7 @@ class Evil:
         return (os.mkdir, ("ran",))
 
 
-def test_a_checkpoint_that_would_run_code_is_called_that(here):
+def test_a_checkpoint_that_would_run_code_is_refused(here):
     torch.save({"step": 1, "extra": Evil()}, "evil.pt")
     with pytest.raises(UserError, match=r"^evil.pt cannot be read: it holds posix.mkdir, which may run code") as error:
         load_checkpoint(Path("evil.pt"))
@@ -143,8 +143,8 @@ def test_a_checkpoint_that_would_run_code_is_called_that(here):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.97])
-def test_a_full_disk_is_called_that(share, tmp_path):
-    """Wherever in the file that is: torch's own complaint, of a position in its archive, comes after the system's."""
+def test_a_full_disk_gives_the_message_of_the_system(share, tmp_path):
+    """At any position in the file. torch raises its own error later, about a position in its archive."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     state = {"step": 1, "model": {str(i): torch.zeros(60_000) for i in range(5)}, "config": {}}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Files of weights: every wrapping is read, nothing in them is run, and what does not fit is named."""
+"""Weight files: every layout is read, no code in them runs, and weights that do not fit are named."""
 
 import argparse
 import shutil
@@ -45,13 +45,13 @@ WRAPPINGS = {
 
 
 @pytest.mark.parametrize("kind", WRAPPINGS)
-def test_every_wrapping_is_read(kind, tmp_path):
+def test_every_layout_is_read(kind, tmp_path):
     assert same_tensors(models.read_weights(save(WRAPPINGS[kind], tmp_path / "w.pth")), W)
     assert "yacs.config" not in sys.modules
 
 
 @pytest.mark.parametrize("kind", ["cswin", "ours"])
-def test_weights_as_trained_are_there_too(kind, tmp_path):
+def test_weights_that_are_not_averaged_can_be_read_too(kind, tmp_path):
     assert same_tensors(models.read_weights(save(WRAPPINGS[kind], tmp_path / "w.pth"), averaged=False), OTHER)
 
 
@@ -60,8 +60,8 @@ def test_safetensors_are_read(tmp_path):
     assert same_tensors(models.read_weights(str(tmp_path / "w.safetensors")), W)
 
 
-def test_old_files_are_read(tmp_path):
-    """Before torch 1.6 a file was no zip archive."""
+def test_files_of_old_torch_versions_are_read(tmp_path):
+    """Before torch 1.6 a file was not a zip archive."""
     path = save(WRAPPINGS["swin"], tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     assert same_tensors(models.read_weights(path), W)
 
@@ -73,7 +73,7 @@ def test_settings_become_plain_containers(tmp_path):
     assert type(content["args"]) is OrderedDict
 
 
-def test_nothing_is_trusted_beyond_the_reading(tmp_path):
+def test_reading_a_file_does_not_change_what_torch_trusts(tmp_path):
     path = save({"args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     models.read_file(path)
     with pytest.raises(Exception, match=r"argparse\.Namespace"):
@@ -105,7 +105,7 @@ class Unknown:
     ],
     ids=["run", "builtin", "class", "neighbour", "blocked"],
 )
-def test_any_other_global_is_refused_by_name(content, name, tmp_path):
+def test_any_other_code_is_refused_by_name(content, name, tmp_path):
     path = save({"state_dict": W, "extra": content(tmp_path / "ran")}, tmp_path / "w.pth")
     with pytest.raises(models.ModelError, match=rf"w.pth cannot be read: it holds {name}, which may run code") as error:
         models.read_weights(path)
@@ -113,7 +113,7 @@ def test_any_other_global_is_refused_by_name(content, name, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_that_are_no_weights_get_one_line(tmp_path):
+def test_files_without_weights_are_refused_in_one_line(tmp_path):
     torch.save(W, tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
@@ -130,7 +130,7 @@ def test_files_that_are_no_weights_get_one_line(tmp_path):
         **dict.fromkeys(
             ("numbers.pth", "unnamed.pth", "nothing.pth", "list.pth"), "holds no weights: expected a dictionary"
         ),
-        "folder.pth": "is a folder: name a file",
+        "folder.pth": "is a folder: name a weight file",
         "missing.pth": "there is no file",
     }
     for name, message in expected.items():
@@ -148,22 +148,22 @@ def test_a_file_loads_into_a_model(tmp_path):
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model))])
 @pytest.mark.parametrize("load", [models.load_weights, models.load_resized, models.start_from])
-def test_what_is_around_a_model_does_not_matter(load, wrap):
+def test_weights_load_into_a_wrapped_model(load, wrap):
     weights, other = small().state_dict(), small()
     load(wrap(other), weights)
     assert same_tensors(other.state_dict(), weights)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net._orig_mod."])
-def test_weights_of_a_part_of_a_larger_module_load(prefix, tmp_path):
-    """As Lightning saves them."""
+def test_weights_with_the_prefix_of_a_larger_module_load(prefix, tmp_path):
+    """Lightning saves weights in this way."""
     weights, other = small().state_dict(), small()
     inner = {"state_dict": {prefix + name: value for name, value in weights.items()}, "epoch": 3}
     models.load_weights(other, save(inner, tmp_path / "w.ckpt"))
     assert same_tensors(other.state_dict(), weights)
 
 
-def test_tables_that_the_model_computes_are_no_surprise():
+def test_tables_that_the_model_computes_are_left_out():
     model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, num_heads=(1, 2, 4, 8))
     extra = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
     assert any(name.endswith("attn_mask") for name in extra)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
     del weights["head.bias"]
     weights["extra.weight"] = torch.zeros(1)
     pattern = (
-        r"is of another model: weights 1 missing \(head.bias\); 1 unexpected \(extra.weight\); .* of another shape"
+        r"holds weights of another model: 1 missing \(head.bias\); 1 unexpected \(extra.weight\); .* of another shape"
     )
     with pytest.raises(models.ModelError, match=f"^F {pattern}"):
         models.load_weights(small(), weights, "F")
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_model_names_the_keys(tmp_path):
         models.load_weights(small(), save(weights, tmp_path / "w.pth"))
 
 
-def test_weights_of_before_batches_were_counted_load(tmp_path):
+def test_weights_without_batch_norms_counter_load(tmp_path):
     """BatchNorm has ``num_batches_tracked`` since torch 0.4.1."""
     model = timm.create_model("resnet10t", num_classes=3)
     weights = {name: torch.randn_like(v) for name, v in model.state_dict().items() if "num_batches" not in name}

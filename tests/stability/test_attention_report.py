@@ -1,4 +1,4 @@
-"""Entropy and rank of attention: right numbers, every layer named, and the model as it was."""
+"""Entropy and rank of attention: correct values for every layer, and the model is not changed."""
 
 import copy
 
@@ -13,7 +13,7 @@ from stability import attention_report
 
 
 class Attends(nn.Module):
-    """Attention by given logits."""
+    """Attention with given logits."""
 
     def __init__(self, logits: Tensor):
         super().__init__()
@@ -24,7 +24,7 @@ class Attends(nn.Module):
         return F.scaled_dot_product_attention(self.logits.expand(len(x), -1, -1, -1), eye, eye, scale=1.0)
 
 
-def test_entropy_and_rank_of_known_matrices():
+def test_entropy_and_rank_of_known_matrices_are_correct():
     sure = 50 * torch.eye(6)
     unsure = torch.zeros(6, 6)
     one_key = torch.zeros(6, 6)
@@ -35,10 +35,10 @@ def test_entropy_and_rank_of_known_matrices():
 
 
 @pytest.mark.parametrize("softmax", [nn.Softmax(dim=-1), lambda x: x.softmax(-1), lambda x: torch.softmax(x, dim=3)])
-def test_attention_by_a_softmax_is_the_same(softmax):
+def test_attention_with_an_explicit_softmax_gives_the_same_report(softmax):
     class Explicit(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            gates = x.flatten(1).softmax(dim=1)  # looks at no keys
+            gates = x.flatten(1).softmax(dim=1)  # a softmax that is not attention
             return softmax(x @ x.mT * x.shape[-1] ** -0.5) @ x * gates.sum()
 
     class Fused(nn.Module):
@@ -52,7 +52,7 @@ def test_attention_by_a_softmax_is_the_same(softmax):
 
 
 @pytest.mark.parametrize("masked", ["causal", "bool", "bias"])
-def test_masks_count(masked):
+def test_masks_are_applied(masked):
     class Masked(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             allowed = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -68,12 +68,12 @@ def test_masks_count(masked):
 @pytest.mark.parametrize(
     ("query", "key", "mask", "heads"),
     [
-        ((6, 5, 4), (6, 7, 4), (6, 5, 7), 1),  # no heads, or heads beside the images
+        ((6, 5, 4), (6, 7, 4), (6, 5, 7), 1),  # no heads, or heads in the batch
         ((2, 9, 3, 5, 4), (2, 9, 3, 7, 4), (9, 1, 5, 7), 3),  # windows of images
         ((2, 6, 5, 4), (2, 1, 7, 4), (2, 1, 5, 7), 6),  # keys that all heads share
     ],
 )
-def test_every_shape_that_attention_takes(query, key, mask, heads):
+def test_every_shape_of_attention_is_measured(query, key, mask, heads):
     q, k, bias = (
         torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in (query, key, mask)
     )
@@ -92,7 +92,7 @@ def test_every_shape_that_attention_takes(query, key, mask, heads):
 @pytest.mark.parametrize(
     ("name", "layers", "heads"), [("lipsformer_swin_mini", 3, 2), ("deit_tiny_patch16_224", 12, 3)]
 )
-def test_every_layer_of_a_model_is_named(name, layers, heads):
+def test_every_attention_layer_of_a_model_has_a_report(name, layers, heads):
     model = timm.create_model(name, img_size=28 if "mini" in name else 32)
     side = 28 if "mini" in name else 32
     found = attention_report(model, torch.randn(2, 3, side, side))
@@ -104,7 +104,7 @@ def test_every_layer_of_a_model_is_named(name, layers, heads):
     assert all(((0 <= r.entropy) & (r.entropy <= 1)).all() and (r.rank > 0).all() for r in found.values())
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_and_the_random_state_do_not_change():
     model = timm.create_model("lipsformer_swin_mini", drop_path_rate=0.3).train()
     model.norm.eval()
     twin = copy.deepcopy(model)

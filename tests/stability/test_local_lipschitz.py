@@ -1,4 +1,4 @@
-"""The largest singular value of the Jacobian at real inputs, against the whole Jacobian and its SVD."""
+"""The local Lipschitz constant against the SVD of the full Jacobian."""
 
 import pytest
 import timm
@@ -10,7 +10,7 @@ import models
 from stability import StabilityError, local_lipschitz
 
 SWIN = {"img_size": 14, "patch_size": 2, "embed_dim": 8, "depths": (1,), "num_heads": (2,)}
-# The last stage has a map of a single token.
+# The map of the last stage has a single token.
 CSWIN = {"img_size": 32, "embed_dim": 8, "depths": (1,) * 4, "num_heads": (2,) * 4, "stripes": (1, 2, 1, 1)}
 VIT = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
 MODELS = {
@@ -23,7 +23,7 @@ MODELS = {
 
 
 def exact(model: nn.Module, x: Tensor) -> Tensor:
-    """σ₁ of each image's Jacobian, from all its entries."""
+    """σ₁ of each image's full Jacobian."""
     with sdpa_kernel(SDPBackend.MATH):
         matrices = [torch.autograd.functional.jacobian(model.eval(), image[None])[0].flatten(1) for image in x]
     return torch.stack([torch.linalg.matrix_norm(matrix, 2) for matrix in matrices])
@@ -31,7 +31,7 @@ def exact(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", MODELS)
-def test_equals_the_svd_of_the_whole_jacobian(kind, dtype):
+def test_it_equals_the_svd_of_the_full_jacobian(kind, dtype):
     torch.manual_seed(0)
     name, options = MODELS[kind]
     model = timm.create_model(name, num_classes=6, drop_path_rate=0.5, **options).to(dtype)
@@ -48,7 +48,7 @@ def test_each_image_has_its_own_value():
     torch.testing.assert_close(local_lipschitz(model, x), torch.tensor([5.0, 3.0, 1.0, 0.0]))
 
 
-def test_is_repeatable_and_no_direction_is_steeper():
+def test_it_is_repeatable_and_no_direction_is_steeper():
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)).double()
     x = torch.randn(3, 6, dtype=torch.float64)
     first = local_lipschitz(model, x)
@@ -59,7 +59,7 @@ def test_is_repeatable_and_no_direction_is_steeper():
     assert (moved <= first * 1.001).all()
 
 
-def test_an_output_that_ignores_the_input_has_zero():
+def test_an_output_that_ignores_the_input_has_the_constant_zero():
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.ones(len(x), 3)
@@ -68,7 +68,7 @@ def test_an_output_that_ignores_the_input_has_zero():
 
 
 @torch.no_grad()
-def test_modes_parameters_and_gradients_stay():
+def test_modes_parameters_and_gradients_do_not_change():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
     model[1].eval()
     modes = [module.training for module in model.modules()]
@@ -81,14 +81,14 @@ def test_modes_parameters_and_gradients_stay():
     torch.testing.assert_close(first, exact(model, x), rtol=1e-3, atol=0)
 
 
-def test_modes_come_back_after_an_error():
+def test_modes_are_restored_after_an_error():
     model = timm.create_model("lipsformer_swin_tiny", **SWIN)
     with pytest.raises(models.ModelError, match="takes images of"):
         local_lipschitz(model, torch.randn(2, 3, 15, 15))
     assert all(module.training for module in model.modules())
 
 
-def test_too_few_iterations_err_low_and_say_so():
+def test_too_few_iterations_give_a_value_that_is_too_low_and_a_warning():
     model = nn.Linear(20, 20)
     with pytest.warns(UserWarning, match="not converged after 2 iterations"):
         early = local_lipschitz(model, torch.randn(1, 20), max_iterations=2)
@@ -104,7 +104,7 @@ def test_too_few_iterations_err_low_and_say_so():
         (nn.LSTM(4, 4), torch.zeros(2, 4), "one output for each of 2 inputs, got tuple"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(model, x, message):
+def test_inputs_and_outputs_that_are_no_batch_are_refused_in_one_line(model, x, message):
     with pytest.raises(StabilityError, match=message) as error:
         local_lipschitz(model, x)
     assert "\n" not in str(error.value)

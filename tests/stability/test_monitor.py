@@ -1,4 +1,4 @@
-"""The stability monitor: right numbers, and a run that does not notice it."""
+"""The stability monitor: its values are correct, and a run with it has the same weights."""
 
 import math
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
 
 @pytest.mark.parametrize("build", [torch.optim.AdamW, AdamW2])
 @pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini"])
-def test_singular_values_gradients_and_steps(name, build):
+def test_singular_values_gradients_and_updates_are_correct(name, build):
     model, before, gradients, _, report, _ = read(name, build)
     after = dict(model.named_parameters())
     sigma = report.layers["sigma"]
@@ -87,7 +87,7 @@ def test_singular_values_gradients_and_steps(name, build):
 
 
 def test_heads_are_counted_once():
-    """Also where a part of the attention, such as its table of positions, has the number too."""
+    """Even if a part of the attention, such as its position bias, has the attribute ``num_heads`` too."""
     model = timm.create_model("vit_relpos_small_patch16_224", class_token=False, **SIZES)
     images = torch.randn(2, 3, 32, 32)
     assert {key: pair.heads for key, pair in query_keys(model).items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
@@ -96,12 +96,12 @@ def test_heads_are_counted_once():
 
 
 @pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientformer_l1", "maxvit_rmlp_pico_rw_256"])
-def test_rows_that_go_head_by_head_are_not_taken_for_queries_and_keys(name):
+def test_a_qkv_whose_rows_are_ordered_by_head_is_left_out(name):
     assert query_keys(timm.create_model(name)) == {}
 
 
 @pytest.mark.parametrize("name", ["vit_preln_small", "lipsformer_swin_mini", "lipsformer_cswin_tiny"])
-def test_what_the_probe_sees(name):
+def test_activations_diversity_and_attention_are_read_for_every_block(name):
     if name == "lipsformer_cswin_tiny":
         model = timm.create_model(name, img_size=224, num_classes=5)
         images = torch.randn(1, 3, 224, 224)
@@ -123,7 +123,7 @@ def test_what_the_probe_sees(name):
     for key, output in outputs.items():
         patches = output[:, 1:] if output.ndim == 3 else output
         assert report.layers["activation"][key][0] == pytest.approx(patches.square().mean().sqrt().item(), rel=1e-4)
-    # One entry for each layer with queries and keys, one number for each of its heads.
+    # One entry for each layer with queries and keys, one value for each of its heads.
     heads = {key: pair.heads for key, pair in query_keys(model).items()}
     assert len(heads) == len(blocks)
     for kind in ("entropy", "rank", "sec"):
@@ -131,15 +131,15 @@ def test_what_the_probe_sees(name):
         assert all(0 <= value <= 1 + 1e-6 for values in report.layers[kind].values() for value in values)
 
 
-def test_entropy_is_that_of_the_attention_report():
+def test_entropy_and_rank_equal_those_of_the_attention_report():
     model, _, _, images, report, _ = read()
-    whole = attention_report(model, images[:4:2])  # two of four images, as the monitor's spread takes them
+    whole = attention_report(model, images[:4:2])  # the monitor measures two of its four images, evenly spaced
     for layer, found in whole.items():
         assert report.layers["entropy"][layer] == pytest.approx(found.entropy.tolist(), rel=1e-4)
         assert report.layers["rank"][layer] == pytest.approx(found.rank.tolist(), rel=1e-3)
 
 
-def test_gains_and_residual_scales():
+def test_gains_and_residual_scales_are_read():
     model, *_, report, _ = read("lipsformer_swin_mini")
     gains = norm_gains(model)
     assert report.layers["gain"].keys() == gains.keys() and len(gains) == 7
@@ -154,7 +154,7 @@ def test_gains_and_residual_scales():
 
 
 def test_attention_by_an_explicit_softmax_is_read_too():
-    """As in timm's Swin: as many heads as queries and keys have, in every layer."""
+    """timm's Swin uses one. Every layer has as many values as heads of queries and keys."""
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7, num_classes=5)
     layers = reading(model, torch.randn(2, 3, 56, 56)).layers
     heads = {name: pair.heads for name, pair in query_keys(model).items()}
@@ -171,7 +171,7 @@ def test_convolutional_networks_are_read_too():
     assert query_keys(model) == {} and len(weight_matrices(model)) == 21
 
 
-def test_tokens_of_a_map_whose_channels_come_first():
+def test_diversity_is_correct_for_a_map_with_channels_first():
     model = timm.create_model("resnet18", num_classes=5).eval()
     images, outputs = torch.randn(2, 3, 64, 64), {}
     model.layer1[0].register_forward_hook(lambda m, i, o: outputs.update(first=o))
@@ -180,7 +180,7 @@ def test_tokens_of_a_map_whose_channels_come_first():
     assert report.diversity.item() == pytest.approx(token_diversity(tokens).mean().item(), rel=1e-5)
 
 
-def test_energy_is_that_of_each_heads_queries_and_keys():
+def test_sec_is_computed_for_each_head():
     model, *_, report, _ = read()
     for name in ("blocks.0.attn", "blocks.1.attn"):
         weight = model.get_submodule(name).qkv.weight.detach()
@@ -191,7 +191,7 @@ def test_energy_is_that_of_each_heads_queries_and_keys():
             assert value == pytest.approx((energies[:2].sum() / energies.sum()).item(), rel=1e-4)  # 10 of 64: 2 of 12
 
 
-def test_layers_come_in_the_models_order():
+def test_layers_are_in_the_models_order():
     *_, report, _ = read()
     owners = [
         layer.rpartition(".")[0] if layer.endswith((".q", ".k", ".v")) else layer for layer in report.layers["sigma"]
@@ -200,7 +200,7 @@ def test_layers_come_in_the_models_order():
     assert [order.index(owner) for owner in owners] == sorted(order.index(owner) for owner in owners)
 
 
-def test_a_reading_is_summed_up_by_its_worst_layers_and_warns_once(tmp_path, caplog):
+def test_a_reading_is_summarised_by_its_worst_layers_and_warns_once(tmp_path, caplog):
     layers = {
         "diversity": {"a": [0.9], "b": [0.2], "c": [math.nan]},
         "entropy": {"a": [0.9, 0.1], "b": [0.8, 0.7]},
@@ -232,7 +232,7 @@ def test_a_reading_is_summed_up_by_its_worst_layers_and_warns_once(tmp_path, cap
 
 
 def collapse_(model: nn.Module, layer: str) -> None:
-    """Make every query of a layer look at the key with the largest first channel."""
+    """Make every query of a layer attend to the key with the largest first channel."""
     attention = model.get_submodule(layer)
     dim = attention.qkv.weight.shape[1]
     rows = torch.zeros(3 * dim, dim)
@@ -253,7 +253,7 @@ def reading(model: nn.Module, images: Tensor) -> StabilityReport:
     return monitor.report
 
 
-def test_a_collapse_is_found_where_it_is():
+def test_a_collapse_is_found_in_the_right_layer():
     model, images = small("vit_preln_small")
     assert reading(model, images).collapsed == {}
     collapse_(model, "blocks.1.attn")
@@ -265,7 +265,7 @@ def test_sparse_attention_of_full_rank_is_benign():
     assert collapsed_heads(low, torch.tensor([0.05, 0.9, 0.05, 0.05]), high) == [0]
 
 
-def test_numbers_that_are_not_finite_are_read_as_such():
+def test_weights_that_are_nan_give_nan_and_no_collapse():
     model, images = small("vit_preln_small")
     with torch.no_grad():
         model.blocks[0].attn.qkv.weight.fill_(math.nan)
@@ -274,7 +274,7 @@ def test_numbers_that_are_not_finite_are_read_as_such():
     assert report.collapsed == {}
 
 
-def test_spectral_norms_leave_the_optimizer_alone():
+def test_spectral_norms_do_not_change_the_optimizer():
     *_, optimizer = read(build=AdamW2)
     before = [v.clone() for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     spectral_norms(optimizer)
@@ -283,7 +283,7 @@ def test_spectral_norms_leave_the_optimizer_alone():
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_spectral_norms_need_our_groups(named):
+def test_spectral_norms_need_our_param_groups(named):
     layer = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(layer.named_parameters() if named else layer.parameters(), lr=0.1)
     with pytest.raises(OptimError, match="param_groups"):
@@ -291,8 +291,8 @@ def test_spectral_norms_need_our_groups(named):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_run_does_not_notice_the_monitor(small_images, here, precision):
-    """Drop path, erasing, mixing, moving average and AdamW²'s vectors included."""
+def test_a_run_is_the_same_with_and_without_the_monitor(small_images, here, precision):
+    """Including drop path, random erasing, mixup and cutmix, the moving average and AdamW²'s vectors."""
     common = (*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}", "optim=adamw2", f"amp={precision}", "epochs=1")
     train_here(*common, "name=off", "monitor.every=0", "monitor.history=0")
     train_here(*common, "name=on", "monitor.every=1")
@@ -307,7 +307,7 @@ def test_a_run_does_not_notice_the_monitor(small_images, here, precision):
 
 
 @pytest.mark.slow
-def test_two_processes_with_the_monitor(small_images, here):
+def test_the_losses_of_two_processes_do_not_depend_on_the_monitor(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=4")
     for name, every in (("off", 0), ("on", 2)):
         out = run("train.py", *common, f"name={name}", f"monitor.every={every}", cwd=here, processes=2)

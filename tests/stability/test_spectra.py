@@ -1,4 +1,4 @@
-"""Singular values, tokens and attention, against plain arithmetic."""
+"""Effective rank, entropy, energies and token diversity against direct computation."""
 
 import math
 
@@ -18,13 +18,13 @@ def test_effective_rank_counts_directions():
     assert effective_rank(uneven).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_entropy_of_sure_and_unsure_shares():
+def test_entropy_is_zero_for_one_share_and_log_n_for_equal_shares():
     assert entropy(torch.tensor([1.0, 0.0, 0.0])).item() == 0
     assert entropy(torch.full((5,), 0.2)).item() == pytest.approx(math.log(5))
 
 
 @pytest.mark.parametrize(("dim", "inputs", "heads"), [(12, 12, 3), (8, 6, 1), (6, 20, 2)])
-def test_query_key_energies_are_those_of_the_product(dim, inputs, heads):
+def test_query_key_energies_equal_those_of_the_full_product(dim, inputs, heads):
     w_q, w_k = torch.randn(2, dim, inputs)
     found = query_key_energies(w_q, w_k, heads)
     size = dim // heads
@@ -34,16 +34,16 @@ def test_query_key_energies_are_those_of_the_product(dim, inputs, heads):
         assert torch.allclose(found[head], exact, rtol=1e-3, atol=1e-4)
 
 
-def test_energy_concentration_is_a_share():
+def test_energy_concentration_is_the_share_of_the_first_directions():
     energies = torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert energy_concentration(energies, 2).tolist() == pytest.approx([0.7, 1.0])
     assert energy_concentration(energies, 10).tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_shapes_that_differ_or_that_heads_do_not_divide_are_refused():
     with pytest.raises(StabilityError, match="5 heads divide"):
         query_key_energies(torch.randn(12, 4), torch.randn(12, 4), 5)
-    with pytest.raises(StabilityError, match="must be of one shape"):
+    with pytest.raises(StabilityError, match="must have the same shape"):
         query_key_energies(torch.randn(12, 4), torch.randn(8, 4), 4)
 
 
