@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from optim.power_iteration import iterate, start_vectors
 
-FIRST_ITERATIONS = 8  # of a step in which the vectors of some matrix are new
+FIRST_ITERATIONS = 12  # of a step in which the vectors of some matrix are new
 
 Group = dict[str, Any]
 
