@@ -1,0 +1,157 @@
+"""The examples of docs/extending.md: its blocks are applied to a copy of the project, and its commands train there."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import PROJECT, SMALL, environment, metrics, train_here
+
+TEXT = (PROJECT / "docs/extending.md").read_text()
+SECTIONS = {part.split("\n", 1)[0]: part for part in TEXT.split("\n## ")[1:]}
+BLOCK = re.compile(r"^`(?P<file>[^`\n]+)`(?P<new>, new)?:\n|^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"^    python train.py (.*)$", re.M)
+CODE = ("train.py", "conf", "data", "engine", "models", "optim", "stability", "tests")
+
+# Two steps of any model on few images, in a run without instruments.
+TINY = {
+    **{"data": "folder", "data.crop": "28", "data.resize": "28", "data.backend": "torch"},
+    **{"max_workers": "0", "batch_size": "32", "augment.mix_group": "8", "epochs": "2", "max_steps": "2"},
+    **{"log_every": "1", "logger": "none", "eval.batch_size": "64", "device": "cpu", "monitor.every": "0"},
+}
+
+
+def blocks(section: str) -> list[tuple[str, bool, str, str]]:
+    """File, whether it is new, language and text of each block of a section."""
+    found, file, new = [], "", False
+    for match in BLOCK.finditer(section):
+        if match["file"]:
+            file, new = match["file"], match["new"] is not None
+        else:
+            found.append((file, new, match["kind"], match["text"]))
+    return found
+
+
+def apply(root: Path, file: str, new: bool, kind: str, text: str) -> None:
+    """Write a new file, or put the lines of a diff in their place."""
+    path = root / file
+    if new:
+        assert not path.exists() and kind != "diff", file
+        path.write_text(text)
+        return
+    assert kind == "diff", f"{file} is no new file: show a diff"
+    lines = [(line[:1] or " ", line[1:]) for line in text.splitlines()]
+    before, after = ("".join(f"{line}\n" for sign, line in lines if sign in keep) for keep in (" -", " +"))
+    content = path.read_text()
+    assert content.count(before) == 1, f"{file} holds the lines around {after!r} {content.count(before)} times"
+    path.write_text(content.replace(before, after))
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with all extensions."""
+    root = tmp_path_factory.mktemp("extended")
+    for name in CODE:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+        else:
+            shutil.copy(source, root)
+    shutil.copytree(PROJECT / "data/assets", root / "data/assets")
+    for section in SECTIONS.values():
+        for block in blocks(section):
+            apply(root, *block)
+    return root
+
+
+def loaded(root: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import a new file of the copy under its own name, beside the modules of this process."""
+    name = file.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_file_location(name, root / file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+
+
+def test_the_table_counts_the_files() -> None:
+    rows = re.findall(r"^\| \[(.*?)\]\(.*?\) \| (\d+) \| (\d+) \|", TEXT, re.M)
+    said = {name: (int(touched), int(new)) for name, touched, new in rows}
+    files = {name[0].lower() + name[1:]: {(f, new) for f, new, *_ in blocks(s)} for name, s in SECTIONS.items()}
+    assert said == {name: (len(found), sum(new for _, new in found)) for name, found in files.items()}
+    assert len(said) == 6 and max(touched for touched, _ in said.values()) <= 4
+    assert all(sum(new and f.endswith(".py") for f, new in found) == 1 for found in files.values())
+
+
+def test_the_blocks_fit_the_project_as_it_is(extended: Path) -> None:
+    """And keep to its style."""
+    files = [file for section in SECTIONS.values() for file, *_ in blocks(section) if file.endswith(".py")]
+    for check in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *check, "--config", PROJECT / "pyproject.toml", *files]
+        result = subprocess.run(ruff, cwd=extended, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_logger_and_the_callback_watch_a_run(
+    extended: Path, small_images: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {}
+    for name, key in (("A logger", "csv"), ("A callback", "lowest")):
+        for file, _, kind, text in blocks(SECTIONS[name]):
+            if kind == "python":
+                loaded(extended, file, monkeypatch)
+            chosen |= dict(re.findall(rf"({key})[:=] ?(engine\.[\w.]+)", text + SECTIONS[name]))
+    callbacks = [f"+callbacks.{name}={path}" for name, path in chosen.items()]
+    train_here(*SMALL, *callbacks, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=0")
+    check_losses(here / "outputs/a")
+
+
+def check_losses(run: Path) -> None:
+    """The losses in the CSV file are those of the metrics, and the lowest is named at the end."""
+    lines = metrics(run, "train")
+    with open(run / "losses.csv", newline="") as file:
+        assert [(int(step), float(loss)) for step, loss, _ in csv.reader(file)] == [
+            (line["step"], line["loss"]) for line in lines
+        ]
+    lowest = min(lines, key=lambda line: line["loss"])
+    assert f"lowest loss {lowest['loss']:.4f} at step {lowest['step']}" in (run / "train.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_trains(extended: Path, small_images: Path) -> None:
+    """One process takes all of them, one after the other: imports cost more than two steps."""
+    images = [(path, path.relative_to(small_images).parts) for path in sorted(small_images.rglob("*.png"))]
+    lines = (f"{split},{name},{os.path.relpath(path, extended)}\n" for path, (split, name, _) in images)
+    (extended / "images.csv").write_text("".join(lines))
+    commands = []
+    for number, typed in enumerate(COMMAND.findall(TEXT)):
+        options = {"data.root": str(small_images)} | dict(option.split("=", 1) for option in shlex.split(typed))
+        commands.append([f"{key}={value}" for key, value in ({"name": f"run{number}"} | TINY | options).items()])
+    assert len(commands) == 7
+    program = (
+        "import json, sys; from pathlib import Path; from tests.runs import run_here\n"
+        "for command in json.load(sys.stdin):\n"
+        "    out = run_here('train.py', *command, cwd=Path.cwd())\n"
+        "    print(command, out.stdout, out.stderr)\n"
+        "    out.check_returncode()\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program],
+        **{"cwd": extended, "env": environment(), "input": json.dumps(commands), "capture_output": True, "text": True},
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    for text in ("patch_mlp, 0.00 M", "conf/recipe/patch_mlp.yaml", "augment.auto_augment=gamma", "optim.lr=0.001"):
+        assert text in out.stdout, text
+    assert "data: folder, 320 training and 80 validation images, 10 classes, read by torch" in out.stdout
+    runs = sorted(path.parent for path in (extended / "outputs").glob("*/metrics.jsonl"))
+    assert len(runs) == len(commands)
+    assert all([line["step"] for line in metrics(run, "train")] == [1, 2] for run in runs), runs
