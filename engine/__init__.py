@@ -1,1 +1,1 @@
-"""The loop that ties the rooms together: devices, processes, checkpoints, metrics. It alone knows all other rooms."""
+"""Training and evaluation: devices, processes, the loop, checkpoints, metrics. Uses all the other packages."""

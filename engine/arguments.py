@@ -1,7 +1,8 @@
-"""The arguments of a command before Hydra reads them: text options get exactly the text that was typed.
+"""Prepare the arguments of a command for Hydra, so that text options get exactly the text that the user typed.
 
-Hydra reads a value before it knows the option's type: ``name=1.10`` becomes the number 1.1, and ``name=a#b`` fits no
-rule of its grammar. Values of text options are therefore put in quotes, which Hydra takes as they are.
+Hydra parses a value before it knows the option's type: ``name=1.10`` becomes the number 1.1, and ``name=a#b`` does not
+match Hydra's grammar. This module therefore puts the values of text options in quotes. Hydra does not change quoted
+text.
 """
 
 import re
@@ -20,18 +21,21 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from engine.errors import UserError
 
-# Text that fits no rule of the grammar is taken as typed, unless it looks like a quotation, several values, a function
-# of Hydra's, or half of what stands for another option's value.
+# Text that Hydra cannot parse is used as typed. UNCLEAR lists the exceptions, where the user may have meant something
+# else: a quoted string, several values, a Hydra function, or an interpolation ${...} that is incomplete.
 OPEN = r"\$\{(?![^{}]+\})"
 FUNCTIONS = "|".join(create_functions().functions)
 UNCLEAR = re.compile(rf"""^["']|,|{OPEN}|^({FUNCTIONS})\s*\(""")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags and the options; Hydra's own parser wants the options in one piece.
+    """Separate Hydra's flags from the options, because Hydra's own parser needs all options next to each other.
+
+    Returns:
+        The flags, and the options.
 
     Raises:
-        UserError: if there is no such flag.
+        UserError: if a flag does not exist.
     """
     parser: Any = get_args_parser()
     parser.error = _refuse_flag
@@ -55,11 +59,15 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def as_typed(argument: str, text: Collection[str]) -> str:
-    """An argument with the values of text options in quotes.
+    """Put the values of text options in an argument in quotes.
 
     Args:
-        argument: ``key=value``, of any form that Hydra has: with ``+``, of one value, several, or a group's options.
+        argument: ``key=value`` in any form that Hydra accepts: with or without ``+``; one value, several values, or a
+            dictionary of a group's options.
         text: the options and config groups whose values are text.
+
+    Returns:
+        The argument for Hydra.
     """
     key, equals, raw = argument.partition("=")
     option = key.lstrip("+")
@@ -86,7 +94,7 @@ def _parse(argument: str) -> Override:
 
 
 class _AsTyped(HydraOverrideVisitor):
-    """Hydra's reading of a value, but that numbers and booleans stay the text they were typed as."""
+    """Hydra's visitor, except that numbers and booleans stay the text that the user typed."""
 
     def _createPrimitive(self, ctx: Any) -> Any:
         value = super()._createPrimitive(ctx)
@@ -94,7 +102,7 @@ class _AsTyped(HydraOverrideVisitor):
 
 
 def _read(argument: str) -> Override:
-    """As Hydra's parser does, with the visitor above."""
+    """Parse an argument as Hydra does, with the visitor above."""
     listener = HydraErrorListener()
     lexer = OverrideLexer(InputStream(argument))
     parser = OverrideParser(CommonTokenStream(lexer))
@@ -105,7 +113,7 @@ def _read(argument: str) -> Override:
 
 
 def _merged(key: str, typed: Any, plain: Any, text: Collection[str]) -> Any:
-    """A value as Hydra reads it, with the text that was typed wherever a text option gets it."""
+    """Combine the two readings of a value: the typed text for text options, Hydra's value for all others."""
     if isinstance(plain, dict):
         pairs = zip(plain.items(), typed.values(), strict=True)
         return {name: _merged(f"{key}.{name}", as_text, value, text) for (name, value), as_text in pairs}
@@ -123,7 +131,7 @@ def _quoted(raw: str) -> str:
 
 
 def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
-    """The value of each option that was typed; of those that Hydra cannot read, none."""
+    """Return the value of each option that the user typed. Arguments that Hydra cannot parse are left out."""
     values = {}
     for argument in arguments:
         try:
@@ -135,10 +143,10 @@ def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def values_of(argument: str) -> list[Any]:
-    """The values of an argument that holds several."""
+    """Return the values of an argument that has several."""
     return [_parse(f"x={value}").value() for value in _parse(argument).sweep_string_iterator()]
 
 
 def in_shell(key: str, values: Iterable[str]) -> str:
-    """An argument as it must be typed in a shell for its values to be these very texts."""
+    """Return what the user must type in a shell so that the option gets exactly these texts."""
     return shlex.quote(f"{key}={','.join(map(_quoted, values))}")

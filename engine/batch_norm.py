@@ -1,4 +1,4 @@
-"""What a model with BatchNorm asks of a run: shared statistics, and more than one image at a time."""
+"""Two needs of models with BatchNorm: statistics shared between processes, and more than one image in a batch."""
 
 import copy
 from contextlib import suppress
@@ -13,10 +13,12 @@ from engine.errors import UserError
 
 
 def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: torch.device) -> bool:
-    """Whether batch statistics are shared; by default wherever there are any, and torch can.
+    """Whether processes share BatchNorm's batch statistics.
+
+    By default they do if the model has BatchNorm and the device is a GPU: torch's SyncBatchNorm needs GPUs.
 
     Raises:
-        UserError: if they are to be shared and cannot be.
+        UserError: if the user chose to share them and the device is not a GPU.
     """
     if world.size == 1 or not _has_batch_norm(model):
         return False
@@ -26,21 +28,23 @@ def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: t
 
 
 def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> None:
-    """Raise where a micro-batch is a single image and BatchNorm has nothing to compare it with.
+    """Refuse a batch size that leaves BatchNorm with a single value for each channel.
+
+    This happens if a micro-batch is a single image and a BatchNorm layer sees only one position of it.
 
     Args:
         model: any image model.
-        geometry: how the global batch is cut.
-        side: of the images, in pixels.
+        geometry: how the global batch is split into micro-batches.
+        side: side of the images in pixels.
 
     Raises:
-        UserError: that says which sizes do.
+        UserError: if the model cannot train with these sizes. The message suggests batch sizes that work.
     """
     sizes = geometry.sizes()
     if min(sizes) > 1 or not _has_batch_norm(model):
         return
-    try:  # a layer that sees more than one place of an image has enough
-        with suppress(NotImplementedError, RuntimeError), torch.no_grad():  # not every model runs on the meta device
+    try:  # torch raises ValueError for a layer that gets only one value per channel
+        with suppress(NotImplementedError, RuntimeError), torch.no_grad():  # some models cannot run on the meta device
             copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, side, side, device="meta"))
     except ValueError as error:
         cut = " + ".join(map(str, sizes))

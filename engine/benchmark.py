@@ -1,4 +1,4 @@
-"""How fast a model answers: images a second in batches, and the time a single image takes. On noise, without files."""
+"""Measure the speed of a model's forward pass on random images: throughput in batches, and latency of one image."""
 
 import logging
 import os
@@ -22,25 +22,25 @@ from engine.score_files import refuse_unwritable, write_json
 
 log = logging.getLogger(__name__)
 
-WARM_UP_RUNS = 3  # fewer where they take long
+WARM_UP_RUNS = 3  # at most; fewer if a pass is slow
 FEWEST_RUNS = 3
-SECONDS = 4.0  # of timed passes at each batch size, where their number is left open
+SECONDS = 4.0  # duration of the timed passes at each batch size, if the user gives no number of passes
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
-        images_per_second: median over passes of ``batch_size`` images, of normalised images on the device.
+        images_per_second: median over passes with ``batch_size`` images, which are already on the device.
         latency_ms: median time from an image to its logits, one image at a time.
-        latency_p90_ms: time within which nine of ten images are done.
-        memory_gb: most memory of the GPU in use at ``batch_size``, in GiB; None on a CPU.
-        parameters: of the model.
+        latency_p90_ms: 90th percentile of this time.
+        memory_gb: peak GPU memory at ``batch_size`` in GiB; None on a CPU.
+        parameters: number of the model's parameters.
         gmacs: billions of multiply-adds for one image.
         batch_size: images in a pass.
         crop: side of the images in pixels.
-        runs: timed passes at ``batch_size`` and at one image.
+        runs: number of timed passes at ``batch_size``, and with one image.
     """
 
     images_per_second: float
@@ -55,14 +55,14 @@ class Speed:
 
 
 def measure_speed(cfg: EvalConfig, trained: dict[str, Any] | None) -> Speed:
-    """Time a model's forward pass and write what was found.
+    """Time a model's forward pass and write the results to ``cfg.output``.
 
     Args:
-        cfg: the settings; without a checkpoint the weights are random.
-        trained: the checkpoint's content, where it is one of ours.
+        cfg: the settings. Without a checkpoint the weights are random.
+        trained: the content of a checkpoint of this project; None for other files, or without a checkpoint.
 
     Raises:
-        UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
+        UserError: or another of ``engine.errors.USER_ERRORS``, if the settings do not work.
     """
     runtime = Runtime.start(cfg)
     refuse_unwritable(cfg)
@@ -81,7 +81,7 @@ def measure_speed(cfg: EvalConfig, trained: dict[str, Any] | None) -> Speed:
 
 def _measure(model: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) -> Speed:
     device = runtime.device
-    # The batch first: a compiled model takes the second size it sees for one of many, unless that is 1.
+    # The large batch comes first. torch.compile compiles a second batch size for dynamic shapes, except a size of 1.
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -103,7 +103,7 @@ def _measure(model: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) 
 
 @torch.inference_mode()
 def _times(network: nn.Module, count: int, cfg: EvalConfig, runtime: Runtime) -> list[float]:
-    """Seconds of each timed forward pass of ``count`` images."""
+    """Return the seconds of each timed forward pass with ``count`` images."""
     images = runtime.laid_out(torch.randn(count, 3, cfg.data.crop, cfg.data.crop, device=runtime.device))
 
     def forward() -> None:
@@ -120,7 +120,7 @@ def _times(network: nn.Module, count: int, cfg: EvalConfig, runtime: Runtime) ->
 
 
 def time_runs(work: Callable[[], object], runs: int | None) -> list[float]:
-    """Seconds of each of ``runs`` calls, or of as many as take ``SECONDS``."""
+    """Return the seconds of each of ``runs`` calls; without ``runs``, of as many calls as fit into ``SECONDS``."""
     times: list[float] = []
     end = time.perf_counter() + SECONDS
     while len(times) < (runs or FEWEST_RUNS) or (runs is None and time.perf_counter() < end):

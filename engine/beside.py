@@ -1,4 +1,4 @@
-"""What a run does beside its training: metrics, pictures, instruments. It may fail, and the run goes on."""
+"""Work beside the training, such as metrics, pictures and instruments. If it fails, the run continues."""
 
 import logging
 import os
@@ -15,24 +15,24 @@ _said: set[str] = set()
 
 @contextmanager
 def beside(what: str) -> Iterator[None]:
-    """Work that must not end a run: if it fails, a warning says so, once for each ``what``.
+    """Turn an exception into a warning, so that it does not end the run. Each ``what`` warns once.
 
     Args:
-        what: what then failed, as the beginning of a sentence: "outputs/a/plots/curves.png cannot be drawn".
+        what: describes the failure and begins the warning, such as "outputs/a/plots/curves.png cannot be drawn".
     """
     try:
         yield
-    except Exception as error:  # of many kinds; none is worth a training run
+    except Exception as error:  # whatever it is, it must not end a training run
         if what not in _said:
             _said.add(what)
             log.warning("%s (%s): the run goes on without it", what, reason(error))
 
 
 class LineFile:
-    """A text file that grows by lines, beside the training. Lines that cannot be written wait for the next attempt.
+    """A text file that the run appends lines to. Lines that could not be written are kept for the next attempt.
 
     Args:
-        path: the file. It and its folder are made where they are missing.
+        path: the file. If it or its folder is missing, it is created.
     """
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class LineFile:
         self.waiting: list[str] = []
 
     def add(self, line: str) -> None:
-        """Write a line, and those that wait; all of them or none."""
+        """Write this line and the lines kept from failed attempts: either all of them or none."""
         self.waiting.append(line)
         with beside(f"{self.path} cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,6 @@ class LineFile:
                     file.write("".join(f"{text}\n" for text in self.waiting))
             except OSError:
                 with suppress(OSError):
-                    os.truncate(self.path, size)  # a full disk may have taken a part
+                    os.truncate(self.path, size)  # a part may have been written before the disk was full
                 raise
             self.waiting.clear()

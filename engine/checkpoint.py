@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash at any moment, a full disk and a damaged file."""
+"""Save and load checkpoints so that no crash, full disk or damaged file loses the run."""
 
 import logging
 import os
@@ -14,17 +14,17 @@ from models import ModelError, read_file
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when what a checkpoint holds changes
+FORMAT = 1  # increase it when the content of checkpoints changes
 
 
 class Checkpoints:
-    """The checkpoints of a run: ``last.pt``, ``best.pt`` and some older ones, ``step_<n>.pt``.
+    """The checkpoints of a run: ``last.pt``, ``best.pt`` and older ones named ``step_<n>.pt``.
 
-    A file is written beside its place, synced to the disk and renamed, so a name always stands for a whole file.
+    Each file is written under a temporary name, synced to the disk and then renamed. So every checkpoint is complete.
 
     Args:
-        folder: where they lie.
-        keep: older checkpoints kept beside the last.
+        folder: the folder of the checkpoints.
+        keep: number of older checkpoints to keep beside ``last.pt``.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -32,21 +32,21 @@ class Checkpoints:
         self.keep = keep
         self.last = folder / "last.pt"
         self.best = folder / "best.pt"
-        self.last_step: int | None = None  # of last.pt, where that is a whole file
+        self.last_step: int | None = None  # step of last.pt, if it is a readable checkpoint
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write ``last.pt``; the one before stays under the number of its step. On one process only.
+        """Write ``last.pt``, and rename the previous one to ``step_<n>.pt``. Only the first process calls this.
 
         Args:
-            state: what to save; ``state["step"]`` is its number.
-            is_best: whether to make it ``best.pt`` as well.
+            state: what to save; ``state["step"]`` is the number of its step.
+            is_best: whether to save it as ``best.pt`` as well.
 
         Raises:
-            UserError: if it cannot be written; the checkpoints before are untouched.
+            UserError: if it cannot be written. The earlier checkpoints stay complete.
         """
         scratch = self.folder / ".saving.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it while the run went on
+            self.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it during the run
             with open(scratch, "wb") as file:
                 torch.save({"format": FORMAT} | state, file)
                 file.flush()
@@ -74,7 +74,11 @@ class Checkpoints:
         os.replace(scratch, self.best)
 
     def set_aside(self, before: int, place: Path) -> int | None:
-        """Keep the newest checkpoint of a step before ``before`` at ``place``, too; its step, or None without one."""
+        """Also keep the newest checkpoint from before step ``before`` at ``place``.
+
+        Returns:
+            The step of this checkpoint, or None if there is none.
+        """
         files = {int(path.stem.removeprefix("step_")): path for path in self._older()}
         if self.last_step is not None:
             files[self.last_step] = self.last
@@ -85,19 +89,19 @@ class Checkpoints:
         return step
 
     def _older(self) -> list[Path]:
-        """Older checkpoints, the newest first."""
+        """Return the ``step_<n>.pt`` files, the newest first."""
         files = sorted(self.folder.glob("step_*.pt"), reverse=True)
-        return [path for path in files if path.stem.removeprefix("step_").isdecimal()]  # not the user's copies
+        return [path for path in files if path.stem.removeprefix("step_").isdecimal()]  # leave out the user's copies
 
     def _prune(self) -> None:
         for path in self._older()[self.keep :]:
             path.unlink(missing_ok=True)
 
     def load_last(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None where there is none at all.
+        """Load the newest checkpoint that can be read; None if there are no checkpoints.
 
         Raises:
-            UserError: if there are some and none can be read.
+            UserError: if there are checkpoints but none can be read.
         """
         candidates = [path for path in (self.last, *self._older(), self.best) if path.is_file()]
         for path in candidates:
@@ -112,7 +116,10 @@ class Checkpoints:
         return None
 
     def rewind(self, path: Path) -> None:
-        """Make ``step_<n>.pt`` the last checkpoint. The one that was last stays as ``before_rewind.pt``."""
+        """Make the file ``step_<n>.pt`` the new ``last.pt``, and delete the ``step_*.pt`` files after it.
+
+        The previous ``last.pt`` is kept as ``before_rewind.pt``.
+        """
         if self.last.exists():
             os.replace(self.last, self.folder / "before_rewind.pt")
         for newer in (older for older in self._older() if older.name > path.name):
@@ -121,10 +128,10 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """One of our checkpoints, on the CPU.
+    """Load a checkpoint of this project to the CPU.
 
     Raises:
-        UserError: if the file is missing, damaged, or something else.
+        UserError: if the file is missing, is damaged, or is not a checkpoint of this project.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -135,12 +142,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def checked(content: Any, path: Path) -> dict[str, Any]:
-    """A file's content, where it is a checkpoint that this version reads."""
+    """Return the content of a file as a checkpoint in today's form.
+
+    Raises:
+        UserError: if it is not a checkpoint of this project, or has a format that this version does not read.
+    """
     if not is_ours(content):
         raise UserError(f"{path} is no checkpoint of this project")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
-    if "callbacks" not in content:  # before there were several, the logger's state was the id of its run
+    if "callbacks" not in content:  # older checkpoints hold only the id of the Weights & Biases run
         logger = content.pop("wandb_id", None)
         content["callbacks"] = {"wandb": {"id": logger, "best_top1": None}} if logger else {}
     if isinstance(content["config"], dict):
@@ -149,7 +160,7 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 
 
 def lacking(state: dict[str, Any]) -> list[str]:
-    """What a checkpoint lacks of what tells its model and images; people strip checkpoints to publish them."""
+    """Return which entries about the model and its images are missing. People strip checkpoints to publish them."""
     config = state["config"] if isinstance(state["config"], dict) else {}
     needed = [(name, state) for name in ("family", "classes")] + [(name, config) for name in ("model", "data")]
     return [name for name, place in needed if not place.get(name)]
@@ -161,15 +172,15 @@ def is_ours(content: Any) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, which costs no space."""
+    """Give the file a second name by a hard link, which needs no disk space."""
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, target)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
+    """Write the renames in a folder to the disk, so that a power failure does not undo them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,7 @@
-"""The command line of the entries: Hydra composes, a user's mistake becomes one line, anything else a traceback."""
+"""The command line of train.py and eval.py: Hydra composes the config. A user's mistake ends in a one-line message.
+
+Any other error shows its traceback.
+"""
 
 import io
 import os
@@ -24,45 +27,48 @@ from engine.explain import explain, first_line, text_options
 from engine.log import flush_streams, log_to
 from engine.names import swept_options
 
-PATIENCE = 30.0  # seconds that other processes leave the first one to print its error
+PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
 
-# For each entry, options that have a short form, and what it stands for.
+# For each entry script: short forms, and the options they stand for.
 SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 
 Task = Callable[[DictConfig, dict[str, Any], list[str], list[str]], None]
 
 
 def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
-    """Compose the config of the command line and hand it to ``task``.
+    """Compose the config from the command line and call ``task`` with it. A user's mistake exits with status 2.
 
-    ``task`` gets the composed config, the chosen file of each group, the options of this job, and those of them that
-    tell it from the other jobs of a sweep or job array. ``implied`` gives the arguments that those typed imply. The
-    process exits with 2 for a user's mistake.
+    Args:
+        config_name: ``"train"`` or ``"eval"``.
+        task: called with the composed config, the chosen file of each group, the options of this job, and those options
+            that differ from the other jobs of a sweep or job array.
+        implied: returns further arguments that follow from the typed ones.
     """
     register()
-    # Hydra's own handling of errors prints several lines and exits with 1; with this it lets them pass to us.
+    # Hydra's own error handling prints several lines and exits with 1. With this variable Hydra passes exceptions on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     started = False
-    failed: list[str] = []  # the runs of a sweep that did not come to their end
+    failed: list[str] = []  # the runs of a sweep that failed
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(cfg: DictConfig) -> None:
         nonlocal started
         started = True
         job = HydraConfig.get()
-        options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # what stands for other values stays
+        options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
         is_sweep = job.mode == RunMode.MULTIRUN
         try:
             swept = swept_options(options, typed, is_sweep, "SLURM_ARRAY_TASK_ID" in os.environ)
-        except UserError as error:  # the whole sweep's
+        except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)
         try:
             task(cfg, dict(job.runtime.choices), options, swept)
-        # Caught in here: an exception that leaves the job makes Hydra print lines of its own.
+        # Catch exceptions inside the job: if one leaves it, Hydra prints its own lines.
         except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
             message, exit_code = _line_and_status(error, config_name)
             is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
-            # The next run of a sweep begins; not among several processes, which a failure leaves out of step.
+            # A failed run does not stop a sweep. With several processes it does: they may fail at different points, and
+            # would then start the next run at different times.
             if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
                 _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
             _print_error(message)
@@ -88,13 +94,13 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     except (ValueError, AssertionError, OSError) as error:
         if started:
             raise
-        _fail(explain(error, config_name), 2)  # of Hydra's, about the command: nothing else has run yet
+        _fail(explain(error, config_name), 2)  # the error is Hydra's and about the command: no job has started yet
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
 
 def _help(main: Callable[[], None], entry: str) -> NoReturn:
-    """Print Hydra's help with the rules of each option."""
+    """Print Hydra's help with the rules of each option, and exit."""
     from engine.help import with_rules
 
     shown = io.StringIO()
@@ -106,21 +112,21 @@ def _help(main: Callable[[], None], entry: str) -> NoReturn:
 
 
 def _prepared(options: list[str], entry: str, implied: Callable[[list[str]], list[str]] | None) -> list[str]:
-    """Options as Hydra is to read them: short forms spelt out, text in quotes, implied ones added."""
+    """Prepare options for Hydra: expand short forms, quote text and add implied options."""
     text = text_options(entry)
     options = [as_typed(_in_full(option, SHORT_FORMS.get(entry, {})), text) for option in options]
     return options + (implied(options) if implied else [])
 
 
 def _in_full(argument: str, short_forms: dict[str, str]) -> str:
-    """An argument of the command line with a short form of an option spelt out."""
+    """Replace the short form of an option in an argument by its full name."""
     key, equals, value = argument.partition("=")
-    is_node = value.startswith("{")  # all options of a group at once
+    is_node = value.startswith("{")  # a dictionary of a group's options
     return f"{short_forms[key]}={value}" if equals and key in short_forms and not is_node else argument
 
 
 def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
-    """What to say about an error in one line, and the exit code."""
+    """Return the one-line message for an error, and the exit code."""
     if isinstance(error, RunStopped):
         return str(error), error.exit_code
     if isinstance(error, torch.OutOfMemoryError):
@@ -129,22 +135,22 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
 
 
 def _print_error(message: str) -> None:
-    with suppress(OSError, ValueError):  # nobody reads it; the exit status says it all the same
+    with suppress(OSError, ValueError):  # stderr may be closed; the exit status still reports the error
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
-    """Print one line, once a machine, and exit; other processes wait for the one that prints.
+    """Print one line on each machine and exit. The other processes of the machine wait while the first one prints.
 
-    torchrun ends all processes as soon as one has gone, so waiting longer than printing takes costs nothing, unless
-    torchrun itself was told to stop and waits for its processes.
+    torchrun ends all processes when one has exited, so a long ``patience`` usually costs nothing. The exception is a
+    torchrun that was itself told to stop: it waits for its processes.
     """
     rank, who = os.environ.get("LOCAL_RANK", "0"), ""
     if rank != "0":
-        time.sleep(patience)  # still alive after that: the first one did not have this error
+        time.sleep(patience)  # if torchrun has not ended this process by then, only this process has the error
         who = f" (process {os.environ.get('RANK', rank)})"
     _print_error(f"{message}{who}")
     flush_streams()
-    if are_threads_abandoned():  # Python would wait for them
+    if are_threads_abandoned():  # a normal exit would wait for these threads
         os._exit(exit_code)
     sys.exit(exit_code)

@@ -1,7 +1,7 @@
-"""Every option of a run, with its type and its rules. YAML files under conf/ choose values.
+"""The options of train.py and eval.py with their types and rules. The YAML files in conf/ set their values.
 
-``metadata`` holds the rules of an option; :class:`engine.options.Rules` lists the words. ``check`` holds those over
-several options of a class.
+The ``metadata`` of a field holds the rules of that option; :class:`engine.options.Rules` lists the possible rules. The
+method ``check`` of a class holds the rules that involve several options.
 """
 
 from dataclasses import dataclass, field
@@ -16,43 +16,43 @@ from models import FAMILIES, ModelConfig
 from optim import OptimConfig, ScheduleConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-NOT_IN_PROJECTS = r"/\#?%:"  # characters that Weights & Biases refuses in the name of a project
-MODEL_SCHEMA = "+schema/model@model"  # MODEL_SCHEMA=FAMILY gives the options of a family without a file of conf/model
+NOT_IN_PROJECTS = r"/\#?%:"  # characters that Weights & Biases refuses in project names
+MODEL_SCHEMA = "+schema/model@model"  # the argument MODEL_SCHEMA=FAMILY selects a family's options without conf/model/
 
 
 @dataclass
 class CheckpointConfig:
-    """Where to start and when to save (``checkpoint.*``); the last and the best checkpoint are always kept."""
+    """Starting weights, and when to save (``checkpoint.*``). A run always keeps ``last.pt`` and ``best.pt``."""
 
-    # A file of weights that a new run starts from; checkpoint=PATH for short.
+    # File of weights that a new run starts from. The short form is checkpoint=PATH.
     start: str | None = field(default=None, metadata={"path": "absolute"})
     every_steps: int | None = field(default=None, metadata={"above": 0, "may_change": True})
     every_epochs: int | None = field(default=1, metadata={"above": 0, "may_change": True})
     every_minutes: float | None = field(default=30.0, metadata={"above": 0, "may_change": True})
-    keep: int = field(default=1, metadata={"least": 0, "may_change": True})  # older checkpoints kept beside the last
+    keep: int = field(default=1, metadata={"least": 0, "may_change": True})  # number of older checkpoints to keep
 
 
 @dataclass
 class MonitorConfig:
     """The instruments that watch a run (``monitor.*``)."""
 
-    every: int = field(default=200, metadata={"least": 0})  # optimizer steps between readings of every layer; 0: none
-    images: int = field(default=16, metadata={"above": 0})  # of the batch, that attention and blocks are looked at with
-    history: int = field(default=64, metadata={"least": 0})  # steps in the record that a spike leaves; 0: no records
+    every: int = field(default=200, metadata={"least": 0})  # optimizer steps between readings of all layers; 0: none
+    images: int = field(default=16, metadata={"above": 0})  # images of the batch for reading attention and blocks
+    history: int = field(default=64, metadata={"least": 0})  # steps in the record of a loss spike; 0: no records
 
 
 @dataclass
 class LoggerConfig:
     """Weights & Biases (``logger.*``)."""
 
-    # auto: online where an API key is present
+    # auto: online if WANDB_API_KEY is set
     mode: str = field(default="offline", metadata={"choices": ("offline", "online", "auto")})
     project: str = "coldstart"
     entity: str | None = None
     group: str | None = None
 
     def check(self) -> None:
-        """Refuse a name that Weights & Biases would refuse later."""
+        """Refuse a project name that Weights & Biases would refuse later."""
         if len(self.project) > 128 or set(self.project) & set(NOT_IN_PROJECTS):
             raise UserError(
                 f"logger.project={self.project} must have 128 characters at most, and none of {NOT_IN_PROJECTS}, "
@@ -64,27 +64,27 @@ class LoggerConfig:
 class EvalOptions:
     """Evaluation (``eval.*``)."""
 
-    weights: str = field(default="ema", metadata={"choices": ("ema", "raw")})  # ema: where the run has a moving average
-    # Images that a process takes at once; changes no result.
+    weights: str = field(default="ema", metadata={"choices": ("ema", "raw")})  # ema: if there is one, else raw
+    # Images that a process evaluates at once. The scores do not depend on it.
     batch_size: int = field(default=128, metadata={"above": 0, "may_change": True})
 
 
 @dataclass
 class RunConfig:
-    """What training and evaluation share."""
+    """The options that training and evaluation share."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalOptions = field(default_factory=EvalOptions)
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "may_change": True})
     amp: str = field(default="bf16", metadata={"choices": ("bf16", "fp16", "fp32")})
-    channels_last: bool = False  # memory layout of convolutional networks
+    channels_last: bool = False  # torch.channels_last, a memory layout for convolutional networks
     compile: bool = False  # torch.compile
-    # Data threads or processes for each process; null: its share of the cores.
+    # Data workers (threads or processes) of each process; null: the process's share of the cores.
     max_workers: int | None = field(default=None, metadata={"least": 0, "may_change": True})
 
     def check(self) -> None:
-        """Refuse a model for another size of image than the data give."""
+        """Refuse a model whose image size differs from ``data.crop``."""
         if self.model.img_size not in (None, self.data.crop):
             raise UserError(
                 f"model.img_size={self.model.img_size} differs from data.crop={self.data.crop}: "
@@ -94,7 +94,7 @@ class RunConfig:
 
 @dataclass
 class TrainConfig(RunConfig):
-    """Everything that ``train.py`` takes."""
+    """All options of ``train.py``."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = MISSING
@@ -102,33 +102,33 @@ class TrainConfig(RunConfig):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata={"may_change": True})
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"may_change": True})
-    # What else watches the run, by name: the class of each, package.module.Class. logger=NAME adds one.
+    # Further callbacks: name and class (package.module.Class). logger=NAME adds one.
     callbacks: dict[str, str] = field(default_factory=dict, metadata={"may_change": True})
     name: str | None = field(
         default=None, metadata={"may_change": True}
-    )  # of the run; null: the experiment or the model
-    # Filled in at the start: the file below conf/ whose numbers these are. recipe=NAME chooses it.
+    )  # name of the run; null: the name of the experiment or model
+    # Set at the start: the file in conf/ that the values come from. recipe=NAME chooses it.
     recipe: str | None = field(default=None, metadata={"may_change": True})
     # Null: outputs/<name>
     output_dir: str | None = field(default=None, metadata={"path": "as typed", "may_change": True})
-    # auto: go on where the run stopped | never | path of a checkpoint
+    # auto: continue where the run stopped | never | path of a checkpoint
     resume: str = field(default="auto", metadata={"path": "absolute", "may_change": True})
     epochs: int = field(default=300, metadata={"above": 0, "may_change": True})
-    # Stop early; the schedule stays that of all epochs.
+    # Stop early. The learning-rate schedule still covers all epochs.
     max_steps: int | None = field(default=None, metadata={"above": 0, "may_change": True})
-    batch_size: int = field(default=1024, metadata={"above": 0})  # global: over all processes and micro-batches
-    # Most images that a process takes at once; null: its whole share.
+    batch_size: int = field(default=1024, metadata={"above": 0})  # global: sum over all processes and micro-batches
+    # Largest number of images that a process trains on at once; null: its whole share of the batch.
     micro_batch_size: int | None = field(default=None, metadata={"above": 0, "may_change": True})
     seed: int = field(default=0, metadata={"least": 0, "most": 2**64 - 1})
-    # Decay of the weights' moving average, such as 0.9998; null: none. At 1 no new weights would enter.
+    # Decay of the moving average of the weights, such as 0.9998; null: no average. At 1 it would never change.
     ema: float | None = field(default=None, metadata={"least": 0, "below": 1})
-    sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs, where there is any
+    sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs only
     log_every: int = field(default=50, metadata={"above": 0, "may_change": True})  # optimizer steps
     eval_every: int = field(default=1, metadata={"above": 0, "may_change": True})  # epochs
-    profile: bool = field(default=False, metadata={"may_change": True})  # save a trace of a few steps
+    profile: bool = field(default=False, metadata={"may_change": True})  # save a profiler trace of a few steps
 
     def check(self) -> None:
-        """Refuse what no run can be made of."""
+        """Refuse options that are invalid or contradict each other."""
         super().check()
         if self.resume not in ("auto", "never") and not self.resume.endswith(".pt"):
             raise UserError(f"resume={self.resume} is unknown: choose auto, never, or the path of a .pt file")
@@ -138,22 +138,22 @@ class TrainConfig(RunConfig):
                 f"micro_batch_size={micro} is smaller than augment.mix_group={augment.mix_group}, whose images are "
                 f"mixed with one another: set micro_batch_size={augment.mix_group} or more"
             )
-        policies(augment.auto_augment, augment.color_jitter, self.data.crop)  # refuses what there is not
+        policies(augment.auto_augment, augment.color_jitter, self.data.crop)  # raises for unknown names
 
 
 @dataclass
 class EvalConfig(RunConfig):
-    """Everything that ``eval.py`` takes. Null model or data: those the checkpoint was trained with."""
+    """All options of ``eval.py``. Model and data come from the checkpoint unless the user chooses others."""
 
     checkpoint: str | None = field(default=None, metadata={"path": "as typed"})
-    sets: EvalSetsConfig = field(default_factory=EvalSetsConfig)  # where any is named, these are evaluated
-    benchmark: bool = False  # measure speed on noise instead; needs no checkpoint
-    # Timed passes at each batch size; null: as many as take about 4 seconds.
+    sets: EvalSetsConfig = field(default_factory=EvalSetsConfig)  # if any is set, evaluate these instead of data.split
+    benchmark: bool = False  # measure speed on random images instead; needs no checkpoint
+    # Timed passes at each batch size; null: as many as fit into about 4 seconds.
     benchmark_runs: int | None = field(default=None, metadata={"above": 0})
-    # Tables of several sets go beside it, with the ending .md.
+    # JSON file for the scores. The table for evaluation sets goes to the same name with the ending .md.
     output: str = field(default="eval.json", metadata={"path": "as typed"})
 
-    # A CSV file with the model's five best classes of every image; with several sets one for each, FILE.SET.csv.
+    # CSV file for the five most probable classes of every image. Each of several sets gets its own file, FILE.SET.csv.
     predictions: str | None = field(default=None, metadata={"path": "as typed"})
 
     def check(self) -> None:
@@ -166,7 +166,7 @@ class EvalConfig(RunConfig):
 
 
 def register() -> None:
-    """Make the classes known to Hydra."""
+    """Register the config classes with Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

@@ -1,4 +1,4 @@
-"""Which device a process runs on, and what that device can do."""
+"""Choose the device of a process, set it up for speed, and tell its peak performance."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ import torch
 
 from engine.errors import UserError
 
-# Dense peak of tensor cores at 16 bits, FLOP/s, from NVIDIA's data sheets; the first name that fits counts.
+# Peak FLOP/s of dense 16-bit tensor-core products, from NVIDIA's data sheets. The first name that matches counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -24,19 +24,19 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants of mallopt in glibc's malloc.h
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """The device of this process.
+    """Return the device of this process.
 
     Args:
         wanted: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        local_rank: place among the processes of this machine.
+        local_rank: index of the process on this machine.
 
     Raises:
-        UserError: if a GPU is wanted or visible and cannot be used.
+        UserError: if torch cannot use a GPU that is wanted or visible, or the machine has fewer GPUs than processes.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -59,23 +59,27 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 def _gpu_visible() -> bool:
-    """Whether the machine has an NVIDIA GPU that was not hidden on purpose."""
+    """Whether the machine has an NVIDIA GPU, unless ``CUDA_VISIBLE_DEVICES`` hides it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return Path("/dev/nvidiactl").exists() or any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def check_amp(amp: str, device: torch.device) -> None:
-    """Raise where the device cannot compute in the wanted precision."""
+    """Refuse bf16 on a GPU that does not support it.
+
+    Raises:
+        UserError: if the device does not support ``amp``.
+    """
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16: set amp=fp16 (or amp=fp32)")
 
 
 def tune(device: torch.device) -> None:
-    """Make the device fast at no cost in accuracy.
+    """Set up the device for speed.
 
-    On a GPU: TF32 products, and kernels chosen by trial. On a CPU: freed memory is kept for the next step, because
-    every page that glibc hands back to the system costs a fault when it is wanted again.
+    On a GPU this allows TF32 and lets cuDNN choose its kernels by timing them. On a CPU it makes glibc keep freed
+    memory for the next step: each page returned to the system costs a page fault when it is needed again.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -87,7 +91,7 @@ def tune(device: torch.device) -> None:
 
 
 def peak_flops(device: torch.device, amp: str) -> float | None:
-    """The device's peak in FLOP/s, where known: for 16 bits only."""
+    """Return the device's peak FLOP/s in 16 bits; None for fp32, a CPU, or an unknown GPU."""
     if device.type != "cuda" or amp == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
@@ -95,10 +99,10 @@ def peak_flops(device: torch.device, amp: str) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call the device in a table."""
+    """Return the name of the device for tables and logs."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def default_workers(local_world_size: int) -> int:
-    """A process's share of the cores it may run on."""
+    """Return this process's share of the available cores, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)

@@ -1,4 +1,4 @@
-"""The processes of a run and what they tell each other."""
+"""The processes of a run and the communication between them."""
 
 import os
 import sys
@@ -19,9 +19,9 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all processes of the run.
+    """The rank of this process and the number of processes.
 
-    ``rank`` and ``size`` count over all machines, ``local_rank`` and ``local_size`` on this one.
+    ``rank`` and ``size`` count the processes of all machines, ``local_rank`` and ``local_size`` those of this machine.
     """
 
     rank: int
@@ -31,10 +31,10 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As torchrun says; without it a world of one.
+        """Read the variables that torchrun sets. Without them the world is a single process.
 
         Raises:
-            UserError: if the variables that torchrun sets contradict each other, or some are missing.
+            UserError: if these variables contradict each other, or some of them are missing.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         world = cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
@@ -48,32 +48,32 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes the files and the log."""
         return self.rank == 0
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Join the process group for as long as the context lasts; nothing to do in a world of one."""
+        """Join the process group while the context is active. A single process has nothing to join."""
         if self.size == 1:
             yield
             return
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
         yield
-        # Not after an error: the others may be waiting in a collective, and destroying would wait for them.
+        # Skipped after an error: destroying the group would wait for processes that may hang in a collective.
         dist.destroy_process_group()
 
     def first_on_machine(self, work: Callable[[], object], is_done: Callable[[], bool]) -> None:
-        """Let the first process of each machine do ``work`` while its others wait until ``is_done``.
+        """Run ``work`` on the first process of each machine. The others on that machine wait until ``is_done``.
 
-        Works before the process group exists, so that work of any length meets no time-out.
+        This does not use the process group, so its time-out does not limit the work.
         """
         if self.local_rank == 0:
             work()
             return
         parent = os.getppid()
         while not is_done():
-            if os.getppid() != parent:  # killed, and perhaps the first process with it
+            if os.getppid() != parent:  # the parent is dead, and perhaps the first process too
                 sys.exit("error: the process that started this one is gone: run the same command again")
             time.sleep(0.5)
 
@@ -83,7 +83,7 @@ class World:
             dist.barrier()
 
     def any(self, answer: bool, device: torch.device) -> bool:
-        """Whether any process says yes; waits for the device."""
+        """Whether ``answer`` is true on any process. This waits for the device."""
         if self.size == 1:
             return answer
         answers = torch.tensor(float(answer), device=device)
@@ -91,19 +91,19 @@ class World:
         return bool(answers.item())
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's buffers: running statistics of BatchNorm differ between them."""
+        """Copy the first process's buffers to all others, because BatchNorm's running statistics differ."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
     def gather(self, row: Tensor) -> list[list[float]]:
-        """Every process's row of numbers, read on the host: the one place where the host waits for the device."""
+        """Return the row of numbers of every process, by rank. The host waits for the device here."""
         if self.size == 1:
             return [row.tolist()]
         rows = [torch.empty_like(row) for _ in range(self.size)]
@@ -112,5 +112,5 @@ class World:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that another process left in the middle of an exchange. Gloo has no kind of its own."""
+    """Whether an error means that another process exited during a collective. gloo raises a plain RuntimeError."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

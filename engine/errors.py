@@ -1,4 +1,4 @@
-"""How a run ends early, and whose doing that is."""
+"""The exceptions for mistakes of the user and for runs that end early."""
 
 from data import DataError
 from models import ModelError
@@ -6,15 +6,15 @@ from optim import OptimError
 
 
 class UserError(ValueError):
-    """The run cannot go on as asked; the message is one line that says what is wrong and what to do."""
+    """The settings do not work. The message is one line that says what is wrong and what to do."""
 
 
 class RunStopped(Exception):
-    """The run ended before its time, for a reason that is no mistake in the command.
+    """The run ended early, and not because of a mistake in the command.
 
     Args:
-        message: one line that says why, and how to go on.
-        exit_code: of the process.
+        message: one line that says why, and how to continue.
+        exit_code: exit code of the process.
     """
 
     def __init__(self, message: str, exit_code: int):
@@ -23,7 +23,7 @@ class RunStopped(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: as the system says, where another error came after that of the system."""
+    """Return one line that says why something failed. If a system error is the cause, return the system's message."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

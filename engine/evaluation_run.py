@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, from its settings to its last line."""
+"""Evaluate a checkpoint: open the images, score the model and write the results."""
 
 import logging
 import os
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Scores]:
-    """Score a checkpoint on the images of ``data.split``, or on the sets that ``sets`` names, and write the scores.
+    """Score a checkpoint on ``data.split``, or on the sets named in ``sets``, and write the scores.
 
     Args:
         cfg: the settings.
-        trained: the checkpoint's content, where it is one of ours.
+        trained: the content of a checkpoint of this project; None for other files.
 
     Returns:
         The scores on each set.
 
     Raises:
-        UserError: or another of ``engine.errors.USER_ERRORS`` if it cannot be done as asked.
-        RunStopped: if the model gave logits that are not finite; the scores are written.
+        UserError: or another of ``engine.errors.USER_ERRORS``, if the settings do not work.
+        RunStopped: if the model gave logits that are not finite. The scores are written first.
     """
     runtime = Runtime.start(cfg)
     world = runtime.world
@@ -76,7 +76,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
 
 
 def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) -> tuple[dict[str, EvalImages], int]:
-    """The images of each set, and the number of classes the model needs."""
+    """Return the images of each set, and the number of classes that the model needs."""
     classes = trained["classes"] if trained else None
     known = len(classes) if classes else cfg.model.num_classes
     if wanted := cfg.sets.folders():
@@ -111,7 +111,7 @@ def _score(
 
 
 def _names(images: EvalImages, trained: dict[str, Any] | None, num_classes: int) -> list[str]:
-    """Name of each class of the model: of those it was trained on, else of the folders, else its number."""
+    """Return the name of each class: from the checkpoint, else from the class folders, else its number."""
     if trained is not None:
         return trained["classes"]
     names = {label: images.index.classes[folder] for label, folder in _labels_of_folders(images)}
@@ -119,7 +119,7 @@ def _names(images: EvalImages, trained: dict[str, Any] | None, num_classes: int)
 
 
 def _labels_of_folders(images: EvalImages) -> Iterable[tuple[int, int]]:
-    """Label and number of each class folder, where every image has one right answer among all classes."""
+    """Return the label and the number of each class folder; nothing if an image may have several labels."""
     if images.answers.ndim != 1 or images.classes is not None:
         return []
     return {(int(label), int(folder)) for label, folder in zip(images.answers, images.index.targets, strict=True)}

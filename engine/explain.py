@@ -1,4 +1,4 @@
-"""The messages of Hydra and OmegaConf as one line that says what to type instead."""
+"""Turn error messages of Hydra and OmegaConf into one line that says what to type instead."""
 
 import re
 import sys
@@ -18,17 +18,17 @@ from engine.settings import flatten
 
 
 def groups() -> set[str]:
-    """The config groups."""
+    """Return the names of the config groups."""
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
 def text_options(entry: str) -> set[str]:
-    """Options of an entry whose values are text, and the groups, whose values are names of files."""
+    """Return the text options of ``"train"`` or ``"eval"``, and the config groups, whose values are file names."""
     return groups() | {key for key, option in declared(ENTRIES[entry]).items() if option.is_text}
 
 
 def explain(error: BaseException, entry: str) -> str:
-    """An error of Hydra's or OmegaConf's, with the nearest valid name where a name is unknown."""
+    """Return a one-line message for an error of Hydra or OmegaConf. For an unknown name it suggests similar names."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, entry)
     message = f"{error}\n{error.__cause__ or ''}"
@@ -71,17 +71,17 @@ def _as_text(message: str) -> str:
 
 
 def one_line(message: str) -> str:
-    """A message with its line breaks and repeated spaces gone."""
+    """Replace the line breaks and repeated spaces in a message by single spaces."""
     return re.sub(r"\s+", " ", message).strip()
 
 
 def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return str(error).split("\n", 1)[0] if error else ""
 
 
 def _unreadable(argument: str, entry: str) -> str:
-    """What to type instead of an argument that fits no rule of Hydra's grammar."""
+    """Say what to type instead of an argument that Hydra cannot parse."""
     key, equals, value = argument.partition("=")
     option = key.lstrip("+")
     if not equals or not re.fullmatch(r"~?[\w.@/$-]+", option):
@@ -101,7 +101,7 @@ def _unreadable(argument: str, entry: str) -> str:
 
 
 def _several_values(argument: str, entry: str) -> str:
-    """What to do about several values in a command that is no sweep."""
+    """Say what to type if an option has several values but the command is not a sweep."""
     key, _, value = argument.partition("=")
     hint = ""
     if key.lstrip("+") in text_options(entry) - groups():
@@ -123,7 +123,7 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
 
 def _nearest(name: str, names: list[str]) -> str:
     near = get_close_matches(name, names, n=3, cutoff=0.6)
-    if not near:  # perhaps the right leaf under the wrong parent
+    if not near:  # perhaps the right name in the wrong group
         leaf = name.rsplit(".", 1)[-1]
         near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
     if near:
@@ -132,22 +132,22 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _all_keys(entry: str) -> set[str]:
-    """Every option of an entry's config with the groups that the user chose, and every group."""
+    """Return every option of ``"train"`` or ``"eval"`` under the groups that the user chose, and every group."""
     keys = _defaults(entry).keys()
     return keys | {key.split(".")[0] for key in keys}
 
 
 def _defaults(entry: str) -> dict[str, Any]:
-    """Every option with the value that it has by the groups that the user chose."""
+    """Return every option with its value under the groups that the user chose."""
     known = groups() | {MODEL_SCHEMA}
     chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in known and "," not in typed]
     job = GlobalHydra.instance()
-    running, job.hydra = job.hydra, None  # the error may come from the middle of a job
+    running, job.hydra = job.hydra, None  # the error may come from inside a running job
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 composed = hydra.compose(entry, overrides=chosen)
-            except HydraException:  # a choice from a folder of the user's own (--config-dir)
+            except HydraException:  # the user chose a file from --config-dir, which is unknown here
                 composed = hydra.compose(entry)
     finally:
         job.hydra = running

@@ -1,4 +1,4 @@
-"""How much arithmetic a model is, by torch's own counter."""
+"""Count a model's floating-point operations with torch's own counter."""
 
 import copy
 
@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def forward_flops(model: nn.Module, side: int) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add counts as two).
+    """Return the floating-point operations of a forward pass with one image. A multiply-add counts as two.
 
-    Counted on the meta device, where fused attention counts in full (on a CPU it counts as zero).
+    The model runs on the meta device, where the counter includes fused attention. On a CPU it counts fused attention as
+    zero.
 
     Args:
         model: any image model.

@@ -1,26 +1,26 @@
-"""What ``--help`` shows: Hydra's list of groups and options, with the rules of each option beside it."""
+"""The text of ``--help``: Hydra's list of groups and options, with the rules of each option beside it."""
 
 import re
 
 from engine.options import ENTRIES, declared
 from engine.recipe import general_recipes
 
-COLUMN = 44  # of the rules
+COLUMN = 44  # where the rules start
 
 
 def with_rules(text: str, entry: str) -> str:
-    """Hydra's help with the limits and choices of each option, and recipes in the order in which people choose them.
+    """Add the limits and choices of each option to Hydra's help, and list only the general recipes.
 
     Args:
-        text: as Hydra prints it: a list of groups, then every option as YAML.
+        text: Hydra's help: a list of groups, then every option as YAML.
         entry: ``"train"`` or ``"eval"``.
     """
     options = declared(ENTRIES[entry])
     groups, heading, config = text.partition("== Config ==")
     groups = re.sub(r"^recipe: .*", _recipes(), groups, flags=re.MULTILINE)
-    groups = re.sub(r"^schema/model: .*\n", "", groups, flags=re.MULTILINE)  # it is chosen with the model
+    groups = re.sub(r"^schema/model: .*\n", "", groups, flags=re.MULTILINE)  # the model chooses it
     lines: list[str] = []
-    names: list[str] = []  # the option of a line, with the groups around it
+    names: list[str] = []  # the groups around the current line's option, and its name
     for line in config.split("\n"):
         words = ""
         if key := re.match(r"( *)(\w+):", line):

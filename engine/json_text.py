@@ -1,4 +1,4 @@
-"""Numbers as valid JSON, which has no word for those that are not finite."""
+"""Write JSON. Its standard has neither NaN nor infinity, so numbers that are not finite need another form."""
 
 import json
 import math
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """``content`` as JSON; numbers that are not finite become null."""
+    """Return ``content`` as JSON. Numbers that are not finite become null."""
     return json.dumps(_replaced(content, lambda number: None), indent=indent, allow_nan=False)
 
 
 def spelt(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with numbers that are not finite as words, such as ``inf``, which options read as numbers again."""
+    """Replace numbers that are not finite by text such as ``"inf"``, which options can parse again."""
     return _replaced(settings, str)
 
 
 def _replaced(content: Any, substitute: Callable[[float], Any]) -> Any:
-    """The same, but for numbers that are not finite."""
+    """Return ``content`` with every number that is not finite replaced."""
     if isinstance(content, dict):
         return {key: _replaced(value, substitute) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""What a run says: on the console and in its log file. Neither is worth a run: one that breaks is done without."""
+"""Messages of a run on the console and in its log file. If one of these breaks, the run continues without it."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Console(logging.Handler):
-    """Prints above a progress bar, where one is shown. A reader that is gone, or a full disk, silences it."""
+    """Prints messages above the progress bar, if there is one. After a failed write, it prints nothing more."""
 
     is_broken = False
 
@@ -23,7 +23,7 @@ class Console(logging.Handler):
             return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()  # else an error would show up later, somewhere else
+            sys.stdout.flush()  # report a failure here and not at a later write
         except (OSError, ValueError) as error:
             self.is_broken = True
             discard(sys.stdout)
@@ -31,7 +31,7 @@ class Console(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """Writes to a file, and says once where that fails."""
+    """Writes messages to a file, and warns once if that fails."""
 
     is_broken = False
 
@@ -45,10 +45,10 @@ def log_to(path: Path | None, speaks: bool) -> None:
     """Send the project's messages to the console and, on the first process, to a file.
 
     Args:
-        path: the file, appended to; None for none.
-        speaks: whether this process says more than errors.
+        path: the log file, to append to; None for no file.
+        speaks: whether this process prints more than errors.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal cannot show is spelt, as stderr does it
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     console.setLevel(logging.INFO if speaks else logging.ERROR)
@@ -66,15 +66,15 @@ def log_to(path: Path | None, speaks: bool) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send a stream that cannot be written nowhere. Python writes the rest at its exit, and fails if it cannot."""
-    with suppress(OSError, ValueError):  # a stream without a file
+    """Redirect a broken stream to ``os.devnull``. Otherwise Python fails at exit, when it flushes the stream."""
+    with suppress(OSError, ValueError):  # the stream has no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 def flush_streams() -> None:
-    """Write what is still to be written to the console, at the end of a process."""
+    """Flush stdout and stderr at the end of a process."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""The loop: take steps, read, save, stop, validate."""
+"""The training loop: take steps, report metrics, save, stop, validate."""
 
 import logging
 import time
@@ -19,18 +19,18 @@ from models import family_of
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_NOTICE = 5.0  # between a signal to one process and the others' knowing of it
+SECONDS_TO_NOTICE = 5.0  # most time until all processes learn of a signal to one of them
 
 
 class TrainLoop:
-    """Trains one model from wherever its run stands to its end.
+    """Trains a model from the current step of its run to the last one.
 
     Args:
         run: the parts of the run.
-        callbacks: watch it.
+        callbacks: get every step, line of metrics and picture.
         stop: says whether this process was asked to stop.
-        seconds_at_peak: that the device would need for one image at the peak of its arithmetic, for ``mfu``; None where
-            that is unknown.
+        seconds_at_peak: seconds that one training image takes at the device's peak FLOP/s, for the metric ``mfu``; None
+            if the peak is unknown.
     """
 
     def __init__(self, run: Run, callbacks: Callbacks, stop: StopRequest, seconds_at_peak: float | None = None):
@@ -43,19 +43,22 @@ class TrainLoop:
         self.last_scores: Scores | None = None
         self.saved = -1  # step of the last checkpoint
         self.saved_at = time.monotonic()
-        self.vote_every = 1  # steps between questions whether to stop
+        self.vote_every = 1  # steps after which the processes ask each other whether to stop
         self.read_at = 0  # step of the last reading
 
-    # --- where the run stands -------------------------------------------------------------------------------------
+    # --- the state of the run -------------------------------------------------------------------------------------
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Go on from a checkpoint's state."""
+        """Continue from a checkpoint's state."""
         self.run.step.load_state_dict(state["stepper"] | {"model": state["model"], "ema": state["ema"]}, source)
         self.done = self.saved = state["step"]
         self.best, self.validated = state["best"], state["validated"]
 
     def _state(self) -> dict[str, Any]:
-        """All that a resume or an evaluation needs. Random numbers are functions of seed and step: nothing to keep."""
+        """Return everything that a resume or an evaluation needs.
+
+        It holds no state of random generators, because all random numbers are functions of the seed and the position.
+        """
         state, names = self.run.step.state_dict(), self.run.data.names
         return {
             "step": self.done,
@@ -76,16 +79,20 @@ class TrainLoop:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def fit(self) -> Scores | None:
-        """Train to the end; the scores of the last validation, or None where the run had ended before.
+        """Train to the end.
+
+        Returns:
+            The scores of the last validation; None if there was none because the run had already ended.
 
         Raises:
-            RunStopped: if a loss was not finite, or the process was asked to stop.
+            RunStopped: if a loss or gradient was not finite, the process was asked to stop, or another process exited.
+            UserError: if a checkpoint cannot be saved.
         """
         self.first = self.done
         try:
             with self.stop.listening():
                 self._train_to_the_end()
-        except (RunStopped, UserError):  # a state that is saved, or not sound, or that cannot be saved
+        except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
             raise
         except Exception as error:
             self._save_whole_steps()
@@ -121,7 +128,7 @@ class TrainLoop:
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
         self._report(reading)
         stop_wanted, save_wanted = reading.votes
-        # The save comes first: nothing that goes wrong in a validation can then cost the steps before it.
+        # Save before validating, so that a failure in the validation cannot lose these steps.
         if save_now or save_wanted or stop_wanted:
             self._save(is_best=False)
         if stop_wanted and self.done < self.length.stop_at:
@@ -131,7 +138,7 @@ class TrainLoop:
         self.meter.restart()
 
     def _report(self, reading: Reading) -> None:
-        """Tell the callbacks of a reading.
+        """Send the metrics of a reading to the callbacks.
 
         Raises:
             RunStopped: if the loss or gradient of a step was not finite.
@@ -153,7 +160,7 @@ class TrainLoop:
         self.callbacks.on_line(line)
 
     def _validate(self) -> None:
-        """Score the model, and save it if it is the best so far."""
+        """Score the model on the validation images, and save it if it is the best so far."""
         step, runtime = self.run.step, self.run.runtime
         step.share_buffers()
         scores = score(step.evaluated_model, self.run.data.validation_batches(), step.augment, runtime)
@@ -167,7 +174,7 @@ class TrainLoop:
             *(self.length.epoch_of(self.done), self.cfg.epochs, scores.top1, scores.top5, scores.loss),
             "  (best)" if is_best else "",
         )
-        if is_best or self.saved == self.done:  # a saved step is saved again, now as validated
+        if is_best or self.saved == self.done:  # update the checkpoint of this step: it is validated now
             self._save(is_best)
 
     def _save(self, is_best: bool) -> None:
@@ -194,7 +201,7 @@ class TrainLoop:
         return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
     def _stop_is_wanted(self) -> bool:
-        """Whether any process was asked to stop; asked every few seconds, for asking waits for the device."""
+        """Whether any process was asked to stop. Processes exchange this only every few seconds, to keep it cheap."""
         if self.world.size > 1 and (self.done - self.read_at) % self.vote_every:
             return False
         return self.world.any(bool(self.stop), self.run.runtime.device)
@@ -202,7 +209,7 @@ class TrainLoop:
     # --- an early end ---------------------------------------------------------------------------------------------
 
     def _save_whole_steps(self) -> None:
-        """Before an error ends the run, save the steps since the last checkpoint. The other processes may be gone."""
+        """Save the steps since the last checkpoint before an error ends the run, without contacting other processes."""
         if not self.world.is_main or self.done <= max(self.saved, self.first):
             return
         with beside("the steps since the last checkpoint cannot be saved"):
@@ -213,11 +220,11 @@ class TrainLoop:
                 log.warning("the run ends early: step %d is saved", self.done)
 
     def _in_one_line(self, error: Exception) -> RunStopped | None:
-        """What to say in place of an error that ends the run, where it needs no traceback."""
+        """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
         if isinstance(error, WaitGivenUp):
             return self._stopped_as_asked()
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
-            return RunStopped(str(error), 2)  # not the mistake of a command, which all processes would have found
+            return RunStopped(str(error), 2)  # a mistake in the command would have stopped all processes at the start
         if self.world.size > 1 and is_lost_peer(error):
             return RunStopped("another process has gone, and says why: run the same command again to go on", 1)
         return None

@@ -1,4 +1,4 @@
-"""What happened since the last line of metrics, gathered on the device and read there once."""
+"""Sum up losses and times between two lines of metrics. The sums stay on the device until they are read."""
 
 import resource
 import time
@@ -20,11 +20,11 @@ class Reading:
     Attributes:
         loss: mean training loss.
         grad_norm: mean norm of the gradient before clipping.
-        images_per_second: over all processes.
-        seconds_per_step: on the first process, so that all agree on it.
-        data_wait: share of the time spent waiting for data, on the slowest process.
-        bad_step: the first step whose loss or gradient was not finite, counted from 1, or None.
-        votes: for each question put to the processes, whether any said yes.
+        images_per_second: sum over all processes.
+        seconds_per_step: time of the first process, so that all processes use the same number.
+        data_wait: share of the time spent waiting for data, on the process that waited longest.
+        bad_step: the first step whose loss or gradient was not finite, counted from 1; None if all were finite.
+        votes: for each yes-no question, whether any process answered yes.
     """
 
     loss: float
@@ -36,13 +36,13 @@ class Reading:
     votes: list[bool]
 
     def numbers(self) -> dict[str, Any]:
-        """Those for the line of metrics."""
+        """Return the numbers for the line of metrics."""
         names = ("loss", "grad_norm", "images_per_second", "data_wait")
         return {name: getattr(self, name) for name in names}
 
 
 class Meter:
-    """Adds up losses without waiting for the device.
+    """Adds up losses and gradient norms without waiting for the device.
 
     Args:
         runtime: processes, device and precision.
@@ -52,14 +52,14 @@ class Meter:
     def __init__(self, runtime: Runtime, batch_size: int):
         self.world, self.device, self.batch_size = runtime.world, runtime.device, batch_size
         device = runtime.device
-        # A gradient scaler probes for its scale with steps whose gradient overflows, and skips them.
+        # In fp16 an overflowing gradient is normal: the gradient scaler skips the step and lowers its scale.
         self.judge_gradient = runtime.amp != "fp16"
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         self.bad_step = torch.full((), NEVER, dtype=torch.float64, device=device)
         self.restart()
 
     def restart(self) -> None:
-        """Start a new span of time, after an evaluation or a checkpoint."""
+        """Start a new interval, for example after a validation or a checkpoint."""
         self.totals.zero_()
         self.steps = 0
         self.images = 0
@@ -67,7 +67,7 @@ class Meter:
         self.started = time.perf_counter()
 
     def add(self, outcome: StepOutcome, waited: float) -> None:
-        """Count one step, which waited so many seconds for data."""
+        """Add one step, which waited ``waited`` seconds for data."""
         loss, grad_norm = outcome.loss, outcome.grad_norm
         norm = grad_norm if self.judge_gradient else torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
         self.totals += torch.stack([loss, norm]).double()
@@ -78,14 +78,14 @@ class Meter:
         self.waited += waited
 
     def is_sound(self) -> bool:
-        """Whether every loss and gradient of this process was finite so far; waits for the device."""
+        """Whether every loss and gradient of this process was finite so far. This waits for the device."""
         return float(self.bad_step) == NEVER
 
     def read(self, votes: list[bool]) -> Reading:
-        """The means so far over all processes, and a new span; the only place that waits for the device.
+        """Return the means over all processes, and start a new interval. This waits for the device.
 
         Args:
-            votes: this process's answers to questions on which all must agree.
+            votes: this process's answers to yes-no questions. All processes must ask the same questions.
         """
         elapsed = time.perf_counter() - self.started
         host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
@@ -107,7 +107,7 @@ class Meter:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Most memory used so far in GiB: of the GPU, or of this process on a CPU."""
+    """Return the peak memory so far in GiB: GPU memory of this process, or its resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

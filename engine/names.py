@@ -1,4 +1,4 @@
-"""What tells the runs of one command apart, and the names that follow from it."""
+"""Name the runs of a command so that each run of a sweep or job array gets its own directory."""
 
 import hashlib
 import os
@@ -14,28 +14,28 @@ from omegaconf import DictConfig, OmegaConf
 from engine.errors import UserError
 from engine.paths import LONGEST_NAME
 
-LONGEST_MADE = 128  # bytes of a name that is made from options
+LONGEST_MADE = 128  # most bytes of a name made from options
 
 
 def swept_options(job: Sequence[str], typed: Iterable[str], is_sweep: bool, is_array: bool) -> list[str]:
-    """The options of a job that tell it from the other jobs, as ``key=value``.
+    """Return the options that differ between this job and the other jobs, as ``key=value``.
 
     Args:
         job: all options of the job.
-        typed: the options as they were typed, several values of a sweep included.
-        is_sweep: whether Hydra makes several jobs of the command (``--multirun``).
-        is_array: whether this is one job of a SLURM array. The commands of the others are unknown, so every option
-            may be what differs, unless the user gave the job a name or a folder of its own.
+        typed: the options as typed, including those with several values of a sweep.
+        is_sweep: whether Hydra runs several jobs from this command (``--multirun``).
+        is_array: whether this is a job of a SLURM array. The commands of its other jobs are unknown, so any option may
+            differ. If the user set a name or folder for the job, no option is returned.
 
     Raises:
-        UserError: if a sweep holds a value twice.
+        UserError: if a sweep contains the same value twice.
     """
     if is_array and not is_sweep:
         named = any(_parse(option).key_or_group in ("name", "output_dir", "output") for option in job)
         return [] if named else list(job)
     if not is_sweep:
         return []
-    fixed: dict[str, bool] = {}  # Hydra goes by the last where an option is typed twice
+    fixed: dict[str, bool] = {}  # if an option is typed twice, the last one counts, as in Hydra
     for override in map(_parse, typed):
         fixed[override.get_key_element()] = not override.is_sweep_override()
         _refuse_twice(override)
@@ -64,12 +64,12 @@ def _text(override: Override) -> str:
 
 
 def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]) -> None:
-    """Fill in the name and the directory of a training run.
+    """Set the name and the directory of a training run.
 
-    The name is that of the experiment or the model where the user gave none; in a sweep the swept options follow.
+    Without a name from the user, the run is named after its experiment or model. In a sweep, the swept options follow.
 
     Raises:
-        UserError: if the name is no name for a folder, or the runs of a sweep would share a directory.
+        UserError: if the name cannot be a folder name, or the runs of a sweep would share a directory.
     """
     told = {"name", "output_dir"}
     if composed.name is None:
@@ -86,22 +86,22 @@ def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]
 
 
 def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
-    """A name followed by swept options; a hash follows where their text was changed or cut.
+    """Append swept options to a name. If their text had to be changed or shortened, a hash follows.
 
-    The hash is of this run's options alone, so a run keeps its name when the sweep gets more values.
+    The hash depends only on this run's options, so a run keeps its name when the sweep gets more values.
 
     Args:
-        name: what all runs of the sweep share, or what tells them apart already.
+        name: the name to append to.
         swept: ``key=value`` of each swept option.
-        told: options that ``name`` already tells.
+        told: options to leave out, because ``name`` already contains their values.
     """
     options = [(o.key_or_group, _text(o)) for o in map(_parse, swept) if o.key_or_group not in told]
     if not options:
         return name
     parts = [f"{key}_{value}" for key, value in options]
-    # No "=": Hydra would not take the path of such a run on a command line.
+    # No "=" in the name: Hydra could not parse the path of such a run on a command line.
     made = "-".join([name, *(re.sub(r"[^\w.+-]+", "_", part) for part in parts)])
-    # A value that reads like a further option could make two runs one.
+    # If a value looks like another option, two different runs could get the same name.
     unclear = any(f"-{key}_" in value for key, _ in options for _, value in options)
     exact = made == "-".join([name, *parts]) and not unclear
     if exact and len(os.fsencode(made)) <= LONGEST_MADE:
@@ -111,7 +111,7 @@ def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
 
 
 def output_of(output: str, swept: Sequence[str]) -> str:
-    """The file for the scores of one job, beside those of the other jobs of a sweep."""
+    """Return the score file of one job. In a sweep, each job gets its own file in the same folder."""
     path = Path(output)
     return str(path.with_name(with_options(path.stem, swept, {"output"}) + path.suffix)) if swept else output
 
@@ -130,7 +130,12 @@ def _refuse_name(name: str) -> None:
 
 
 def _refuse_shared(output_dir: str, swept: Sequence[str]) -> None:
-    """Raise where a directory, as written before interpolation, does not tell the runs of a sweep apart."""
+    """Refuse an ``output_dir`` that several runs of a sweep would share.
+
+    Args:
+        output_dir: the directory before interpolation.
+        swept: ``key=value`` of each swept option.
+    """
     keys = {_parse(option).key_or_group for option in swept} - {"output_dir"}
     if "${name}" not in output_dir and not all(f"${{{key}}}" in output_dir for key in keys):
         raise UserError(

@@ -1,7 +1,7 @@
-"""What the config classes say of each option beside its type and default, and the check that settings keep to it.
+"""Read the rules of all options from the config classes, and check settings against them.
 
-A rule stands in the ``metadata`` of the option's own field. A rule over several options is a method ``check`` of the
-class that holds them. This file reads both.
+The rules of one option are in the ``metadata`` of its field. Rules that involve several options are in the method
+``check`` of their class.
 """
 
 import difflib
@@ -14,24 +14,26 @@ from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
 
 ENTRIES: dict[str, type[RunConfig]] = {"train": TrainConfig, "eval": EvalConfig}
-LARGEST = 2**63 - 1  # a whole number of 64 bits with a sign
+LARGEST = 2**63 - 1  # largest signed 64-bit integer
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the ``metadata`` of a field may say; a word that is no attribute here is an error.
+    """The rules that the ``metadata`` of a field may contain. Any other key is an error.
+
+    ``least``, ``above``, ``most`` and ``below`` apply to a number, or to each number of a list.
 
     Attributes:
-        least: the number must not be less. In a list: each number, as for the three below.
-        above: the number must be more.
-        most: the number must not be more.
-        below: the number must be less.
-        infinite: whether infinity is a number like others.
-        length: of a list.
-        choices: the only values.
-        path: ``"absolute"`` for a path that a later start from another folder must find again, ``"as typed"`` for any
-            other path, None for what is no path.
-        may_change: whether a run may go on with another value. On a group of options: all of them.
+        least: the smallest allowed number.
+        above: the number must be greater than this.
+        most: the largest allowed number.
+        below: the number must be less than this.
+        infinite: whether infinity is allowed.
+        length: required length of a list.
+        choices: the allowed values; empty: any.
+        path: ``"absolute"`` for a path that a later start from another folder must find again; ``"as typed"`` for any
+            other path; None if the option is not a path.
+        may_change: whether a resumed run may have another value. For a group it applies to all options in the group.
     """
 
     least: float | None = None
@@ -45,7 +47,7 @@ class Rules:
     may_change: bool = False
 
     def limits(self) -> str:
-        """The range of the numbers in words, such as "more than 0, and 1 at most"; empty without limits."""
+        """Return the range in words, such as "more than 0, and 1 at most"; empty if there are no limits."""
         if (self.least, self.most) == (0, 1):
             return "between 0 and 1"
         lower = f"{self.least} or more" if self.least is not None else ""
@@ -64,19 +66,19 @@ class Rules:
         )
 
     def words(self) -> str:
-        """All that a user may want to know before they set the option; empty where any value of its type will do."""
+        """Return the choices or limits in words, for ``--help``; empty if every value of the type is allowed."""
         numbers = f"{self.length} numbers" + (f", each {self.limits()}" if self.limits() else "")
         return " | ".join(self.choices) or (numbers if self.length else self.limits())
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option as its class declares it.
+    """One option of a config class.
 
     Attributes:
-        is_text: whether its type is ``str``.
-        rules: the field's metadata.
-        may_change: whether a run may go on with another value.
+        is_text: whether its type is ``str`` or ``str | None``.
+        rules: the rules from the field's metadata.
+        may_change: whether a resumed run may have another value.
     """
 
     is_text: bool
@@ -85,14 +87,14 @@ class Option:
 
 
 def declared(kind: Any, may_change: bool = False) -> dict[str, Option]:
-    """Every option below a config class, by its dotted name. Those of all families of models are among them.
+    """Return all options in a config class and its groups, by dotted name. They include those of all model families.
 
     Args:
         kind: the class.
-        may_change: whether all its options may change when a run goes on.
+        may_change: whether a resumed run may have other values for all of its options.
 
     Raises:
-        TypeError: if a field's metadata says what :class:`Rules` does not know.
+        TypeError: if a field's metadata has a key that :class:`Rules` does not have.
     """
     found: dict[str, Option] = {}
     hints = get_type_hints(kind)
@@ -112,10 +114,10 @@ def _with_subclasses(kind: Any) -> list[Any]:
 
 
 def check(settings: RunConfig) -> None:
-    """Refuse settings that break a rule: first those of single options, then those over several.
+    """Refuse settings that break a rule. Rules of single options are checked first, then rules about several options.
 
     Raises:
-        UserError: naming the first option that does. A room's own kind of error comes from the classes of that room.
+        UserError: naming the first option that breaks a rule. Config classes of other packages raise their own errors.
     """
     groups = dict(_groups(settings))
     for prefix, group in groups.items():
@@ -127,7 +129,7 @@ def check(settings: RunConfig) -> None:
 
 
 def _groups(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The config objects within one another, the outermost last, each with what stands before its options' names."""
+    """Yield the nested config objects, the outermost last, each with the prefix of its options such as ``"model."``."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):

@@ -1,4 +1,4 @@
-"""Every path that a user sets, in one place: ``~`` stands for the home folder, and what is no path is refused."""
+"""Resolve all paths that the user sets: expand ``~``, and refuse text that cannot be a path."""
 
 import os
 from typing import Any
@@ -8,18 +8,18 @@ from omegaconf import DictConfig, OmegaConf
 from engine.errors import UserError
 from engine.options import declared
 
-LONGEST_PATH = 3840  # bytes: the system's 4096 with room for what lies below
-LONGEST_NAME = 255  # bytes in the name of a file or folder
+LONGEST_PATH = 3840  # bytes: less than the system's 4096, to leave room for the files in a run's folder
+LONGEST_NAME = 255  # most bytes in the name of a file or folder
 
 
 def resolve_paths(composed: DictConfig) -> None:
-    """Put the home folder in place of ``~``, and make absolute what a later start must find from another folder.
+    """Expand ``~`` in all path options, and make a path absolute if its rule says so.
 
-    The options are those whose field has ``metadata={"path": …}``. Variables such as ``$HOME`` are not expanded: the
-    shell does that, and ``${oc.env:HOME}``.
+    Path options have ``metadata={"path": …}`` in their field. Variables such as ``$HOME`` are not expanded: the shell
+    does that, or Hydra with ``${oc.env:HOME}``.
 
     Raises:
-        UserError: if a path is empty, too long, or begins with the ``~`` of an unknown user.
+        UserError: if a path is empty, too long, an address, contains ``${``, or names an unknown user after ``~``.
     """
     for key, option in declared(OmegaConf.get_type(composed)).items():
         if option.rules.path is None:
@@ -27,14 +27,14 @@ def resolve_paths(composed: DictConfig) -> None:
         value = OmegaConf.select(composed, key, default=None)
         if value is None or (key == "resume" and not value.endswith(".pt")):
             continue
-        if value == "" and _is_interpolated(composed, key):  # an empty environment variable counts as none
+        if value == "" and _is_interpolated(composed, key):  # an empty environment variable: treat it as not set
             OmegaConf.update(composed, key, None)
             continue
         OmegaConf.update(composed, key, resolved(key, value, option.rules.path == "absolute"))
 
 
 def resolved(key: str, value: str, absolute: bool = False) -> str:
-    """A path with its home folder; ``key`` is its option, for errors."""
+    """Return a path with ``~`` expanded. ``key`` is the name of its option, for error messages."""
     if value.strip() == "":
         raise UserError(f"{key} is empty: leave it out, or set it to a path")
     if "${" in value:

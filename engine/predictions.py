@@ -1,4 +1,4 @@
-"""A file with the model's answer on every image (``eval.py predictions=FILE``), for a look at what it gets wrong."""
+"""Write the model's predictions on every image to a file (``eval.py predictions=FILE``), to find its mistakes."""
 
 import csv
 from pathlib import Path
@@ -13,28 +13,31 @@ from data import EvalImages
 from engine.distributed import World
 from engine.errors import UserError
 
-MOST = 5  # classes of an image
+MOST = 5  # classes written for each image
 
 
 class Predictions:
-    """Collects the best classes of each image, in the order of the images.
+    """Collects the most probable classes of each image, in the order of the images.
 
     Attributes:
-        parts: classes and probabilities of each batch, ``(n, k)`` each, the best first.
+        parts: for each batch the classes and their probabilities, ``(n, k)`` each, the most probable class first.
     """
 
     def __init__(self) -> None:
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, logits: Tensor) -> None:
-        """Take a batch's logits ``(n, classes)``; waits for the device."""
+        """Add a batch's logits ``(n, classes)``. This waits for the device."""
         best = torch.softmax(logits.float(), dim=1).topk(min(MOST, logits.shape[1]), dim=1)
         self.parts.append((best.indices.cpu().numpy(), best.values.cpu().numpy()))
 
     def of_all(self, world: World) -> tuple[np.ndarray, np.ndarray] | None:
-        """Classes and probabilities ``(images, k)`` of all processes' images in order; None but on the first process.
+        """Gather the classes and probabilities, ``(images, k)`` each, of all images in order on the first process.
 
-        Processes have consecutive shares of the images, in the order of their ranks.
+        The images are split among the processes in consecutive parts, in the order of the ranks.
+
+        Returns:
+            The classes and the probabilities; None on all other processes.
         """
         parts: list[Any] = [self.parts]
         if world.size > 1:
@@ -50,14 +53,14 @@ class Predictions:
 def write_predictions(
     path: Path, images: EvalImages, classes: np.ndarray, probabilities: np.ndarray, names: list[str]
 ) -> None:
-    """Write a CSV file with a row for each image: its path, right answer, best classes and their probabilities.
+    """Write a CSV file with a row for each image: path, labels, most probable classes and their probabilities.
 
     Args:
-        path: of the file.
-        images: what was evaluated.
-        classes: ``(n, k)``, the best first. Numbers among ``images.classes``, where these are given.
+        path: the file.
+        images: the evaluated images.
+        classes: ``(n, k)``, the most probable first; indices into ``images.classes``, if that is not None.
         probabilities: ``(n, k)``.
-        names: of the model's classes.
+        names: names of the model's classes.
 
     Raises:
         UserError: if the file cannot be written.

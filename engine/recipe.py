@@ -1,4 +1,4 @@
-"""The recipe of a run: which file its numbers come from, and what was changed in them."""
+"""The recipe of a run: the file that its values come from, and the values that the user changed."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from engine.config import CONF, TrainConfig
 from engine.errors import UserError
 from engine.settings import as_container, defaults_of, flatten
 
-# Names of timm's models that begin so take the recipe of the family, unless the user chose one.
-GROUPS = ("optim.", "schedule.", "augment.")  # a recipe leaves the options it does not name there at their defaults
+GROUPS = ("optim.", "schedule.", "augment.")  # in these groups, a recipe uses defaults for options it does not set
+# A timm model whose name starts like this uses the family's recipe, unless the user chose another.
 TIMM_FAMILIES = {"vit_": "deit", "deit": "deit", "swin_": "swin", "cswin": "cswin"}
 
 
 def implied_recipe(arguments: list[str]) -> list[str]:
-    """The argument that chooses the family's recipe for a model of timm, where the user named none."""
+    """Return the argument that chooses the family's recipe for a timm model, unless the user chose one."""
     typed = typed_values(arguments)
     name = typed.get("model.name")
     if typed.get("model") != "timm" or not isinstance(name, str) or typed.keys() & {"recipe", "experiment"}:
@@ -26,16 +26,16 @@ def implied_recipe(arguments: list[str]) -> list[str]:
 
 
 def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
-    """Note in the settings which recipe they come from.
+    """Set ``recipe`` in the settings to the file that their values come from.
 
-    An experiment that has ``override /recipe: null`` among its defaults sets all numbers itself, and is the recipe.
+    An experiment with ``override /recipe: null`` in its defaults sets all values itself, so it counts as the recipe.
 
     Args:
-        composed: what Hydra composed.
+        composed: the config from Hydra.
         choices: the chosen file of each config group.
 
     Raises:
-        UserError: if the model has no recipe of its own and none was chosen: another model's numbers would be taken.
+        UserError: if the model has no recipe and the user chose none.
     """
     name, experiment = choices.get("recipe"), choices.get("experiment")
     if name is None and experiment is not None:
@@ -51,13 +51,13 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
 
 
 def general_recipes() -> list[str]:
-    """Recipes that are no single model's: of a family, or of nobody."""
+    """Return the recipes that do not belong to a single model."""
     models = {path.stem for path in (CONF / "model").glob("*.yaml")}
     return sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem not in models)
 
 
 def recipe_file(name: str) -> Path | None:
-    """The YAML file of ``recipe/NAME`` or ``experiment/NAME``, in a folder of the user's (``--config-dir``), too."""
+    """Return the YAML file of ``recipe/NAME`` or ``experiment/NAME``. It also searches the user's ``--config-dir``."""
     folders = [CONF]
     if HydraConfig.initialized():
         sources = HydraConfig.get().runtime.config_sources
@@ -66,7 +66,7 @@ def recipe_file(name: str) -> Path | None:
 
 
 def described(cfg: TrainConfig) -> str:
-    """The recipe's file and what differs from it, such as ``conf/recipe/deit.yaml with epochs=100 (300)``."""
+    """Return the recipe's file and the changed values, such as ``conf/recipe/deit.yaml with epochs=100 (300)``."""
     file = recipe_file(cfg.recipe or "")
     if file is None:
         return "the settings as given"
@@ -78,7 +78,7 @@ def described(cfg: TrainConfig) -> str:
 
 
 def _values(file: Path) -> dict[str, Any]:
-    """What a recipe sets, with that of the recipes it builds on."""
+    """Return the values that a recipe sets, including those of the recipes in its defaults."""
     own: Any = OmegaConf.to_container(OmegaConf.load(file))
     bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     whole: Any = OmegaConf.to_container(OmegaConf.merge(*(_values(file.with_name(f"{b}.yaml")) for b in bases), own))
@@ -86,5 +86,5 @@ def _values(file: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    """As it would be typed."""
+    """Return a value as a user would type it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

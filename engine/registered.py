@@ -1,4 +1,4 @@
-"""Preparing images as timm was told when a model was registered, for weights that bring no options of their own."""
+"""Prepare evaluation images as a model's timm registration says, for weights without settings of their own."""
 
 import logging
 from typing import Any
@@ -11,22 +11,22 @@ from models import registration
 
 log = logging.getLogger(__name__)
 
-# What there is of each, the first in place of what there is not. A border around the image, for one, there is not.
+# The supported values. The first one replaces a value that is not supported, such as crop_mode="border".
 OFFERED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
 
 
 def take_registered(composed: DictConfig, typed: set[str]) -> None:
-    """Set the options of ``data`` to what the model's registration says, except for what the user typed.
+    """Set the options of ``data`` as the model's registration says, except those that the user typed.
 
-    Data that the user chose as a whole (``data=NAME``) stays as it is, and what differs is said. A benchmark needs the
-    size alone.
+    With ``data=NAME`` the data options stay as they are, and a warning lists the differences from the registration. A
+    benchmark uses only the image size.
 
     Args:
-        composed: what Hydra composed.
-        typed: the keys of what the user typed.
+        composed: the config from Hydra.
+        typed: the keys of the options that the user typed.
 
     Raises:
-        UserError: if the model is registered for images that cannot be made here.
+        UserError: if the model is registered for images that are not supported here.
     """
     name, data = composed.model.name, composed.data
     wanted = registered_options(name, data.crop if "data.crop" in typed else None)
@@ -53,18 +53,18 @@ def take_registered(composed: DictConfig, typed: set[str]) -> None:
 
 
 def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:
-    """Options of ``data`` for evaluating a model, as timm validates it: at its test size, where it has one.
+    """Return the options of ``data`` to evaluate a model as timm validates it: at its test size, if it has one.
 
     Args:
-        name: of the model.
-        crop: side of the images in pixels that was asked for. At the size of its training a model gets the crop ratio
-            of that size; at any other, that of its test size.
+        name: name of the model.
+        crop: side of the images in pixels, if the user chose it. If it equals the training size, the crop ratio is that
+            of training; otherwise it is that of the test size.
 
     Returns:
-        Empty where timm knows nothing.
+        The options; empty if timm has no registration for the model.
 
     Raises:
-        UserError: if images are not square or have other than three channels.
+        UserError: if the model needs images that are not square, or do not have three channels.
     """
     registered = registration(name)
     if registered is None:
@@ -92,7 +92,7 @@ def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:
 
 def _offered(key: str, value: Any) -> Any:
     if key == "crop_ratio":
-        return min(value, 1.0)  # above 1 timm sets the whole image in a border
+        return min(value, 1.0)  # above 1, timm pads the image with a border
     return value if key not in OFFERED or value in OFFERED[key] else OFFERED[key][0]
 
 

@@ -1,4 +1,4 @@
-"""Options that had another name before: files of then are read, and commands of then are told the new name."""
+"""Options that were renamed. Old files can still be read; for an old command the error message says the new name."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ RENAMED = {
     "augment.mix_prob": "augment.mixup_prob",
     "augment.mix_switch": "augment.mixup_switch_prob",
 }
-REMOVED = ("logger.name",)  # logger=NAME chooses the callback instead
+REMOVED = ("logger.name",)  # logger=NAME now chooses the callback
 
 
 def translated(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that was written before, with today's names.
+    """Return an older config with today's option names.
 
     Args:
-        config: of a checkpoint or ``config.yaml``, groups as dictionaries.
+        config: the config from a checkpoint or ``config.yaml``, with groups as dictionaries.
     """
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     for old, new in RENAMED.items():

@@ -13,15 +13,15 @@ from engine.training_data import TrainingData
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works with, and what callbacks may look at.
+    """The objects that the training loop uses and that callbacks may read.
 
     Attributes:
         cfg: the settings.
-        runtime: processes, device, precision.
-        directory: where the run's files lie.
-        data: its images.
-        step: takes the optimizer steps; holds model and optimizer.
-        checkpoints: take its states.
+        runtime: processes, device and precision.
+        directory: the directory of the run's files.
+        data: the images.
+        step: takes the optimizer steps; holds the model and the optimizer.
+        checkpoints: saves the states.
     """
 
     cfg: TrainConfig
@@ -33,5 +33,5 @@ class Run:
 
     @property
     def length(self) -> RunLength:
-        """In steps and epochs."""
+        """The length of the run in steps and epochs."""
         return RunLength.of(self.cfg, self.data.plan)

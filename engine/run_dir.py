@@ -1,4 +1,4 @@
-"""One run, one directory: what lies where, and whether a command may go on with what is there."""
+"""The directory of a run: its files, and the check whether a command may resume the run in it."""
 
 import fcntl
 import json
@@ -38,11 +38,15 @@ class RunDirectory:
         self.crashes = self.path / "crashes"
 
     def has_checkpoints(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Whether there is a checkpoint to resume from."""
         return any(self.checkpoints.glob("*.pt"))
 
     def refuse_unwritable(self) -> None:
-        """Raise where the directory cannot be made or written."""
+        """Create the directory.
+
+        Raises:
+            UserError: if it cannot be created or written.
+        """
         try:
             for folder in (self.checkpoints, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -53,10 +57,10 @@ class RunDirectory:
             ) from error
 
     def refuse_conflict(self, settings: TrainConfig) -> None:
-        """Compare the settings with those of the run that is already here, if one is.
+        """Compare the settings with those of the run that is already in this directory, if there is one.
 
         Raises:
-            UserError: if ``resume=never`` and there is one, or it had another recipe.
+            UserError: if there is a run and ``resume=never``, or if its recipe differs.
         """
         if settings.resume == "never" and (self.has_checkpoints() or self.read_metrics()):
             raise UserError(
@@ -66,27 +70,31 @@ class RunDirectory:
             refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
 
     def backend_of(self, settings: TrainConfig) -> str | None:
-        """What ``data.backend=auto`` meant when the run here began; None where the settings or no run decide."""
+        """Return the backend that the run in this directory uses, if ``data.backend=auto``.
+
+        Returns:
+            The backend; None if the settings name a backend, or if there is no run yet.
+        """
         before = self._settings_before()
         return before["data"]["backend"] if before and settings.data.backend == "auto" else None
 
     def _settings_before(self) -> dict[str, Any] | None:
-        """Those of the run that is here. A run that stopped before its first checkpoint starts anew."""
+        """Return the settings of the run in this directory; None if it has no checkpoint and so starts anew."""
         if not self.has_checkpoints() or not self.config.is_file():
             return None
         found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
         return translated(found)
 
     def begin(self, settings: TrainConfig, step: int, validated: int) -> None:
-        """Make the files ready for a run that goes on from ``step``, or starts anew: metrics and ``config.yaml``.
+        """Prepare the metrics files and write ``config.yaml``, for a new run (``step`` 0) or one that resumes.
 
         Args:
-            settings: to write down.
-            step: that the run stands at.
+            settings: the settings to write.
+            step: the step that the run starts from.
             validated: the step of its last validation.
 
         Raises:
-            UserError: if they cannot be written.
+            UserError: if a file cannot be written.
         """
         try:
             self.cut_metrics(step, validated)
@@ -99,10 +107,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the directory for as long as the context lasts.
+        """Lock the directory while the context is active, so that no other run uses it.
 
         Raises:
-            UserError: if another process trains here.
+            UserError: if another process trains in this directory.
         """
         with open(self.path / ".lock", "w", encoding="utf-8") as file:
             try:
@@ -110,15 +118,14 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise UserError(f"another process trains in {self.path}: set another name=…, or stop it") from error
             except OSError:
-                pass  # a file system without locks
+                pass  # the file system has no locks
             yield
 
     def cut_metrics(self, step: int, validated: int) -> None:
-        """Drop lines of metrics and readings after ``step``: the run goes on from there and writes them again.
+        """Remove the metrics and readings after ``step``, because the resumed run writes them again.
 
-        So does a validation after ``validated``.
-
-        Where it starts anew, what an earlier one left without a checkpoint is set aside, records of crashes included.
+        Validation lines after ``validated`` are removed for the same reason. At ``step`` 0 the run starts anew, and
+        metrics, readings and crash records of an earlier run are renamed: ``metrics.before.jsonl``, ``crashes.before``.
         """
         if step == 0 and self.crashes.is_dir():
             aside = self.crashes.with_name("crashes.before")
@@ -134,11 +141,11 @@ class RunDirectory:
             os.replace(scratch, file)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        """Return the lines of ``metrics.jsonl``. A line that is not valid JSON, as after a crash, is skipped."""
         return _read_lines(self.metrics)
 
     def read_stability(self) -> list[dict[str, Any]]:
-        """The lines of ``stability.jsonl``, readings of every layer."""
+        """Return the lines of ``stability.jsonl``, each a reading of all layers."""
         return _read_lines(self.stability)
 
 
@@ -155,8 +162,17 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
-    """Raise where settings differ from earlier ones in more than may differ, listing each key old → new."""
-    # An option that came after the run began had its default then.
+    """Refuse settings that differ from earlier ones in options that must not change.
+
+    Args:
+        before: the earlier settings.
+        settings: the new settings.
+        what: the beginning of the error message.
+
+    Raises:
+        UserError: listing each difference as ``key old → new``.
+    """
+    # The earlier settings may lack options that were added later. These had their defaults.
     old, new = defaults_of(settings) | flatten(before), flatten(as_container(settings))
     may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
     differing = [
@@ -169,5 +185,5 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
 
 
 def _is_auto(key: str, new: dict[str, Any]) -> bool:
-    """Whether an option leaves the choice open, so that the one of before is kept."""
+    """Whether the option is ``data.backend=auto``, which keeps the earlier backend."""
     return key == "data.backend" and new[key] == "auto"

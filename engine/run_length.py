@@ -1,4 +1,4 @@
-"""How long a run is, in steps and epochs."""
+"""The length of a run in steps and epochs."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from engine.config import TrainConfig
 
 @dataclass(frozen=True)
 class RunLength:
-    """Counts steps and epochs of a run; optimizer steps count from 1, and 0 is before the first.
+    """The steps and epochs of a run. Optimizer steps count from 1; step 0 means that no step is done.
 
     Attributes:
-        epochs: of the whole run.
-        steps_per_epoch: optimizer steps.
+        epochs: epochs of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
         stop_at: the step after which the run ends.
     """
 
@@ -22,12 +22,12 @@ class RunLength:
 
     @classmethod
     def of(cls, cfg: TrainConfig, plan: TrainPlan) -> "RunLength":
-        """As the settings say: ``max_steps`` ends a run early."""
+        """Compute the length from the settings. ``max_steps`` may end the run early."""
         total = cfg.epochs * plan.steps_per_epoch
         return cls(cfg.epochs, plan.steps_per_epoch, min(total, cfg.max_steps or total))
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that a step is in, counted from 1."""
+        """Return the epoch that a step belongs to, counted from 1."""
         return -(-step // self.steps_per_epoch)
 
     def ends_epoch(self, step: int) -> bool:
@@ -35,5 +35,5 @@ class RunLength:
         return step % self.steps_per_epoch == 0
 
     def place(self, step: int) -> dict[str, float]:
-        """Step and epoch for a line of metrics; the epoch with its part that is done."""
+        """Return step and epoch for a line of metrics. The epoch is fractional: 2.5 means two and a half epochs."""
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}

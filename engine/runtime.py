@@ -1,4 +1,4 @@
-"""Where a run computes: its processes, this one's device, and the precision."""
+"""The processes of a run, the device of this process, and the precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from engine.log import log_to
 
 @dataclass(frozen=True)
 class Runtime:
-    """What training, evaluation and benchmark need to know of the machine.
+    """The processes, device, precision and memory format for training, evaluation and benchmark.
 
     Attributes:
-        world: this process among all.
-        device: of this process.
+        world: the rank of this process and the number of processes.
+        device: the device of this process.
         amp: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
-        memory_format: of batches of images.
+        memory_format: memory format of image batches.
     """
 
     world: World
@@ -30,10 +30,10 @@ class Runtime:
 
     @classmethod
     def start(cls, cfg: RunConfig) -> "Runtime":
-        """As the settings and the environment say, with the device tuned and messages sent to the console.
+        """Choose and set up the device from the settings and torchrun's variables, and log to the console.
 
         Raises:
-            UserError: if there is no such device, or it has no such precision.
+            UserError: if the device is not available, or does not support the precision.
         """
         world = World.from_environment()
         device = choose_device(cfg.device, world.local_rank)
@@ -43,13 +43,13 @@ class Runtime:
         return cls(world, device, cfg.amp, torch.channels_last if cfg.channels_last else torch.contiguous_format)
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which a model computes in the wanted precision."""
+        """Return the context in which a model computes in the chosen precision."""
         return torch.autocast(self.device.type, AMP_DTYPES[self.amp]) if self.amp != "fp32" else nullcontext()
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images ``(n, channels, height, width)`` in the wanted memory format."""
+        """Return images ``(n, channels, height, width)`` in the chosen memory format."""
         return images.contiguous(memory_format=self.memory_format)
 
     def workers(self, wanted: int | None) -> int:
-        """Data workers of this process: as many as wanted, or its share of the cores."""
+        """Return the number of data workers of this process: ``wanted``, or by default its share of the cores."""
         return wanted if wanted is not None else default_workers(self.world.local_size)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and the model that it makes."""
+"""Open a checkpoint for evaluation, and build its model."""
 
 import logging
 import os
@@ -17,16 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = False) -> dict[str, Any] | None:
-    """The content of one of our checkpoints, or None where the file holds bare weights.
+    """Return the content of a checkpoint of this project; None if the file contains only weights.
 
     Args:
-        checkpoint: the file.
-        needed: whether there must be one.
-        has_model: whether the user chose the model: a checkpoint that does not tell its own counts as bare weights.
+        checkpoint: path of the file, or None.
+        needed: whether a checkpoint is required.
+        has_model: whether the user chose the model. Then a checkpoint without the settings of its model counts as a
+            file of weights.
 
     Raises:
-        UserError: if none is named, there is no such file, or it does not tell its model.
-        ModelError: if it cannot be read.
+        UserError: if a checkpoint is required and not named, the file does not exist, or it lacks the settings of its
+            model.
+        ModelError: if the file cannot be read.
     """
     if checkpoint is None and not needed:
         return None
@@ -47,12 +49,13 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
 
 
 def implied_family(arguments: list[str]) -> list[str]:
-    """The argument that gives a model the options of its checkpoint's family, where some are typed without ``model=``.
+    """Return the argument that selects the options of the checkpoint's model family.
 
-    Hydra refuses options that it does not know, before the checkpoint is read.
+    It is needed if the user typed ``model.…`` options without ``model=``: Hydra does not know these options then, and
+    would refuse them before the checkpoint is read.
 
     Raises:
-        UserError: or ModelError if the checkpoint cannot be read.
+        UserError: or ModelError, if the checkpoint cannot be read.
     """
     typed = typed_values(arguments)
     file = os.path.expanduser(str(typed.get("checkpoint", "")))
@@ -63,7 +66,7 @@ def implied_family(arguments: list[str]) -> list[str]:
 
 
 def trained_model(cfg: EvalConfig, trained: dict[str, Any] | None, num_classes: int) -> nn.Module:
-    """The model with the checkpoint's weights, its position tables resized to ``data.crop``."""
+    """Build the model and load the checkpoint's weights. Position tables are resized to fit ``data.crop``."""
     model = build_model(cfg.model, num_classes, cfg.data.crop)
     if cfg.checkpoint is not None:
         for notice in load_resized(model, _weights(cfg, trained), str(cfg.checkpoint)):

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a JSON file, a table in Markdown, and its lines on the console."""
+"""Write the results of an evaluation: a JSON file, a Markdown table, and lines on the console."""
 
 import logging
 import os
@@ -16,7 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def refuse_unwritable(cfg: EvalConfig) -> None:
-    """Raise where the files cannot be written: better said before the evaluation than after it."""
+    """Check before the evaluation that its files can be written.
+
+    Raises:
+        UserError: if one of them cannot.
+    """
     if not Path(cfg.output).name:
         raise UserError(f"output={cfg.output} is no file: set output to one, such as eval.json")
     _refuse_path("output", cfg.output, Path(cfg.output))
@@ -35,7 +39,7 @@ def _refuse_path(option: str, typed: str, path: Path) -> None:
 
 
 def predictions_path(cfg: EvalConfig, name: str) -> Path:
-    """The file for the answers on one set of images; where there are several, its name is in the file's."""
+    """Return the file for the predictions on one set. With several sets, the file name contains the set's name."""
     path = Path(str(cfg.predictions))
     return path.with_name(f"{path.stem}.{name}{path.suffix}") if len(cfg.sets.folders()) > 1 else path
 
@@ -45,7 +49,7 @@ def _table_path(cfg: EvalConfig) -> Path:
 
 
 def write_scores(cfg: EvalConfig, scores: Scores, backend: str) -> None:
-    """Write and say the scores on the images of ``data``."""
+    """Write the scores on the images of ``data``, and print them."""
     log.info("%s on %d images of %s (read by %s)", cfg.checkpoint, scores.images, cfg.data.name, backend)
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", scores.top1, scores.top5, scores.loss)
     write_json(cfg, {"data": cfg.data.name, "split": cfg.data.split} | scores.as_dict())
@@ -53,7 +57,7 @@ def write_scores(cfg: EvalConfig, scores: Scores, backend: str) -> None:
 
 
 def write_sets(cfg: EvalConfig, scores: dict[str, Scores]) -> None:
-    """Write and show the scores on several evaluation sets."""
+    """Write the scores on one or more evaluation sets, and print their table."""
     rows = [_row(name, found) for name, found in scores.items()]
     table = markdown_table(("set", "images", "top-1, %", "top-5, %", "loss"), rows)
     said = f"{cfg.checkpoint}, {cfg.data.crop} pixels, {cfg.amp}"
@@ -65,7 +69,7 @@ def write_sets(cfg: EvalConfig, scores: dict[str, Scores]) -> None:
 
 
 def _known(scores: Scores) -> dict[str, float]:
-    """Without the loss where there is none."""
+    """Return the scores without the loss if it is NaN."""
     return {name: value for name, value in scores.as_dict().items() if value == value}
 
 
@@ -77,7 +81,7 @@ def _row(name: str, scores: Scores) -> tuple[str, ...]:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown that reads well as plain text, too: the first column to the left, the others to the right."""
+    """Return a Markdown table with padded cells. The first column is left-aligned, the others right-aligned."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -89,7 +93,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(cfg: EvalConfig, content: dict[str, Any]) -> None:
-    """Write the JSON file: the checkpoint and ``content``."""
+    """Write the JSON file with the checkpoint's path and ``content``."""
     checkpoint = str(cfg.checkpoint) if cfg.checkpoint is not None else None
     _write(Path(cfg.output), to_json({"checkpoint": checkpoint} | content, indent=1) + "\n")
 
@@ -97,5 +101,5 @@ def write_json(cfg: EvalConfig, content: dict[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
-    except OSError as error:  # a full disk, for one: what was found has been said
+    except OSError as error:  # such as a full disk
         raise UserError(f"{path} could not be written ({error.strerror}): set output to another file") from error

@@ -1,4 +1,4 @@
-"""Exact evaluation: over all processes every image counts once."""
+"""Score a model so that every image counts exactly once, for any number of processes."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found; accuracies in percent.
+    """The scores of an evaluation. Accuracies are in percent.
 
-    The loss is NaN where an image may have several answers, or the model gave logits that are not finite: of so many
-    images, ``not_finite``, which count as wrong.
+    The loss is NaN if an image may have several right labels. ``not_finite`` is the number of images whose logits were
+    not finite. They count as wrong, and they can make the loss NaN.
     """
 
     top1: float
@@ -29,7 +29,7 @@ class Scores:
     not_finite: int = 0
 
     def as_dict(self) -> dict[str, float]:
-        """As it is written down: without a word of what is not finite where all is well."""
+        """Return the scores as a dictionary. ``not_finite`` is left out if it is 0."""
         return {name: value for name, value in asdict(self).items() if name != "not_finite" or value}
 
 
@@ -42,18 +42,18 @@ def score(
     classes: Tensor | None = None,
     see_logits: Callable[[Tensor], None] | None = None,
 ) -> Scores:
-    """Score a model on this process's batches, summed over all processes.
+    """Score a model on this process's batches, and sum the results over all processes.
 
-    Processes may have different numbers of batches: nothing is exchanged before the end. An image whose labels are all
-    -1 counts for nothing.
+    Processes may have different numbers of batches, because they exchange numbers only at the end. An image whose
+    labels are all -1 is not counted.
 
     Args:
-        model: gives logits.
-        batches: images and labels; labels ``(n, k)`` are k right answers, filled up with -1.
-        augment: normalises.
+        model: returns logits.
+        batches: images and labels. Labels have shape ``(n,)``, or ``(n, k)`` for up to k right labels, padded with -1.
+        augment: normalises the images.
         runtime: processes, device and precision.
-        classes: int64, the classes to choose among, where not all; labels are places in it.
-        see_logits: gets the logits ``(n, classes)`` of each batch.
+        classes: int64, the classes to choose from; None: all. Labels are indices into it.
+        see_logits: called with the logits ``(n, classes)`` of each batch.
     """
     model.eval()
     classes = classes.to(runtime.device) if classes is not None else None
@@ -73,9 +73,11 @@ def score(
 
 
 def _count(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """Of a batch: the images whose best, and whose best five, hold a right answer; the sum of losses; images.
+    """Count the results of a batch.
 
-    Last, the images whose logits are not all finite: no answer of theirs is right.
+    Returns:
+        The number of images that are right in top-1, the number that are right in top-5, the sum of the losses, the
+        number of images, and the number of images whose logits are not all finite. The last ones count as wrong.
     """
     answers = labels.view(len(labels), -1)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices

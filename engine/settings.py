@@ -1,4 +1,4 @@
-"""From what the user typed to the settings of a run: names filled in, mistakes refused."""
+"""Turn the config that Hydra composed into the settings of a run: fill in names and paths, and refuse mistakes."""
 
 import dataclasses
 import os
@@ -20,16 +20,16 @@ from models import FAMILIES, ModelConfig, refuse_unknown
 def train_settings(
     composed: DictConfig, choices: dict[str, Any], overrides: Iterable[str], swept: Sequence[str] = ()
 ) -> TrainConfig:
-    """The settings of a training run.
+    """Return the settings of a training run.
 
     Args:
-        composed: what Hydra composed.
+        composed: the config from Hydra.
         choices: the chosen file of each config group.
-        overrides: what the user typed.
-        swept: those that tell the run from the others of a sweep or job array; they enter its name.
+        overrides: the options that the user typed.
+        swept: those that differ between the runs of a sweep or job array. They become a part of the run's name.
 
     Raises:
-        UserError: naming the first option that makes no sense.
+        UserError: naming the first invalid option.
     """
     set_name(composed, choices, swept)
     resolve_paths(composed)
@@ -42,19 +42,21 @@ def train_settings(
 def eval_settings(
     composed: DictConfig, trained: dict[str, Any] | None, overrides: Iterable[str], swept: Sequence[str] = ()
 ) -> EvalConfig:
-    """The settings of an evaluation.
+    """Return the settings of an evaluation.
+
+    For a checkpoint of this project, model and data come from its run, unless the user chose others with ``model=`` or
+    ``data=``. For other weights, images are prepared as the model's timm registration says, unless the user typed
+    ``data=``. Single options that the user typed, such as ``data.crop``, come first in both cases.
 
     Args:
-        composed: what Hydra composed.
-        trained: the checkpoint's content, where it is one of ours: its run's model and data are taken unless the
-            user chose others by ``model=`` or ``data=``; single options typed beside it still count. None: bare
-            weights, for which images are prepared as the model's registration says, in the same way.
-        overrides: what the user typed.
-        swept: those that tell the evaluation from the others of a sweep or job array; each writes its own file.
+        composed: the config from Hydra.
+        trained: the content of a checkpoint of this project; None for other weights.
+        overrides: the options that the user typed.
+        swept: those that differ between the evaluations of a sweep or job array. Each evaluation writes its own file.
 
     Raises:
-        UserError: naming the first option that makes no sense.
-        ModelError: if no model has that name.
+        UserError: naming the first invalid option.
+        ModelError: if no model has the chosen name.
     """
     typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
     composed.output = output_of(composed.output, swept)
@@ -79,7 +81,7 @@ def eval_settings(
 
 
 def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
-    """A model's name beside the sizes of another would train the other under that name."""
+    """Refuse ``model.name`` together with another model's options, because it would only rename that other model."""
     typed = any(override.lstrip("+").startswith("model.name=") for override in overrides)
     if typed and type(settings.model) not in (ModelConfig, FAMILIES["timm"]):
         name = settings.model.name
@@ -87,12 +89,12 @@ def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
 
 
 def _checked(composed: DictConfig) -> RunConfig:
-    """Composed options as objects that keep to the rules of their classes."""
+    """Convert the composed config to objects, and check them against the rules of their classes."""
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=… to the command")
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, RunConfig)
-    # Hydra lets +name=value add an option that nothing reads.
+    # With +name=value, Hydra adds options that do not exist in the config classes.
     if added := sorted(set(flatten(_container(composed))) - set(flatten(as_container(settings)))):
         raise UserError(f"there is no option '{added[0]}': --help lists all")
     check(settings)
@@ -100,20 +102,20 @@ def _checked(composed: DictConfig) -> RunConfig:
 
 
 def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[str], family: str) -> None:
-    """Put the trained settings of a group in place of the composed ones, except for what the user typed.
+    """Replace a group of the composed config by the checkpoint's, except for options that the user typed.
 
-    Where images and their index lie and who reads them is a matter of this machine, not of the training.
+    The folder of the index and the backend also stay, because they belong to this machine and not to the training.
     """
     here = {"index_dir", "backend"} if group == "data" else set()
     if group == "data" and trained["name"] == "imagenet" and composed.data.root is not None:
-        here.add("root")  # IMAGENET_DIR
+        here.add("root")  # set by IMAGENET_DIR
     kept = {key: composed[group][key] for key in here | {t.split(".")[1] for t in typed if t.startswith(f"{group}.")}}
     if "data.crop" in typed and group == "model":
-        kept.setdefault("img_size", None)  # it follows the crop
+        kept.setdefault("img_size", None)  # the image size follows the crop
     if group == "data" and trained["resize"] is not None:
         if "data.crop_ratio" in typed:
             kept.setdefault("resize", None)
-        elif "data.crop" in typed:  # the same share of the image is seen
+        elif "data.crop" in typed:  # keep the ratio of crop to resize
             kept.setdefault("resize", round(trained["resize"] * composed.data.crop / trained["crop"]))
     composed._set_flag("struct", False)
     base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
@@ -121,7 +123,7 @@ def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[
 
 
 def as_container(settings: RunConfig) -> dict[str, Any]:
-    """Settings as plain dictionaries, lists, strings and numbers."""
+    """Return settings as plain dictionaries, lists, strings and numbers."""
     return _container(OmegaConf.structured(settings))
 
 
@@ -132,7 +134,7 @@ def _container(node: DictConfig) -> dict[str, Any]:
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
+    """Flatten nested dictionaries into one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -140,7 +142,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def defaults_of(settings: TrainConfig) -> dict[str, Any]:
-    """The default of every option that has one, for settings of the same kinds of model, optimizer and so on."""
+    """Return the default of every option that has one, for the same config classes as in ``settings``."""
     values: dict[str, Any] = vars(settings)
     groups: dict[str, Any] = {}
     for name, value in values.items():
@@ -152,7 +154,7 @@ def defaults_of(settings: TrainConfig) -> dict[str, Any]:
 
 
 def write_settings(settings: RunConfig, path: Path) -> None:
-    """Write settings as YAML, so that a reader sees either none or all of it."""
+    """Write settings as YAML. The file appears by renaming, so a reader never sees an incomplete file."""
     scratch = path.with_suffix(".tmp")
     scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))), encoding="utf-8")
     os.replace(scratch, path)

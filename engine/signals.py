@@ -1,4 +1,4 @@
-"""Being asked to stop: finish the step, save, and say how to go on."""
+"""Handle signals that ask a run to stop. The run then finishes its step, saves and says how to continue."""
 
 import signal
 import time
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-PATIENCE = 5.0  # seconds from a signal until waiting for data is given up
+PATIENCE = 5.0  # seconds after a signal until the run gives up waiting for data
 
 
 class WaitGivenUp(Exception):
-    """The process was asked to stop while it waited for data that did not come."""
+    """The process was asked to stop and gave up waiting for data."""
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT, SIGUSR1 and SIGHUP instead of dying of them; a second SIGINT interrupts at once.
+    """Records SIGTERM, SIGINT, SIGUSR1 and SIGHUP instead of ending the process. A later SIGINT interrupts at once.
 
-    SIGHUP, which a closed terminal sends, stays ignored where ``nohup`` has it ignored.
+    A closed terminal sends SIGHUP. If ``nohup`` has set it to be ignored, it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,9 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals for as long as the context lasts.
+        """Record signals while the context is active.
 
-        To be entered after the process group exists: a process stuck in joining it must stay killable.
+        Enter it after joining the process group: a process that hangs while joining must still react to signals.
         """
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         before = [(number, signal.signal(number, self._note)) for number in numbers]
@@ -45,10 +45,10 @@ class StopRequest:
             self.signal, self.since = number, time.monotonic()
 
     def look(self) -> None:
-        """Called while data are waited for, which may never come.
+        """Called while the run waits for data, which may never arrive.
 
         Raises:
-            WaitGivenUp: if the process was asked to stop some time ago.
+            WaitGivenUp: if the process was asked to stop more than ``PATIENCE`` seconds ago.
         """
         if self.signal is not None and time.monotonic() - self.since > PATIENCE:
             raise WaitGivenUp

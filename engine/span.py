@@ -1,4 +1,4 @@
-"""Names for the parts of a step, for a profiler's trace."""
+"""Name the parts of a step in the profiler's trace."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,11 +8,11 @@ _recording = False
 
 
 def record_spans(recording: bool) -> None:
-    """Begin to name the parts of steps in traces, or stop."""
+    """Start or stop naming the parts of a step."""
     global _recording
     _recording = recording
 
 
 def span(name: str) -> AbstractContextManager:
-    """Names a part of a step in the trace; without a profiler a context that does nothing."""
+    """Return a context that names a part of a step in the trace. Without a profiler it does nothing."""
     return record_function(name) if _recording else nullcontext()

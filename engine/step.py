@@ -25,36 +25,41 @@ LEAST_LOSS_SCALE = 2.0**-20
 
 
 class Watch(Protocol):
-    """Looks at an update from close by."""
+    """Called just before and after the optimizer changes the weights."""
 
     def before_update(self, step: int, images: Tensor) -> None:
-        """With the gradients as they came, and the last micro-batch as the model saw it; steps count from 1."""
+        """Called with the gradients in place, before clipping.
+
+        Args:
+            step: number of the step, counted from 1.
+            images: the last micro-batch, as the model got it.
+        """
         ...
 
     def after_update(self) -> None:
-        """With the new weights."""
+        """Called when the weights are new and the gradients still exist."""
         ...
 
 
 @runtime_checkable
 class ReportsMetrics(Protocol):
-    """An optimizer that has something to say about its last step."""
+    """An optimizer with metrics about its last step."""
 
     def metrics(self) -> dict[str, Any]:
-        """Numbers for the line of metrics; may wait for the device."""
+        """Return numbers for the line of metrics. This may wait for the device."""
         ...
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step came to. Tensors stay on the device: nobody waits for them here.
+    """The results of an optimizer step. The tensors stay on the device, so that nothing waits for them here.
 
     Attributes:
-        step: its number, counted from 1.
-        loss: this process's part of the mean loss over the global batch; the parts of all processes add up.
-        grad_norm: of the gradient before clipping.
-        lr: its learning rate.
-        first_batch: its first micro-batch on this process, before augmentation.
+        step: number of the step, counted from 1.
+        loss: this process's part of the mean loss over the global batch. The sum over all processes is the mean loss.
+        grad_norm: norm of the gradient before clipping.
+        lr: learning rate of the step.
+        first_batch: this process's first micro-batch of the step, before augmentation.
     """
 
     step: int
@@ -65,18 +70,18 @@ class StepOutcome:
 
 
 class TrainStep:
-    """Everything that changes when the model learns.
+    """Takes optimizer steps. Holds everything that changes in training: model, optimizer, scaler and moving average.
 
     Args:
         cfg: the settings.
-        runtime: device and precision.
-        model: on its device.
-        optimizer: of the model's parameters.
-        schedule: of the optimizer's learning rate.
-        augment: from uint8 batches to what the loss takes.
+        runtime: processes, device and precision.
+        model: the model, already on its device.
+        optimizer: the optimizer of the model's parameters.
+        schedule: sets the optimizer's learning rate.
+        augment: turns uint8 batches into augmented images and soft targets.
 
     Attributes:
-        watch: looks at every update, where there is one.
+        watch: called before and after every update; None: nothing is called.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class TrainStep:
         self.optimizer, self.schedule, self.augment = optimizer, schedule, augment
         self.watch: Watch | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # What forward passes change, such as running statistics; and as it was before the step under way.
+        # The values that forward passes change, such as running statistics, and a copy from before the current step.
         self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
         self.statistics_before = [torch.empty_like(value) for value in self.statistics]
         self.stage = "between steps"  # | "gradients" | "update"
@@ -108,9 +113,9 @@ class TrainStep:
         """Take one optimizer step.
 
         Args:
-            step: its number, counted from 1; the learning rate and the noise follow from it.
-            batches: this process's micro-batches of the step, ``micro_steps`` of them.
-            micro_steps: the same on every process.
+            step: number of the step, counted from 1. It determines the learning rate and the random numbers.
+            batches: this process's micro-batches of the step.
+            micro_steps: number of micro-batches, the same on every process.
         """
         self.model.train()
         if self.statistics:
@@ -135,25 +140,29 @@ class TrainStep:
         return StepOutcome(step, loss, grad_norm, self.lr, first_batch)
 
     def _exchange(self, is_last: bool) -> AbstractContextManager:
-        """Processes exchange their gradients in the backward pass of the last micro-batch alone."""
+        """Return a context in which processes exchange gradients only after the last micro-batch's backward pass."""
         return nullcontext() if is_last or self.ddp is None else self.ddp.no_sync()
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """This micro-batch's part of the loss, and its images as the model saw them."""
+        """Run forward and backward on a micro-batch.
+
+        Returns:
+            The micro-batch's part of the loss, and its augmented images.
+        """
         with span("augment"):
             images, targets = self.augment(batch.images, batch.labels, batch.draws)
             images = self.runtime.laid_out(images)
         with span("forward"):
             with self.runtime.autocast():
                 logits = self.network(images)
-            loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size  # its share of the global mean
+            loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size  # its part of the global mean
         with span("backward"):
-            # DDP divides the sum of gradients by the number of processes, so multiply by it.
+            # DDP averages gradients over the processes. They must be summed instead, so multiply by their number.
             self.scaler.scale(loss * self.runtime.world.size).backward()
         return loss.detach(), images
 
     def _update(self, step: int, images: Tensor) -> Tensor:
-        """Change the weights; the gradient's norm before clipping."""
+        """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         if self.watch is not None:
             self.watch.before_update(step, images)
@@ -166,21 +175,21 @@ class TrainStep:
         return grad_norm
 
     def _clip(self) -> Tensor:
-        """Clip the gradients as wished; their norm before that."""
+        """Clip the gradients as ``optim.clip`` and ``optim.clip_mode`` say. Returns their norm before clipping."""
         limit, mode = self.cfg.optim.clip, self.cfg.optim.clip_mode
         if limit is None or mode == "norm":
             return nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else float("inf"))
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # As in timm, the classifier is left out of adaptive clipping (Brock et al., 2021, section 4.1).
+        # As in timm, adaptive clipping leaves out the classifier (Brock et al., 2021, section 4.1).
         dispatch_clip_grad(model_parameters(self.model, exclude_head=mode == "agc"), limit, mode)
         return grad_norm
 
     @torch.no_grad()
     def undo_unfinished(self) -> None:
-        """Go back to before the step that an error has cut short.
+        """Restore the state from before a step that an error interrupted.
 
         Raises:
-            RuntimeError: if its update had begun: some weights may have changed, and others not.
+            RuntimeError: if the update had already begun, because then only some of the weights may have changed.
         """
         if self.stage == "update":
             raise RuntimeError("the error came in the middle of an update of the weights")
@@ -190,7 +199,7 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
         self.stage = "between steps"
 
-    # --- what it came to ------------------------------------------------------------------------------------------
+    # --- metrics and state ----------------------------------------------------------------------------------------
 
     @property
     def lr(self) -> float:
@@ -198,10 +207,10 @@ class TrainStep:
         return self.optimizer.param_groups[0]["lr"]
 
     def metrics(self) -> dict[str, Any]:
-        """Numbers about the last step for the line of metrics; may wait for the device.
+        """Return numbers about the last step for the line of metrics. This may wait for the device.
 
         Raises:
-            RunStopped: if gradients overflow in fp16 at any scale.
+            RunStopped: if gradients overflow in fp16 even at a very small loss scale.
         """
         found = {"lr": self.lr}
         if isinstance(self.optimizer, ReportsMetrics):
@@ -214,22 +223,22 @@ class TrainStep:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model that validation scores: the moving average where there is one and it is wanted."""
+        """The model that validation scores: the moving average if there is one and ``eval.weights`` is ``ema``."""
         if self.ema is not None and self.cfg.eval.weights == "ema":
             return self.ema.module
         return self.model
 
     def share_buffers(self) -> None:
-        """Give every process the first one's buffers, so that all evaluate the model that is saved.
+        """Copy the first process's buffers to all processes, so that all evaluate the model that the first one saves.
 
-        DDP does so at forward passes only, and never for the moving average.
+        DDP copies buffers only in forward passes, and never those of the moving average.
         """
         self.runtime.world.share_buffers(self.model)
         if self.ema is not None:
             self.runtime.world.share_buffers(self.ema.module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state to go on from. The schedule is a function of the step and the config, and has none."""
+        """Return the state for a resume. The schedule has none: its rate depends only on the step and the config."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -238,10 +247,10 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ModelError: if it is of another model.
+            ModelError: if the state belongs to another model.
         """
         load_weights(self.model, state["model"], source)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -251,14 +260,14 @@ class TrainStep:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step: drop path and erase noise are a function of (seed, step, rank), nothing else.
+    """Seed torch for one step, so that drop path and the noise of random erasing depend only on (seed, step, rank).
 
-    No generator's state has to be kept for a resume to be exact.
+    A resume is therefore exact without the state of a random generator.
 
     Args:
-        seed: of the run.
-        step: counted from 0.
-        rank: of this process.
+        seed: seed of the run.
+        step: number of the step, counted from 0.
+        rank: rank of this process.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: what is about to happen, and what came out."""
+"""Log the plan of a run before it trains, and its results afterwards."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def describe(run: Run) -> None:
-    """Say what is about to happen."""
+    """Log the model, the data, the recipe and the length of the run."""
     cfg, world, data = run.cfg, run.runtime.world, run.data
     parameters = sum(p.numel() for p in run.step.model.parameters())
     where = device_name(run.runtime.device)
@@ -35,12 +35,12 @@ def describe(run: Run) -> None:
 
 
 def conclude(directory: RunDirectory, scores: Scores | None, best: dict[str, Any] | None) -> None:
-    """Say what came out and how to go on.
+    """Log the scores, where the files of the run are, and the command to evaluate it.
 
     Args:
-        directory: of the run.
-        scores: of the last validation; None where the run had ended before: those in its metrics.
-        best: step and top-1 of the best validation; None where none gave finite answers.
+        directory: directory of the run.
+        scores: scores of the last validation; None if the run had already ended: the last ones in the metrics are used.
+        best: step and top-1 of the best validation; None if no validation had only finite logits.
     """
     lines = [line for line in directory.read_metrics() if line["split"] == "val"]
     if scores is None and not lines:

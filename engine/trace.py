@@ -1,4 +1,4 @@
-"""What a trace says about a step: where the host's time went, and whether the device had work."""
+"""Read a profiler trace: how the host spent the time of a step, and how long the GPU was idle."""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRACE = Path("profile", "trace.json")  # in a run's folder
+TRACE = Path("profile", "trace.json")  # path of the trace in a run's folder
 PARTS = ("data wait", "augment", "forward", "backward", "update")
 DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}  # categories of events in torch's traces
 
@@ -15,14 +15,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Means over the steps of a trace; shares are of the whole time.
+    """Means over the steps of a trace. All shares are shares of the whole time of these steps.
 
     Attributes:
-        steps: in the trace.
-        milliseconds: of a step.
-        shares: of the host's time in each of ``PARTS``. On a GPU the host only hands out work in most of them.
-        device_idle: share of the time in which the GPU did nothing; None without a GPU.
-        device_starved: of that, the part in which the host waited for data.
+        steps: number of steps in the trace.
+        milliseconds: duration of a step.
+        shares: share of the time that the host spent in each of ``PARTS``. With a GPU the host mostly launches kernels.
+        device_idle: share of the time in which the GPU was idle; None without a GPU.
+        device_starved: share of the time in which the GPU was idle while the host waited for data; None without a GPU.
     """
 
     steps: int
@@ -33,10 +33,11 @@ class StepTimes:
 
 
 def read_trace(path: Path) -> StepTimes:
-    """Read a trace that ``profile=true`` left.
+    """Read a trace that a run with ``profile=true`` wrote.
 
     Raises:
-        ValueError: if it is no such trace, or one of an older version, without the parts of a step.
+        ValueError: if the file is not such a trace, or comes from an older version that did not name the parts of
+            a step.
     """
     try:
         events = [
@@ -61,12 +62,12 @@ def read_trace(path: Path) -> StepTimes:
 
 
 def _interval(event: dict[str, Any]) -> Interval:
-    """Start and end in microseconds."""
+    """Return the start and end of an event in microseconds."""
     return event["ts"], event["ts"] + event["dur"]
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same time as intervals that do not overlap, in order."""
+    """Merge overlapping intervals, and sort them."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -77,7 +78,7 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _gaps(busy: list[Interval], window: Interval) -> list[Interval]:
-    """The time of the window that is in none of the intervals."""
+    """Return the parts of the window that no interval covers."""
     edges = [(window[0], window[0]), *busy, (window[1], window[1])]
     between = zip((end for _, end in edges), (start for start, _ in edges[1:]), strict=False)
     clipped = ((max(start, window[0]), min(end, window[1])) for start, end in between)
@@ -85,7 +86,7 @@ def _gaps(busy: list[Interval], window: Interval) -> list[Interval]:
 
 
 def _overlap(first: list[Interval], second: list[Interval]) -> float:
-    """Time in both of two lists of intervals, of which neither overlaps with itself."""
+    """Return the time that both lists cover. The intervals of each list must not overlap one another."""
     return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 

@@ -1,4 +1,4 @@
-"""The images of a training run: both splits, what comes in which step, and the batches."""
+"""The images of a training run: both splits, the plan of which images each step uses, and the batches."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from engine.span import span
 
 
 class TrainingData:
-    """Both splits of a run's images. Opening them checks all that can be checked before a model is built.
+    """Both splits of a run's images. The constructor checks everything that needs no model.
 
     Args:
-        cfg: the settings, with the backend that was chosen.
+        cfg: the settings, with a backend other than ``auto``.
         runtime: processes and device.
 
     Raises:
-        UserError: or DataError if images are missing, or do not fit the settings.
+        UserError: or DataError, if images are missing or do not fit the settings.
     """
 
     def __init__(self, cfg: TrainConfig, runtime: Runtime):
@@ -44,20 +44,20 @@ class TrainingData:
         )
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
-        self.first_validation_batch: Batch | None = None  # for a picture
+        self.first_validation_batch: Batch | None = None  # for the callback that draws it
         self.plan = TrainPlan(self.train_set.index, cfg.seed, cfg.data, cfg.augment, self.geometry)
 
     @property
     def names(self) -> dict[int, str]:
-        """Name of each class."""
+        """The name of each class, by label."""
         return self.train_set.names
 
     def fingerprint(self) -> str:
-        """Of the training images: another set has another."""
+        """Return the fingerprint of the training images. A different set of images has a different fingerprint."""
         return self.train_set.index.fingerprint()
 
     def start(self, stop: StopRequest) -> None:
-        """Start to read. To be called once; ``stop`` is looked at while batches are waited for."""
+        """Start the loaders. Call this once. The loaders check ``stop`` while they wait for a batch."""
         self._train = self._loader(self.train_set, self.geometry.largest_micro_batch, stop)
         self._val = self._loader(self.val_set, self.cfg.eval.batch_size, stop)
 
@@ -69,11 +69,11 @@ class TrainingData:
         return Loader(backend, images.labels, runtime.device, cfg.data.on_bad_image == "skip", stop.look)
 
     def training_batches(self, first: int, last: int) -> "TimedBatches":
-        """This process's micro-batches of the steps after ``first`` up to ``last``."""
+        """Return this process's micro-batches of the steps ``first`` + 1 to ``last``."""
         return TimedBatches(self._train.train(self.plan, first, last))
 
     def validation_batches(self) -> Iterator[Batch]:
-        """This process's batches of the validation images."""
+        """Yield this process's batches of the validation images."""
         world, plan = self.runtime.world, EvalPlan(self.val_set.index, self.cfg.data)
         for batch in self._val.evaluate(plan, self.cfg.eval.batch_size, world.size, world.rank):
             if self.first_validation_batch is None:
@@ -83,21 +83,21 @@ class TrainingData:
 
 @dataclass
 class TimedBatches:
-    """Batches, and the time spent waiting for them.
+    """An iterator over batches that measures the time spent waiting for them.
 
     Attributes:
-        waited: seconds, since the last :meth:`pop_waited`.
+        waited: seconds waited since the last :meth:`pop_waited`.
     """
 
     batches: Generator[Batch, None, None]
     waited: float = 0.0
 
     def take(self, count: int) -> Iterator[Batch]:
-        """The next ``count`` batches, each made when it is asked for."""
+        """Yield the next ``count`` batches."""
         return islice(self, count)
 
     def pop_waited(self) -> float:
-        """Seconds waited since the last call."""
+        """Return the seconds waited since the last call."""
         waited, self.waited = self.waited, 0.0
         return waited
 
@@ -113,16 +113,17 @@ class TimedBatches:
             self.waited += perf_counter() - started
 
     def close(self) -> None:
-        """Stop to read ahead."""
+        """Stop reading ahead."""
         self.batches.close()
 
 
 def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet]:
-    """Both splits with their labels."""
+    """Open the training and the validation split, and check them."""
     splits = (cfg.data.train_split, cfg.data.split)
 
     def prepare() -> None:
-        for split in reversed(splits):  # the smaller one first: a mistake in it is not said after an hour of indexing
+        # The smaller validation split comes first, so that a mistake in it is found before the long indexing.
+        for split in reversed(splits):
             open_split(cfg.data, split, cfg.model.num_classes)
 
     runtime.world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits))
@@ -135,7 +136,7 @@ def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet
 
 
 def _count_classes(cfg: TrainConfig, train_set: ImageSet) -> int:
-    """Classes of the model: the labels of the training images must be all of them."""
+    """Return the model's number of classes. The training images must have every class."""
     present = len(train_set.names)
     if present == 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A training run, from its settings to its last line: make the parts, train, say what came out."""
+"""A training run: check the settings, build the parts, train, and log the results."""
 
 import logging
 from contextlib import nullcontext
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: TrainConfig) -> None:
-    """Train, evaluate and save; go on where the run stopped.
+    """Train, validate and save. If the run already has checkpoints, continue from the last one.
 
-    What can be found wrong is found before a process group is joined or a file is written.
+    As many mistakes as possible are found before the processes join a group and before the run's files are written.
 
     Raises:
-        UserError: or another of ``engine.errors.USER_ERRORS``, before any training, if it cannot be done as asked.
+        UserError: or another of ``engine.errors.USER_ERRORS``, mostly before training, if the settings do not work.
         RunStopped: if the run ended early.
     """
     refuse_unknown(cfg.model.name)
@@ -52,7 +52,7 @@ def train(cfg: TrainConfig) -> None:
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, data.num_classes, cfg.data.crop)
     notices = _start(model, weights, cfg)
-    del weights  # the model has its own by now
+    del weights  # free the memory: the model has its own copy
     directory.refuse_unwritable()
     log_to(directory.log, runtime.world.is_main)
     for notice in notices:
@@ -62,13 +62,13 @@ def train(cfg: TrainConfig) -> None:
 
 
 def _starting_weights(cfg: TrainConfig, directory: RunDirectory) -> dict[str, Tensor] | None:
-    """What ``checkpoint.start`` names, read before anything that takes long; None for a run that goes on."""
+    """Read the weights in ``checkpoint.start`` early, so that a mistake is found early. None for a run that resumes."""
     goes_on = directory.has_checkpoints() or cfg.resume not in ("auto", "never")
     return None if cfg.checkpoint.start is None or goes_on else read_weights(cfg.checkpoint.start)
 
 
 def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig) -> list[str]:
-    """Load the starting weights, if there are any; what to say about them."""
+    """Load the starting weights, if there are any. Returns the messages to log about them."""
     if weights is None:
         return []
     fitted = start_from(model, weights, cfg.checkpoint.start)
@@ -76,7 +76,7 @@ def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig
 
 
 def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: TrainingData, model: nn.Module) -> None:
-    """Train the model from where the run stopped."""
+    """Build the other parts of the run, load its state if there is one, and train."""
     checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
     state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
     seconds_at_peak = _seconds_at_peak(model, cfg, runtime)
@@ -101,13 +101,13 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
 
 
 def _seconds_at_peak(model: nn.Module, cfg: TrainConfig, runtime: Runtime) -> float | None:
-    """Seconds for one image, forward and backward, at the device's peak; None where that is not known."""
+    """Return the seconds for one image, forward and backward, at the device's peak FLOP/s; None if it is unknown."""
     peak = peak_flops(runtime.device, cfg.amp)
-    return 3 * forward_flops(model, cfg.data.crop) / peak if peak else None  # backward is twice the forward pass
+    return 3 * forward_flops(model, cfg.data.crop) / peak if peak else None  # backward costs twice the forward pass
 
 
 def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:
-    """The model on its device, with all that changes it."""
+    """Move the model to its device, and build the optimizer, schedule and augmentation around it."""
     if wants_sync_bn(cfg.sync_bn, model, runtime.world, runtime.device):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
@@ -123,12 +123,19 @@ def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.
 
 
 def _callback_states(cfg: TrainConfig, state: dict[str, Any] | None) -> dict[str, Any]:
-    """Such as the W&B run to go on with. A copy of a run's directory under another name is another run."""
+    """Return the saved states of callbacks, such as the id of the W&B run to continue.
+
+    They are ignored if the name differs: a copy of a run's directory under another name is a different run.
+    """
     return state["callbacks"] if state is not None and state["config"]["name"] == cfg.name else {}
 
 
 def _refuse_different_starts(run: Run, done: int) -> None:
-    """Raise where processes found different checkpoints, or one found none."""
+    """Refuse to start if the processes have loaded different checkpoints or different weights.
+
+    Raises:
+        UserError: if they have.
+    """
     weights = sum(p.detach().double().abs().sum() for p in run.step.parameters)
     start = torch.tensor([done, float(weights)], dtype=torch.float64, device=run.runtime.device)
     if any(row != start.tolist() for row in run.runtime.world.gather(start)):
@@ -141,10 +148,16 @@ def _refuse_different_starts(run: Run, done: int) -> None:
 def _find_checkpoint(
     cfg: TrainConfig, directory: RunDirectory, checkpoints: Checkpoints, data: TrainingData, runtime: Runtime
 ) -> dict[str, Any] | None:
-    """The checkpoint to go on from: the run's last, or the one that ``resume`` names.
+    """Return the checkpoint to continue from: the run's last one, or the one that ``resume`` names; None to start anew.
 
-    A checkpoint of this very run rewinds it, once: where it is gone, its run has gone on since. Another run's is a
-    start for a run that has none of its own yet, and brings neither that run's best nor its callbacks' states.
+    If ``resume`` names a checkpoint of another run, it is used only while this run has no checkpoints of its own. The
+    other run's best accuracy and callback states are not taken over.
+
+    If it names a checkpoint of this run, the run is rewound to it, once. When the same command runs again, it continues
+    from the last checkpoint. The rewind has renamed the named file, so a missing file also means that it is done.
+
+    Raises:
+        UserError: if the checkpoint cannot be read, or was made with another recipe or other training images.
     """
     named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
     if named is not None and not directory.has_checkpoints():
@@ -152,7 +165,7 @@ def _find_checkpoint(
     else:
         state = checkpoints.load_last()
         is_own = named is not None and named.is_file() and named.resolve().parent == directory.checkpoints.resolve()
-        # Where this very command wrote the last checkpoint, it has rewound already and went on since.
+        # If the last checkpoint was written with the same value of resume, this command has already rewound the run.
         if named is not None and is_own and state is not None and state["config"]["resume"] != cfg.resume:
             _rewind(named, checkpoints, runtime)
             state = checkpoints.load_last()
@@ -172,8 +185,8 @@ def _rewind(named: Path, checkpoints: Checkpoints, runtime: Runtime) -> None:
         raise UserError(
             f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
         )
-    load_checkpoint(named)  # a damaged file must not cost the checkpoints after it
-    runtime.world.barrier()  # every process has seen that the file is there
+    load_checkpoint(named)  # check that it can be read, because rewinding deletes the later checkpoints
+    runtime.world.barrier()  # rewinding renames the file, so wait until every process has found it
     if runtime.world.is_main:
         checkpoints.rewind(named)
     runtime.world.barrier()

@@ -1,4 +1,4 @@
-"""Everything that watches a run: metrics files, loggers, pictures, instruments. One file each; listed here."""
+"""Callbacks watch a run: metrics files, loggers, pictures, instruments. Each has its own file. This one builds them."""
 
 import importlib
 import logging
@@ -23,12 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
-    """The callbacks of a run, in the order in which they are told. Processes after the first only record.
+    """Build the callbacks of a run, in the order in which they are called.
+
+    Only the first process has all of them. The others have only the flight recorder, which exchanges losses between
+    processes.
 
     Args:
         run: the parts of the run.
-        first: steps done before.
-        states: of the callbacks, from the checkpoint.
+        first: number of steps done before this start.
+        states: the states of the callbacks, from the checkpoint.
     """
     cfg, runtime, directory = run.cfg, run.runtime, run.directory
     callbacks = Callbacks(states)
@@ -48,7 +51,7 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
 
 
 def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
-    """They see the model as the step runs it."""
+    """Build the instruments, and let the training step call them before and after each update."""
     monitor = StabilityMonitor(
         run.step.model,
         spectral_norms=lambda: spectral_norms(run.step.optimizer),
@@ -61,18 +64,18 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
 
 
 def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
-    """Add a callback that the settings name; where it cannot start, the run goes on without it."""
+    """Add a callback from the settings. If it cannot start, a warning says so and the run continues without it."""
     try:
         callbacks.add(name, callback_class(path)(run, callbacks.states.get(name)))
-    except Exception as error:  # of many kinds; none is worth a training run
+    except Exception as error:  # whatever it is, it must not end a training run
         log.warning("%s cannot start (%s): going on without it; metrics.jsonl holds everything", name, reason(error))
 
 
 def callback_class(path: str) -> Any:
-    """The class that ``package.module.Class`` names. It is called with the :class:`Run` and its own saved state.
+    """Import the class ``package.module.Class``. Its constructor gets the :class:`Run` and the callback's saved state.
 
     Raises:
-        UserError: if there is no such class.
+        UserError: if the class cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:

@@ -1,4 +1,4 @@
-"""What watches a run: one protocol for metrics files, loggers, pictures and instruments."""
+"""The base class of callbacks, and the list that calls them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,43 +8,48 @@ from engine.step import StepOutcome
 
 
 class Callback:
-    """Watches a run and changes nothing in it. Each method does nothing here: a callback writes those it needs.
+    """Watches a run and changes nothing in it. The methods here do nothing; a subclass overrides those it needs.
 
-    What a method raises is said once, and the run goes on.
+    If a method raises an exception, one warning says so and the run continues.
 
     Attributes:
-        state: saved with every checkpoint, and given to the callback of the same name when the run goes on. Numbers and
-            text only.
-        exchanges: whether its methods exchange numbers with the other processes. What they raise then ends the run,
-            for the others would wait.
+        state: saved with every checkpoint, and passed to the callback of the same name when the run resumes. It may
+            contain only numbers and text.
+        exchanges: whether the methods exchange numbers with the other processes. Then an exception ends the run,
+            because the other processes would wait for this one.
     """
 
     state: dict[str, Any] | None = None
     exchanges: bool = False
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """After each optimizer step. Nothing here may wait for the device, for the next step does."""
+        """Called after each optimizer step. It must not wait for the device, because that delays the next step."""
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """With a line of metrics: its kind, ``step``, ``epoch`` and numbers.
+        """Called with a line of metrics: ``split``, ``step``, ``epoch`` and numbers.
 
-        ``line["split"]`` is the kind: ``train`` at every reading, ``val`` after a validation, ``stability`` and
-        ``layers`` (a number of each layer) after a look of the instruments, ``crash`` where ``step`` was the first
-        whose loss or gradient was not finite. Those of ``train``, ``val`` and ``crash`` come on all processes.
+        ``line["split"]`` is the kind of line:
+
+        - ``train``: at every reading of the training metrics;
+        - ``val``: after a validation;
+        - ``stability``, ``layers``: after a reading of the instruments; ``layers`` has one number per layer;
+        - ``crash``: ``step`` is the first step whose loss or gradient was not finite.
+
+        All processes get the lines ``train``, ``val`` and ``crash``; only the first process gets the others.
         """
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
-        """With a PNG file that was drawn."""
+        """Called with the path of a new PNG file."""
 
     def on_end(self) -> None:
-        """At the end of the run, whatever ended it."""
+        """Called at the end of the run, also after an error."""
 
 
 class Callbacks:
-    """The callbacks of a run, in the order in which they are told.
+    """The callbacks of a run, in the order in which they are called.
 
     Args:
-        states: of the callbacks of an earlier start, by name.
+        states: the callbacks' states from the checkpoint, by name.
     """
 
     def __init__(self, states: dict[str, Any] | None = None):
@@ -52,11 +57,11 @@ class Callbacks:
         self.members: dict[str, Callback] = {}
 
     def add(self, name: str, callback: Callback) -> None:
-        """Add one; ``name`` is that of its state."""
+        """Add a callback. Its state is saved under ``name``."""
         self.members[name] = callback
 
     def state_dict(self) -> dict[str, Any]:
-        """The states, by name: also those of callbacks that are not here this time."""
+        """Return all states by name, including loaded states of callbacks that this start does not use."""
         own = {name: member.state for name, member in self.members.items() if member.state is not None}
         return self.states | own
 

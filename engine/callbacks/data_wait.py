@@ -1,4 +1,4 @@
-"""Says once a run what to change where steps wait for data."""
+"""Warn once if steps wait for data, and say what to change."""
 
 import logging
 from typing import Any
@@ -10,14 +10,14 @@ from engine.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-MOST = 0.05  # share of the time
+MOST = 0.05  # largest share of the time without a warning
 
 
 class DataWait(Callback):
-    """Looks at the share of its time that each interval of the log spent waiting for data.
+    """Checks which share of the time between two lines of metrics was spent waiting for data.
 
     Args:
-        cfg: the settings, with the backend that was chosen.
+        cfg: the settings, with a backend other than ``auto``.
         runtime: the device, and the processes on this machine.
     """
 
@@ -28,10 +28,10 @@ class DataWait(Callback):
         self.cores = default_workers(self.local_size)
         self.workers = runtime.workers(cfg.max_workers)
         self.started = False
-        self.said = self.backend == "synthetic"  # noise waits for no disk, and nothing makes it faster
+        self.said = self.backend == "synthetic"  # the advice does not apply to synthetic images
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Warn of the first interval that waited too long, but for the very first, in which the data workers start."""
+        """Warn about the first interval that waited too long. Skip the very first, in which the data workers start."""
         if line["split"] != "train":
             return
         started, self.started = self.started, True
@@ -40,7 +40,7 @@ class DataWait(Callback):
             log.warning("%s", self.advice(line["data_wait"]))
 
     def advice(self, waited: float) -> str:
-        """What to say about an interval in which this share of the time went to waiting."""
+        """Return the warning for an interval that spent this share of its time waiting."""
         ways = "; or ".join([*self._workers(), *self._decoder(), *self._machine()])
         return f"{waited:.0%} of the time goes to waiting for data. To change that: {ways}"
 

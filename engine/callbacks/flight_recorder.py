@@ -1,4 +1,4 @@
-"""Keeps the last steps in mind and, when the loss jumps or is not finite, writes down what led there."""
+"""Remember the last steps. When the loss jumps or is not finite, write a record of the steps before."""
 
 import logging
 import math
@@ -20,18 +20,18 @@ from models import family_of
 
 log = logging.getLogger(__name__)
 
-# A loss is a spike where it exceeds the median of the last steps by this many of their (robust) standard deviations,
-# and by this share of the median.
+# A loss is a spike if it exceeds the median of the last steps by more than DEVIATIONS robust standard deviations and by
+# more than SHARE of the median.
 DEVIATIONS, SHARE = 8.0, 0.25
-LEAST_HISTORY = 16  # steps, without which nothing is called a spike
-MOST_SPIKES = 5  # that a run records; each record keeps a checkpoint
+LEAST_HISTORY = 16  # steps needed before a finite loss can be a spike
+MOST_SPIKES = 5  # largest number of recorded spikes, because each record keeps a checkpoint
 
 
 class FlightRecorder(Callback):
     """Watches the loss of every step without waiting for the device.
 
     Args:
-        run: the parts of the run; ``monitor.history`` is the number of steps in a record, 0 for no records.
+        run: the parts of the run. ``monitor.history`` is the number of steps in a record; 0: no records.
     """
 
     exchanges = True
@@ -45,13 +45,13 @@ class FlightRecorder(Callback):
         self.quiet_until = 0
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Remember a step."""
+        """Keep the step's loss, gradient norm and learning rate, without reading them from the device."""
         if self.keep:
             numbers = torch.stack([outcome.loss, outcome.grad_norm]).detach()
             self.unread.append((outcome.step, outcome.lr, numbers))
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Read the losses since the last reading. A line ``crash`` names the first step that was not finite."""
+        """Read the losses since the last reading. A ``crash`` line tells the first step that was not finite."""
         if line["split"] in ("train", "crash") and self.unread:
             self._look(line["step"] if line["split"] == "crash" else None)
 
@@ -97,17 +97,17 @@ class FlightRecorder(Callback):
         )
 
     def _about(self) -> dict[str, Any]:
-        """What else a replay needs to know."""
+        """Return what else a replay needs: model family, number of processes and config."""
         cfg = self.run.cfg
         return {"family": family_of(cfg.model), "processes": self.world.size, "config": as_container(cfg)}
 
 
 def is_spike(history: Sequence[float], loss: float) -> bool:
-    """Whether a loss stands out from those of the steps before it."""
+    """Whether a loss is far above those of the steps before it, or is not finite."""
     if not math.isfinite(loss):
         return True
     if len(history) < LEAST_HISTORY:
         return False
     middle = median(history)
-    spread = 1.4826 * median(abs(value - middle) for value in history)  # a normal distribution's standard deviation
+    spread = 1.4826 * median(abs(value - middle) for value in history)  # 1.4826 · MAD estimates σ of normal data
     return loss > middle + max(DEVIATIONS * spread, SHARE * abs(middle))

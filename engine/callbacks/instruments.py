@@ -1,4 +1,4 @@
-"""What the stability monitor reads, on its way to the metrics, the log and the pictures of a run."""
+"""Pass the readings of the stability monitor to the metrics, the log and the pictures of a run."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from stability import StabilityMonitor, StabilityReport
 
 log = logging.getLogger(__name__)
 
-# How each kind is summed up over layers and heads in one number: the worst, or the usual.
+# How each kind is reduced over the layers to one number: the extreme that is worst, or the median.
 SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
     "sigma": {"max": max},
     "gradient": {"max": max, "median": median},
@@ -34,18 +34,20 @@ SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
 }
 FAILED = "the instruments cannot be read"
 WORST_IS_LOW = ("diversity", "entropy", "rank")
-LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds with a line for each layer in loggers
+LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds that loggers plot for each layer
 
 
 class Instruments(Callback):
-    """Says when a reading is due, takes it close to the update, and takes it down. On the first process only.
+    """Reads the instruments every few steps, around the update of the weights, and records the readings.
+
+    Only the first process has them.
 
     Args:
         monitor: takes the readings.
         every: steps between readings; 0: none.
-        directory: of the run.
-        length: of the run, in steps and epochs.
-        callbacks: are told of each reading and picture.
+        directory: directory of the run.
+        length: length of the run in steps and epochs.
+        callbacks: get each reading and picture.
     """
 
     def __init__(
@@ -58,17 +60,17 @@ class Instruments(Callback):
         self.has_begun = False
         self.report: StabilityReport | None = None
 
-    # --- close to the update: see engine.step.Watch ---------------------------------------------------------------
+    # --- around the update: see engine.step.Watch -----------------------------------------------------------------
 
     def before_update(self, step: int, images: Tensor) -> None:
-        """Begin a reading where one is due."""
+        """Begin a reading if one is due."""
         if self.every > 0 and step % self.every == 0:
             with beside(FAILED):
                 self.monitor.before_update(images)
                 self.has_begun = True
 
     def after_update(self) -> None:
-        """End the reading that was begun; where an instrument fails there is none, and the run goes on."""
+        """Finish the reading. If an instrument fails, there is no reading and the run continues."""
         if self.has_begun:
             self.has_begun = False
             with beside(FAILED):
@@ -78,7 +80,7 @@ class Instruments(Callback):
     # --- after the step -------------------------------------------------------------------------------------------
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Take a new reading down: a line of metrics, every layer in ``stability.jsonl``, a warning where it is due."""
+        """Record a new reading in the metrics and in ``stability.jsonl``. Warn if attention heads have collapsed."""
         report, self.report = self.report, None
         if report is None:
             return
@@ -95,11 +97,11 @@ class Instruments(Callback):
             self._draw()
 
     def on_end(self) -> None:
-        """Draw the last readings, too."""
+        """Draw all readings once more at the end."""
         self._draw()
 
     def _draw(self) -> None:
-        """Draw layers over steps, in ``plots/stability.png``."""
+        """Draw all layers over the steps in ``plots/stability.png``."""
         path = self.directory.plots / "stability.png"
         with beside(f"{path} cannot be drawn"):
             readings = self.directory.read_stability()
@@ -124,14 +126,14 @@ class Instruments(Callback):
 
 
 def _of_each_layer(report: StabilityReport) -> dict[str, float | None]:
-    """The number of each layer for loggers, which draw a line of it."""
+    """Return one number per layer, which loggers plot over the steps."""
     return {
         f"{kind}/{name}": worst(kind, values) for kind in LINES for name, values in report.layers.get(kind, {}).items()
     }
 
 
 def summary(report: StabilityReport) -> dict[str, Any]:
-    """One reading in few numbers, such as ``sigma_max``, the layer it was read in, and the count of collapsed heads."""
+    """Reduce a reading to a few numbers, such as ``sigma_max``, its layer ``sigma_max_of``, and the collapsed heads."""
     line: dict[str, Any] = {}
     for kind, ways in SUMMARIES.items():
         by_layer = {name: worst(kind, values) for name, values in report.layers.get(kind, {}).items()}
@@ -144,7 +146,7 @@ def summary(report: StabilityReport) -> dict[str, Any]:
 
 
 def worst(kind: str, heads: Sequence[float | None]) -> float | None:
-    """The number of a layer: that of its worst head; None where one is not finite."""
+    """Return a layer's number, which is that of its worst head; None if any head's number is not finite."""
     finite = [value for value in heads if value is not None and math.isfinite(value)]
     if len(finite) < len(heads):
         return None
@@ -152,7 +154,7 @@ def worst(kind: str, heads: Sequence[float | None]) -> float | None:
 
 
 def worst_of_layers(readings: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
-    """For each kind, each layer's number in every reading of ``stability.jsonl``."""
+    """Return, for each kind and layer, the layer's number in every reading of ``stability.jsonl``."""
     kinds = {kind: list(names) for kind, names in readings[-1]["layers"].items()}
     return {
         kind: {name: [_at(reading, kind, name) for reading in readings] for name in names}
@@ -166,5 +168,5 @@ def _at(reading: dict[str, Any], kind: str, name: str) -> float | None:
 
 
 def _round(values: list[float]) -> list[float | None]:
-    """To five digits: a line holds hundreds of them. What is not finite becomes null, for JSON has no word for it."""
+    """Round to five significant digits to keep the lines short. Numbers that are not finite become None."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]

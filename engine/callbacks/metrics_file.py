@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: every line of metrics, as JSON."""
+"""Write the lines of metrics to ``metrics.jsonl``, one JSON object per line."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ WRITTEN = ("train", "val", "stability")
 
 
 class MetricsFile(Callback):
-    """Writes each line as it comes.
+    """Writes each line at once.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path):
         self.lines = LineFile(path)
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Write it."""
+        """Write the line if its kind belongs in the file."""
         if line["split"] in WRITTEN:
             self.lines.add(to_json(line))

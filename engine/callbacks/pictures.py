@@ -1,4 +1,4 @@
-"""The pictures of a run: its first batches as the model sees them, and its curves."""
+"""Draw the pictures of a run: its first batches and its curves."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ class Pictures(Callback):
 
     Args:
         run: the parts of the run.
-        callbacks: are told of each picture of a batch.
+        callbacks: get each picture of a batch.
     """
 
     def __init__(self, run: Run, callbacks: Callbacks):
@@ -26,7 +26,7 @@ class Pictures(Callback):
         self.has_looked = False
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Draw the first training batch, unless the run has a picture of one already."""
+        """Draw the first training batch, unless the run already has a picture of one."""
         if not self.has_looked:
             self.has_looked = True
             self._draw_training(outcome, self.folder / "batch.png")
@@ -43,7 +43,7 @@ class Pictures(Callback):
             self.callbacks.on_picture("batch", path, 0)
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """After a validation draw the curves, and its first batch unless there is a picture of one already."""
+        """After a validation, draw the curves, and the first validation batch if there is no picture of it yet."""
         if line["split"] == "val":
             self._draw_validation(self.folder / "val_batch.png", line["step"])
             path = self.folder / "curves.png"

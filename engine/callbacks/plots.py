@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and one training batch as the model sees it."""
+"""Draw curves, heat maps of the layers, and batches of images with matplotlib."""
 
 import warnings
 from pathlib import Path
@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 from matplotlib.colors import LogNorm
 
-COLUMNS, MOST_ROWS = 8, 4  # of the batch picture
-MOST_NAMES = 16  # beside a heat map
+COLUMNS, MOST_ROWS = 8, 4  # images in the picture of a batch
+MOST_NAMES = 16  # layer names beside a heat map
 SHARES = ("diversity", "entropy", "rank", "sec")  # kinds of numbers between 0 and 1
 CAPTIONS = {
     "sigma": "σ₁ of weights",
@@ -33,12 +33,12 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw loss, accuracy, learning rate and gradient norm over the steps.
 
     Args:
-        metrics: lines of ``metrics.jsonl``.
-        path: PNG to write.
+        metrics: the lines of ``metrics.jsonl``.
+        path: PNG file to write.
     """
     train = [line for line in metrics if line["split"] == "train"]
     val = [line for line in metrics if line["split"] == "val"]
-    # Margins are fixed, for matplotlib takes as long to work them out as to draw.
+    # The margins are fixed, because computing them takes matplotlib as long as drawing.
     margins = {"left": 0.06, "right": 0.98, "bottom": 0.07, "top": 0.95, "wspace": 0.15, "hspace": 0.28}
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), gridspec_kw=margins)
 
@@ -64,12 +64,12 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_heat_maps(kinds: dict[str, dict[str, list[float | None]]], steps: list[int], path: Path) -> None:
-    """Draw each kind of number as a map: layers from the first (top) to the last, over the steps.
+    """Draw a heat map for each kind of number, with the layers as rows (the first at the top) and the steps as columns.
 
     Args:
-        kinds: for each kind, each layer's number at every step.
-        steps: of the readings.
-        path: PNG to write.
+        kinds: for each kind and layer, its number at every reading.
+        steps: the steps of the readings.
+        path: PNG file to write.
     """
     columns = 2
     rows = -(-len(kinds) // columns)
@@ -77,7 +77,7 @@ def draw_heat_maps(kinds: dict[str, dict[str, list[float | None]]], steps: list[
     for axis in axes.flat[len(kinds) :]:
         axis.axis("off")
     for axis, (kind, layers) in zip(axes.flat, kinds.items(), strict=False):
-        values = np.array(list(layers.values()), dtype=float)  # None becomes NaN, and stays white
+        values = np.array(list(layers.values()), dtype=float)  # None becomes NaN, which is drawn white
         is_share = kind in SHARES
         positive = values[np.isfinite(values) & (values > 0)]
         is_wide = len(positive) > 0 and positive.max() > 10 * positive.min()
@@ -97,17 +97,17 @@ def draw_heat_maps(kinds: dict[str, dict[str, list[float | None]]], steps: list[
 
 
 def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Path) -> None:
-    """Draw the first images of a batch with their classes; a mixed image names both, with their weights.
+    """Draw the first images of a batch with their classes. A mixed image shows both classes with their weights.
 
     Args:
         images: uint8 ``(n, 3, side, side)`` on the CPU.
         targets: ``(n, classes)`` on the CPU.
-        names: name of each class.
-        path: PNG to write.
+        names: the name of each class.
+        path: PNG file to write.
     """
     rows = min(-(-len(images) // COLUMNS), MOST_ROWS)
     figure = plt.figure(figsize=(1.7 * COLUMNS, 2 * rows))
-    # All images share one pair of axes and each has a unit square of it: a pair for each image takes seconds to draw.
+    # All images share one pair of axes, with a unit square for each: separate axes for each image take seconds to draw.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, COLUMNS), ylim=(rows, 0), aspect="auto")
     axis.axis("off")
@@ -116,16 +116,16 @@ def draw_batch(images: Tensor, targets: Tensor, names: dict[int, str], path: Pat
         edges = (column + 0.03, column + 0.97, row + 0.98, row + 0.18)
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", extent=edges, aspect="auto")
         text = axis.text(column + 0.5, row + 0.17, _caption(target.numpy(), names), fontsize=8, ha="center")
-        text.set_parse_math(False)  # a name may hold a $
+        text.set_parse_math(False)  # a class name may contain a $
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: it shows as a box
+        warnings.filterwarnings("ignore", message="Glyph")  # characters that the font lacks are drawn as boxes
         figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _caption(target: np.ndarray, names: dict[int, str]) -> str:
     first, second = np.argsort(target)[::-1][:2]
-    rest = target.min()  # what label smoothing gives every class
+    rest = target.min()  # label smoothing gives every class this weight
     name, other = (_printable(names[int(label)]) for label in (first, second))
     share = (target[first] - rest) / max(target[first] + target[second] - 2 * rest, 1e-9)
     if share > 0.99:
@@ -134,5 +134,5 @@ def _caption(target: np.ndarray, names: dict[int, str]) -> str:
 
 
 def _printable(name: str) -> str:
-    """The name of a folder with bytes that are no text as question marks."""
+    """Replace bytes of a folder name that are not valid UTF-8 by question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for a look at what waits for what."""
+"""Save a profiler trace of a few steps, to see what a step waits for."""
 
 import logging
 from pathlib import Path
@@ -16,23 +16,23 @@ log = logging.getLogger(__name__)
 
 
 class StepProfiler(Callback):
-    """Profiles steps 6 to 9 of this start into ``FOLDER/profile/trace.json``.
+    """Profiles steps 6 to 9 after this start and writes ``FOLDER/profile/trace.json``.
 
     Args:
-        folder: of the run.
+        folder: directory of the run.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.path = folder / TRACE
         activities = [a for a in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if a in supported()]
-        # It starts after the first step, so the steps that it counts are one behind.
+        # The profiler starts after the first step, so its step numbers are one lower.
         steps = schedule(wait=2, warmup=2, active=4, repeat=1)
         self.profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._save)
         self.running = False
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Start after the first step, then count."""
+        """Start the profiler after the first step; after later steps, tell it that a step is done."""
         if self.running:
             self.profiler.step()
         else:
@@ -42,7 +42,7 @@ class StepProfiler(Callback):
             self.running = True
 
     def on_end(self) -> None:
-        """Stop."""
+        """Stop the profiler."""
         if self.running:
             record_spans(False)
             self.profiler.stop()

@@ -1,4 +1,4 @@
-"""The live line a person watches."""
+"""The progress bar on a terminal, and the progress lines in the log."""
 
 import logging
 import sys
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Callback):
-    """A bar of optimizer steps on a terminal; where there is none, one line at each reading.
+    """Shows a bar of optimizer steps on a terminal. Without a terminal, it prints one line at each reading.
 
     Args:
-        length: of the run, in steps and epochs.
-        first: steps done before.
+        length: length of the run in steps and epochs.
+        first: number of steps done before this start.
     """
 
     def __init__(self, length: RunLength, first: int):
@@ -36,7 +36,7 @@ class Progress(Callback):
         )
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """One step is done."""
+        """Advance the bar by one step."""
         self._draw(self.bar.update)
 
     def on_line(self, line: dict[str, Any]) -> None:
@@ -53,16 +53,16 @@ class Progress(Callback):
         self._draw(lambda: self.bar.set_postfix_str(text))
         seconds_a_step = (time.monotonic() - self.started) / max(step - self.first, 1)
         left = tqdm.format_interval((length.stop_at - step) * seconds_a_step)
-        # On a terminal the bar says it already; the file gets it in any case.
+        # On a terminal the bar shows it already. The log file always gets this line.
         level = logging.DEBUG if self.on_terminal else logging.INFO
         log.log(level, "%s  step %d  %s  ETA %s", epoch, step, text, left)
 
     def on_end(self) -> None:
-        """Leave the terminal as it was."""
+        """Close the bar."""
         self._draw(self.bar.close)
 
     def _draw(self, draw: Callable[[], object]) -> None:
-        """Change what the terminal shows; a terminal that was closed shows no more."""
+        """Update the bar. If the terminal was closed, disable the bar."""
         try:
             draw()
         except (OSError, ValueError):

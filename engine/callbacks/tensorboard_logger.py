@@ -1,4 +1,4 @@
-"""TensorBoard (``logger=tensorboard``): numbers, pictures and settings in the run's folder ``tensorboard/``."""
+"""TensorBoard (``logger=tensorboard``): write numbers, pictures and settings to the run's folder ``tensorboard/``."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ class TensorBoardLogger(Callback):
     """Writes event files; ``tensorboard --logdir outputs`` shows all runs.
 
     Args:
-        run: whose folder takes them.
-        state: unused: a run that goes on writes a further file, and TensorBoard joins them.
+        run: the parts of the run.
+        state: not used. A resumed run writes another event file, and TensorBoard joins the files.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
@@ -25,7 +25,7 @@ class TensorBoardLogger(Callback):
         self.best_top1: float | None = None
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Write its numbers, named as their kind: ``train/loss``."""
+        """Write the numbers of a line, with its kind as prefix: ``train/loss``."""
         if line["split"] == "crash":
             return
         prefix = "" if line["split"] == "layers" else f"{line['split']}/"
@@ -36,11 +36,11 @@ class TensorBoardLogger(Callback):
             self.best_top1 = max(line["top1"], self.best_top1 or 0.0)
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
-        """Write the file's pixels."""
+        """Write the picture."""
         self.writer.add_image(name, matplotlib.image.imread(path), step, dataformats="HWC")
 
     def on_end(self) -> None:
-        """Write the settings beside the best accuracy, for TensorBoard's table of hyperparameters, and flush."""
+        """Write the settings and the best accuracy for TensorBoard's table of hyperparameters, and close the file."""
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._settings().items()}
         if self.best_top1 is not None:
             self.writer.add_hparams(settings, {"hparam/best_top1": self.best_top1}, run_name=".")

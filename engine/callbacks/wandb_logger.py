@@ -1,4 +1,4 @@
-"""Weights & Biases (``logger=wandb``)."""
+"""Weights & Biases (``logger=wandb``): log numbers and pictures, offline by default."""
 
 import logging
 import os
@@ -19,24 +19,23 @@ PATIENCE = 15.0  # seconds to wait for the server
 
 
 class WandbLogger(Callback):
-    """Sends metrics and pictures; offline unless asked otherwise, and never a reason for training to stop.
+    """Logs metrics and pictures. A failure never stops the training.
 
     Args:
-        run: whose settings name mode, project, entity and group.
-        state: ``id`` of the W&B run to go on with, and the best accuracy in it; None for a new one.
+        run: the parts of the run. Its settings contain mode, project, entity and group.
+        state: ``id`` of the W&B run to continue, and its ``best_top1``; None for a new run.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
-        import wandb  # takes seconds, and only the first process needs it
+        import wandb  # the import takes seconds, and only the first process needs it
 
         self.wandb: Any = wandb
         self.state: dict[str, Any] = state or {"id": secrets.token_hex(4), "best_top1": None}
         self.broken = False
         cfg = run.cfg.logger
         mode = _mode(cfg.mode)
-        # Its lines stay out of ours.
-        settings = wandb.Settings(silent=True, init_timeout=PATIENCE)
-        address = wandb.setup().settings.base_url  # as its environment variables and files say
+        settings = wandb.Settings(silent=True, init_timeout=PATIENCE)  # silent: print nothing between our lines
+        address = wandb.setup().settings.base_url  # from wandb's environment variables and settings files
         if mode == "online" and not _reachable(address):
             log.warning("Weights & Biases cannot be reached at %s: going on offline", address)
             mode = "offline"
@@ -58,7 +57,7 @@ class WandbLogger(Callback):
         self.run.define_metric("*", step_metric="step")
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Send its numbers, named as their kind: ``train/loss``."""
+        """Log the numbers of a line, with its kind as prefix: ``train/loss``."""
         if line["split"] == "crash":
             return
         prefix = "" if line["split"] == "layers" else f"{line['split']}/"
@@ -69,20 +68,20 @@ class WandbLogger(Callback):
             self._attempt(lambda: self.run.summary.update({"best_top1": self.state["best_top1"]}))
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
-        """Send the file."""
+        """Log the picture."""
         self._attempt(lambda: self.run.log({name: self.wandb.Image(str(path)), "step": step}))
 
     def on_end(self) -> None:
-        """Flush."""
+        """Finish the W&B run."""
         self._attempt(self.run.finish)
 
     def _attempt(self, call: Callable[[], object]) -> None:
-        """Do it; if that fails, say so once and do no more."""
+        """Call ``call``. If it fails, warn once and do not use Weights & Biases again."""
         if self.broken:
             return
         try:
             call()
-        except Exception as error:  # of many kinds; none is worth a training run
+        except Exception as error:  # whatever it is, it must not end a training run
             self.broken = True
             log.warning("Weights & Biases failed (%s): going on without it; metrics.jsonl holds everything", error)
 
@@ -93,11 +92,11 @@ def _mode(wanted: str) -> Literal["online", "offline"]:
 
 
 def _reachable(address: str) -> bool:
-    """Whether a server answers at all. Asked first, since a failed start of an online run takes its data with it."""
+    """Whether the server answers. This is checked first, because the data are lost if an online run fails to start."""
     try:
         urllib.request.urlopen(address, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
-        return True  # an answer, if not a friendly one
+        return True  # an HTTP error is an answer, too
     except (OSError, ValueError):
         return False
     return True
