@@ -1,1 +1,1 @@
-"""How a batch is changed once it is on the device: policies and draws on the host, arithmetic on the device."""
+"""Augmentation of a batch on the device: the host draws operations, the device does the arithmetic."""

@@ -1,4 +1,4 @@
-"""Drawn operations carried out on a uint8 batch; on CPU and GPU, and there without waiting."""
+"""Carries out drawn operations on a uint8 batch, on CPU and GPU; the host does not wait for the GPU."""
 
 from collections.abc import Callable
 
@@ -34,24 +34,25 @@ MOVING: dict[Op, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     Op.TRANSLATE_X: warps.translate_x,
     Op.TRANSLATE_Y: warps.translate_y,
 }
-# Images at a time: on a CPU what its caches hold, on a GPU what fits beside a model.
+# Images at a time: on a CPU as many as its caches hold, on a GPU as many as fit in memory beside a model.
 AT_ONCE = {"cpu": 1, "cuda": 32}
 
 
 def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None, fill: Tensor) -> Tensor:
-    """What the draws make of the images.
+    """The images after the drawn operations.
 
-    Each layer of operations sorts the batch by operation, so that each has its images side by side. All that a device
-    has to know of the draws goes there in two copies, without waiting.
+    In each layer the batch is sorted by operation, so the images of one operation are contiguous. Two copies bring
+    everything that the device needs of the draws, and the host does not wait for them.
 
     Args:
-        images: uint8 ``(n, 3, height, width)``; stays as it is.
-        draws: of these images.
-        cubic: whether movements interpolate bicubically, else bilinearly, ``(n, layers)``; None: all.
-        fill: colour of what comes from outside, uint8 ``(1, 3, 1, 1)``.
+        images: uint8 ``(n, 3, height, width)``; not changed.
+        draws: the operations on these images.
+        cubic: whether rotations, shears and translations interpolate bicubically, else bilinearly, ``(n, layers)``;
+            ``None``: all bicubically.
+        fill: colour of pixels that come from outside the image, uint8 ``(1, 3, 1, 1)``.
     """
-    orders = np.argsort(draws.ops, axis=0, kind="stable").T  # of each layer: which image stands where
-    places = np.argsort(orders, axis=1)  # and where each image stands
+    orders = np.argsort(draws.ops, axis=0, kind="stable").T  # for each layer: the image at each place
+    places = np.argsort(orders, axis=1)  # and the place of each image
     moves = [orders[0], *(before[order] for before, order in zip(places[:-1], orders[1:], strict=True)), places[-1]]
     on_device = _send(np.stack(moves), images.device)
     numbers = np.stack([draws.args.T, np.ones(orders.shape) if cubic is None else cubic.T])
@@ -63,7 +64,7 @@ def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None,
 
 
 def _operate_on(images: Tensor, ops: NDArray[np.int8], args: Tensor, cubic: Tensor, fill: Tensor) -> None:
-    """Put what the operations, which stand in order, make of the images in their place."""
+    """Apply the operations, which are sorted, to the images in place."""
 
     def operate(run: tuple[Op, slice]) -> None:
         op, rows = run
@@ -78,7 +79,7 @@ def _operate_on(images: Tensor, ops: NDArray[np.int8], args: Tensor, cubic: Tens
 
 
 def _runs(ops: NDArray[np.int8], at_once: int) -> list[tuple[Op, slice]]:
-    """Operations that stand in order, each with its rows."""
+    """The rows of each operation in a sorted array, at most ``at_once`` at a time, without ``Op.NONE``."""
     runs = []
     for op in np.unique(ops):
         first, last = np.searchsorted(ops, [op, op + 1])

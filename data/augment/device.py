@@ -1,4 +1,4 @@
-"""What happens to a batch once it is on the device: augment, normalise, erase, mix, and make the targets."""
+"""What happens to a batch on the device: augment, normalise, erase, mix, and make the targets."""
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,15 @@ from data.augment.device_draws import DeviceDraws, Mix
 
 
 class DeviceAugment(nn.Module):
-    """From uint8 images and labels to what the loss takes; shared by the backends, on CPU and GPU.
+    """Makes the model's inputs and the targets from uint8 images and labels; for all backends, on CPU and GPU.
 
-    The arithmetic is timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, one group at a time); what to
-    do comes from the plan. Only the noise inside erased boxes is drawn here, from torch's default generator.
+    The arithmetic is timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, one group at a time). The plan
+    says what to do. Only the noise inside erased boxes is drawn here, from torch's default generator.
 
     Args:
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
-        num_classes: width of the targets.
+        num_classes: number of columns of the targets.
         smoothing: label smoothing.
     """
 
@@ -32,7 +32,7 @@ class DeviceAugment(nn.Module):
         self.smoothing = smoothing
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
-        # timm's colour of what comes from outside an image
+        # timm's colour for pixels that come from outside an image
         fill = torch.tensor([min(255, round(255 * value)) for value in mean], dtype=torch.uint8)
         self.register_buffer("fill", fill.view(1, -1, 1, 1), persistent=False)
 
@@ -71,7 +71,7 @@ class DeviceAugment(nn.Module):
 
 
 def _mix(images: Tensor, mix: Mix) -> None:
-    """Mix each image of a group with its mirror in the group, in place."""
+    """Mix the i-th image of a group with the i-th image from its end, in place."""
     if mix.box is None:
         images.lerp_(images.flip(0), 1 - mix.share)
     else:

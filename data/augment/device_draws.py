@@ -1,4 +1,4 @@
-"""What is drawn for a batch: the plan fills it in on the host, the device augmentation carries it out."""
+"""The draws for a batch: the plan makes them on the host, the device augmentation carries them out."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from data.augment.policies import AutoDraws
 
 @dataclass(frozen=True)
 class Mix:
-    """How the images ``rows`` of a micro-batch are mixed with one another, each with its mirror in the group.
+    """How the images ``rows`` of a micro-batch are mixed: the i-th image with the i-th image from the end.
 
-    ``share`` is the weight of the image itself. With ``box`` (top, left, height, width) cutmix, without mixup.
+    ``share`` is the weight of the image itself. With a ``box`` (top, left, height, width) this is cutmix, else mixup.
     """
 
     rows: range
@@ -27,4 +27,4 @@ class DeviceDraws:
     erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
     mix: list[Mix]
     auto: AutoDraws | None = None
-    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether movements are interpolated bicubically
+    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether auto interpolates bicubically

@@ -1,8 +1,8 @@
-"""Pillow's operations on pixel values, for uint8 batches, each image with an argument of its own.
+"""Pillow's operations on pixel values, for uint8 batches; each image has its own argument.
 
-On CPU and GPU, and there without waiting. Images are ``(n, 3, height, width)``, arguments ``(n,)`` float64. The
-arithmetic follows Pillow's, its truncations included. Sources: ImageOps, ImageEnhance, and ``Blend.c``, ``Filter.c``,
-``BoxBlur.c`` and ``Convert.c`` of Pillow 12.
+They run on CPU and GPU; the host does not wait for the GPU. Images are ``(n, 3, height, width)``, arguments ``(n,)``
+float64. The arithmetic follows Pillow's, including its truncations. Sources: ImageOps, ImageEnhance, and ``Blend.c``,
+``Filter.c``, ``BoxBlur.c`` and ``Convert.c`` of Pillow 12.
 """
 
 import torch
@@ -13,12 +13,12 @@ GREY = (19595, 38470, 7471)  # weights of red, green and blue, in 65536ths
 
 
 def column(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers of the images, ``(n, 1, 1, 1)``."""
+    """One number for each image, as ``(n, 1, 1, 1)``."""
     return values.to(dtype).view(-1, 1, 1, 1)
 
 
 def to_uint8(values: Tensor) -> Tensor:
-    """Values in [0, 256) without their fractions; by way of int16, which is three times as fast on a CPU."""
+    """Values in [0, 256), truncated. The step through int16 makes it three times as fast on a CPU."""
     return values.short().byte()
 
 
@@ -37,22 +37,22 @@ def invert(images: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
-    """Invert all values from a threshold on, 256 for none."""
+    """Invert all values from a threshold on; the threshold 256 inverts none."""
     return images ^ -(images >= column(thresholds, torch.int16)).view(torch.uint8)
 
 
 def solarize_add(images: Tensor, added: Tensor) -> Tensor:
-    """Add at most 128 to all values below 128, up to 255."""
+    """Add at most 128 to all values below 128, so the sum is at most 255."""
     return images + (images < 128) * column(added.clamp(max=255 - 127), torch.uint8)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest bits, 0 to 8."""
+    """Keep the highest ``bits`` bits, 0 to 8."""
     return images & column(256 - 2 ** (8 - bits), torch.uint8)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch the values of each channel over all of 0 … 255."""
+    """Stretch the values of each channel to the full range 0 … 255."""
     flat = images.flatten(2)
     low, high = flat.amin(dim=2, keepdim=True).double(), flat.amax(dim=2, keepdim=True).double()
     scale = torch.full_like(low, 255) / (high - low)  # a plain 255 / tensor would be rounded twice
@@ -62,12 +62,12 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spread the values of each channel so that each is equally frequent."""
+    """Equalize the histogram of each channel."""
     places = _places(images)
     counts = torch.zeros(images.shape[0] * 3 * 256, dtype=torch.int32, device=images.device)
     counts.index_add_(0, places, torch.ones_like(places))
     counts = counts.view(-1, 3, 256)
-    last = counts.gather(2, images.flatten(2).amax(dim=2, keepdim=True).long())  # the brightest value's
+    last = counts.gather(2, images.flatten(2).amax(dim=2, keepdim=True).long())  # the count of the brightest value
     step = (counts.sum(dim=2, keepdim=True) - last) // 255
     below = counts.cumsum(dim=2) - counts
     spread = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
@@ -76,7 +76,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def _places(images: Tensor) -> Tensor:
-    """Where each value stands in tables ``(n, 3, 256)``."""
+    """The index of each pixel's value in flattened tables ``(n, 3, 256)``."""
     n, channels = images.shape[:2]
     first = torch.arange(0, n * channels * 256, 256, device=images.device, dtype=torch.int32)
     return (images.int() + first.view(n, channels, 1, 1)).flatten()
@@ -86,7 +86,7 @@ def _look_up(places: Tensor, tables: Tensor, images: Tensor) -> Tensor:
     return tables.flatten().index_select(0, places).view_as(images)
 
 
-# --- blends with another image, of which the factor 1 leaves nothing ------------------------------------------------
+# --- blends with another image: the factor 1 keeps the image itself -------------------------------------------------
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
@@ -95,19 +95,19 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the mean grey of the image, rounded: 0 gives plain grey."""
+    """Blend with the image's mean grey value, rounded: 0 gives plain grey."""
     mean = grey(images).flatten(1).sum(dim=1).double() / (images.shape[2] * images.shape[3])
     return _blend(column((mean + 0.5).floor(), torch.float32), images, factors)
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with grey: 0 gives grey."""
+    """Blend with the greyscale image: 0 gives greyscale."""
     return _blend(grey(images), images, factors)
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the image smoothed by ``ImageFilter.SMOOTH``: 0 gives the smooth one, 2 a sharp one."""
-    # 1 1 1, 1 5 1, 1 1 1, over 13, but for the border, which stays.
+    """Blend with the image smoothed by ``ImageFilter.SMOOTH``: 0 gives the smooth image, 2 a sharp one."""
+    # The kernel is 1 1 1, 1 5 1, 1 1 1, divided by 13. The border pixels are not changed.
     wide = images.short()
     rows = wide[:, :, :-2] + wide[:, :, 1:-1]
     rows += wide[:, :, 2:]
@@ -121,14 +121,14 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Pillow's conversion to grey: ``(n, 1, height, width)`` int32."""
+    """Pillow's conversion to greyscale: ``(n, 1, height, width)`` int32."""
     red, green, blue = images.split(1, dim=1)
     total = red.int().mul_(GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
     return total.add_(0x8000).bitwise_right_shift_(16)
 
 
 def _blend(first: Tensor, second: Tensor, factors: Tensor) -> Tensor:
-    """``first + factor · (second - first)``, cut off to uint8."""
+    """``first + factor · (second - first)``, clipped to 0 … 255 and truncated to uint8."""
     difference = second.float() - first
     return to_uint8(difference.mul_(column(factors, torch.float32)).add_(first).clamp_(0, 255))
 
@@ -136,7 +136,7 @@ def _blend(first: Tensor, second: Tensor, factors: Tensor) -> Tensor:
 # --- blur -----------------------------------------------------------------------------------------------------------
 
 PASSES = 3  # Pillow's Gaussian is three box blurs along rows, then three along columns, each rounded to uint8
-HALF = 0.5 - 1e-4  # its weights are cut off, so that what lies halfway is rounded down
+HALF = 0.5 - 1e-4  # Pillow truncates its weights, so a value halfway between two integers is rounded down
 
 
 def gaussian_blur(images: Tensor, radii: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def gaussian_blur(images: Tensor, radii: Tensor) -> Tensor:
     share = width * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     inner = 1 / (2 * (whole + share) + 1)
     outer = (1 - width * inner) / 2
-    # Weights of the pixel itself, of those beside it and of the next: at radius 2 the box reaches no further.
+    # Weights of the pixels at distances 0, 1 and 2: at radius 2 the box reaches no further.
     weights = [inner, torch.where(whole > 0, inner, outer), torch.where(whole > 0, outer, 0)]
     blurred = images.float()
     for dim in (3, 2):

@@ -1,4 +1,4 @@
-"""What timm's operations do at a magnitude: its names and levels as plain operations with one number each."""
+"""Translates timm's operations: from a name and a magnitude to a plain operation with one argument."""
 
 from collections.abc import Callable
 from enum import IntEnum, auto
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Argument = Callable[[Floats, Floats], Floats]  # levels (1 = magnitude 10) and uniforms to arguments
+Argument = Callable[[Floats, Floats], Floats]  # from levels (1 = magnitude 10) and uniforms to arguments
 
 STEPS = 10  # timm's magnitudes count tenths of an operation's range
 
@@ -16,22 +16,22 @@ class Op(IntEnum):
     """An operation of :mod:`data.augment.image_ops` or :mod:`data.augment.warps`, and the unit of its argument."""
 
     NONE = 0
-    AUTOCONTRAST = auto()  # no argument, as the next two
+    AUTOCONTRAST = auto()  # no argument; the next two have none either
     EQUALIZE = auto()
     INVERT = auto()
     POSTERIZE = auto()  # bits kept, 0 to 8
     SOLARIZE = auto()  # first value that is inverted, 0 to 256
     SOLARIZE_ADD = auto()  # what is added to values below 128, 0 to 128
-    COLOR = auto()  # factor, 1 = unchanged, as the next three
+    COLOR = auto()  # factor, 1 = unchanged; the same for the next three
     CONTRAST = auto()
     BRIGHTNESS = auto()
     SHARPNESS = auto()
     BLUR = auto()  # Pillow's radius, 0 to 2 pixels
     ROTATE = auto()  # degrees, counter-clockwise
-    SHEAR_X = auto()  # pixels for each pixel
-    SHEAR_Y = auto()
-    TRANSLATE_X = auto()  # share of the image's side
-    TRANSLATE_Y = auto()
+    SHEAR_X = auto()  # shift in pixels from one row to the next
+    SHEAR_Y = auto()  # shift in pixels from one column to the next
+    TRANSLATE_X = auto()  # share of the image's width
+    TRANSLATE_Y = auto()  # share of the image's height
 
 
 def _nothing(level: Floats, u: Floats) -> Floats:
@@ -63,7 +63,7 @@ def _enhance_increasing(level: Floats, u: Floats) -> Floats:
     return np.maximum(0.1, 1 + either_way(level * 0.9, u))
 
 
-# timm's names and LEVEL_TO_ARG; its translations by absolute numbers of pixels are in no policy.
+# timm's names and its LEVEL_TO_ARG. timm's translations by a number of pixels are left out: no policy has them.
 LEVELS: dict[str, tuple[Op, Argument]] = {
     "AutoContrast": (Op.AUTOCONTRAST, _nothing),
     "Equalize": (Op.EQUALIZE, _nothing),
@@ -96,13 +96,13 @@ LEVELS: dict[str, tuple[Op, Argument]] = {
 def operations(
     names: list[str], chosen: NDArray[np.int64], level: Floats, u: Floats
 ) -> tuple[NDArray[np.int8], Floats]:
-    """Operations and their arguments; all arrays have one shape.
+    """Operations and their arguments; all arrays have the same shape.
 
     Args:
-        names: what may be chosen, in timm's names.
-        chosen: places in ``names``.
-        level: magnitudes over 10.
-        u: uniforms, for signs and the like.
+        names: timm's names of the operations to choose from.
+        chosen: indices into ``names``.
+        level: magnitudes divided by 10.
+        u: uniforms, for random signs and the like.
     """
     ops = np.array([LEVELS[name][0] for name in names], dtype=np.int8)[chosen]
     args = np.zeros(chosen.shape)

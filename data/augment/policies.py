@@ -1,7 +1,7 @@
 """Policies of automatic augmentation: what a name stands for, and which operations it draws for each image.
 
-Names are timm's (``rand-m9-mstd0.5-inc1``, ``3a``, ``original``) and ``trivial``. The draws are numbers on the host,
-distributed as timm's and torchvision's; :mod:`data.augment.auto_augment` carries them out.
+Names are timm's (``rand-m9-mstd0.5-inc1``, ``3a``, ``original``) and ``trivial``. The draws are numbers on the host
+with the distributions of timm and torchvision; :mod:`data.augment.auto_augment` carries them out.
 """
 
 import math
@@ -17,46 +17,46 @@ from data.augment.levels import STEPS, Floats, Op, either_way, operations
 from data.errors import DataError
 
 SEARCHED = ("3a", "original", "originalr", "v0", "v0r")  # timm's AutoAugment
-# Parts of a name. timm itself passes over what it does not know.
+# Patterns for the parts of a name. timm itself ignores a part that it does not know.
 RAND_PART = r"(m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?|t(weights|3a|3aw)"
 SEARCHED_PART = r"mstd\d+(\.\d+)?"
 
 
 @dataclass(frozen=True)
 class AutoDraws:
-    """Operations of a batch in their order; row i of each array belongs to image i."""
+    """The operations on a batch, in their order; row i of each array belongs to image i."""
 
     ops: NDArray[np.int8]  # (n, layers) of data.augment.levels.Op
     args: Floats  # (n, layers)
 
     def then(self, other: "AutoDraws") -> "AutoDraws":
-        """These operations, and others after them."""
+        """These operations, followed by others."""
         return AutoDraws(np.hstack([self.ops, other.ops]), np.hstack([self.args, other.args]))
 
 
 class Policy(Protocol):
     """Draws operations."""
 
-    layers: int  # operations of an image
-    uniforms: int  # random numbers that it needs
+    layers: int  # operations for each image
+    uniforms: int  # random numbers needed for each image
 
     def draw(self, u: Floats) -> AutoDraws:
-        """Operations of n images, from uniforms ``(n, self.uniforms)``."""
+        """The operations on n images, from uniforms ``(n, self.uniforms)``."""
         ...
 
 
 def policies(auto: str | None, color_jitter: float, side: int) -> list[Policy]:
-    """What happens to an image, one after the other: the named policy, and colour jitter where timm has it.
+    """The policies applied to an image, in order: the named one, then colour jitter.
 
-    That is where there is no policy, or one of 3-Augment's.
+    As in timm, there is colour jitter only without a named policy or with one of 3-Augment's.
 
     Args:
         auto: the policy's name, ``augment.auto_augment``.
         color_jitter: ``augment.color_jitter``.
-        side: of the images in pixels.
+        side: side of the images in pixels.
 
     Raises:
-        DataError: if there is no such policy.
+        DataError: if the policy is unknown.
     """
     chosen: list[Policy] = [] if auto is None else [_named(auto, side)]
     if color_jitter > 0 and (auto is None or "3a" in auto):
@@ -97,7 +97,7 @@ class Rand:
     """timm's RandAugment: operations chosen from a list, all with the same probability and magnitude.
 
     Args:
-        name: as timm reads it.
+        name: in timm's form.
     """
 
     def __init__(self, name: str):
@@ -120,18 +120,18 @@ class Rand:
     def _chosen(self, u: Floats) -> NDArray[np.int64]:
         if self.weights is None:
             return (u * len(self.candidates)).astype(np.int64)
-        # In the order in which exponential clocks ring: a choice without replacement.
+        # Weighted choice without replacement: the smallest of exponential variables with these weights as rates.
         rings = -np.log1p(-u) / self.weights
         return np.argsort(rings, axis=1)[:, : self.layers]
 
 
 class Searched:
-    """timm's AutoAugment: one of several fixed sequences of operations.
+    """timm's AutoAugment: one of several fixed sequences of operations, chosen for each image.
 
-    Among them 3-Augment (Touvron et al., DeiT III, ECCV 2022): grey, inverted from 128 on, or blurred.
+    One of these policies is 3-Augment (Touvron et al., DeiT III, ECCV 2022): greyscale, solarize from 128 on, or blur.
 
     Args:
-        name: as timm reads it.
+        name: in timm's form.
     """
 
     def __init__(self, name: str):
@@ -151,7 +151,7 @@ class Candidates:
     """Operations to choose from, each with its probability and the distribution of its magnitude.
 
     Args:
-        ops: timm's.
+        ops: timm's operations.
     """
 
     def __init__(self, ops: list[AugmentOp]):
@@ -165,13 +165,16 @@ class Candidates:
         return len(self.names)
 
     def draw(self, chosen: NDArray[np.int64], u: Floats) -> AutoDraws:
-        """The chosen ones, ``(n, layers)``, each with four uniforms: whether, two for the magnitude, which way."""
+        """The chosen operations, ``(n, layers)``.
+
+        Each takes four uniforms: one for its probability, two for the magnitude, one for a random sign and the like.
+        """
         happens, a, b, way = np.moveaxis(u.reshape(*chosen.shape, 4), 2, 0)
         mean = self.magnitude[chosen]
         if math.isinf(self.spread):
             magnitude = a * mean
         else:
-            magnitude = mean + self.spread * np.sqrt(-2 * np.log1p(-a)) * np.cos(2 * np.pi * b)  # Box and Muller
+            magnitude = mean + self.spread * np.sqrt(-2 * np.log1p(-a)) * np.cos(2 * np.pi * b)  # Box-Muller
         ops, args = operations(self.names, chosen, np.clip(magnitude, 0, self.most) / STEPS, way)
         left_out = happens >= self.probability[chosen]
         ops[left_out], args[left_out] = Op.NONE, 0
@@ -179,10 +182,10 @@ class Candidates:
 
 
 class Trivial:
-    """TrivialAugment, wide (Müller and Hutter, ICCV 2021): one operation of any strength, drawn as in torchvision.
+    """TrivialAugment, wide (Müller and Hutter, ICCV 2021): one operation of random strength, drawn as in torchvision.
 
     Args:
-        side: of the images in pixels; movements are of up to 32 pixels.
+        side: side of the images in pixels; translations are up to 32 pixels.
     """
 
     layers = 1
@@ -219,10 +222,10 @@ class Trivial:
 
 
 class Jitter:
-    """Colour jitter as torchvision's: brightness, contrast and saturation, in any order.
+    """Colour jitter like torchvision's: brightness, contrast and saturation, in random order.
 
     Args:
-        strength: factors are uniform in 1 ± this, and not below 0.
+        strength: factors are uniform from 1 - strength, but at least 0, to 1 + strength.
     """
 
     layers = 3

@@ -1,8 +1,8 @@
-"""Pillow's affine transformations of uint8 batches, each image with an argument of its own.
+"""Pillow's affine transformations for uint8 batches; each image has its own argument.
 
-On CPU and GPU, and there without waiting. Images are ``(n, 3, height, width)``, arguments ``(n,)`` float64, ``cubic``
-``(n,)`` is 1 for bicubic interpolation (Pillow's transforms have a = -1) and 0 for bilinear, and ``fill`` is a colour
-``(1, 3, 1, 1)`` for what comes from outside. Source: ``Geometry.c`` of Pillow 12.
+They run on CPU and GPU; the host does not wait for the GPU. Images are ``(n, 3, height, width)``, arguments ``(n,)``
+float64. ``cubic`` ``(n,)`` is 1 for bicubic interpolation (Pillow's transforms have a = -1) and 0 for bilinear.
+``fill`` ``(1, 3, 1, 1)`` is the colour of pixels that come from outside the image. Source: ``Geometry.c`` of Pillow 12.
 """
 
 import math
@@ -15,17 +15,18 @@ from torch import Tensor
 from data.augment.image_ops import choose, column, to_uint8
 
 TAPS = 4
-# Pillow cuts fractions off. Its own sums of what is of one colour are exact; ours are a little off, to either side.
+# Pillow truncates. In an area of one colour its weighted sums are exact, but ours may be a little too small: without
+# this guard they would be truncated to the next lower value.
 GUARD = 1e-3
 
 
 def shear_x(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move rows by ``factor`` pixels for each row."""
+    """Move each row by ``factor`` pixels more than the row above."""
     return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 2), 3, cubic, fill)
 
 
 def shear_y(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move columns by ``factor`` pixels for each column."""
+    """Move each column by ``factor`` pixels more than the column to its left."""
     return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 3), 2, cubic, fill)
 
 
@@ -49,7 +50,7 @@ def _centres(images: Tensor, dim: int) -> Tensor:
 def _shift(images: Tensor, shifts: Tensor, dim: int, cubic: Tensor, fill: Tensor) -> Tensor:
     """Shift whole rows (``dim`` 3) or columns (``dim`` 2), each by its number of pixels, float64.
 
-    All pixels of a line have the same weights, and its taps are the line itself, moved by whole pixels.
+    All pixels of a line have the same weights, and each tap is the line itself, moved by whole pixels.
     """
     size = images.shape[dim]
     whole = shifts.floor()
@@ -79,7 +80,7 @@ def rotate(images: Tensor, degrees: Tensor, cubic: Tensor, fill: Tensor) -> Tens
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """The images at these places, ``(n, height, width)`` in pixels."""
+    """The images sampled at these places, ``(n, height, width)`` in pixels."""
     n, channels, height, width = images.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x - 0.5, y - 0.5
@@ -87,8 +88,8 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, cubic: Tensor, fill: Tensor) -
     by_column = _weights((x - left).unsqueeze(1), cubic)
     by_row = _weights((y - top).unsqueeze(1), cubic)
 
-    # With their borders repeated, all channels of all images lie one after the other in one row: from where the first
-    # tap lies, the others are the same number of pixels away everywhere.
+    # Pad with repeated borders and store all channels of all images in one flat row. Every other tap then has the same
+    # distance from the first tap at all places.
     high, wide = height + 4, width + 4
     row = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").flatten()
     first = (top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
@@ -102,7 +103,7 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, cubic: Tensor, fill: Tensor) -
 
 
 def _weighted(taps: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
-    """The weighted sum; taps are wanted one at a time, so that few of them fill the caches."""
+    """The weighted sum. The taps are taken one at a time, so that the caches hold only few of them."""
     total: Tensor | None = None
     for tap, weight in zip(taps, weights, strict=True):
         total = tap * weight if total is None else total.addcmul_(tap, weight)
@@ -111,9 +112,9 @@ def _weighted(taps: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
 
 
 def _weights(d: Tensor, cubic: Tensor) -> list[Tensor]:
-    """Weights of the four pixels around places a share ``d`` beyond the second, ``(n, 1, …, …)``; float32.
+    """Weights of the four pixels around places that are ``d`` pixels beyond the second one, ``(n, 1, …, …)``; float32.
 
-    Bilinear interpolation is the same with a = 0: the outer two weigh nothing.
+    Bilinear interpolation is the same formula with a = 0: the outer two pixels get the weight 0.
     """
     d = d.float()
     e, a = 1 - d, column(cubic, torch.float32)
