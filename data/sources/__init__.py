@@ -1,6 +1,6 @@
-"""Sources: where the images of a split lie, and how each is read.
+"""Sources: where the images of a split are, and how each is read.
 
-To add one, write its class in a file here, most often an :class:`EncodedSource`, and give it a line in ``SOURCES``.
+To add one, write its class in a new file here, in most cases an :class:`EncodedSource`, and add it to ``SOURCES``.
 """
 
 import logging
@@ -21,19 +21,19 @@ __all__ = ["SOURCES", "Advice", "EncodedSource", "Source", "accepted", "open_sou
 
 log = logging.getLogger(__name__)
 
-# The first one that fits opens a split.
+# The first one that fits a split opens it.
 SOURCES: tuple[type[Source], ...] = (
     SyntheticSource,
     ShardSource,
-    FolderSource,  # the last: it takes what is left, and says what is wrong with it
+    FolderSource,  # the last: it takes everything that is left, and says what is wrong with it
 )
 
 
 def source_kind(cfg: DataConfig, split: str) -> type[Source]:
-    """The kind of source that a split is of; nothing is unpacked, indexed or opened.
+    """The kind of source that opens a split; nothing is unpacked, indexed or opened.
 
     Raises:
-        DataError: if a folder may not be looked into.
+        DataError: if the permission to read a folder is missing.
     """
     cfg = located(cfg)
     with _told():
@@ -41,16 +41,16 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
 
 
 def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | None:
-    """Open a split; an archive is unpacked and an index is built where that was not done yet.
+    """Open a split. Its archive is unpacked and its index is built if that is not done yet.
 
     Args:
         cfg: the data set.
-        split: its part, such as ``cfg.train_split``.
-        build: whether to unpack and to index; otherwise ``None`` is returned where that would be needed.
+        split: name of the split, such as ``cfg.train_split``.
+        build: whether to unpack and index if needed; if not, ``None`` is returned in that case.
 
     Raises:
-        DataError: if there is no such split, a class has no images, a file is no image, or what is kept beside the
-            images is damaged.
+        DataError: if there is no such split, a class has no images, a file is no image, or an archive, a shard or the
+            index of shards is damaged.
     """
     if not build and not is_unpacked(cfg):
         return None
@@ -61,10 +61,11 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
 
 
 def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
-    """The source itself, with a line in the log about images that are left out.
+    """The source itself; the log says how many files are left out.
 
     Raises:
-        DataError: if it has bad images and ``data.on_bad_image`` does not leave them out, or a class has no images.
+        DataError: if it has bad images and ``data.on_bad_image`` is ``error``, if there are no classes, or if a class
+            has no images.
     """
     index, bad = source.index, source.index.bad
     if bad and cfg.on_bad_image == "error":
@@ -84,7 +85,7 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What may not be read is a user's mistake, whichever source looks at it."""
+    """Turn a missing permission, met by any source, into an error for the user."""
     try:
         yield
     except PermissionError as error:

@@ -1,7 +1,7 @@
 """An image folder: ``<split>/<class>/<image>``, each image a file of its own.
 
-It is listed and read once, and then opened by its index. Later starts stat the class folders (a file added or removed
-changes a folder's modification time) and map one file; they never list the images.
+The first start lists the folder, reads the header of every image and writes an index. Later starts stat the class
+folders (adding or removing a file changes a folder's modification time) and map the index; they never list the images.
 """
 
 import os
@@ -20,7 +20,7 @@ from data.index.headers import EXTENSIONS, read_header
 from data.index.image_index import pack_texts, texts_of
 from data.sources.source import Advice, EncodedSource
 
-FLAT = ""  # the one class of a folder without class folders
+FLAT = ""  # the only class of a folder without class folders
 SORT = "python scripts/prepare_imagenet.py --folder {root} --to NEW_FOLDER"
 
 
@@ -28,8 +28,8 @@ class FolderSource(EncodedSource):
     """The images in a folder.
 
     Args:
-        folder: of the split.
-        index: which images are in it.
+        folder: the folder of the split.
+        index: the index of its images.
     """
 
     advice = Advice(
@@ -44,7 +44,7 @@ class FolderSource(EncodedSource):
 
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """Any data set that no other kind of source takes."""
+        """See :class:`data.sources.Source`; this kind takes every data set that no other kind takes."""
         return True
 
     @classmethod
@@ -54,8 +54,8 @@ class FolderSource(EncodedSource):
         Args:
             cfg: the data set.
             split: the folder in ``cfg.root``.
-            build: whether to index where needed.
-            flat: whether the images lie in the split's folder itself, which has no class folders.
+            build: whether to build the index if needed.
+            flat: whether the images are in the split's folder itself, without class folders.
         """
         folder = _folder_of(cfg, split)
         _refuse_without_classes(folder, flat)
@@ -102,7 +102,7 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
 
 
 def _refuse_without_classes(folder: Path, flat: bool) -> None:
-    """Raise where class folders are missing, before any image is looked at."""
+    """Raise if class folders are missing, before any image is read."""
     try:
         if flat or class_folders(folder):
             return
@@ -122,24 +122,24 @@ class Folders:
     mtimes: list[int] = field(default_factory=list)
 
     def add(self, name: str, mtime: int) -> None:
-        """Take in one more folder."""
+        """Add a folder."""
         self.names.append(name)
         self.mtimes.append(mtime)
 
     def unchanged(self, root: Path) -> bool:
-        """Whether all of them, below ``root``, are as they were."""
+        """Whether all these folders below ``root`` still have the same modification times."""
         try:
             return all(os.stat(root / n).st_mtime_ns == t for n, t in zip(self.names, self.mtimes, strict=True))
         except OSError:
             return False
 
     def arrays(self) -> dict[str, NDArray]:
-        """What an index keeps of them."""
+        """The arrays that an index stores of them."""
         return pack_texts(folders=self.names) | {"mtimes": np.array(self.mtimes, dtype=np.int64)}
 
     @classmethod
     def of(cls, index: ImageIndex) -> "Folders":
-        """Those that an index keeps."""
+        """The folders that an index stores."""
         return cls(list(texts_of(index.extra, "folders")), index.extra["mtimes"].tolist())
 
 
@@ -161,7 +161,7 @@ def _scanned_folder(folder: Path) -> ImageIndex:
 
 
 def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
-    """The images of one class, sorted; the folders they lie in are added to ``folders``."""
+    """The images of one class, sorted. The folders that hold them are added to ``folders``."""
     images: list[str] = []
     for relative, mtime, found in walk(folder, name):
         folders.add(relative, mtime)
@@ -170,7 +170,7 @@ def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
 
 
 def unreadable_folder(error: OSError) -> DataError:
-    """The error for a folder, or what may be one, that cannot be read."""
+    """The error for a path that cannot be read and that is, or may be, a folder."""
     why = "a link to nothing" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
     return DataError(f"{error.filename} cannot be read ({why}): mend or remove it")
 
@@ -179,7 +179,7 @@ def class_folders(folder: Path) -> list[str]:
     """Names of the class folders of a split, sorted.
 
     Raises:
-        OSError: if it cannot be read, or holds a link to nothing, which may have been a class.
+        OSError: if it cannot be read, or holds a broken link, which may have been a class folder.
     """
     return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
 
@@ -200,9 +200,10 @@ def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
 
 
 def walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
-    """Each folder at and below ``relative``, with its modification time and the images in it.
+    """The folder ``relative`` and each folder below it, with its modification time and the images in it.
 
-    The time is taken before listing, so a file that arrives meanwhile makes the index stale instead of being missed.
+    The time is read before the folder is listed. A file that arrives in between makes the index outdated, so it is not
+    missed for good.
     """
     mtime = os.stat(root / relative).st_mtime_ns
     entries = _visible(root / relative)

@@ -1,4 +1,4 @@
-"""Where a data set lies: the folder or file that the options name, or the folder of the archive they name."""
+"""Where a data set is: the folder or file that the options name, or the folder of the archive that they name."""
 
 import os
 from dataclasses import replace
@@ -9,11 +9,11 @@ from data.config import DataConfig
 
 
 def located(cfg: DataConfig, unpack: bool = False) -> DataConfig:
-    """The options with ``root`` as a full path: that of an archive is the folder it is unpacked into.
+    """The options with ``root`` as a full path. For an archive, it is the folder that the archive is unpacked into.
 
     Args:
-        cfg: the options. With neither ``root`` nor ``archive`` they stay as they are.
-        unpack: whether to unpack the archive where that was not done yet.
+        cfg: the options; not changed if they have neither ``root`` nor ``archive``.
+        unpack: whether to unpack the archive if that is not done yet.
 
     Raises:
         DataError: if the archive is missing or damaged.
@@ -32,5 +32,5 @@ def is_unpacked(cfg: DataConfig) -> bool:
 
 
 def _archive(cfg: DataConfig) -> tuple[Path, str]:
-    """The file of ``data.archive`` and its digest."""
+    """The file of ``data.archive`` and its SHA-256 digest."""
     return PROJECT / str(cfg.archive), cfg.archive_sha256 or ""

@@ -1,7 +1,7 @@
-"""Images in shards: large tar files beside an index that knows where each image begins.
+"""Images in shards: large tar files with an index that says where each image begins.
 
-Reading needs no tar library: an image is a stretch of bytes. Any image of any shard can be read at any time, so the
-order of images is the same as from a folder. Shards are written with their index, by ``scripts/prepare_imagenet.py``.
+Reading needs no tar library: an image is a byte range. Any image of any shard can be read at any time, so images come
+in the same order as from a folder. ``scripts/prepare_imagenet.py`` writes the shards and their index.
 """
 
 import os
@@ -22,7 +22,7 @@ from data.sources.source import Advice, EncodedSource
 
 PATTERN = "shard-*.tar"
 PACKED_INDEX = "index.npz"
-MOST_SHARDS = 512  # a process keeps each of them open
+MOST_SHARDS = 512  # a process may have all of them open
 PREPARE = "python scripts/prepare_imagenet.py"
 REMEDY = "copy it again, or remove it and repeat the command of scripts/prepare_imagenet.py that wrote it"
 
@@ -35,12 +35,12 @@ def shard_name(number: int) -> str:
 def shard_columns(
     sizes: NDArray[np.int64], numbers: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> dict[str, NDArray]:
-    """What the index of shards holds beside what every index does.
+    """The columns that the index of shards has in addition to those of every index.
 
     Args:
         sizes: bytes of each shard.
-        numbers: shard of each image.
-        offsets: where in its shard each image begins.
+        numbers: number of the shard that holds each image.
+        offsets: where each image begins in its shard, in bytes.
     """
     return {"shard_sizes": sizes, "shard_numbers": numbers, "shard_offsets": offsets}
 
@@ -50,7 +50,7 @@ class ShardSource(EncodedSource):
 
     Args:
         folder: where the shards are.
-        index: which images are in them, with the columns of :func:`shard_columns`.
+        index: the index of their images, with the columns of :func:`shard_columns`.
     """
 
     advice = Advice(
@@ -71,7 +71,7 @@ class ShardSource(EncodedSource):
 
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """A folder that holds shards, or their index."""
+        """See :class:`data.sources.Source`; a split fits if its folder holds shards or their index."""
         if cfg.root is None:
             return False
         folder = Path(cfg.root) / split
@@ -99,7 +99,7 @@ class ShardSource(EncodedSource):
         return self.place / shard_name(int(self.index.extra["shard_numbers"][i]))
 
     def stretch(self, i: int) -> tuple[int, int]:
-        """Where in its shard image ``i`` begins, and its bytes."""
+        """Where image ``i`` begins in its shard, and its length, in bytes."""
         assert self.index.lengths is not None
         return int(self.index.extra["shard_offsets"][i]), int(self.index.lengths[i])
 
@@ -119,7 +119,7 @@ class ShardSource(EncodedSource):
             return self._open[number]
 
     def check(self) -> None:
-        """Raise where a shard is missing or has another size than when it was indexed: a look at each, no reading."""
+        """Raise if a shard is missing or its size is not the one in the index. No shard is read."""
         for number, size in enumerate(self.index.extra["shard_sizes"].tolist()):
             path = self.place / shard_name(number)
             try:
@@ -136,7 +136,7 @@ class ShardSource(EncodedSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start()  # another process opens the shards itself
+        self._start()  # the process that unpickles it opens the shards itself
 
     def __del__(self) -> None:
         for descriptor in vars(self).get("_open", {}).values():
@@ -144,7 +144,7 @@ class ShardSource(EncodedSource):
 
 
 def _index_of(folder: Path) -> ImageIndex:
-    """The index beside a split's shards.
+    """The index of a split's shards.
 
     Raises:
         DataError: if it is missing, damaged, of another version, or not of shards.
@@ -171,7 +171,7 @@ def _index_of(folder: Path) -> ImageIndex:
 
 
 def _allow_many_files() -> None:
-    """A process may usually open 1024 files, and more only once it says so: several splits may have many shards."""
+    """Raise this process's limit of open files, usually 1024, to its maximum: several splits may have many shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

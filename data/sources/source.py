@@ -1,4 +1,4 @@
-"""What a source is: the images of one split, wherever they lie."""
+"""What a source is: the images of one split, wherever they are stored."""
 
 import time
 from abc import ABC, abstractmethod
@@ -9,18 +9,18 @@ from typing import ClassVar
 from data.config import DataConfig
 from data.index import ImageIndex
 
-PAUSES = (0.1, 0.4, 1.5)  # seconds before a file that could not be read is tried again
+PAUSES = (0.1, 0.4, 1.5)  # seconds to wait before each new attempt to read a file
 
 
 class Source(ABC):
     """The images of one split.
 
-    A source of image files is an :class:`EncodedSource`. Only one whose images some backend makes without any file
-    is a bare ``Source``.
+    A source of image files is an :class:`EncodedSource`. Only a source whose images a backend makes without files is
+    a bare ``Source``.
 
     Attributes:
-        backend: the one backend that can make its images; ``None``: any that decodes files.
-        place: where the split lies, for people.
+        backend: the one backend that can make its images; ``None``: any backend that decodes files.
+        place: where the split is, for messages.
         index: which images there are, as columns.
     """
 
@@ -31,35 +31,35 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """Whether the split is one of this kind; a look at the options and at what lies there, which reads no image.
+        """Whether the split is of this kind. This checks the options and which files there are, and reads no image.
 
         Args:
-            cfg: the options. ``cfg.root`` is a full path, or ``None`` where nothing is named. It need not exist.
+            cfg: the options. ``cfg.root`` is a full path, which may not exist, or ``None`` if the options name none.
             split: name of the split.
         """
 
     @classmethod
     @abstractmethod
     def open(cls, cfg: DataConfig, split: str, build: bool = True) -> "Source | None":
-        """The source of a split that fits; its index is made where there is none.
+        """The source of a split that fits; its index is built if there is none.
 
         Args:
             cfg: the options, ``cfg.root`` as in :meth:`fits`.
             split: name of the split.
-            build: whether an index is built that is missing or no longer true; otherwise ``None`` is returned then.
+            build: whether to build an index that is missing or outdated; if not, ``None`` is returned in that case.
 
         Raises:
-            DataError: if the split cannot be used. Images that are bad are named in ``index.bad`` instead.
+            DataError: if the split cannot be used. Bad images are no error here: ``index.bad`` names them.
         """
 
     @property
     @abstractmethod
     def layout(self) -> str:
-        """How the images lie, for people: it follows the word "in"."""
+        """How the images are stored, for messages: it follows the word "in"."""
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What image ``i`` is called, for people who look for it."""
+        """The name of image ``i`` in messages."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,12 +67,12 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Advice:
-    """What a user does about a bad image, as the end of a sentence.
+    """What a user can do about a bad image, as the end of a sentence.
 
     Attributes:
-        at_start: where it is no readable image when the split is opened.
-        in_run: where it cannot be decoded later, in a run that goes on only with the same images.
-        changed: where it is another image than the one that the index holds.
+        at_start: if it is no readable image when the split is opened.
+        in_run: if it cannot be decoded later, in a run that can only continue with the same images.
+        changed: if it is not the image that the index describes.
     """
 
     at_start: str
@@ -81,37 +81,37 @@ class Advice:
 
 
 class EncodedSource(Source):
-    """A source whose images are files of JPEG or PNG, or stretches of bytes that could be such files.
+    """A source whose images are JPEG or PNG files, or byte ranges with the content of such files.
 
-    Worker processes get it pickled, and read from it in several threads at a time.
+    Worker processes get the source pickled. Several threads may read from it at the same time.
 
     Attributes:
-        advice: what users do about bad images of this kind of source.
+        advice: what users can do about bad images of this kind of source.
     """
 
     advice: ClassVar[Advice]
 
     @abstractmethod
     def content(self, i: int) -> bytes:
-        """The file of image ``i``, undecoded; one attempt.
+        """The undecoded file of image ``i``, read in one attempt.
 
         Raises:
-            OSError: if it cannot be read, whatever the reason: other errors end the run without naming the image.
+            OSError: if it cannot be read, for any reason. Another error would end the run without naming the image.
         """
 
     def path(self, i: int) -> str | None:
-        """The local file that holds image ``i`` and nothing else; ``None`` where there is none.
+        """The local file that holds image ``i`` and nothing else, or ``None`` if there is none.
 
         A source has such a file for every image or for none.
         """
         return None
 
     def name(self, i: int) -> str:
-        """What image ``i`` is called, for people who look for it."""
+        """The name of image ``i`` in messages."""
         return str(self.place / self.index.paths[i])
 
     def read(self, i: int) -> bytes:
-        """The file of image ``i``, undecoded; tried a few times, for networks may fail for a moment.
+        """The undecoded file of image ``i``. Reading is tried a few times, because a network may fail for a moment.
 
         Raises:
             OSError: if it cannot be read.

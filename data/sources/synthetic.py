@@ -1,4 +1,4 @@
-"""Images that exist nowhere: the synthetic backend makes noise of them. For trying out and timing."""
+"""Images without files: the synthetic backend makes noise for them. For trying out and timing."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from data.config import DataConfig
 from data.index import ImageIndex, Strings
 from data.sources.source import Source
 
-EVALUATED = 40  # training images for one that is evaluated
+EVALUATED = 40  # number of training images for each image that is evaluated
 
 
 class SyntheticSource(Source):
     """Labels and sizes of images without files, spread evenly over the classes (``data=synthetic``).
 
     Args:
-        count: images.
-        classes: how many there are.
-        side: of the square images in pixels.
+        count: number of images.
+        classes: number of classes.
+        side: side of the square images in pixels.
     """
 
     backend = "synthetic"
