@@ -1,4 +1,4 @@
-"""Decoding every image of a split once, to find those that are damaged or unusual."""
+"""Decodes every image of a split once, to find those that are damaged or unusual."""
 
 import struct
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from data.index.headers import BROKEN, decoded
 from data.prepare.jobs import run_jobs
 from data.sources import EncodedSource
 
-CHUNK = 256  # images of one job
-ORIENTATION = 0x0112  # EXIF tag; anything but 1 asks viewers to turn or mirror the image
+CHUNK = 256  # images in one job
+ORIENTATION = 0x0112  # EXIF tag; any value but 1 asks viewers to rotate or mirror the image
 ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
 
 
 @dataclass
 class Findings:
-    """What decoding some images has shown; each list holds names of images."""
+    """What a check of some images has found; each list holds names of images."""
 
     images: int = 0
     grey: int = 0
@@ -31,7 +31,7 @@ class Findings:
 
     @classmethod
     def sum(cls, parts: Iterable["Findings"]) -> "Findings":
-        """What all parts have shown, in their order."""
+        """The findings of all parts together, in their order."""
         total = cls()
         for part in parts:
             for one in fields(cls):
@@ -39,7 +39,7 @@ class Findings:
         return total
 
     def report(self, split: str, most: int | None = None) -> str:
-        """The findings in words, with at most ``most`` names of each kind."""
+        """The findings as text, with at most ``most`` names of each kind."""
         lines = [f"{split}: {self.images} images checked, {len(self.bad)} bad, {self.grey} greyscale"]
         lists = (
             ("bad: cut short or not decodable", self.bad),
@@ -92,12 +92,12 @@ def check_rows(source: EncodedSource, rows: range) -> Findings:
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(ORIENTATION, 1) != 1
-    except (*BROKEN, struct.error, KeyError, TypeError):  # no decoder reads it, so what is in it does no harm
+    except (*BROKEN, struct.error, KeyError, TypeError):  # damaged EXIF does no harm: the decoders ignore it
         return False
 
 
 def report_file(source: EncodedSource) -> Path:
-    """Where the report of a check lies: beside the file of the index."""
+    """The path of a check's report: beside the file of the index."""
     assert source.index.file is not None
     path = source.index.file.path
     return path.with_name(f"{path.stem.removeprefix('.')}-check.txt")

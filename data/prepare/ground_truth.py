@@ -1,4 +1,4 @@
-"""The classes of ImageNet's validation images, whose official tar file does not tell them."""
+"""The classes of ImageNet's validation images; the official tar file does not contain them."""
 
 import csv
 import io
@@ -17,17 +17,17 @@ IMAGE = re.compile(r"ILSVRC2012_val_\d{8}")
 
 
 def image_name(number: int) -> str:
-    """Name of a validation image counted from 1, without its ending."""
+    """Name of a validation image, without extension; ``number`` counts from 1."""
     return f"ILSVRC2012_val_{number:08}"
 
 
 def validation_classes(given: Path | None, devkit_folder: Path) -> dict[str, str]:
-    """The WordNet id of each validation image by name.
+    """The WordNet id of each validation image, by its name without extension.
 
     Args:
-        given: a list of the user's: one WordNet id a line in the order of the images, or Kaggle's
-            ``LOC_val_solution.csv``; ``None`` for the list that comes with the project.
-        devkit_folder: where the official devkit may lie, with which the project's list is then compared.
+        given: the user's list: one WordNet id a line in the order of the images, or Kaggle's
+            ``LOC_val_solution.csv``; ``None``: the list that comes with the project.
+        devkit_folder: if the official devkit is in this folder, the project's list is compared with it.
 
     Raises:
         DataError: if the list cannot be read, or contradicts the devkit.
@@ -60,7 +60,7 @@ def _read_list(path: Path) -> dict[str, str]:
 
 
 def _compare(wnids: list[str], devkit: Path) -> None:
-    """Raise where the devkit's numbers of classes do not stand one for one for our WordNet ids."""
+    """Raise if the devkit's class numbers and our WordNet ids do not correspond one to one."""
     try:
         with tarfile.open(devkit) as tar:
             name = next(name for name in tar.getnames() if name.endswith(f"/data/{DEVKIT_TRUTH}"))

@@ -1,4 +1,4 @@
-"""Work spread over processes, which end with the one that started them."""
+"""Spreads work over processes, which end when the process that started them ends."""
 
 import multiprocessing
 import signal
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[int, T]]:
-    """Do each job in one of ``workers`` processes; number and result of each as it is done.
+    """Do each job in one of ``workers`` processes; yield the number and the result of each job as soon as it is done.
 
     Raises:
-        DataError: where a process was killed; and whatever a job raises, after which no other job is begun.
+        DataError: if a process was killed. An error of a job is raised as it is; after it, no other job is started.
     """
     context = multiprocessing.get_context("forkserver")
-    # The script first: from another folder than the project's, only it knows where the project is.
+    # The script comes first: it puts the project on sys.path, which is needed if another folder is the current one.
     context.set_forkserver_preload(["__main__", "data.prepare"])
     with ProcessPoolExecutor(workers, context, _start_process) as pool:
         numbers = {pool.submit(job): number for number, job in enumerate(jobs)}
@@ -40,5 +40,5 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
 
 
 def _start_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; only the parent reacts
     end_with_parent()

@@ -1,4 +1,4 @@
-"""What a set is prepared from: the official tar files, or an image folder. They are only ever read."""
+"""What a set is prepared from: the official tar files or an image folder. They are only read, never changed."""
 
 import os
 import re
@@ -21,7 +21,7 @@ VAL_IMAGE = re.compile(r"(ILSVRC2012_val_\d{8})\.JPEG")
 
 
 class Member(NamedTuple):
-    """An image of the source: its path in the data set, and where its bytes lie."""
+    """An image of the source: its path in the data set, and where its bytes are."""
 
     path: str  # <class>/<file>
     source: str
@@ -29,7 +29,7 @@ class Member(NamedTuple):
     size: int
 
     def read(self) -> bytes:
-        """Its bytes; a ``DataError`` that names the source where they cannot be read."""
+        """The bytes of the image. Raises a ``DataError`` that names the source if they cannot be read."""
         try:
             with open(self.source, "rb", buffering=0) as file:
                 content = os.pread(file.fileno(), self.size, self.offset)
@@ -52,7 +52,7 @@ class ClassImages(Protocol):
         """Bytes of its images, or a little more."""
 
     def listing(self) -> tuple[list[Member], list[str]]:
-        """Its images, sorted by path, and the names of what else was there."""
+        """Its images, sorted by path, and a line about each other file."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Split:
 
     Attributes:
         classes: sorted by name.
-        left_out: members of the source that are no images of the set, each as ``name: reason``.
+        left_out: a line about each member of the source that is no image of the set.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ClassTar:
 
 @dataclass(frozen=True)
 class ClassMembers:
-    """One class whose images are known."""
+    """One class whose images are listed already."""
 
     name: str
     members: list[Member]
@@ -109,7 +109,7 @@ class ClassMembers:
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """One class of an image folder; its images are listed where they are needed, for there may be millions."""
+    """One class of an image folder. Its images are listed only when they are needed: there may be millions."""
 
     name: str
     folder: Path  # of the split
@@ -133,7 +133,7 @@ class ClassFolder:
 
 
 def official_train(tars: Path) -> Split:
-    """The training images in the official tar file, which holds one tar file a class.
+    """The training images in the official tar file, which holds one tar file for each class.
 
     Raises:
         DataError: if it is missing, damaged or holds no classes.
@@ -151,11 +151,11 @@ def official_train(tars: Path) -> Split:
 
 
 def official_val(tars: Path, class_of: Mapping[str, str]) -> Split:
-    """The validation images in the official tar file, which lie side by side.
+    """The validation images in the official tar file, which has no class folders.
 
     Args:
         tars: the folder of the tar file.
-        class_of: class of each image by its name without ending.
+        class_of: class of each image, by its name without extension.
 
     Raises:
         DataError: if it is missing, damaged or holds no images, or an image has no class.
@@ -165,13 +165,13 @@ def official_val(tars: Path, class_of: Mapping[str, str]) -> Split:
 
 
 def flat_val_folder(folder: Path, class_of: Mapping[str, str]) -> Split:
-    """The validation images side by side in a folder, as Kaggle has them; otherwise as :func:`official_val`."""
+    """The validation images in a folder without class folders, as Kaggle has them; see :func:`official_val`."""
     files = [entry for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
     return _flat_val(folder, [(file.name, file.path, 0, file.stat().st_size) for file in files], class_of)
 
 
 def _flat_val(where: Path, files: list[tuple[str, str, int, int]], class_of: Mapping[str, str]) -> Split:
-    """Validation images, given with the file, offset and size of their bytes, sorted into their classes."""
+    """Sort validation images into their classes; ``files`` gives name, file, offset and size of each."""
     found: dict[str, Member] = {}
     left_out = []
     for full_name, source, offset, size in files:
@@ -205,7 +205,7 @@ def image_folder(root: Path, split: str) -> Split:
     """The images of an image folder, ``root/split/<class>/<image>``.
 
     Raises:
-        DataError: if there are none, or one cannot be read.
+        DataError: if there are no class folders, one holds no images, or something cannot be read.
     """
     folder = split_folder(root, split)
     try:
@@ -220,7 +220,7 @@ def image_folder(root: Path, split: str) -> Split:
 
 
 def is_flat(folder: Path) -> bool:
-    """Whether a folder holds validation images instead of class folders."""
+    """Whether a folder holds validation images and no class folders."""
     return folder.is_dir() and not class_folders(folder) and any(VAL_IMAGE.fullmatch(p.name) for p in folder.iterdir())
 
 

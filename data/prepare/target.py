@@ -1,4 +1,4 @@
-"""The folder a split is written to: what it will hold, that nobody else writes there, and whether there is room."""
+"""The folder that a split is written to: its future content, a lock against other processes, and its free space."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ from data.sources.shards import MOST_SHARDS, shard_name
 
 @dataclass(frozen=True)
 class Part:
-    """A shard or a class folder, which is written at a time."""
+    """A shard or a class folder: what one job writes."""
 
     path: Path
     sources: list[ClassImages]
@@ -33,10 +33,10 @@ class Target:
     """A split to be written.
 
     Attributes:
-        folder: where.
+        folder: where it is written.
         split: its source.
-        parts: what it will consist of.
-        packed: whether they are shards.
+        parts: the shards or class folders it will consist of.
+        packed: whether the parts are shards.
         shorter_side: most pixels of an image's shorter side.
     """
 
@@ -54,7 +54,7 @@ class Target:
 
     @classmethod
     def shards(cls, folder: Path, split: Split, shorter_side: int | None, shard_size: int) -> "Target":
-        """A split in shards, each of as many whole classes as fit, at least one.
+        """A split in shards. Each shard takes as many whole classes as fit, but at least one.
 
         Raises:
             DataError: if there would be too many shards.
@@ -78,7 +78,7 @@ class Target:
 
     @property
     def plan(self) -> str:
-        """All that the bytes of the split depend on."""
+        """The source and the options of the split as a line of JSON; it is compared when the command is repeated."""
         parts = json.dumps([(part.path.name, [(s.name, s.size) for s in part.sources]) for part in self.parts])
         note = {
             "shards": len(self.parts) if self.packed else None,
@@ -90,10 +90,11 @@ class Target:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """Make the folder, keep other processes from working there too, and note the plan.
+        """Create the folder, lock it against other processes, and write the plan beside it.
 
         Raises:
-            DataError: if another plan is noted, for half of each would be neither, or the folder holds other files.
+            DataError: if another plan is written there (the folder would then mix parts of both), if the folder holds
+                other files, or if another process has locked it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,12 +131,12 @@ class Target:
 
 
 def plan_file(folder: Path) -> Path:
-    """The note of what a split's folder is made from and how."""
+    """The file with the plan of a split's folder, see :attr:`Target.plan`."""
     return folder.with_name(f"prepared-{folder.name}.json")
 
 
 def refuse_full(root: Path, targets: Sequence[Target]) -> None:
-    """Raise where what is still to be written would not fit."""
+    """Raise if the disk has too little space for the parts that are still missing."""
     missing = [part for target in targets for part in target.parts if not part.path.exists()]
     needed = sum(part.size for part in missing)
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())

@@ -1,4 +1,4 @@
-"""Reading tar files whose members may be anything: where each begins, and whether the file is whole."""
+"""Reads tar files with any kind of members: where each member begins, and whether the file is complete."""
 
 import tarfile
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Any
 
 from data.errors import DataError
 
-NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # any name of a file comes back as it was
+NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps any file name unchanged
 END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
 
 
 def members(
     path: Path, start: int = 0, stop: int | None = None, remedy: str = "copy or download it again"
 ) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar file, or in the one that lies in it from ``start`` to ``stop``.
+    """The regular files in a tar file, or in a tar file inside it, from byte ``start`` to ``stop``.
 
     ``offset_data`` of each counts from the beginning of the outer file.
 

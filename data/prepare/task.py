@@ -1,4 +1,4 @@
-"""Preparing a data set, split by split: write it, index it, check it, and say what has come of it."""
+"""Prepares a data set split by split: writes it, indexes it, checks it, and reports the result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,23 +41,23 @@ from data.sources.shards import PACKED_INDEX
 T = TypeVar("T")
 
 OFFICIAL_IMAGES = {"train": 1_281_167, "val": 50_000}
-MOST_NAMES = 20  # of images of one kind in the report that is printed
+MOST_NAMES = 20  # of images of one kind in the printed report
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be prepared.
+    """What to prepare, and how.
 
     Attributes:
-        tars: folder of the official tar files; or
-        folder: an image folder.
+        tars: folder of the official tar files; ``None`` if ``folder`` is given.
+        folder: an image folder; ``None`` if ``tars`` is given.
         to: where the prepared set is written; ``None`` leaves the folder where it is.
         layout: ``folder``, ``shards``, or ``keep``, which copies nothing.
-        splits: their names.
-        workers: processes.
+        splits: names of the splits.
+        workers: number of processes.
         val_labels: a list of the classes of the official validation images.
         shorter_side: most pixels of an image's shorter side; ``None`` keeps the bytes of every image.
-        shard_size: bytes of a shard, about.
+        shard_size: approximate bytes of a shard.
         check: whether to decode every image once.
     """
 
@@ -87,21 +87,21 @@ class Task:
 
 @dataclass
 class Result:
-    """What has come of it: lines to print, and the number of bad images found by a check."""
+    """The result of a task: lines to print, and the number of bad images that a check found."""
 
     report: list[str] = field(default_factory=list)
     bad: int = 0
 
 
 def prepare(task: Task) -> Result:
-    """Do a task, or what an earlier attempt at it has left to do.
+    """Do a task, or the rest of it if an earlier attempt was interrupted.
 
     Raises:
-        DataError: if it cannot be done as asked; what is done by then stays.
+        DataError: if it cannot be done as asked; parts that are already written are kept.
     """
     _refuse(task)
     targets = {} if task.layout == "keep" else {name: _target(task, name) for name in task.splits}
-    if task.shorter_side is None:  # how small smaller images will be is not known
+    if task.shorter_side is None:  # otherwise the size of the result is not known before
         refuse_full(task.root, list(targets.values()))
     result = Result()
     for name in task.splits:
@@ -121,7 +121,7 @@ def prepare(task: Task) -> Result:
 
 
 def _refuse(task: Task) -> None:
-    """Raise where the options contradict one another."""
+    """Raise if the options contradict one another."""
     if task.layout == "keep":
         if task.folder is None or task.to is not None:
             raise DataError("--layout keep takes --folder and no --to: it indexes and checks the folder where it is")
@@ -162,10 +162,10 @@ def _source(task: Task, name: str) -> Split:
 
 
 def _keep(task: Task, name: str) -> list[Written]:
-    """Index shards that have no index; any other source gets its own where it is opened."""
+    """Index shards that have no index. Any other source builds its index when it is opened."""
     folder = task.root / name
     if source_kind(task.data, name) is FolderSource:
-        split_folder(task.root, name)  # where it is missing, that is told in the words of this command
+        split_folder(task.root, name)  # raises the message of this command if the folder is missing
     if not (folder / PACKED_INDEX).exists() and (shards := shards_in(folder)):
         jobs = [partial(read_shard, shard) for shard in shards]
         _write_index(folder, _run(jobs, [shard.stat().st_size for shard in shards], f"index {name}", task.workers))
@@ -173,7 +173,7 @@ def _keep(task: Task, name: str) -> list[Written]:
 
 
 def _write(target: Target, workers: int) -> list[Written]:
-    """Write a split; what was written, and what was left out."""
+    """Write a split. The first result holds what the source left out, the others what each job wrote."""
     sizes = [part.size for part in target.parts]
     label, others = f"write {target.split.name}", Written(0, 0, target.split.left_out)
     with target.begun():
@@ -195,7 +195,7 @@ def _write_index(folder: Path, shards: list[ShardRows]) -> None:
 
 
 def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers: int) -> list[T]:
-    """The results of jobs in their order, with a progress bar of their bytes."""
+    """Run the jobs with a progress bar of their bytes, and return their results in order."""
     results: dict[int, T] = {}
     with tqdm(total=sum(sizes), desc=label, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for number, result in run_jobs(jobs, workers):

@@ -1,4 +1,4 @@
-"""Writing a prepared split, a class folder or a shard at a time: each appears under its name only when it is whole."""
+"""Writes a prepared split, one class folder or shard at a time. Each gets its final name only when it is complete."""
 
 import io
 import json
@@ -25,17 +25,17 @@ from data.prepare.tars import NAMES, members
 from data.sources.shards import PATTERN, REMEDY, shard_columns, shard_name
 
 PARTIAL = ".partial-"
-QUALITY = 95  # of JPEGs that are made smaller
+QUALITY = 95  # of JPEGs that are written smaller
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a job has written or found written."""
+    """What a job has written, or what was already there."""
 
     images: int
     size: int
     left_out: list[str]
-    kept: bool = False  # it was there already
+    kept: bool = False  # whether it was already there
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ShardRows:
 
 
 def write_class_folder(part: Part, shorter_side: int | None) -> Written:
-    """Write the images of a class to its folder, unless that is there.
+    """Write the images of a class to its folder, unless that folder exists.
 
     Raises:
         DataError: if an image cannot be read or written.
@@ -65,14 +65,15 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
             path = scratch / os.path.relpath(member.path, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             size += path.write_bytes(_content(member, shorter_side))
-        os.sync()  # a folder that is there after a power cut must be whole; one call, for there may be 1300 files
+        # A folder that exists after a power cut must be complete. One sync covers all files; there may be 1300.
+        os.sync()
     return Written(len(found), size, left_out)
 
 
 def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRows]:
-    """Write the images of some classes to a shard, unless it is there, and read what the index needs of it.
+    """Write the images of some classes to a shard, unless it exists, and read what the index needs from it.
 
-    The same images make the same bytes.
+    The same images give the same bytes.
 
     Raises:
         DataError: if an image cannot be read or written.
@@ -101,13 +102,13 @@ def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # of no date and no owner
+    info = tarfile.TarInfo(name)  # without date and owner
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
 
 
 def read_shard(path: Path) -> ShardRows:
-    """The images in a shard in their order; those that are no readable images are named in ``rows.bad``.
+    """The images in a shard in their order; ``rows.bad`` names the files that are no readable images.
 
     Raises:
         DataError: if it is damaged.
@@ -148,7 +149,7 @@ def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
     """The index of a split's shards, given in their order.
 
     Raises:
-        DataError: if the classes are not in the order of their names, each in one shard.
+        DataError: if the classes are not sorted by name, or a class is in several shards.
     """
     classes = [name for shard in shards for name in shard.classes]
     if classes != sorted(set(classes)):
@@ -166,7 +167,7 @@ def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed have left in a split's folder."""
+    """Remove the incomplete files that killed writers have left in a split's folder."""
     for path in folder.glob(f"{PARTIAL}*"):
         _remove(path)
 
@@ -180,7 +181,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``target`` once all is written."""
+    """A temporary path to write to. It is renamed to ``target`` when everything is written."""
     scratch = target.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{target.name}")
     try:
         yield scratch
@@ -194,7 +195,7 @@ def _partial(target: Path) -> Iterator[Path]:
 
 
 def _content(member: Member, shorter_side: int | None) -> bytes:
-    """The bytes of an image: untouched, or a smaller JPEG where its shorter side is longer than asked for."""
+    """The bytes of an image: unchanged, or a smaller JPEG if its shorter side is longer than ``shorter_side``."""
     content = member.read()
     if shorter_side is None:
         return content
@@ -204,7 +205,7 @@ def _content(member: Member, shorter_side: int | None) -> bytes:
     try:
         image = decoded(content).convert("RGB")
     except BROKEN:
-        return content  # a damaged image stays what it is; checking names it
+        return content  # a damaged image is kept as it is; the check names it
     scale = shorter_side / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     smaller = io.BytesIO()
