@@ -1,4 +1,4 @@
-"""Backends: from crops to uint8 batches. Each reads, decodes, crops, resizes and mirrors, and draws nothing itself."""
+"""Backends make uint8 batches from crops: they read, decode, crop, resize and mirror. They draw no random numbers."""
 
 import importlib.util
 from collections.abc import Callable, Generator, Iterator
@@ -25,24 +25,24 @@ class Backend(Protocol):
     ) -> Generator[Tensor, None, None]:
         """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
 
-        While it waits, ``look`` is called about every second, and may raise to end the waiting.
-        Requests are taken ahead of the batches handed out, so that work goes on in the background. The batch lies
-        on the backend's device or in host memory.
+        While the backend waits, it calls ``look`` about once a second; ``look`` may raise to stop the waiting.
+        Requests are taken ahead of the batches that are returned, so that work continues in the background. A batch
+        is on the backend's device or in host memory.
 
         Raises:
-            BadImage: where an image cannot be read or decoded.
+            BadImage: if an image cannot be read or decoded.
             DataError: if batches cannot be made for another reason.
         """
         ...
 
 
 def resolve_backend(cfg: DataConfig) -> str:
-    """The backend that ``data.backend`` means on this machine.
+    """The backend that ``data.backend`` selects on this machine.
 
-    ``auto`` is DALI, the faster one on GPU and CPU (``scripts/bench/``), and torch where DALI is missing.
+    ``auto`` is DALI, which is faster on GPU and CPU (``scripts/bench/``), or torch if DALI is not installed.
 
     Raises:
-        DataError: if it is no known backend, or DALI is asked for and not installed.
+        DataError: if DALI is asked for but not installed.
     """
     only = source_kind(cfg, cfg.split).backend
     if only is not None:
@@ -72,8 +72,8 @@ def build_backend(
         cfg: the crop size and more.
         device: where the model is; DALI decodes there.
         workers: most threads or processes to use.
-        max_batch: images in the largest request.
-        processes: of this run on this machine.
+        max_batch: number of images in the largest request.
+        processes: number of processes of this run on this machine.
 
     Raises:
         DataError: if the backend is unknown or cannot make these images, or this machine has too little shared memory
@@ -97,9 +97,9 @@ def build_backend(
 
 
 def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> BadImage:
-    """The error that names the image of a failed request, found by reading its images one by one.
+    """The error that names the bad image of a failed request. It is found by reading the images one by one.
 
-    Its row is ``None`` where all of them can be read now.
+    Its row is ``None`` if all of them can be read now.
     """
     index, advice = source.index, source.advice
     for row in crops.index.tolist():

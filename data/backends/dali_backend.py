@@ -1,8 +1,8 @@
-"""The DALI backend, for training and evaluation, fed with images and crops by the plan.
+"""The DALI backend, for training and evaluation. The plan gives it the crops.
 
-On a GPU JPEGs are decoded (``mixed``) and resized there. On a CPU DALI decodes, which it does for the crop alone, and
-torchvision resizes, in a seventh of the time that DALI takes there. CMYK images are decoded by Pillow: DALI takes all
-of them for Adobe's, whose colours are inverted.
+With a GPU, DALI decodes JPEGs (``mixed``) and resizes them there. With a CPU, DALI decodes only the crop, and
+torchvision resizes it in a seventh of the time that DALI takes on a CPU. Pillow decodes CMYK images: DALI treats all of
+them like Adobe's, whose colours are inverted.
 """
 
 from collections import deque
@@ -37,8 +37,8 @@ class DaliBackend:
         source: the images.
         cfg: the crop size.
         device: a GPU to decode on, or the CPU.
-        workers: threads.
-        max_batch: images in the largest request.
+        workers: number of threads.
+        max_batch: number of images in the largest request.
     """
 
     def __init__(self, source: EncodedSource, cfg: DataConfig, device: torch.device, workers: int, max_batch: int):
@@ -54,13 +54,13 @@ class DaliBackend:
         """See :class:`data.backends.Backend`."""
         with closing(attentive(self._decoded(requests), look)) as decoded:
             if self.device.type == "cuda":
-                # No copy: the dynamic executor's buffers belong to whoever holds them.
+                # No copy is needed: the dynamic executor does not reuse a buffer while something refers to it.
                 yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
             else:
                 yield from in_threads(decoded, self.cfg.crop, self.workers)
 
     def _decoded(self, requests: Iterator[Crops]) -> Generator[tuple[Crops, Any], None, None]:
-        """Each request with DALI's list of what the pipeline makes of it."""
+        """Each request with the pipeline's output for it, a DALI ``TensorList``."""
         with (
             TemporaryDirectory(prefix="coldstart-") as folder,
             closing(encoded_images(self.source, requests, Path(folder))) as images,
@@ -106,9 +106,9 @@ class DaliBackend:
 
 
 def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]:
-    """Hold each batch until a GPU is done with what was asked of it before the next one was taken.
+    """Keep a reference to each batch until the GPU has finished the work queued before the next batch was taken.
 
-    DALI writes into a buffer again once nobody holds it, and knows nothing of the work that still waits to read it.
+    DALI reuses a buffer as soon as nothing refers to it. It does not know about queued work that will still read it.
     """
     held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
     try:

@@ -1,7 +1,7 @@
-"""DALI's pipelines: fed with images and crops, they give what was decoded and the shapes of the files' images.
+"""DALI's pipelines. They take images and crops, and return the decoded images and the shapes of the full images.
 
-Settings that make their pixels PIL's: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing. An image
-comes as its path or as its file's content; DALI reads paths in its own threads.
+These settings give the same pixels as Pillow: no EXIF rotation, libjpeg's fancy upsampling, antialiased resizing. An
+image is given as its path or as its file's content; DALI reads paths in its own threads.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Feed = Callable[[], tuple[Encoded, Crops]]
 
 @pipeline_def(enable_conditionals=False)
 def cpu_pipeline(feed: Feed, from_paths: bool):
-    """Decodes what is in the boxes, (height, width, channels)."""
+    """Decodes only the boxes of the images, (height, width, channels)."""
 
     def columns():
         encoded, crops = feed()
@@ -33,7 +33,7 @@ def cpu_pipeline(feed: Feed, from_paths: bool):
 
 @pipeline_def(enable_conditionals=False)
 def gpu_pipeline(feed: Feed, from_paths: bool, side: int, hw_decoder_load: float):
-    """Decodes on a GPU, and makes the batch there, (channels, height, width)."""
+    """Decodes the boxes on a GPU and makes the batch there, (channels, height, width)."""
 
     def columns():
         encoded, crops = feed()
@@ -46,7 +46,7 @@ def gpu_pipeline(feed: Feed, from_paths: bool, side: int, hw_decoder_load: float
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.INT32, types.INT32],
     )
     images, shapes = _decoded(image, from_paths, "mixed", start, extent, hw_decoder_load=hw_decoder_load)
-    # Numbers cannot be fed as names of interpolations, but seen as such.
+    # An external source cannot give values of INTERP_TYPE, so it gives integers, which are reinterpreted here.
     interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
     images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
     images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")

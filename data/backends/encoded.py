@@ -1,4 +1,4 @@
-"""Images as DALI takes them: the path of each, or its file's content, read a batch ahead."""
+"""Images in the form that DALI takes: the path of each, or the content of its file, read one batch ahead."""
 
 import os
 from collections import deque
@@ -17,26 +17,26 @@ from data.index.headers import BROKEN
 from data.sources import EncodedSource
 
 AHEAD = 1  # batches read before they are asked for
-READERS = 16  # reading waits for the disk, not for the processor
+READERS = 16  # threads: they mostly wait for the disk
 
 Encoded = list[NDArray[np.uint8]]
 
 
 def has_paths(source: EncodedSource) -> bool:
-    """Whether each image of a source is a local file of its own, which DALI reads by its path in its own threads."""
+    """Whether each image of a source is a local file of its own. DALI reads such files in its own threads."""
     return source.path(0) is not None
 
 
 def encoded_images(
     source: EncodedSource, requests: Iterator[Crops], folder: Path
 ) -> Generator[tuple[Crops, Encoded], None, None]:
-    """Each request with its images: their paths, or the content of their files where the source has no paths.
+    """Each request with its images: their paths, or the contents of their files if the source has no paths.
 
-    CMYK images come decoded by Pillow, without loss; those that DALI reads by their path are written to ``folder``,
-    which must outlive the reading.
+    Pillow decodes CMYK images to PPM, without loss. If DALI reads by path, these PPM files are written to ``folder``,
+    which must exist until DALI has read them.
 
     Raises:
-        DataError: naming the image that cannot be read.
+        DataError: the message names the image that cannot be read.
     """
     by_path, cmyk = has_paths(source), source.index.cmyk
     with ThreadPoolExecutor(READERS) as pool:
@@ -66,7 +66,7 @@ def encoded_images(
 
 
 def _ppm(source: EncodedSource, row: int) -> bytes:
-    """A decoded image in a format that says nothing but pixels."""
+    """A decoded image in PPM, a format that holds only pixels."""
     content = BytesIO()
     with Image.open(BytesIO(source.read(row))) as image:
         image.convert("RGB").save(content, format="PPM")
@@ -75,6 +75,6 @@ def _ppm(source: EncodedSource, row: int) -> bytes:
 
 def _ppm_file(source: EncodedSource, row: int, folder: Path) -> Path:
     path = folder / f"{row}.ppm"
-    if not path.exists():  # it may be asked for again while DALI reads it
+    if not path.exists():  # do not write it again: DALI may be reading it
         path.write_bytes(_ppm(source, row))
     return path

@@ -1,4 +1,4 @@
-"""From decoded crops to rows of a batch on a CPU: resized, cut to the window, mirrored. With Pillow's arithmetic."""
+"""Makes batches on a CPU from decoded crops: resizes, cuts to the window, mirrors. The arithmetic is Pillow's."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,13 +14,13 @@ from torchvision.transforms.v2 import functional as F
 from data.crops import Crops
 from data.threads import lone_threads
 
-Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and what its boxes cut out: (height, width, 3) each
+Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and the pixels in its boxes, (height, width, 3) each
 
 
 def write_row(out: Tensor, row: int, crops: Crops, pixels: NDArray[np.uint8]) -> None:
-    """Make a row of a batch ``(n, 3, side, side)`` of what the box of that row cuts out, ``(height, width, 3)``."""
+    """Write a row of a batch ``(n, 3, side, side)`` from the pixels in its box, ``(height, width, 3)``."""
     side = out.shape[2]
-    # (height, width, 3) in memory seen as (3, height, width): torchvision resizes that without a copy.
+    # A view (3, height, width) of (height, width, 3) in memory: torchvision resizes it without a copy.
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     interpolation = InterpolationMode.BICUBIC if crops.cubic[row] else InterpolationMode.BILINEAR
     image = F.resize(image, crops.size[row].tolist(), interpolation=interpolation, antialias=True)
@@ -31,12 +31,12 @@ def write_row(out: Tensor, row: int, crops: Crops, pixels: NDArray[np.uint8]) ->
 
 
 def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator[Tensor, None, None]:
-    """The batches of decoded requests; while one is used, the next one is made.
+    """The batches of decoded requests. While one is used, the next one is made.
 
     Args:
         decoded: the requests in their order.
-        side: of the square images in pixels.
-        threads: how many to use.
+        side: side of the square images in pixels.
+        threads: number of threads.
     """
     waiting: deque[Callable[[], Tensor]] = deque()
     with lone_threads(threads) as pool:
@@ -51,10 +51,10 @@ def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator
 def _begun(
     pool: ThreadPoolExecutor, parts: int, side: int, crops: Crops, images: Sequence[NDArray[np.uint8]]
 ) -> Callable[[], Tensor]:
-    """Begin to make a batch; what is returned waits for it."""
+    """Begin to make a batch. The returned function waits for it."""
     out = torch.empty(len(crops), 3, side, side, dtype=torch.uint8)
 
-    @torch.inference_mode()  # an evaluation asks for batches in that mode, which threads do not take over
+    @torch.inference_mode()  # evaluation runs in this mode, and threads do not inherit it
     def write(first: int) -> None:
         for row in range(first, len(crops), parts):
             write_row(out, row, crops, np.asarray(images[row]))

@@ -1,4 +1,4 @@
-"""Images that need no files: fixed noise, a function of the image's place in the index. For trying out and timing."""
+"""Images without files: fixed noise, which depends on the image's place in the index. For trying out and timing."""
 
 from collections.abc import Callable, Generator, Iterator
 
@@ -9,11 +9,11 @@ from data.config import DataConfig
 from data.crops import Crops
 from data.waiting import look_nowhere
 
-POOL = 64  # different images
+POOL = 64  # number of different images
 
 
 class SyntheticBackend:
-    """Makes batches from a small pool of noise images; crop boxes are ignored, flips are not.
+    """Makes batches from a small pool of noise images. It ignores crop boxes, but applies flips.
 
     Args:
         cfg: the crop size.

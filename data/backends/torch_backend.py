@@ -23,18 +23,18 @@ from data.waiting import attentive, look_nowhere
 
 
 class CropDataset(Dataset):
-    """Answers a request for a batch with its uint8 images; runs in the workers."""
+    """Returns the uint8 images of a request; runs in the workers."""
 
     def __init__(self, source: EncodedSource, side: int):
         self.source = source
         self.side = side
 
     def __getitem__(self, crops: Crops) -> Tensor | DataError:
-        """``(n, 3, side, side)``; an error is returned, not raised, to cross the process border in one line."""
+        """``(n, 3, side, side)``. An error is returned, not raised, so that it reaches the main process as one line."""
         out = torch.empty(len(crops), 3, self.side, self.side, dtype=torch.uint8)
         if get_worker_info() is not None:
             try:
-                # Now, and not when it is sent: a thread does that, whose error nobody would see.
+                # Now, not when the batch is sent: a background thread sends it, and its error would be lost.
                 out.share_memory_()
             except RuntimeError as error:
                 return no_memory(error)
@@ -55,7 +55,7 @@ class CropDataset(Dataset):
 
 
 class RequestSampler(Sampler[Crops]):
-    """Hands requests to the workers as they are asked for."""
+    """Gives the requests to the workers when they are needed."""
 
     def __init__(self, requests: Iterator[Crops]):
         self.requests = requests
@@ -70,10 +70,10 @@ class TorchBackend:
     Args:
         source: the images.
         cfg: the crop size.
-        device: where the model is; batches for a GPU lie in pinned memory.
-        workers: worker processes; 0 works in this process.
-        max_batch: images in the largest request.
-        processes: of this run on this machine.
+        device: where the model is; batches for a GPU are in pinned memory.
+        workers: number of worker processes; 0: this process does the work.
+        max_batch: number of images in the largest request.
+        processes: number of processes of this run on this machine.
 
     Raises:
         DataError: if there is too little shared memory.
@@ -106,7 +106,7 @@ class TorchBackend:
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             prefetch_factor=IN_FLIGHT if self.workers else None,
-            # Its default seeds the workers from torch's global generator, which is the model's, not ours.
+            # The default would draw the workers' seeds from torch's global generator, which belongs to the model.
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=start_worker,
             multiprocessing_context=self.context if self.workers else None,
@@ -133,6 +133,6 @@ class TorchBackend:
                 "again to go on"
             ) from error
         finally:
-            # Now, and not whenever garbage is collected: when Python exits it is too late for that.
+            # Now, not at garbage collection: that may come when Python exits, which is too late.
             if self.workers:
                 iterator._shutdown_workers()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The worker processes of the torch backend: how they start and end, and the memory in which they hand batches over."""
+"""The worker processes of the torch backend: how they start and end, and the shared memory for their batches."""
 
 import atexit
 import multiprocessing
@@ -20,14 +20,15 @@ REMEDY = (
     "give it more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
     "lower max_workers or eval.batch_size, or do without: data.backend=dali, or max_workers=0"
 )
-IN_FLIGHT = 2  # batches of each worker that are made or wait to be used, as DataLoader has it by default
+IN_FLIGHT = 2  # batches of each worker that are in work or wait to be used; DataLoader's default prefetch_factor
 
-# A terminal and SLURM signal whole process groups; workers go on until the run has saved and ends them.
+# Signals that workers ignore. A terminal and SLURM send them to the whole process group, but the workers must go on
+# until the run has saved and ends them.
 OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def start_worker(worker: int) -> None:
-    """What a worker does first."""
+    """Prepare a new worker: it ignores the signals in ``OUTLIVED`` and ends with its parent."""
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
@@ -35,30 +36,30 @@ def start_worker(worker: int) -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    """End workers that are still there, whose parent would wait for them for ever: they outlive a SIGTERM."""
+    """Kill the workers that still run. They ignore SIGTERM, so this process would wait for them for ever."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def clean_start(preload: list[str]) -> BaseContext:
-    """How workers start: as copies of a process that has imported what they need and never did anything else.
+    """How workers start: as forks of a process that has only imported what they need.
 
-    A copy of this process would now and then hang, for its threads (CUDA's, DALI's, a logger's) are not copied, and
-    the locks they hold at that moment are.
+    A fork of this process would sometimes hang: its threads (CUDA's, DALI's, a logger's) are not copied, but the locks
+    that they hold at that moment are.
 
     Args:
-        preload: the modules that they need.
+        preload: the modules that the workers need.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
-    # What is blocked here stays blocked there; a signal for this process itself arrives a moment later.
+    # The new processes inherit the blocked signals. A signal for this process arrives when they are unblocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
     try:
-        resource_tracker.ensure_running()  # else the next line but one would start it, which lets signals in again
+        resource_tracker.ensure_running()  # else forkserver.ensure_running starts it, which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
         with _project_on_path():
             forkserver.ensure_running()
-    except OSError as error:  # such as a socket below a TMPDIR of more than about 100 characters
+    except OSError as error:  # such as a socket path that a TMPDIR of more than about 100 characters makes too long
         raise DataError(
             f"the data workers cannot be started ({error}): set TMPDIR to a shorter path, or max_workers=0"
         ) from error
@@ -69,9 +70,9 @@ def clean_start(preload: list[str]) -> BaseContext:
 
 @contextmanager
 def _project_on_path() -> Iterator[None]:
-    """Let a Python that is started meanwhile find this project's packages, and not folders of the same names.
+    """Let a Python process that starts in this block find this project's packages, and not folders of the same names.
 
-    It would look in the current folder first, which is the user's and may well hold a folder ``data``.
+    It would search the current folder first, which is the user's and may hold another folder ``data``.
     """
     project = str(Path(__file__).resolve().parents[2])
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
@@ -91,18 +92,18 @@ class SharedMemory:
     """The shared memory that a backend will fill once it runs.
 
     Args:
-        workers: its worker processes.
+        workers: number of its worker processes.
         batch: bytes of its largest batch.
-        processes: of this run on this machine, each with such a backend.
+        processes: number of processes of this run on this machine; each has such a backend.
 
     Raises:
-        DataError: if it and the others of this process will need more than is free.
+        DataError: if this backend and the others of this process will need more than is free.
     """
 
-    _all: ClassVar["WeakSet[SharedMemory]"] = WeakSet()  # training's and validation's wait side by side
+    _all: ClassVar["WeakSet[SharedMemory]"] = WeakSet()  # training and validation each have one at the same time
 
     def __init__(self, workers: int, batch: int, processes: int):
-        self.needed = (IN_FLIGHT * workers + 2) * batch * processes  # one is used, and the next one taken
+        self.needed = (IN_FLIGHT * workers + 2) * batch * processes  # + 2: one batch is in use, the next one is taken
         self._all.add(self)
         free, needed = free_memory(), sum(one.needed for one in self._all)
         if needed > free:
@@ -113,7 +114,7 @@ class SharedMemory:
 
 
 def free_memory() -> float:
-    """Free bytes of shared memory; infinite where it lies elsewhere."""
+    """Free bytes of shared memory; infinite if there is no ``SHARED``."""
     try:
         found = os.statvfs(SHARED)
     except OSError:
@@ -122,7 +123,7 @@ def free_memory() -> float:
 
 
 def no_memory(error: RuntimeError) -> DataError:
-    """The error for a batch that finds no place."""
+    """The error for a batch that does not fit in shared memory."""
     free = _megabytes(free_memory())
     return DataError(f"a data worker found no shared memory for a batch ({SHARED} has {free} free): {REMEDY}")
 
