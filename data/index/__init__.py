@@ -1,4 +1,4 @@
-"""Which images there are, of which classes and how large: read once, kept in a file, and mapped from it."""
+"""The index: which images there are, their classes and sizes. It is built once and kept in a file."""
 
 from data.index.building import cached_index, scanned
 from data.index.image_index import VERSION, ImageIndex, Strings, differing

@@ -1,8 +1,8 @@
 """Named arrays in one file that processes map into their memory instead of reading it.
 
-The file is an ordinary uncompressed ``.npz``; its arrays begin at multiples of 64 bytes. Many processes of a machine
-share the pages of a mapped file, and what is never looked at is never read. Those who have mapped a file keep it when
-it is replaced.
+The file is an ordinary uncompressed ``.npz``; its arrays begin at multiples of 64 bytes. The processes of a machine
+share the pages of a mapped file, and a page that is never used is never read. A process that has mapped a file keeps
+it when the file is replaced.
 """
 
 import filecmp
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 ALIGNMENT = 64
 LOCAL_HEADER = 30  # bytes before a zip member's name; the lengths of its name and extra field are the last four
-PADDING = 0xD935  # the extra field that the tool zipalign fills up with
+PADDING = 0xD935  # id of the extra field that the tool zipalign pads with
 UNREADABLE = (OSError, KeyError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile)
 
-Identity = tuple[int, int, int, int]  # of a file: device, inode, size, time of modification
+Identity = tuple[int, int, int, int]  # of a file: device, inode, size, modification time
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
     """Write a file of arrays so that a reader sees either none or all of it.
 
-    Equal arrays make equal files; a file that is equal already stays.
+    Equal arrays give equal files. A file that already has the same content is not replaced.
     """
-    # Processes of several machines may write to one folder, and process ids of two containers may be the same.
+    # A random name: several machines may write to one folder, and two containers may have the same process ids.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
                         npy.write_array(out, np.asanyarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        # Machines that index one folder at the same time must not take from each other the file that they map: some
-        # network file systems do not keep a file that was replaced from elsewhere.
+        # Machines that index one folder at the same time must not replace the file that another one has mapped: some
+        # network file systems do not keep a file that another machine replaces.
         if not (path.is_file() and filecmp.cmp(scratch, path, shallow=False)):
             os.replace(scratch, path)
     finally:
@@ -51,7 +51,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
 
 
 def _member(name: str, place: int) -> zipfile.ZipInfo:
-    """A zip member of no date whose content begins at a multiple of the alignment."""
+    """A zip member without a date, whose content begins at a multiple of the alignment."""
     member = zipfile.ZipInfo(f"{name}.npy")
     begin = place + LOCAL_HEADER + len(member.filename) + 4
     padding = -begin % ALIGNMENT
@@ -64,13 +64,13 @@ class ArrayFile:
 
     Args:
         path: the file.
-        verify: whether to compare its content with its check sums.
+        verify: whether to compare its content with its checksums.
 
     Attributes:
-        arrays: the arrays by name; they cannot be written to.
+        arrays: the arrays by name; they are read-only.
 
     Raises:
-        UNREADABLE: if it is no such file, or damaged.
+        UNREADABLE: if the file is not such a file, or is damaged.
     """
 
     def __init__(self, path: Path, verify: bool = True):

@@ -1,6 +1,6 @@
-"""Building an index: the header of every image is read once, and the result is kept in a file until it is not true.
+"""Builds an index: the header of every image is read once, and the result is kept in a file until it is outdated.
 
-What a source does about it: it says how its images are listed and read, and whether a file that is found is current.
+The source says how its images are listed and read, and whether an index from a file is current.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from data.index.image_index import ImageIndex, Strings, is_of_this_version, mapp
 
 log = logging.getLogger(__name__)
 
-THREADS = 32  # reading headers waits for the disk, not for the processor
+THREADS = 32  # threads that read headers mostly wait for the disk
 
 
 def index_file(root: Path, split: str, index_dir: str | None) -> Path:
-    """Where the index of a split lies: beside the images where that can be written, else in the user's cache.
+    """The path of a split's index: beside the images if that folder is writable, else in the user's cache.
 
     Args:
         root: the folder of the data set, or the file that holds all of it.
         split: name of the split.
-        index_dir: ``data.index_dir``, a folder that takes the place of both.
+        index_dir: ``data.index_dir``, a folder to use instead of both.
     """
     folder, name = (root, split) if root.is_dir() else (root.parent, f"{root.name}-{split}")
     if index_dir is None and os.access(folder, os.W_OK):
@@ -52,15 +52,15 @@ def cached_index(
 ) -> ImageIndex | None:
     """The index that an earlier start has written, or a new one.
 
-    A new one is built where there is none, or it is of another version, damaged or no longer true. So it is where bad
-    images were found the last time and would be an error now: somebody may have mended them.
+    A new one is built if there is none, or if the one found is of another version, damaged or outdated. It is also
+    built if bad images were found last time and would be an error now: somebody may have repaired them.
 
     Args:
         cfg: the data set, with its ``root``.
         split: name of the split.
-        is_current: whether an index still says what there is; a quick look that lists no images.
-        scan: makes a new one, see :func:`scanned`.
-        build: whether to do so; otherwise ``None`` is returned where it would be needed.
+        is_current: whether an index still describes the images; it must be quick and list no images.
+        scan: builds a new index, see :func:`scanned`.
+        build: whether to build a new index if needed; if not, ``None`` is returned in that case.
 
     Raises:
         DataError: if the index cannot be written, and whatever ``scan`` raises.
@@ -77,7 +77,7 @@ def cached_index(
 
 
 def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) -> ImageIndex | None:
-    """The index in a file; None if there is none, it is of another version, damaged, or no longer true."""
+    """The index in a file; ``None`` if there is none, or it is of another version, damaged or outdated."""
     try:
         file = ArrayFile(path)
         if not is_of_this_version(file):
@@ -107,12 +107,12 @@ def _written(path: Path, index: ImageIndex) -> ImageIndex:
 def scanned(
     place: Path, classes: Iterable[tuple[str, Sequence[str]]], header: Callable[[str], Header | str]
 ) -> ImageIndex:
-    """The index of images whose headers are read now, by many threads.
+    """A new index of images; many threads read the headers.
 
     Args:
-        place: where they lie, for people.
-        classes: in sorted order, name and sorted paths of the images of each, ``<class>/<file>``.
-        header: reads that of an image by its path, or says what is wrong with it, as
+        place: where the images are, for messages.
+        classes: in sorted order, the name of each class and the sorted paths of its images, ``<class>/<file>``.
+        header: reads the header of the image at a path, or returns what is wrong with it, as
             :func:`data.index.headers.read_header` does.
     """
     names: list[str] = []
@@ -122,7 +122,7 @@ def scanned(
         tqdm(desc=f"index {place.name}", unit=" images", disable=None, leave=False) as bar,
     ):
         for name, paths in classes:
-            headers = list(pool.map(header, paths))  # a class at a time: no long queue
+            headers = list(pool.map(header, paths))  # one class at a time keeps the queue short
             bar.update(len(paths))
             rows.append(Rows.read(place, paths, headers, len(names)))
             names.append(name)
@@ -131,7 +131,7 @@ def scanned(
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of an index in the making: the images of one class or shard, and what was left out."""
+    """Rows of an index that is being built: the images of one class or shard, and what was left out."""
 
     paths: Strings
     targets: NDArray[np.int32]
@@ -142,7 +142,7 @@ class Rows:
 
     @classmethod
     def of(cls, paths: Sequence[str], targets: Sequence[int], headers: Sequence[Header], bad: list[str]) -> "Rows":
-        """Rows of images that are all good."""
+        """Rows of good images; ``bad`` names those that were left out."""
         sizes = np.array([(header.height, header.width) for header in headers], dtype=np.int32).reshape(-1, 2)
         cmyk = np.array([header.cmyk for header in headers], dtype=bool)
         lengths = np.array([header.length for header in headers], dtype=np.int64)
@@ -150,7 +150,7 @@ class Rows:
 
     @classmethod
     def read(cls, place: Path, paths: Sequence[str], headers: Sequence[Header | str], target: int) -> "Rows":
-        """Rows of the images of one class, of which some are left out: those with a reason instead of a header."""
+        """Rows of the images of one class. An image with a reason instead of a header is left out."""
         found = list(zip(paths, headers, strict=True))
         good = [(path, header) for path, header in found if isinstance(header, Header)]
         bad = [f"{place / path} {why}" for path, why in found if isinstance(why, str)]
@@ -158,7 +158,7 @@ class Rows:
 
 
 def joined_index(classes: list[str], rows: Sequence[Rows]) -> ImageIndex:
-    """The index of all rows, which are in its order."""
+    """The index of all rows; they must be in the order of the index."""
     rows = rows or [Rows.of([], [], [], [])]
     sizes = np.concatenate([part.sizes for part in rows])
     return ImageIndex(

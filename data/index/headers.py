@@ -1,4 +1,4 @@
-"""What the header of an image file says, and whether the whole of it can be decoded."""
+"""Reads the header of an image file, and decodes the whole image."""
 
 import os
 from io import BytesIO
@@ -8,15 +8,14 @@ from typing import IO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
-READABLE = ("JPEG", "PNG")  # by content, whatever the name says
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises at damaged files
+READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
 class Header(NamedTuple):
-    """What an index keeps of an image.
+    """What an index stores of an image.
 
-    Height and width in pixels as stored (an EXIF rotation is not applied), whether the colours are CMYK, and the bytes
-    of the file.
+    Height and width are in pixels as stored (an EXIF rotation is not applied); ``length`` is the file's size in bytes.
     """
 
     height: int
@@ -32,7 +31,7 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
             with open(source, "rb", opener=_opened_at_once) as file:
                 return read_header(file)
         with Image.open(source, formats=READABLE) as image:
-            # Pillow keeps 8 of the 16 bits of a colour, and names them only in how the file stores its pixels.
+            # Pillow keeps only 8 of the 16 bits of a channel; that the file has 16 is visible only in its tiles.
             if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
                 return "has 16 bits a channel, which the decoders read differently"
             return Header(image.height, image.width, image.mode == "CMYK", source.seek(0, os.SEEK_END))
@@ -45,18 +44,18 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
 
 
 def _opened_at_once(path: str, flags: int) -> int:
-    """Opening a pipe would wait for somebody to write to it."""
+    """Open without blocking: opening a pipe would wait until something writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decoded(content: bytes) -> Image.Image:
-    """The image in a file's content, its pixels read.
+    """The decoded image in a file's content.
 
     Raises:
         BROKEN: if it is damaged or cut short.
     """
     with Image.open(BytesIO(content), formats=READABLE) as image:
-        image.verify()  # every part of a PNG, also those after the pixels
+        image.verify()  # checks every part of a PNG, also those after the pixels
     image = Image.open(BytesIO(content), formats=READABLE)
     image.load()
     return image

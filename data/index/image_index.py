@@ -1,7 +1,7 @@
 """The index of a split's images: path, class, height and width of each, in columns.
 
-Paths are held in one array of bytes, so 1.28 million of them cost no Python objects. An index that lies in a file is
-mapped, not read. How the images themselves are read is the affair of a source (:mod:`data.sources`).
+Paths are stored in one array of bytes, so 1.28 million paths need no Python objects. An index in a file is mapped into
+memory, not read. The images themselves are read by a source (:mod:`data.sources`).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Strings:
 
     @classmethod
     def join(cls, parts: Sequence["Strings"]) -> "Strings":
-        """Several lists one after the other."""
+        """Several lists as one, in this order."""
         starts = np.cumsum([0, *(len(part.blob) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
         return cls(np.concatenate([part.blob for part in parts]), np.concatenate(ends))
@@ -59,16 +59,16 @@ class ImageIndex:
 
     Attributes:
         classes: names of the classes, sorted.
-        paths: of each image, ``<class>/<file>``, whatever holds it.
-        targets: row in ``classes`` of each image.
+        paths: path of each image, ``<class>/<file>``, also in shards.
+        targets: index into ``classes`` for each image.
         heights: in pixels as stored (an EXIF rotation is not applied).
         widths: likewise.
         cmyk: rows of the images whose colours are CMYK.
-        bad: files left out, each as ``path: reason``.
-        lengths: bytes of each file; ``None`` where there are no files, and in a folder's index of earlier days.
-        extra: arrays by name that only the source of the images reads, such as where each image begins; none has the
-            name of a column.
-        file: the file that is mapped here, if one is.
+        bad: files left out, each as ``path reason``.
+        lengths: bytes of each file; ``None`` if there are no files, or in a folder's index from an earlier version.
+        extra: arrays by name that only the source of the images reads, such as where each image begins. No name may be
+            that of a column.
+        file: the file that is mapped, if there is one.
     """
 
     classes: list[str]
@@ -80,16 +80,16 @@ class ImageIndex:
     bad: list[str] = field(default_factory=list)
     lengths: NDArray[np.int64] | None = None
     extra: Mapping[str, NDArray] = field(default_factory=dict)
-    file: ArrayFile | None = field(init=False, default=None, compare=False)  # not that of a changed copy
+    file: ArrayFile | None = field(init=False, default=None, compare=False)  # a changed copy has none
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def fingerprint(self) -> str:
-        """Digests of which images there are; the same wherever and however they lie.
+        """Digests of which images there are; they do not depend on where and how the images are stored.
 
-        They stand for the names and classes, for heights and widths, and for the bytes of the files where these are
-        known, with hyphens between. No image is read: pixels changed in files of the same size are not noticed.
+        There is one digest of the names and classes, one of heights and widths, and one of the file sizes if these are
+        known, joined by hyphens. No image is read: changed pixels in a file of the same size are not noticed.
         """
         lengths = self.lengths
         names = (np.frombuffer(b"\0".join(map(os.fsencode, self.classes)), np.uint8), self.paths.blob, self.paths.ends)
@@ -97,14 +97,14 @@ class ImageIndex:
         return "-".join(_digest(part) for part in parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the file too, as long as it is the one that is mapped here."""
+        """Another process maps the same file, if it is still the one mapped here; else the columns are copied."""
         if self.file is not None and self.file.is_current():
             return _map_again, (self.file.path, self.file.identity)
         columns = (self.paths, self.targets, self.heights, self.widths)
         return ImageIndex, (self.classes, *columns, self.cmyk, self.bad, self.lengths, dict(self.extra))
 
     def arrays(self) -> dict[str, NDArray]:
-        """What :func:`data.index.arrays.write_arrays` writes of it."""
+        """The arrays that :func:`data.index.arrays.write_arrays` writes."""
         assert not (taken := self.extra.keys() & COLUMNS), f"a source keeps {taken}, which are columns of every index"
         columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
@@ -122,25 +122,25 @@ def _digest(arrays: Iterable[NDArray]) -> str:
 
 
 def differing(old: str, new: str) -> str | None:
-    """In what two fingerprints differ, as far as both say it; None where they are of the same images."""
+    """What differs between two fingerprints, or ``None``. Only digests that both fingerprints have are compared."""
     whats = ("names or classes", "heights or widths", "sizes of their files")
     return next((what for what, a, b in zip(whats, old.split("-"), new.split("-"), strict=False) if a != b), None)
 
 
 def pack_texts(**texts: Strings | list[str]) -> dict[str, NDArray]:
-    """Lists of strings as arrays by name."""
+    """Lists of strings as named arrays."""
     packed = {name: text if isinstance(text, Strings) else Strings.pack(text) for name, text in texts.items()}
     blobs = {name: text.blob for name, text in packed.items()}
     return blobs | {f"{name}_ends": text.ends for name, text in packed.items()}
 
 
 def texts_of(arrays: Mapping[str, NDArray], name: str) -> Strings:
-    """A list of strings among arrays by name."""
+    """A list of strings that :func:`pack_texts` has packed."""
     return Strings(arrays[name], arrays[f"{name}_ends"])
 
 
 def is_of_this_version(file: ArrayFile) -> bool:
-    """Whether a file of arrays is an index as this version of the project writes it."""
+    """Whether a file of arrays is an index in this version's format."""
     return int(file.arrays["version"]) == VERSION
 
 
@@ -155,7 +155,7 @@ def mapped_index(file: ArrayFile) -> ImageIndex:
         widths=arrays["widths"],
         cmyk=frozenset(arrays["cmyk"].tolist()),
         bad=list(texts_of(arrays, "bad")),
-        lengths=arrays.get("lengths", arrays.get("shard_lengths")),  # the latter in shards of earlier days
+        lengths=arrays.get("lengths", arrays.get("shard_lengths")),  # the latter in shards from an earlier version
         extra={name: array for name, array in arrays.items() if name not in COLUMNS},
     )
     object.__setattr__(index, "file", file)
