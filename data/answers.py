@@ -1,4 +1,4 @@
-"""Which answers are right where folders do not say it: lists of labels, and the labels of ReaL."""
+"""Right answers that do not follow from class folders: lists of labels, and the labels of ReaL."""
 
 import json
 import os
@@ -18,7 +18,7 @@ VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
 
 def real_answers(source: Source) -> NDArray[np.int64]:
-    """``(n, k)``: the labels of ReaL, which go by the number in the name of a validation image."""
+    """The ReaL labels of each image, ``(n, k)``, found by the number in the name of a validation image."""
     real: list[list[int]] = json.loads(timm_metadata("imagenet_real_labels.json"))
     answers = np.full((len(source), max(map(len, real))), NO_ANSWER, dtype=np.int64)
     for row, path in enumerate(source.index.paths):
@@ -36,7 +36,7 @@ def real_answers(source: Source) -> NDArray[np.int64]:
 
 
 def read_list(file: str) -> list[list[str]]:
-    """The words of each line; one or two, the same number on every line."""
+    """The words of each line that is not blank: one or two, the same number on every line."""
     try:
         lines = [
             line.split()
@@ -51,10 +51,10 @@ def read_list(file: str) -> list[list[str]]:
 
 
 def listed_answers(source: Source, lines: list[list[str]], file: str) -> NDArray[np.int64]:
-    """The label of each image, from the lines of a list: in the order of the images' names, or by name.
+    """The label of each image from the lines of a list, which is in the order of the image names or gives the names.
 
     Raises:
-        DataError: if there are more or fewer lines than images, or one has no label.
+        DataError: if there are more or fewer lines than images, an image has no label, or a label is unknown.
     """
     if len(lines[0]) == 1:
         if len(lines) != len(source):

@@ -13,23 +13,23 @@ from data.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parent.parent  # archives of the project are named from here
-MANIFEST = ".unpacked"  # in the folder of an archive: size, time and name of each file in it, one a line
+PROJECT = Path(__file__).resolve().parent.parent  # a relative data.archive starts here
+MANIFEST = ".unpacked"  # in the folder of an archive; a line for each file: its size, modification time and name
 
 
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/coldstart``, or ``~/.cache/coldstart``."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification: a relative path is invalid and ignored.
+    # The XDG specification says to ignore a relative path.
     return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
 
 
 def unpacked(archive: Path, sha256: str) -> Path:
-    """The folder that holds an archive's content: unpacked on first use, and again where a file of it has changed.
+    """The folder with an archive's content. It is unpacked on first use, and again if a file in the folder has changed.
 
     Args:
         archive: a tar file.
-        sha256: its digest; another digest is an error, so a damaged or exchanged file is never unpacked.
+        sha256: its digest. Another digest is an error, so a damaged or replaced archive is never unpacked.
 
     Raises:
         DataError: if the archive is missing or damaged, holds anything but files and folders, or the cache cannot be
@@ -66,7 +66,7 @@ def folder_of(archive: Path, sha256: str) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds what was unpacked into it: the same files, of the same sizes and times; none is read."""
+    """Whether a folder holds what was unpacked into it. Names, sizes and times are compared; no content is read."""
     try:
         return (folder / MANIFEST).read_text() == _listing(folder)
     except (OSError, UnicodeDecodeError):
@@ -74,7 +74,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _listing(folder: Path) -> str:
-    """What a manifest says; names that begin with a dot are of other programs, or of the index."""
+    """The text of a manifest. It skips names that begin with a dot: they belong to other programs or to the index."""
     return "".join(sorted(f"{stat.st_size} {int(stat.st_mtime)} {name}\n" for name, stat in _files(str(folder))))
 
 
@@ -90,7 +90,7 @@ def _files(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Write an archive's files. By hand: the filters of ``extractall`` that refuse the rest came with Python 3.11.4."""
+    """Write an archive's files by hand: the filters of ``extractall`` that refuse other members need Python 3.11.4."""
     folder.mkdir()
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -110,7 +110,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _put_in_place(whole: Path, target: Path, before: Path) -> None:
-    """Rename a folder to ``target``; what is there goes to ``before``, unless another process has made the same."""
+    """Rename ``whole`` to ``target`` and an old ``target`` to ``before``, unless another process has done so."""
     if is_whole(target):
         return
     try:

@@ -1,7 +1,7 @@
-"""The options of the data room: where images come from and how they are changed.
+"""The options of ``data/``: where images come from and how they are changed.
 
 ``metadata`` holds the rules of an option: its limits, its choices, whether it is a path, and whether it may change when
-a run goes on. ``check`` holds the rules over several options.
+a run is resumed. ``check`` holds the rules over several options.
 """
 
 import math
@@ -16,35 +16,36 @@ from data.errors import DataError
 class DataConfig:
     """One data set and how its images reach the model (``data.*``)."""
 
-    name: str = MISSING  # label in logs; "synthetic" needs no files
+    name: str = MISSING  # name in logs; "synthetic" needs no files
     # Folder that holds <split>/<class>/<image>, or shards in <split>.
     root: str | None = field(default=None, metadata={"path": "absolute", "may_change": True})
-    # Tar file that holds the folder, unpacked into the user's cache on first use.
+    # Tar file that holds this folder; unpacked into the user's cache on first use.
     archive: str | None = field(default=None, metadata={"path": "as typed"})
     archive_sha256: str | None = None
     train_split: str = "train"
-    split: str = "val"  # what is evaluated
-    # auto: dali where it is installed, being the faster one
+    split: str = "val"  # the split that is evaluated
+    # auto: dali if it is installed, because it is faster; else torch
     backend: str = field(default="auto", metadata={"choices": ("auto", "dali", "torch")})
-    # Share of JPEGs for a GPU's hardware decoder, where DALI decodes and it has one.
+    # Share of JPEGs that DALI gives to the GPU's hardware decoder, if the GPU has one.
     hw_decoder_load: float = field(default=0.65, metadata={"least": 0, "most": 1, "may_change": True})
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406], metadata={"length": 3, "least": 0})
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225], metadata={"length": 3, "above": 0})
     crop: int = field(default=224, metadata={"above": 0})  # side of the images the model sees
-    # Evaluation sees this share of the shorter side, through a crop at the centre.
+    # Share of the shorter side that evaluation's centre crop covers.
     crop_ratio: float = field(default=0.875, metadata={"above": 0, "most": 1})
-    resize: int | None = field(default=None, metadata={"above": 0})  # shorter side before that; null: crop / crop_ratio
-    # squash: evaluation resizes both sides to that, whatever the image's shape
+    # Shorter side to which evaluation resizes before the crop; null: crop / crop_ratio.
+    resize: int | None = field(default=None, metadata={"above": 0})
+    # squash: evaluation resizes both sides to that length, without keeping the aspect ratio.
     crop_mode: str = field(default="center", metadata={"choices": ("center", "squash")})
-    # With antialiasing; random: either, in training.
+    # Always with antialiasing. random: training draws one of the two each time, evaluation is bicubic.
     interpolation: str = field(default="bicubic", metadata={"choices": ("bicubic", "bilinear", "random")})
-    # Where a folder's index lies; null: in root if writable, else in the user's cache.
+    # Where the index of an image folder is kept; null: in root if writable, else in the user's cache.
     index_dir: str | None = field(default=None, metadata={"path": "absolute", "may_change": True})
     on_bad_image: str = field(default="error", metadata={"choices": ("error", "skip"), "may_change": True})
-    # Share of the training images to take, the same of every class.
+    # Share of the training images to use; the same share of every class.
     subset: float = field(default=1.0, metadata={"above": 0, "most": 1})
-    balanced: bool = False  # every class equally often in an epoch, whatever the sizes of the folders
-    # Training images of data=synthetic; a fortieth as many are evaluated.
+    balanced: bool = False  # every class appears equally often in an epoch, however many images it has
+    # Number of training images of data=synthetic; a fortieth of that number is evaluated.
     synthetic_images: int = field(default=10240, metadata={"above": 0})
     synthetic_classes: int = field(default=1000, metadata={"above": 0})
 
@@ -52,7 +53,7 @@ class DataConfig:
         """Refuse options that contradict each other.
 
         Raises:
-            DataError: that says what to set instead.
+            DataError: the message says what to set instead.
         """
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -68,7 +69,7 @@ class DataConfig:
 
 
 def evaluation_side(data: DataConfig) -> int:
-    """The shorter side in pixels that images are resized to before evaluation's centre crop."""
+    """The shorter side, in pixels, to which evaluation resizes images before the centre crop."""
     return data.resize if data.resize is not None else math.floor(data.crop / data.crop_ratio)
 
 
@@ -76,24 +77,24 @@ def evaluation_side(data: DataConfig) -> int:
 class AugmentConfig:
     """How training images are changed (``augment.*``)."""
 
-    # Area of the random crop, as a share of the image's.
+    # Range of the random crop's area, as a share of the image's area.
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0], metadata={"length": 2, "above": 0, "most": 1})
-    # Aspect ratio of the random crop.
+    # Range of the random crop's aspect ratio (width / height).
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3], metadata={"length": 2, "above": 0})
     hflip: float = field(default=0.5, metadata={"least": 0, "most": 1})  # probability of a horizontal flip
-    # Policy of automatic augmentation: timm's rand-m9-mstd0.5-inc1 and the like, trivial, 3a.
+    # Policy of automatic augmentation: a timm name such as rand-m9-mstd0.5-inc1 or 3a, or trivial.
     auto_augment: str | None = None
-    # Most that brightness, contrast and saturation change; only without auto_augment, or with 3a.
+    # Largest change of brightness, contrast and saturation; used only without auto_augment or with 3a.
     color_jitter: float = field(default=0.0, metadata={"least": 0})
-    # Times that an image comes in an epoch, which then takes as many images less.
+    # How often an image appears in an epoch; the epoch keeps its length, so it uses 1/repeats of the images.
     repeats: int = field(default=1, metadata={"above": 0})
     mixup: float = field(default=0.0, metadata={"least": 0})  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = field(default=0.0, metadata={"least": 0})  # alpha of cutmix's Beta distribution, 0 = off
-    mixup_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # that a group is mixed at all
-    mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix where both are on
-    # Consecutive images that share one mixing draw and are partners of each other.
+    mixup_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # probability that a group is mixed
+    mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix if both are on
+    # Number of consecutive images that share one mixing draw and are mixed with one another.
     mix_group: int = field(default=32, metadata={"above": 0})
-    random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; with noise
+    random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; fills with noise
     label_smoothing: float = field(default=0.1, metadata={"least": 0, "most": 1})
 
     @property
@@ -102,10 +103,10 @@ class AugmentConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     def check(self) -> None:
-        """Refuse ranges that end before they begin.
+        """Refuse ranges that begin with the larger number.
 
         Raises:
-            DataError: that names the first.
+            DataError: the message names the first such range.
         """
         for name in ("scale", "ratio"):
             if getattr(self, name) != sorted(getattr(self, name)):

@@ -1,11 +1,11 @@
-"""Where in an image to look: crop boxes as plain numbers, drawn for a whole batch at once."""
+"""Boxes for crops and for random erasing, as arrays of numbers for a whole batch at once."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-TRIES = 10  # attempts at a random box before falling back, as in torchvision and timm
+TRIES = 10  # attempts at a random box before giving up, as in torchvision and timm
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class Crops:
     """What a backend needs to make one uint8 batch; row i of each array belongs to image i.
 
     The decoded image is cut to ``box`` (top, left, height, width, in stored pixels), resized to ``size`` (height,
-    width), cut to the square whose top-left corner is ``window`` (top, left), and mirrored where ``flip`` says so.
-    Resizing is bicubic where ``cubic`` says so, else bilinear.
+    width), cut to the square whose top-left corner is ``window`` (top, left), and mirrored if ``flip`` is true.
+    Resizing is bicubic if ``cubic`` is true, else bilinear.
     """
 
     index: NDArray[np.int64]  # (n,) rows of the image index
@@ -33,7 +33,7 @@ def _log_uniform(u: NDArray, low: float, high: float) -> NDArray:
 
 
 def _first(valid: NDArray[np.bool_], *choices: NDArray) -> tuple[NDArray, ...]:
-    """Of ``(n, tries)`` choices the first valid one in each row (the first at all where none is)."""
+    """The first valid one of the ``(n, tries)`` choices in each row, or the first one if none is valid."""
     rows = np.arange(len(valid))
     return tuple(choice[rows, valid.argmax(axis=1)] for choice in choices)
 
@@ -45,14 +45,14 @@ def random_resized_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> NDArray[np.int32]:
-    """Boxes (top, left, height, width) distributed as torchvision's and timm's RandomResizedCrop.
+    """Boxes (top, left, height, width) with the distribution of torchvision's and timm's RandomResizedCrop.
 
     Args:
         u: uniforms, ``(n, 4 * TRIES)``.
         height: heights of the images in pixels, ``(n,)``.
         width: widths of the images in pixels, ``(n,)``.
-        scale: least and largest share of the image's area.
-        ratio: least and largest aspect ratio (width / height).
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest aspect ratio (width / height).
     """
     u_area, u_ratio, u_top, u_left = np.moveaxis(u.reshape(len(u), TRIES, 4), 2, 0)
     H, W = height[:, None].astype(np.int64), width[:, None].astype(np.int64)
@@ -83,9 +83,10 @@ def centre_crops(
     cubic: bool = True,
     squash: bool = False,
 ) -> Crops:
-    """Evaluation crops: shorter side to ``resize``, then the central ``crop`` square, as torchvision rounds them.
+    """Evaluation crops: the shorter side is resized to ``resize``, then the central ``crop`` square is cut out.
 
-    Where ``squash`` says so, both sides become ``resize``, whatever the shape of the image.
+    Sizes and corners are rounded as in torchvision. With ``squash``, both sides are resized to ``resize``; the aspect
+    ratio is not kept.
     """
     H, W = height.astype(np.int64), width.astype(np.int64)
     shorter = np.minimum(H, W)
@@ -111,14 +112,14 @@ def random_erase_boxes(
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> NDArray[np.int32]:
-    """Boxes (top, left, height, width) distributed as timm's RandomErasing with one box; height 0 where none.
+    """Boxes (top, left, height, width) with the distribution of timm's RandomErasing with one box; height 0: none.
 
     Args:
         u: uniforms, ``(n, 1 + 4 * TRIES)``.
-        probability: chance that an image is erased at all.
+        probability: probability that an image is erased.
         side: side of the square images in pixels.
-        area: least and largest share of the image's area.
-        ratio: least and largest aspect ratio (height / width).
+        area: smallest and largest share of the image's area.
+        ratio: smallest and largest aspect ratio (height / width).
     """
     u_area, u_ratio, u_top, u_left = np.moveaxis(u[:, 1:].reshape(len(u), TRIES, 4), 2, 0)
     target = side * side * (area[0] + u_area * (area[1] - area[0]))

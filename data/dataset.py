@@ -1,4 +1,4 @@
-"""From the data options to images with labels."""
+"""Opens a split: from the data options to images with labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class ImageSet:
         source: the images.
         labels: int64, one for each row of the index.
         names: name of the class folder of each label that occurs.
-        num_classes: labels there are, of which only some may occur.
+        num_classes: number of labels; some of them may not occur.
     """
 
     source: Source
@@ -30,7 +30,7 @@ class ImageSet:
 
     @property
     def index(self) -> ImageIndex:
-        """Which images they are."""
+        """The index of the images."""
         return self.source.index
 
     def __len__(self) -> int:
@@ -43,16 +43,16 @@ def open_split(
     num_classes: int | None = None,
     trained_on: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The images of a split with their labels; the index is built where needed.
+    """The images of a split with their labels; the index is built if needed.
 
     Args:
         cfg: the data set.
         split: ``cfg.train_split`` or ``cfg.split``.
-        num_classes: classes of the model, where known.
-        trained_on: names of the classes the model was trained on, where known.
+        num_classes: number of classes of the model, if known.
+        trained_on: names of the classes the model was trained on, if known.
 
     Raises:
-        DataError: as :func:`data.sources.open_source` and :func:`data.labels.class_labels` say.
+        DataError: see :func:`data.sources.open_source` and :func:`data.labels.class_labels`.
     """
     source = open_source(cfg, split)
     assert source is not None
@@ -63,5 +63,5 @@ def open_split(
 
 
 def is_prepared(cfg: DataConfig, splits: Sequence[str]) -> bool:
-    """Whether opening the splits would neither unpack nor index anything: another process has done it."""
+    """Whether the splits can be opened without unpacking or indexing anything, because that is done already."""
     return all(open_source(cfg, split, build=False) is not None for split in splits)

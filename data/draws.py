@@ -24,7 +24,7 @@ class Stream(IntEnum):
     INTERPOLATION = 6
     SUBSET = 7
     BALANCE = 8
-    REPLACE = 9  # of images that cannot be read
+    REPLACE = 9  # replacement of images that cannot be read
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:
@@ -39,7 +39,7 @@ def raw_words(seed: int, epoch: int, stream: Stream, count: int) -> NDArray[np.u
 def uniforms(seed: int, epoch: int, stream: Stream, start: int, count: int, draws: int) -> NDArray[np.float64]:
     """``draws`` numbers in [0, 1) for each of the positions ``start … start + count - 1``: ``(count, draws)``.
 
-    The numbers of a position are the same whichever positions are asked for beside it.
+    The numbers of a position do not depend on which other positions are drawn in the same call.
     """
     blocks = -(-draws // WORDS_PER_BLOCK)
     generator = np.random.Philox(key=_key(seed, epoch, stream), counter=start * blocks)
@@ -49,5 +49,5 @@ def uniforms(seed: int, epoch: int, stream: Stream, start: int, count: int, draw
 
 
 def generator_at(seed: int, epoch: int, stream: Stream, position: int) -> np.random.Generator:
-    """A generator of its own for one position, for distributions that need an unknown number of draws."""
+    """A separate generator for one position, for distributions that need an unknown number of draws."""
     return np.random.Generator(np.random.Philox(key=_key(seed, epoch, stream), counter=[0, position, 0, 0]))

@@ -1,16 +1,16 @@
-"""What the data room raises for a user's mistake, or for damaged files."""
+"""The errors that ``data/`` raises for a user's mistake or for damaged files."""
 
 
 class DataError(ValueError):
-    """The data cannot be used as asked; the message is one line that says what is wrong and what to do."""
+    """The data cannot be used as asked. The message is one line: what is wrong and what to do."""
 
 
 class BadImage(DataError):
     """An image cannot be read or decoded.
 
     Args:
-        message: names it.
-        row: of the image index; ``None`` where it is not known which image of a batch.
+        message: names the image.
+        row: its row in the image index; ``None`` if it is not known which image of a batch is bad.
     """
 
     def __init__(self, message: str, row: int | None = None):

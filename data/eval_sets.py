@@ -1,4 +1,4 @@
-"""The evaluation sets of ImageNet's classes: what each is, how it lies on the disk, and which answers are right.
+"""The evaluation sets with ImageNet's classes: what each set is, how it is stored, and which answers are right.
 
 To add a set, describe it in ``SETS`` and give it an option in ``EvalSetsConfig``.
 """
@@ -29,10 +29,10 @@ class EvalSet:
 
     Attributes:
         title: its name in tables.
-        images: in the whole set, those that count.
+        images: number of images that count in the whole set.
         source: the paper.
-        classes: file of timm's metadata with the WordNet ids of its classes.
-        by_name: whether answers follow from the names of ImageNet's validation images instead of from folders.
+        classes: file in timm's metadata that lists the WordNet ids of the set's classes.
+        by_name: whether the answers follow from the names of ImageNet's validation images, not from class folders.
     """
 
     title: str
@@ -58,13 +58,13 @@ def _path() -> Any:
 
 @dataclass
 class EvalSetsConfig:
-    """Evaluation sets (``sets.*``): the folder of each that holds its class folders, or holds them in ``val/``."""
+    """Evaluation sets (``sets.*``): for each, the folder that holds its class folders, directly or in ``val/``."""
 
-    # Validation images, in class folders or, with labels, in one folder.
+    # Validation images: in class folders, or all in one folder if ``labels`` is given.
     imagenet: str | None = _path()
-    # Of images in one folder: a line each, in the order of names, or "name label".
+    # File with the labels of images in one folder: one a line in the order of the image names, or "name label".
     labels: str | None = _path()
-    real: str | None = _path()  # the same images by the labels of ReaL
+    real: str | None = _path()  # the validation images, scored with the labels of ReaL
     v2: str | None = _path()  # ImageNet-V2: 0/ to 999/
     a: str | None = _path()  # ImageNet-A: 200 class folders
     r: str | None = _path()  # ImageNet-R: 200 class folders
@@ -82,9 +82,10 @@ class EvalImages:
     Attributes:
         data: how they are read and cropped.
         source: the images.
-        answers: int64 ``(n,)``, or ``(n, k)`` where there may be several, filled up with -1. Of an image without any,
-            nothing counts.
-        classes: int64, the classes among which a model chooses; answers are places in it. None: all of the model's.
+        answers: int64 ``(n,)``, or ``(n, k)`` if an image may have several right answers; rows are filled up with -1.
+            An image without any answer does not count.
+        classes: int64, the classes a model chooses among; ``answers`` are then indices into this array. ``None``: all
+            classes of the model.
     """
 
     data: DataConfig
@@ -94,20 +95,20 @@ class EvalImages:
 
     @property
     def index(self) -> ImageIndex:
-        """Which images they are."""
+        """The index of the images."""
         return self.source.index
 
 
 def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
-    """Open an evaluation set; its index is built where needed.
+    """Open an evaluation set; its index is built if needed.
 
     Args:
         name: a key of ``SETS``.
-        sets: where the sets lie.
+        sets: where the sets are.
         data: how images are cropped and read.
 
     Raises:
-        DataError: if the folder is missing, holds other classes, or its list of labels does not fit.
+        DataError: if the folder is missing or holds other classes, or the list of labels does not match the images.
     """
     described, place = SETS[name], _place(name, sets, data)
     data = _data_of(described, place, data)
@@ -117,7 +118,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
         if name == "imagenet" and sets.labels is not None:
             raise DataError(f"sets.labels is for images in one folder, and {place} has class folders: leave it out")
         if place.is_dir():
-            _refuse_other_classes(name, place, _subfolders(place))  # before any image is looked at
+            _refuse_other_classes(name, place, _subfolders(place))  # before any image is read
         images = open_split(data, data.split, IMAGENET_CLASSES)
         _refuse_other_classes(name, place, images.index.classes)
         source, answers = images.source, images.labels
@@ -131,7 +132,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
 
 
 def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
-    """Whether opening the set would index nothing: another process has done it."""
+    """Whether the set can be opened without indexing anything, because that is done already."""
     place = _place(name, sets, data)
     data = _data_of(SETS[name], place, data)
     if _is_flat(place, data):
@@ -140,11 +141,11 @@ def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
 
 
 def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str] | None) -> None:
-    """Raise where a model's classes are not ImageNet's in their usual order.
+    """Raise if a model's classes are not ImageNet's in their usual order.
 
     Args:
-        num_classes: classes of the model, where known.
-        trained_on: names of the classes the model was trained on, where known.
+        num_classes: number of classes of the model, if known.
+        trained_on: names of the classes the model was trained on, if known.
     """
     usual = (list(wnids()), [str(label) for label in range(IMAGENET_CLASSES)])
     if num_classes not in (None, IMAGENET_CLASSES):
@@ -154,13 +155,13 @@ def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str
 
 
 def _places(described: EvalSet) -> NDArray[np.int64]:
-    """The places of a set's classes among ImageNet's, in increasing order."""
+    """The labels of a set's classes among ImageNet's, in increasing order."""
     place = {wnid: i for i, wnid in enumerate(wnids())}
     return np.sort(np.array([place[wnid] for wnid in wnids(described.classes)]))
 
 
 def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) -> tuple[Source, NDArray[np.int64]]:
-    """Images in one folder, and their labels from a list (none for a set that knows them by name)."""
+    """Images in one folder and their labels from a list; ReaL needs no list and gets zeros here."""
     if name not in ("imagenet", "real"):
         raise DataError(f"sets.{name}: {folder} has no class folders: set sets.{name} to the folder that holds them")
     if name == "imagenet" and labels is None:
@@ -180,7 +181,7 @@ def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) ->
 
 
 def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
-    """Where the set lies: the folder of its class folders or images, or a file that some source reads."""
+    """Where the set is: the folder that holds its class folders or images, or a file that a source can read."""
     typed = getattr(sets, name)
     place = Path(os.path.abspath(os.path.expanduser(typed)))
     if place.is_dir():
@@ -192,7 +193,7 @@ def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
 
 
 def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:
-    """Data options with that place instead of the data set that the model was trained on; a file holds ``val``."""
+    """The data options with the set's place instead of the training data. A file is opened as split ``val``."""
     backend = "auto" if data.backend == "synthetic" else data.backend
     root, split = (place, "val") if place.is_file() else (place.parent, place.name)
     return dataclasses.replace(data, name=described.title, root=str(root), split=split, archive=None, backend=backend)
@@ -203,12 +204,12 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _is_flat(place: Path, data: DataConfig) -> bool:
-    """Whether images lie side by side in a folder, which has no class folders."""
+    """Whether the images are all in one folder, which has no class folders."""
     return source_kind(data, data.split) is FolderSource and not _subfolders(place)
 
 
 def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None:
-    """Raise where classes are not named as the set's."""
+    """Raise if a class folder is not named as one of the set's classes."""
     described = SETS[name]
     known = wnids(described.classes)
     numbers = len(known) == IMAGENET_CLASSES and all(map(str.isdecimal, found))

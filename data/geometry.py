@@ -1,7 +1,7 @@
 """How the global batch is cut: into mix groups, over processes, and into micro-batches.
 
 A mix group is a run of consecutive positions whose images are mixed with one another. Processes and micro-batches
-are cut on group borders, so that no draw and no pairing depends on how many processes there are.
+are cut on group borders, so no draw and no pairing depends on the number of processes.
 """
 
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from data.errors import DataError
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """The cut of one global batch.
+    """How one global batch is cut.
 
     Args:
         batch_size: images in the global batch.
         mix_group: images in a group; the last group of a batch may be smaller.
-        world_size: processes.
-        rank: this process.
-        micro_batch_size: most images a process takes at once, in whole groups; ``None`` for its whole share. Where
-            processes have unequal shares of very few groups, one group more may come.
+        world_size: number of processes.
+        rank: number of this process.
+        micro_batch_size: most images a process takes at once, in whole groups; ``None``: its whole share. If processes
+            have unequal shares of very few groups, a micro-batch may have one group more.
 
     Raises:
         DataError: if there are fewer groups than processes.
@@ -43,7 +43,7 @@ class BatchGeometry:
 
     @property
     def groups(self) -> int:
-        """Mix groups in a global batch."""
+        """Number of mix groups in a global batch."""
         return -(-self.batch_size // self.mix_group)
 
     def _groups_of(self, rank: int) -> range:
@@ -51,7 +51,7 @@ class BatchGeometry:
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches a process takes for one optimizer step; the same on every process."""
+        """Number of micro-batches a process takes for one optimizer step; the same on every process."""
         shares = [len(self._groups_of(rank)) for rank in range(self.world_size)]
         if self.micro_batch_size is None:
             return 1
@@ -59,7 +59,7 @@ class BatchGeometry:
         return min(-(-max(shares) // at_once), min(shares))
 
     def micro_batches(self) -> list[range]:
-        """Positions inside the global batch of each micro-batch of this process."""
+        """The positions of each micro-batch of this process inside the global batch."""
         mine, steps = self._groups_of(self.rank), self.micro_steps
         cuts = [mine.start + step * len(mine) // steps for step in range(steps + 1)]
         ends = [min(cut * self.mix_group, self.batch_size) for cut in cuts]
@@ -67,11 +67,11 @@ class BatchGeometry:
 
     @property
     def largest_micro_batch(self) -> int:
-        """Images in the largest micro-batch of this process."""
+        """Number of images in the largest micro-batch of this process."""
         return max(len(positions) for positions in self.micro_batches())
 
     def sizes(self) -> list[int]:
-        """Images in every micro-batch of a global batch, of all processes in their order."""
+        """Number of images in each micro-batch of a global batch, for all processes in the order of their ranks."""
         ranks = [replace(self, rank=rank) for rank in range(self.world_size)]
         return [len(positions) for geometry in ranks for positions in geometry.micro_batches()]
 
@@ -82,5 +82,5 @@ class BatchGeometry:
 
 
 def shard(count: int, world_size: int, rank: int) -> range:
-    """This process's contiguous share of ``count`` items: over all processes each item once."""
+    """This process's contiguous share of ``count`` items; together the processes have each item once."""
     return range(rank * count // world_size, (rank + 1) * count // world_size)

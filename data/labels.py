@@ -14,7 +14,7 @@ from data.errors import DataError
 log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
-IMAGENET = "imagenet-1k"  # as timm calls it
+IMAGENET = "imagenet-1k"  # timm's name for it
 
 
 def class_labels(
@@ -22,18 +22,22 @@ def class_labels(
 ) -> NDArray[np.int64]:
     """The label of each class folder.
 
-    Folders named as the classes a model was trained on get that model's labels. Folders that are all integers may then
-    stand for labels instead of names, unless the model's classes are integers themselves.
+    With ``trained_on``, a folder gets the label of the model's class of the same name; integers are compared by value.
+    If the model's classes are not integers, integer folders are the labels themselves, unless one is a class name.
 
-    Otherwise folders that are all ImageNet WordNet ids get their ILSVRC index, or their place in the relative of
-    ImageNet that has as many classes as the model; any others their sorted order, in which integers go by their value.
-    Integers are labels themselves where they are 0 to n - 1, and where the model has more classes than there are
-    folders. Folders that match ``num_classes`` one by one without being all of ImageNet are taken in sorted order too.
+    Without ``trained_on``:
+
+    - Integers are the labels themselves if they are 0 to n - 1, or if the model has more classes than there are
+      folders. Otherwise the labels are their places in numeric order.
+    - Other names get their places in sorted order if the model has as many classes as there are folders, but not 1000.
+    - Otherwise WordNet ids of ImageNet get their ILSVRC index, or their place in the variant of ImageNet (such as
+      ImageNet-21k) that has as many classes as the model.
+    - All remaining names get their places in sorted order.
 
     Args:
         classes: names of the class folders, sorted.
-        num_classes: classes of the model, where known.
-        trained_on: names of the classes the model was trained on, where known.
+        num_classes: number of classes of the model, if known.
+        trained_on: names of the classes the model was trained on, if known.
 
     Raises:
         DataError: if a folder has no label in the model.
@@ -59,7 +63,7 @@ def _are_integers(names: Sequence[str]) -> bool:
 def _by_training(
     classes: Sequence[str], trained_on: Sequence[str], meaning: Callable[[str], object]
 ) -> NDArray[np.int64]:
-    """The label that each class has in the model; names are the same where their meanings are."""
+    """The label that each class has in the model. Two names are the same class if ``meaning`` is equal for both."""
     known = {meaning(name): label for label, name in enumerate(trained_on)}
     if unknown := [name for name in classes if meaning(name) not in known]:
         raise DataError(f"class folder '{unknown[0]}' is none of the {len(known)} classes the model was trained on")
@@ -86,12 +90,12 @@ def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) ->
 
 
 def _places_in(subset: str) -> dict[str, int]:
-    """The label of each WordNet id in ImageNet or a relative of it, by timm's name of it."""
+    """The label of each WordNet id in ImageNet or a variant of it; ``subset`` is timm's name of it."""
     return {wnid: label for label, wnid in enumerate(ImageNetInfo(subset).label_names())}
 
 
 def _refuse_unknown_order(classes: Sequence[str], num_classes: int | None) -> None:
-    """Raise where WordNet ids are a part of the model's classes, and nothing tells the order of those."""
+    """Raise if the WordNet ids are only a part of the model's classes, and the order of these is unknown."""
     if num_classes in (None, len(classes)) or infer_imagenet_subset({"num_classes": num_classes}) is not None:
         return
     if all(name in _places_in(IMAGENET) for name in classes):
@@ -102,7 +106,7 @@ def _refuse_unknown_order(classes: Sequence[str], num_classes: int | None) -> No
 
 
 def _by_value(classes: Sequence[str], num_classes: int | None, may_rank: bool) -> NDArray[np.int64]:
-    """Integers: labels, or in numeric order where they are not 0 to n - 1 and the model, if known, has n classes."""
+    """The integers themselves, or their places in numeric order; :func:`class_labels` says when."""
     values = np.array([int(name) for name in classes])
     ranks = np.searchsorted(np.unique(values), values)
     fits = num_classes in (None, len(classes)) and len(set(ranks.tolist())) == len(classes)
@@ -117,17 +121,17 @@ def _by_value(classes: Sequence[str], num_classes: int | None, may_rank: bool) -
 
 @cache
 def _say_once(message: str) -> None:
-    """Both splits have the same classes, and are opened more than once."""
+    """Log a message only once: both splits have the same classes, and each is opened more than once."""
     log.info("%s", message)
 
 
 def label_space(classes: Sequence[str], labels: NDArray[np.int64]) -> int:
-    """How many labels there are where the folders may be a part of them: all of ImageNet's, or up to the largest."""
+    """The number of labels, including those without a folder: ImageNet's 1000, or up to the largest label."""
     return IMAGENET_CLASSES if set(classes) <= set(ImageNetInfo().label_names()) else int(labels.max()) + 1
 
 
 def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
-    """Raise where the training and validation folders do not hold the same classes."""
+    """Raise if the training and validation folders do not hold the same classes."""
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if only_train or only_val:
         where, names = ("training", only_train) if only_train else ("validation", only_val)
@@ -140,10 +144,10 @@ def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
 
 @cache
 def wnids(file: str = "imagenet_synsets.txt") -> tuple[str, ...]:
-    """The WordNet ids in a file of timm's metadata; by default of ImageNet's classes, in the order of their labels."""
+    """The WordNet ids in a file of timm's metadata. The default is ImageNet's classes in the order of their labels."""
     return tuple(timm_metadata(file).split())
 
 
 def timm_metadata(file: str) -> str:
-    """The content of a file that timm keeps about ImageNet and its relatives."""
+    """The content of a file of timm's metadata about ImageNet and its variants."""
     return (resources.files("timm.data") / "_info" / file).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Loaders: the plan carried out by a backend, as batches on the device."""
+"""The loader: a backend makes the images of a plan, and the loader brings them to the device as labelled batches."""
 
 import logging
 from collections import deque
@@ -23,7 +23,7 @@ from data.waiting import look_nowhere
 log = logging.getLogger(__name__)
 
 P = TypeVar("P")
-MOST_BAD = 0.01  # share of the images that may be left out of training once it runs; more is no passing trouble
+MOST_BAD = 0.01  # a running training stops if a larger share of its images cannot be read
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Batch:
 
     Attributes:
         images: uint8 ``(n, 3, side, side)``.
-        labels: int64 ``(n,)``; of an evaluation also ``(n, k)``, see :class:`data.EvalImages`.
+        labels: int64 ``(n,)``; in evaluation also ``(n, k)``, see :class:`data.EvalImages`.
         index: rows of the image index, on the host.
-        draws: what the device augmentation does to it; ``None`` in evaluation.
+        draws: what the device augmentation does to the batch; ``None`` in evaluation.
     """
 
     images: Tensor
@@ -44,18 +44,18 @@ class Batch:
 
 
 class Loader:
-    """Binds a backend to labels and a device.
+    """Makes labelled batches on a device from the images of a backend.
 
     Args:
         backend: makes the images.
-        labels: label of every row of the image index, int64; or its row of labels.
+        labels: int64, one label for each row of the image index, ``(images,)``, or several, ``(images, k)``.
         device: where batches go.
-        skip_bad: whether training goes on with another image where one cannot be read. Which one is a function of the
-            plan, as every draw; it is the same on any number of processes.
-        look: called about every second while batches are waited for; it may raise to end that.
+        skip_bad: whether training takes another image if one cannot be read. The plan decides which one, so it is the
+            same for any number of processes.
+        look: called about once a second while the loader waits for a batch; it may raise to stop the waiting.
 
     Attributes:
-        bad: rows of the images found so far that cannot be read.
+        bad: rows of the images that could not be read so far.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Loader:
                 )
 
     def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Generator[Batch, None, None]:
-        """This process's share of all images, in batches; over all processes every image comes once.
+        """This process's share of all images, in batches; together the processes see every image once.
 
-        An image that cannot be read is an error: a score of other images would be another score.
+        An image that cannot be read is an error, because leaving it out would change the score.
         """
         mine = shard(len(plan.index), world_size, rank)
         rows = (range(start, min(start + batch_size, mine.stop)) for start in range(mine.start, mine.stop, batch_size))
@@ -100,7 +100,7 @@ class Loader:
             yield Batch(*batch, index=crops.index, draws=None)
 
     def _replace(self, error: BadImage) -> None:
-        """Leave an image out from now on."""
+        """Leave a bad image out from now on, or raise the error."""
         if error.row is None or not self.skip_bad:
             raise error
         if not self.bad:
@@ -117,9 +117,9 @@ class Loader:
     ) -> Generator[tuple[P, Crops, tuple[Tensor, Tensor]], None, None]:
         """Images and labels at each place, with the place and its crops.
 
-        Where the backend ends at a bad image, ``mend`` raises or makes ``crops_at`` do without it, and the backend
-        starts again from the first place whose batch has not come. So it does where all images turn out to be
-        readable, once for a place: a disk or network may have failed for a moment.
+        If the backend stops at a bad image, ``mend`` either raises or makes ``crops_at`` leave that image out. The
+        backend then starts again from the first place whose batch is missing. It also starts again, once for each
+        place, if all images of the failed batch can be read after all: a disk or network may have failed for a moment.
         """
         asked: deque[tuple[P, Crops]] = deque()
         again: deque[P] = deque()
@@ -147,7 +147,7 @@ class Loader:
                     mend(error)
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies to a GPU go beside the step that it still computes when the host asks for the next batch."""
+        """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""
         if self.copies is None:
             return images.to(self.device), labels.to(self.device)
         with torch.cuda.stream(self.copies):
@@ -155,5 +155,5 @@ class Loader:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.copies)
         for tensor in moved:
-            tensor.record_stream(computing)  # torch's memory is not to be used again before that is done with it
+            tensor.record_stream(computing)  # torch must not reuse the memory before that stream is done with it
         return moved

@@ -1,4 +1,4 @@
-"""The order of an epoch: which image stands at which position, as a pure function of seed, epoch and a few options."""
+"""The order of an epoch: which image is at which position, as a pure function of seed, epoch and a few options."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,10 @@ Rows = NDArray[np.int64]
 
 
 def subset_rows(targets: NDArray[np.int32], share: float) -> Rows:
-    """The rows of the index that ``data.subset`` leaves: the same share of every class, and at least one image.
+    """The rows of the index that ``data.subset`` keeps: the same share of every class, and at least one image of each.
 
-    A function of the classes alone, so that runs of all seeds train on the same images; a smaller subset is part of a
-    larger one.
+    They depend on the classes alone, so runs with different seeds train on the same images. A smaller subset is part
+    of a larger one.
 
     Args:
         targets: class of each row, ``(images,)``.
@@ -34,16 +34,17 @@ def epoch_order(
     repeats: int = 1,
     balanced: bool = False,
 ) -> Rows:
-    """Which image stands at each position of an epoch, ``(images,)``: always as many as there are.
+    """Which image is at each position of an epoch, ``(images,)``: an epoch has as many positions as there are images.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         epoch: counted from 0.
         targets: class of each image, ``(images,)``.
-        batch_size: the global one; only repeats depend on it.
-        repeats: times that an image comes, each time in another form; the epoch takes as many images less (repeated
-            augmentation: Berman et al. 2019, section 3.2; DeiT, section 6).
-        balanced: every class equally often. Of a large one an epoch takes a part, those of a small one come again.
+        batch_size: the global batch size; used only with ``repeats``.
+        repeats: how often an image appears, augmented differently each time. The epoch then uses 1/repeats of the
+            images (repeated augmentation: Berman et al. 2019, section 3.2; DeiT, section 6).
+        balanced: whether every class appears equally often. An epoch then uses only a part of a large class, and
+            repeats the images of a small one.
     """
     words = raw_words(seed, epoch, Stream.ORDER, len(targets))
     order = _balanced(seed, epoch, targets, words) if balanced else np.argsort(words, kind="stable")
@@ -51,14 +52,14 @@ def epoch_order(
 
 
 def without_bad(seed: int, epoch: int, start: int, index: Rows, rows: Rows, bad: frozenset[int]) -> Rows:
-    """Images with another one in the place of each that is bad: one drawn for the position, or the next that is good.
+    """Replace each bad image with another one: a row drawn for the position, or the next row that is good.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         epoch: counted from 0.
         start: position of the first image.
-        index: the images at the positions from there on, ``(n,)``.
-        rows: all images to choose from, of which some are good.
+        index: the images at the positions from ``start`` on, ``(n,)``.
+        rows: all images to choose from; at least one must be good.
         bad: rows of the images that cannot be read.
     """
     index = index.copy()
@@ -72,7 +73,7 @@ def without_bad(seed: int, epoch: int, start: int, index: Rows, rows: Rows, bad:
 
 
 def _by_class(targets: NDArray[np.int32], words: NDArray[np.uint64]) -> tuple[Rows, Rows, Rows]:
-    """Images sorted by class and, inside it, by their word; where each class that occurs starts, and its size."""
+    """Images sorted by class and then by their word; and the start and the size of each class that occurs."""
     rows = np.lexsort((words, targets))
     starts = np.unique(targets[rows], return_index=True)[1]
     return rows, starts, np.diff(starts, append=len(rows))
@@ -83,16 +84,17 @@ def _balanced(seed: int, epoch: int, targets: NDArray[np.int32], words: NDArray[
     turn, place = np.divmod(np.arange(len(rows)), len(starts))
     classes = np.argsort(raw_words(seed, epoch, Stream.BALANCE, len(starts)), kind="stable")[place]
     chosen = rows[starts[classes] + turn % sizes[classes]]
-    # So far the classes come in turn. Words further on in the stream than those that ordered them.
+    # Here the classes still take turns. Shuffle with words that come later in the stream than those used above.
     shuffle = raw_words(seed, epoch, Stream.BALANCE, len(starts) + len(rows))[len(starts) :]
     return chosen[np.argsort(shuffle, kind="stable")]
 
 
 def _repeated(count: int, batch_size: int, repeats: int) -> Rows:
-    """For each position the place of its image in the order.
+    """For each position, the place of its image in the order.
 
-    Copies of an image are in one global batch, but for those at its edge, and as far apart there as can be: in a batch
-    of that many mix groups they are not mixed with one another, and as a rule not seen by one process.
+    The copies of an image are in the same global batch, except at the edges of a batch. Inside the batch they are as
+    far apart as possible. If the batch has at least ``repeats`` mix groups, copies are therefore not mixed with one
+    another, and usually no process sees two of them.
     """
     positions = np.arange(count)
     spread = np.argsort(np.arange(batch_size) % repeats, kind="stable")

@@ -1,6 +1,6 @@
 """The plan: which image comes next and how it is changed, as pure functions of (seed, epoch, position).
 
-A position is a place in the epoch's global order. The training plan is the same for any number of processes; the
+A position is a place in the epoch's global order. The training plan is the same for any number of processes. The
 backends and the device augmentation only carry it out.
 """
 
@@ -25,12 +25,12 @@ class TrainPlan:
     Args:
         index: the training images.
         seed: the run's seed.
-        data: crop size, interpolation, and which images to take.
-        augment: what is drawn.
-        geometry: the cut of the global batch.
+        data: crop size, interpolation, and which images to use.
+        augment: the augmentations to draw.
+        geometry: how the global batch is cut.
 
     Raises:
-        DataError: if ``augment.auto_augment`` is no policy.
+        DataError: if ``augment.auto_augment`` is not a known policy.
     """
 
     def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
@@ -40,14 +40,14 @@ class TrainPlan:
         self.interpolation = data.interpolation
         self.augment = augment
         self.geometry = geometry
-        self.rows = subset_rows(index.targets, data.subset)  # of the index, to train on
+        self.rows = subset_rows(index.targets, data.subset)  # rows of the index to train on
         self.balanced = data.balanced
         self.policies = policies(augment.auto_augment, augment.color_jitter, data.crop)
         self.order = lru_cache(maxsize=2)(self._order)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch; the rest of the order is left out, other images each time."""
+        """Number of full global batches in an epoch. The remaining images are left out; they differ between epochs."""
         return len(self.rows) // self.geometry.batch_size
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -56,25 +56,25 @@ class TrainPlan:
         return self.rows[order]
 
     def images_of(self, step: int) -> NDArray[np.int64]:
-        """Rows of the image index in an optimizer step counted from 0, over all processes."""
+        """Rows of the image index in an optimizer step, counted from 0, for all processes together."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         first = step_in_epoch * self.geometry.batch_size
         return self.order(epoch)[first : first + self.geometry.batch_size]
 
     def positions(self, step: int) -> list[tuple[int, range]]:
-        """``(epoch, positions)`` of each micro-batch of this process at an optimizer step counted from 0."""
+        """``(epoch, positions)`` of each micro-batch of this process in an optimizer step, counted from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         first = step_in_epoch * self.geometry.batch_size
         return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches()]
 
     def count_replaced(self, epoch: int, positions: range, bad: frozenset[int]) -> int:
-        """How many of the images at these positions are bad, and so replaced."""
+        """How many of the images at these positions are bad and therefore replaced."""
         return int(np.isin(self.order(epoch)[positions.start : positions.stop], list(bad)).sum()) if bad else 0
 
     def crops(self, epoch: int, positions: range, bad: frozenset[int] = frozenset()) -> Crops:
-        """Which images stand at these positions, and where to crop and whether to mirror them.
+        """Which images are at these positions, where to crop them, and whether to mirror them.
 
-        In the place of each image whose row is in ``bad`` comes another one, drawn for its position.
+        Each image whose row is in ``bad`` is replaced with another one, drawn for its position.
         """
         index = self.order(epoch)[positions.start : positions.stop]
         if bad:
@@ -91,7 +91,7 @@ class TrainPlan:
         return Crops(index=index, box=box, size=size, window=window, flip=flip, cubic=cubic)
 
     def _cubic(self, epoch: int, positions: range) -> NDArray[np.bool_]:
-        """What is interpolated bicubically, else bilinearly: ``(n, 1 + layers)``, the resizing before all others."""
+        """Whether to interpolate bicubically, else bilinearly: ``(n, 1 + layers)``; the first column is resizing."""
         shape = len(positions), 1 + sum(policy.layers for policy in self.policies)
         if self.interpolation != "random":
             return np.full(shape, self.interpolation == "bicubic")
@@ -119,7 +119,7 @@ class TrainPlan:
         return reduce(AutoDraws.then, others, first)
 
     def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
-        """One group's draw, distributed as timm's Mixup in batch mode."""
+        """The draw of one group, with the distribution of timm's Mixup in batch mode."""
         a = self.augment
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
         if rng.random() >= a.mixup_prob:
@@ -143,7 +143,7 @@ class EvalPlan:
 
     Args:
         index: the images.
-        data: sizes, interpolation; bicubic where that is random in training.
+        data: sizes and interpolation; ``random`` means bicubic here.
     """
 
     def __init__(self, index: ImageIndex, data: DataConfig):
@@ -151,7 +151,7 @@ class EvalPlan:
         self.data = data
 
     def crops(self, rows: range) -> Crops:
-        """The crops of the images ``rows`` of the index."""
+        """The crops of the images in these rows of the index."""
         index = np.arange(rows.start, rows.stop)
         height, width = self.index.heights[index], self.index.widths[index]
         side, cubic = evaluation_side(self.data), self.data.interpolation != "bilinear"

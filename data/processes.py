@@ -1,4 +1,4 @@
-"""What the processes that the data room starts have in common."""
+"""What all processes that ``data/`` starts have in common."""
 
 import multiprocessing
 import os
@@ -7,10 +7,10 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, however that ended.
+    """End this process as soon as its parent has ended for any reason. Call it in the child process.
 
-    A process whose parent was killed would otherwise wait for work for ever. The parent holds the other end of a pipe,
-    which the kernel closes for it. To be called in the child.
+    If the parent was killed, the child would otherwise wait for work for ever. The child watches a pipe: the kernel
+    closes the parent's end of it when the parent ends.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

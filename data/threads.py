@@ -1,4 +1,4 @@
-"""Threads that share whole images among them, where torch would share the pixels of each."""
+"""Processes whole images in parallel threads; torch alone would split the pixels of each image over its threads."""
 
 import os
 from collections import deque
@@ -14,24 +14,24 @@ T = TypeVar("T")
 
 
 def lone_threads(count: int) -> ThreadPoolExecutor:
-    """A pool of threads in which torch uses no others.
+    """A pool of threads in which torch starts no further threads.
 
-    Short operations are not worth sharing: beside other work most of their time goes by in waiting for the slower
-    thread.
+    Short operations do not gain from torch's threads: when the CPU is busy, most of the time is spent waiting for the
+    slowest thread.
     """
     own = torch.get_num_threads()
     all_there = Barrier(count)
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     for thread in [pool.submit(all_there.wait) for _ in range(count)]:
         thread.result()
-    torch.set_num_threads(own)  # what a thread says of itself is taken for threads to come as well
+    torch.set_num_threads(own)  # the calls in the pool's threads also set it for threads that start later
     return pool
 
 
 def share_out(work: Callable[[T], object], items: Sequence[T]) -> None:
-    """Do the work on every item, in as many lone threads as torch may use here.
+    """Do the work on every item, in as many threads as torch may use here; see :func:`lone_threads`.
 
-    Modes of the caller, such as ``torch.no_grad``, do not hold there. Whatever an item raises is raised here.
+    The threads do not inherit modes of the caller, such as ``torch.no_grad``. An exception in a thread is raised here.
     """
     count = torch.get_num_threads()
     alone = count == 1 or len(items) < 2
@@ -43,4 +43,4 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return lone_threads(count)
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of the threads
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the pool's threads

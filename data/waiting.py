@@ -1,4 +1,4 @@
-"""Waiting for data, which may never come, without becoming deaf to everything else."""
+"""Waits for data that may never arrive, and still reacts to other events meanwhile."""
 
 from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
@@ -14,14 +14,14 @@ _abandoned: list[Thread] = []
 
 
 def look_nowhere() -> None:
-    """For those who wait as long as it takes."""
+    """The ``look`` of a caller that waits as long as it takes."""
 
 
 def attentive(stream: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
-    """The items of a stream. Another thread fetches each; meanwhile this one calls ``look`` every second.
+    """The items of a stream. A second thread fetches each item, while this thread calls ``look`` every second.
 
-    Where ``look`` raises, the thread is left behind: one that waits for a disk that does not answer can neither be
-    stopped nor waited for.
+    If ``look`` raises, the second thread is abandoned: a thread that waits for a disk that does not answer can neither
+    be stopped nor joined.
     """
     asked: SimpleQueue[bool] = SimpleQueue()
     given: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
@@ -48,7 +48,7 @@ def attentive(stream: Generator[T, None, None], look: Callable[[], object]) -> G
 
 
 def are_threads_abandoned() -> bool:
-    """Whether a thread was left behind: this process must then end without waiting for its threads."""
+    """Whether an abandoned thread still runs. This process must then end without waiting for its threads."""
     return any(thread.is_alive() for thread in _abandoned)
 
 
@@ -61,7 +61,7 @@ def _answer(given: "SimpleQueue[tuple[bool, Any]]", look: Callable[[], object]) 
 
 
 def _fetch(stream: Generator, asked: "SimpleQueue[bool]", given: "SimpleQueue[tuple[bool, Any]]") -> None:
-    """Fetch an item each time one is asked for, and close the stream at the end, where it was used."""
+    """Fetch an item at each request. At the end, close the stream in the thread that has used it."""
     try:
         while asked.get():
             try:
