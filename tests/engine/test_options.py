@@ -1,4 +1,4 @@
-"""The rules that stand beside each option, and the walker that reads them."""
+"""The rules in the metadata of each option, and the walker that reads them."""
 
 from dataclasses import dataclass, field
 

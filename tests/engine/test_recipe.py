@@ -1,4 +1,4 @@
-"""Recipes: every run has one by name, and says which."""
+"""Recipes: every run has a recipe with a name, and reports the name."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_an_experiment_that_sets_all_itself_is_the_recipe(tmp_path: Path):
 
 
 def test_the_small_lipsformer_s_recipe_is_the_options_defaults():
-    """It had no file before, and trained with these."""
+    """Before the model had a recipe file, it was trained with these defaults."""
     cfg = settings("model=lipsformer_swin_mini")
     assert (cfg.epochs, cfg.batch_size, cfg.ema, cfg.model.drop_path_rate) == (300, 1024, None, 0.0)
     assert (cfg.optim.base_lr, cfg.optim.betas, cfg.optim.light_decay, cfg.optim.clip) == (5e-4, [0.9, 0.98], 5e-4, 5.0)
