@@ -90,7 +90,7 @@ def _files(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Write an archive's files. ``extractall`` could refuse everything else only from Python 3.11.4 on."""
+    """Write an archive's files by hand: the filters of ``extractall`` that refuse other members need Python 3.11.4."""
     folder.mkdir()
     with tarfile.open(archive) as tar:
         for member in tar:

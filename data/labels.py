@@ -23,7 +23,7 @@ def class_labels(
     """The label of each class folder.
 
     With ``trained_on``, a folder gets the label of the model's class of the same name; integers are compared by value.
-    Integer folders are the labels themselves if none of them is the name of a class of the model.
+    If the model's classes are not integers, integer folders are the labels themselves, unless one is a class name.
 
     Without ``trained_on``:
 

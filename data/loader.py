@@ -23,7 +23,7 @@ from data.waiting import look_nowhere
 log = logging.getLogger(__name__)
 
 P = TypeVar("P")
-MOST_BAD = 0.01  # largest share of unreadable images that a running training leaves out; beyond it, it stops
+MOST_BAD = 0.01  # a running training stops if a larger share of its images cannot be read
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Loader:
     def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Generator[Batch, None, None]:
         """This process's share of all images, in batches; together the processes see every image once.
 
-        An image that cannot be read is an error: without it, the score would be a different one.
+        An image that cannot be read is an error, because leaving it out would change the score.
         """
         mine = shard(len(plan.index), world_size, rank)
         rows = (range(start, min(start + batch_size, mine.stop)) for start in range(mine.start, mine.stop, batch_size))

@@ -47,7 +47,7 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full global batches in an epoch. The rest is left out; it is other images in each epoch."""
+        """Number of full global batches in an epoch. The remaining images are left out; they differ between epochs."""
         return len(self.rows) // self.geometry.batch_size
 
     def _order(self, epoch: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from engine.arguments import typed_values
 from engine.config import CONF, TrainConfig
 from engine.errors import UserError
 from engine.settings import as_container, defaults_of, flatten
+from models import refuse_unknown
 
 GROUPS = ("optim.", "schedule.", "augment.")  # in these groups, a recipe uses defaults for options it does not set
 # A timm model whose name starts like this uses the family's recipe, unless the user chose another.
@@ -42,7 +43,8 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
         composed.recipe = f"experiment/{experiment}"
     elif name is not None and recipe_file(f"recipe/{name}") is not None:
         composed.recipe = f"recipe/{name}"
-    else:
+    elif not OmegaConf.is_missing(composed.model, "name"):  # a name that is missing has an error of its own
+        refuse_unknown(composed.model.name)
         what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
         raise UserError(
             f"{what} has no recipe of its own: add {', '.join(f'recipe={n}' for n in general_recipes()[:-1])} or "

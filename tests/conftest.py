@@ -1,4 +1,4 @@
-"""What every test gets: the same random numbers, and real images in the forms image folders hold them in."""
+"""What every test gets: the same random numbers, and real images in the formats that image folders contain."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,21 +14,21 @@ from PIL import Image
 from data.cache import unpacked
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-ORIENTATION = 0x0112  # EXIF tag; 6 = turn by 90 degrees to view
+ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
 
-# The same examples at every run, and no time limit on each: machines are shared.
+# The same examples in every run, and no time limit for each, because machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Weights and inputs a test draws are the same whichever tests ran before it in its process."""
+    """The weights and inputs that a test draws do not depend on the tests that ran before it in the same process."""
     torch.manual_seed(0)
 
 
 def write_jpegs(folder: Path, image: Image.Image) -> None:
-    """Write an RGB image as each kind of JPEG that has its own way through a decoder."""
+    """Write an RGB image as each kind of JPEG that decoders handle differently."""
     turned = Image.Exif()
     turned[ORIENTATION] = 6
     image.save(folder / "420.jpg", quality=90, subsampling="4:2:0")
@@ -54,7 +54,7 @@ def write_pngs(folder: Path, image: Image.Image) -> None:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder of four classes, each one photograph in many forms. Tests leave it as it is."""
+    """An image folder of four classes; each holds one photograph in many formats. Tests must not change it."""
     root = tmp_path_factory.mktemp("photographs")
     for name in PHOTOGRAPHS:
         image = Image.fromarray(getattr(skimage.data, name)())
@@ -69,7 +69,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small image folder cut from the embedded set: 32 training and 8 validation images a class."""
+    """A small image folder cut from the embedded set: 32 training and 8 validation images for each class."""
     config = OmegaConf.load("conf/data/fashion_mnist.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -85,7 +85,7 @@ def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and the current one."""
+    """An empty folder, which is also the current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Requests as the plans make them, and backends that answer them."""
+"""Requests like those of the plans, and backends that answer them."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -30,7 +30,7 @@ def images_of(root: Path) -> EncodedSource:
 
 
 def make_crops(source: Source, cfg: DataConfig, mode: str, seed: int = 0) -> Crops:
-    """One crop of each image, as the plans make them."""
+    """One crop of each image, made by the plan."""
     index, rows = source.index, np.arange(len(source))
     if mode == "eval":
         return centre_crops(rows, index.heights, index.widths, cfg.resize, cfg.crop, cfg.interpolation != "bilinear")
@@ -67,7 +67,7 @@ def run(backend: Backend, requests: list[Crops]) -> list[Tensor]:
 
 
 def refusal(backend: Backend, requests: list[Crops]) -> str:
-    """The message, one line, with which a backend stops."""
+    """The one-line message with which a backend stops."""
     with pytest.raises(DataError) as refused:
         run(backend, requests)
     assert "\n" not in str(refused.value)
@@ -75,7 +75,7 @@ def refusal(backend: Backend, requests: list[Crops]) -> str:
 
 
 def write_cmyk(folder: Path, image: Image.Image) -> None:
-    """Write each kind of CMYK JPEG: Adobe's, of inverted colours, as CMYK and YCCK; and one that is not Adobe's."""
+    """Write each kind of CMYK JPEG: Adobe's with inverted colours, as CMYK and as YCCK, and one that is not Adobe's."""
     colours = np.array(image.convert("CMYK"))
     colours[..., 3] = 255 - np.asarray(image.convert("L"))
     Image.frombytes("CMYK", image.size, colours.tobytes()).save(folder / "adobe.jpg", quality=90)

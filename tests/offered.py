@@ -1,4 +1,4 @@
-"""The optimizers that ``optim/`` offers, each with the options that torch's own cases give its like."""
+"""The optimizers that ``optim/`` offers, each with the options in torch's own test cases of that kind of optimizer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from optim.fused import FusedAdamW, FusedSGD
 
 @dataclass(frozen=True)
 class Offered:
-    """An optimizer, the options to try, and what it must refuse."""
+    """An optimizer, the options to test, and the errors that it must raise."""
 
     name: str
     make: Callable[..., Optimizer]
@@ -28,14 +28,14 @@ class Offered:
 
 
 def _options(make: Callable[..., Optimizer], inputs: Iterable[cases.OptimizerInput]) -> tuple[dict[str, Any], ...]:
-    """Of torch's options those that an optimizer has; betas that are tensors are for graphs of torch's alone."""
+    """torch's options that an optimizer has, but no tensor betas: only torch's own CUDA graphs take them."""
     has = signature(make).parameters.keys()
     every = [case.kwargs for case in inputs if case.kwargs.keys() <= has]
     return tuple(options for options in every if not any(isinstance(b, Tensor) for b in options.get("betas", ())))
 
 
 def _errors(inputs: Iterable[cases.ErrorOptimizerInput]) -> tuple[cases.ErrorOptimizerInput, ...]:
-    """All but those that ask for another kernel."""
+    """All error cases except those that choose another kernel."""
     return tuple(case for case in inputs if "foreach" not in case.optimizer_error_input.kwargs)
 
 
@@ -45,7 +45,7 @@ _SGD = [case for case in cases.optim_inputs_func_sgd("cpu") if "dampening" not i
 _SGD_ERRORS = _errors(cases.optim_error_inputs_func_sgd(*_CPU))
 _ANY_ERRORS = _errors(cases.get_error_inputs_for_all_optims(*_CPU))
 _ADAMW2 = (*_options(AdamW2, _ADAMW), {"lr": torch.tensor(1e-3)}, {"tau": float("inf")}, {"tau": 1e9})
-_MUON = [case for case in cases.optim_inputs_func_muon("cpu") if "adjust_lr_fn" not in case.kwargs]  # other words
+_MUON = [case for case in cases.optim_inputs_func_muon("cpu") if "adjust_lr_fn" not in case.kwargs]  # named otherwise
 _LAMB = partial(Lamb, max_grad_norm=None, decoupled_decay=True)
 
 OFFERED = (
@@ -64,12 +64,12 @@ OFFERED = (
 
 
 def every_optimizer(**known: str) -> pytest.MarkDecorator:
-    """Run a test with each; by name the reason why one is expected to fail."""
+    """Run a test with each optimizer. ``known`` names those that are expected to fail, each with the reason."""
     return pytest.mark.parametrize("offered", [_param(o, (o,), o.name, known) for o in OFFERED])
 
 
 def every_option(**known: str) -> pytest.MarkDecorator:
-    """Run a test with each, and with each of its options."""
+    """Run a test with each optimizer and each set of its options; ``known`` as in :func:`every_optimizer`."""
     found = [
         _param(o, (o, options), f"{o.name}-{'-'.join(options) or 'default'}-{i}", known)
         for o in OFFERED

@@ -1,4 +1,4 @@
-"""ImageNet's official tar files in small: the names and nesting of the real ones, few images, few classes."""
+"""Small versions of ImageNet's official tar files: the same names and nesting, few images, few classes."""
 
 import io
 import tarfile
@@ -13,11 +13,11 @@ from data.prepare import Task, prepare
 from data.prepare.ground_truth import image_name, validation_classes
 from data.prepare.originals import TRAIN_TAR, VAL_TAR
 
-IMAGES = 5  # of a class, in training
+IMAGES = 5  # of each class, in training
 
 
 def jpeg(seed: int, width: int = 60, height: int = 50, **options) -> bytes:
-    """A small JPEG; another one for each seed."""
+    """A small JPEG; each seed gives another one."""
     picture = Image.fromarray(skimage.data.astronaut()).crop((seed, seed, seed + 200, seed + 170))
     content = io.BytesIO()
     picture.resize((width, height)).save(content, format="JPEG", **options)
@@ -35,18 +35,18 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 
 def val_labels(images: int) -> dict[str, str]:
-    """Name and class of the first validation images."""
+    """Name and class of the first ``images`` validation images."""
     known = validation_classes(None, Path("nowhere"))
     return {image_name(n): known[image_name(n)] for n in range(1, images + 1)}
 
 
 def write_official(folder: Path, images: int = 4, extra: dict[str, bytes] | None = None) -> dict[str, bytes]:
-    """Write the tar files; the files of the set that they hold, by their paths in it.
+    """Write the tar files, and return the images in them by their paths in the prepared set.
 
     Args:
-        folder: where.
-        images: validation images; the training images are of their classes.
-        extra: more files in the tar file of the first class.
+        folder: where to write.
+        images: number of validation images; the training images have the same classes.
+        extra: additional files in the tar file of the first class.
     """
     folder.mkdir(parents=True)
     val = val_labels(images)
@@ -65,13 +65,13 @@ def write_official(folder: Path, images: int = 4, extra: dict[str, bytes] | None
 
 
 def files_in(root: Path) -> dict[str, bytes]:
-    """All visible files below a folder, but the notes of how it was prepared."""
+    """All visible files below a folder, except the notes on how it was prepared."""
     found = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith((".", "prepared-")))
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 
 def refused(task: Task) -> str:
-    """The message, one line, with which a task is refused."""
+    """The one-line message with which a task is refused."""
     with pytest.raises(DataError) as caught:
         prepare(task)
     assert "\n" not in str(caught.value)
@@ -85,7 +85,7 @@ def task(**options) -> Task:
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official tar files in small. Tests leave them as they are."""
+    """Small official tar files. Tests must not change them."""
     folder = tmp_path_factory.mktemp("official") / "tars"
     write_official(folder)
     return folder

@@ -16,9 +16,9 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def pictures(side: int) -> list[Image.Image]:
-    """Photographs, a dark one, a pale one, one of a single colour, noise, and a smooth one with a little texture.
+    """Photographs, a dark and a pale one, an image of a single colour, noise, and a gradient with a little texture.
 
-    With ``TEST_IMAGES=DIR`` some photographs from there too.
+    With ``TEST_IMAGES=DIR``, also some photographs from that folder.
     """
     photographs = [
         Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
@@ -42,7 +42,7 @@ def pictures(side: int) -> list[Image.Image]:
 
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device; a test file takes over this fixture and the next as names of its own."""
+    """Each device. A test file that uses this fixture or the next one must bind it to a name of its own."""
     return request.param
 
 

@@ -21,19 +21,19 @@ from engine.training_run import train
 PROJECT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
-# A model that takes a step in milliseconds, with every part of the real ones.
+# A model with every part of the real ones, whose steps take milliseconds.
 SMALL = (
     *("experiment=quickstart", "data=folder", "data.crop=28", "data.resize=28", "data.backend=torch", "max_workers=0"),
     *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=32", "augment.mix_group=8"),
     *("epochs=2", "log_every=1", "logger=none", "eval.batch_size=64", "device=cpu"),
 )
-# Every source of randomness there is.
+# All sources of randomness.
 ALL_AUGMENTATION = (
     *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.random_erasing=0.5", "augment.label_smoothing=0.1"),
     *("augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.repeats=2", "data.interpolation=random"),
     *("model.drop_path_rate=0.3", "augment.scale=[0.3,1.0]", "ema=0.9"),
 )
-# For runs that are to learn in a few steps: of 28 pixels RandAugment leaves little to see.
+# For runs that must learn in a few steps: RandAugment changes images of 28 pixels too much.
 PLAIN_IMAGES = (
     "augment.auto_augment=null",
     "augment.color_jitter=0",
@@ -44,19 +44,19 @@ NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.random_erasing
 
 
 def command(entry: str, *overrides: str, processes: int = 1) -> list[str]:
-    """The command line of an entry, under torchrun where there is more than one process."""
+    """The command line of an entry; with more than one process, under torchrun."""
     start = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
     return [*start, str(PROJECT / entry), *overrides]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """One thread a process, so that arithmetic is the same on any number of cores; no W&B service of another's."""
+    """One thread for each process, so that results do not depend on the number of cores; no inherited W&B service."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return inherited | {"OMP_NUM_THREADS": "1"} | extra
 
 
 def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: float = 240, **extra: str):
-    """Run an entry as a user does; its exit code, output and errors as text."""
+    """Run an entry as a user does, and return its exit code, output and errors as text."""
     return subprocess.run(
         command(entry, *overrides, processes=processes),
         cwd=cwd,
@@ -68,7 +68,7 @@ def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: flo
 
 
 def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run an entry as ``run`` does, but in this process, which has imported all it needs."""
+    """Run an entry as ``run`` does, but in this process, which has already imported all modules."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, command(entry, *overrides)[1:]
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -82,7 +82,7 @@ def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProc
 
 
 def settings(*overrides: str) -> TrainConfig:
-    """What ``train.py`` would run with."""
+    """The settings that ``train.py`` would run with."""
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides))
@@ -90,7 +90,7 @@ def settings(*overrides: str) -> TrainConfig:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """What Hydra composes for ``eval.py``."""
+    """The options that Hydra composes for ``eval.py``."""
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         return hydra.compose("eval", overrides=list(overrides))

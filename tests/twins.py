@@ -1,4 +1,4 @@
-"""Models that should move alike: a small LipsFormer, the same made gradients for several, whether weights are equal."""
+"""Models that must train alike: a small LipsFormer, equal random gradients for several models, a check of equality."""
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ def small_model() -> nn.Module:
 
 
 def set_gradients(*twins: nn.Module, step: int) -> None:
-    """The same random gradients, of very different sizes, for each."""
+    """Give all models the same random gradients, whose sizes differ much between parameters."""
     generator = torch.Generator().manual_seed(step)
     for same_parameters in zip(*(model.parameters() for model in twins), strict=True):
         size = 10 ** (4 * torch.rand((), generator=generator) - 3)
@@ -28,7 +28,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def step_alike(steps: int, *trained: tuple[nn.Module, Optimizer]) -> None:
-    """Let each optimizer take steps of its model by the same gradients."""
+    """Let each optimizer step its model; the gradients are the same for all."""
     for step in range(steps):
         set_gradients(*(model for model, _ in trained), step=step)
         for _, optimizer in trained:

@@ -71,7 +71,7 @@ class DeviceAugment(nn.Module):
 
 
 def _mix(images: Tensor, mix: Mix) -> None:
-    """Mix each image of a group with its mirror in the group, in place."""
+    """Mix the i-th image of a group with the i-th image from its end, in place."""
     if mix.box is None:
         images.lerp_(images.flip(0), 1 - mix.share)
     else:

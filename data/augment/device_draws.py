@@ -10,7 +10,7 @@ from data.augment.policies import AutoDraws
 
 @dataclass(frozen=True)
 class Mix:
-    """How the images ``rows`` of a micro-batch are mixed: the first with the last, the second with the one before, …
+    """How the images ``rows`` of a micro-batch are mixed: the i-th image with the i-th image from the end.
 
     ``share`` is the weight of the image itself. With a ``box`` (top, left, height, width) this is cutmix, else mixup.
     """

@@ -59,7 +59,7 @@ def clean_start(preload: list[str]) -> BaseContext:
         signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
         with _project_on_path():
             forkserver.ensure_running()
-    except OSError as error:  # such as a socket path that is too long, below a TMPDIR of about 100 characters
+    except OSError as error:  # such as a socket path that a TMPDIR of more than about 100 characters makes too long
         raise DataError(
             f"the data workers cannot be started ({error}): set TMPDIR to a shorter path, or max_workers=0"
         ) from error

@@ -24,7 +24,7 @@ from data.index.image_index import ImageIndex, Strings, is_of_this_version, mapp
 
 log = logging.getLogger(__name__)
 
-THREADS = 32  # they mostly wait for the disk
+THREADS = 32  # threads that read headers mostly wait for the disk
 
 
 def index_file(root: Path, split: str, index_dir: str | None) -> Path:

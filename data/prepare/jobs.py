@@ -20,7 +20,7 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
         DataError: if a process was killed. An error of a job is raised as it is; after it, no other job is started.
     """
     context = multiprocessing.get_context("forkserver")
-    # The script comes first: it puts the project on sys.path, which the current folder may not be.
+    # The script comes first: it puts the project on sys.path, which is needed if another folder is the current one.
     context.set_forkserver_preload(["__main__", "data.prepare"])
     with ProcessPoolExecutor(workers, context, _start_process) as pool:
         numbers = {pool.submit(job): number for number, job in enumerate(jobs)}

@@ -78,7 +78,7 @@ class Target:
 
     @property
     def plan(self) -> str:
-        """The options and the source of the split, as JSON: two targets with equal plans hold the same parts."""
+        """The source and the options of the split as a line of JSON; it is compared when the command is repeated."""
         parts = json.dumps([(part.path.name, [(s.name, s.size) for s in part.sources]) for part in self.parts])
         note = {
             "shards": len(self.parts) if self.packed else None,

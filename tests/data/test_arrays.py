@@ -1,4 +1,4 @@
-"""Files of arrays: what is written is what is mapped, whole or not at all, and stays so when the file is replaced."""
+"""Files of arrays: a process maps all that was written or nothing, and keeps it when the file is replaced."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The arithmetic on the device is timm's, and the same however a batch is cut."""
+"""The arithmetic on the device is timm's, and does not depend on how a batch is cut."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAug
     assert noise.mean().item() == pytest.approx(0, abs=5 / len(noise) ** 0.5)
     assert noise.std().item() == pytest.approx(1, abs=5 / len(noise) ** 0.5)
     assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
-    assert len(noise.unique()) > 0.99 * len(noise)  # each pixel and channel its own
+    assert len(noise.unique()) > 0.99 * len(noise)  # own noise for each pixel and channel
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -99,13 +99,13 @@ def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(inte
     cubic = np.full((n, 1), interpolation == "bicubic")
     out, _ = augment(images, labels, DeviceDraws(boxes, [], turned, cubic))
     corner, pixels = out[:, :, :8, :8], augment.denormalise(out)
-    assert corner.std().item() == pytest.approx(1, abs=0.1)  # erased last, with noise of deviation 1
+    assert corner.std().item() == pytest.approx(1, abs=0.1)  # erased last, with noise of standard deviation 1
     pixels[:, :, :8, :8] = as_batch(expected)[:, :, :8, :8]
     assert difference(pixels, expected).max() < 0.1
 
 
 def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """What timm's Mixup in batch mode makes of one group when it draws this share or box."""
+    """One group after timm's Mixup in batch mode, which is made to draw this share or box."""
     timm = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
     with monkeypatch.context() as patch:
         patch.setattr(timm, "_params_per_batch", lambda: (mix.share, mix.box is not None))
@@ -141,7 +141,7 @@ def test_mixing_is_timms(
 
 def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:
     images, labels = make_batch(11)
-    groups = [Mix(range(0, 4), 0.3, None), Mix(range(8, 11), 0.75, (0, 0, 16, 16))]  # an odd one, one left out
+    groups = [Mix(range(0, 4), 0.3, None), Mix(range(8, 11), 0.75, (0, 0, 16, 16))]  # 4 to 7 are not mixed
     together, targets = augment(images, labels, DeviceDraws(None, groups))
     for group in (*groups, Mix(range(4, 8), 1.0, None)):
         rows = slice(group.rows.start, group.rows.stop)
@@ -151,7 +151,7 @@ def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:
         assert torch.equal(targets[rows], alone_targets)
     plain, _ = augment(images, labels, NOTHING)
     assert torch.equal(together[4:8], plain[4:8])
-    assert torch.equal(together[9], plain[9])  # in the middle of its group: its own partner
+    assert torch.equal(together[9], plain[9])  # in the middle of its group, so mixed with itself
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -1,4 +1,4 @@
-"""What is drawn is done: timm's pixels, whatever else is in the batch."""
+"""The drawn operations give timm's pixels, whatever other images are in the batch."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ from tests.pictures import FILL, SIDE, as_batch, difference
 from tests.runs import PROJECT
 
 device, images = shown.device, shown.images
-STEP = 1.0  # 1/255: the largest mean difference of an image that passes; nearly all are far below
+STEP = 1.0  # in units of 1/255: largest mean difference allowed for an image; nearly all are far below
 
 
 def done(batch: Tensor, draws: AutoDraws, cubic: bool = True) -> Tensor:
@@ -34,7 +34,7 @@ def the_same(op: Op, arg: float, count: int) -> AutoDraws:
 
 
 def drawn(auto: str, count: int) -> AutoDraws:
-    """Of a policy and the colour jitter that belongs to it."""
+    """The draws of a policy and of the colour jitter that follows it."""
     chosen = policies(auto, 0.4, SIDE)
     draws = chosen[0].draw(uniforms(1, 0, Stream.AUTO, 0, count, chosen[0].uniforms))
     for other in chosen[1:]:
@@ -141,7 +141,7 @@ def test_a_gpu_makes_the_same_pixels_without_waiting(images) -> None:
 
 @pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-tweights", "3a"])
 def test_augmented_images_have_the_statistics_of_timms(images, device, auto) -> None:
-    """Mean and deviation of the pixels of one photograph over many draws, and the deviations of both."""
+    """Four statistics of the pixels of one photograph have the same mean over many draws as with timm."""
     count, image = 1500, images[0].resize((48, 48))
     (policy,) = policies(auto, 0.0, 48)
     draws = policy.draw(uniforms(9, 0, Stream.AUTO, 0, count, policy.uniforms))

@@ -1,4 +1,4 @@
-"""A file that cannot be read is named by every backend, whatever is wrong with it."""
+"""Every backend names a file that it cannot read, whatever is wrong with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def text(path: Path) -> None:
 
 
 def bad_chunk(path: Path) -> None:
-    """A damage inside a PNG at which Pillow raises something else than elsewhere."""
+    """Damage inside a PNG for which Pillow raises another exception than usual."""
     content = bytearray(path.read_bytes())
     start = content.index(b"IDAT", len(content) // 2)
     content[start : start + 4] = b"\0\1\2\3"
@@ -66,7 +66,7 @@ def bad_chunk(path: Path) -> None:
 
 
 def without_end(path: Path) -> None:
-    """All pixels are there, the last chunk of the PNG is not; Pillow does not mind."""
+    """All pixels are there, but the last chunk of the PNG is missing; Pillow accepts this."""
     path.write_bytes(path.read_bytes()[:-12])
 
 
@@ -77,7 +77,7 @@ DAMAGES = [
 
 
 def damaged(tmp_path: Path, damage: Callable[[Path], None], suffix: str) -> tuple[EncodedSource, Path]:
-    """Six images of which the fourth is damaged after it was indexed."""
+    """Six images; the fourth is damaged after indexing."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     for i in range(6):
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_named(
 ) -> None:
     source, file = damaged(tmp_path, damage, suffix)
     cfg = options("bicubic", 64)
-    # The lower left corner: cut off in the short file, there in files that are larger than before or turned.
+    # The lower left corner: missing in the file cut short, but present in a larger or a turned file.
     crops = make_crops(source, cfg, mode) if mode == "eval" else corner_crops(source, cfg, 200, 0)
     assert str(file) in refusal(build(kind, source, cfg, max_batch=2), in_batches(crops, 2))
 
@@ -125,7 +125,7 @@ def test_dali_names_a_file_that_only_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_dali_hands_out_no_rows_that_are_missing(tmp_path: Path) -> None:
-    """It stops decoding below the box, so of a file cut short it may well hand out what is there, and only that."""
+    """DALI decodes only down to the box. It may return rows of a file cut short, but only rows that are in the file."""
     source, file = damaged(tmp_path, cut_short, ".jpg")
     backend = build("dali", source, options("bicubic", 64))
     refused = 0

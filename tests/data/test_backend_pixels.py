@@ -1,6 +1,6 @@
 """Every backend makes Pillow's pixels.
 
-With ``TEST_IMAGES=/path/to/images`` the pixels of up to 200 images found below it are compared too.
+With ``TEST_IMAGES=/path/to/images``, the pixels of up to 200 images in that folder are compared too.
 """
 
 import os
@@ -55,7 +55,7 @@ def source(
 
 
 def by_pillow(source: EncodedSource, cfg: DataConfig, crops: Crops) -> NDArray[np.uint8]:
-    """What :class:`Crops` describes, in Pillow's own words."""
+    """The batch that :class:`Crops` describes, made with Pillow's own functions."""
     images = []
     for i, n in enumerate(crops.index):
         (top, left, height, width), (y, x) = crops.box[i].tolist(), crops.window[i].tolist()
@@ -100,7 +100,7 @@ def test_a_batch_stays_until_a_slow_gpu_has_read_it(photographs: Path) -> None:
     expected = [images.clone() for images in run(build("dali", source, cfg, device=GPU), requests)]
     late = []
     for images in build("dali", source, cfg, device=GPU).batches(iter(requests)):
-        torch.cuda._sleep(10**8)  # some hundredths of a second, in which the host goes on
+        torch.cuda._sleep(10**8)  # the GPU is busy for some hundredths of a second, and the host goes on
         late.append(images.clone())
     assert all(torch.equal(a, b) for a, b in zip(late, expected, strict=True))
 
@@ -127,7 +127,7 @@ def test_a_flip_mirrors_left_and_right(photographs: Path, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kinds of files that ImageNet holds a few of, and the least and largest images."""
+    """Kinds of files that are rare in ImageNet, and very small and very large images."""
     root = tmp_path_factory.mktemp("odd")
     folder = root / "train" / "a"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Backends: which one it is, the same pixels each time, and the processes that one of them starts."""
+"""Backends: which one is chosen, the same pixels every time, and the processes that the torch backend starts."""
 
 import importlib.util
 import os
@@ -117,7 +117,7 @@ def test_any_file_name_can_be_read(tmp_path: Path, kind: str, name: str) -> None
 
 
 def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy would hold whatever lock a thread of this process held, and wait for it for ever."""
+    """A fork would copy each lock that a thread of this process holds, and wait for it for ever."""
     source, cfg = images_of(photographs), options("bicubic", 64)
     requests = in_batches(make_crops(source, cfg, "train"), 8)
     expected = run(build("torch", source, cfg, workers=0), requests)
@@ -128,7 +128,7 @@ def test_workers_are_no_copies_of_this_process(photographs: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_a_process_ends_with_its_workers_still_at_work(photographs: Path) -> None:
-    """They outlive a SIGTERM, with which Python would end them, and then wait for ever."""
+    """Python ends its child processes with SIGTERM and waits for them, but workers ignore SIGTERM."""
     code = """
 import sys
 from pathlib import Path
@@ -143,7 +143,7 @@ next(sys.kept)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.slow
 def test_the_process_that_starts_workers_outlives_signals():
-    """In a process that has started no other before."""
+    """Tested in a new process, which has started no other process yet."""
     code = """
 import re, signal
 from multiprocessing import forkserver

@@ -1,4 +1,4 @@
-"""Images that cannot be read once training runs: tried again, replaced where asked for, never in evaluation."""
+"""Images that become unreadable during training: tried again, replaced if wanted, but never replaced in evaluation."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """120 images of two classes, each of a colour of its own."""
+    """120 images of two classes, each with its own colour."""
     for i in range(120):
         path = tmp_path / "set" / "train" / "ab"[i % 2] / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def batches(
     world: int = 1,
     steps: range = range(STEPS),
 ) -> list[Batch]:
-    """What all processes take together; the images are opened before the damage."""
+    """The batches of all processes together; the images are opened before they are damaged."""
     cfg = DataConfig(name="folder", root=str(root), crop=16)
     images = open_split(cfg, "train")
     damage(images.source)
@@ -73,7 +73,7 @@ def rows(batches: list[Batch]) -> np.ndarray:
 
 
 def cut_short(source: Source) -> None:
-    """Damage one image without a change that a start would see."""
+    """Damage one image in a way that opening the split does not notice."""
     if isinstance(source, ShardSource):
         begin, length = source.stretch(BAD)
         with open(source.shard(BAD), "r+b") as file:
@@ -102,7 +102,7 @@ def test_another_image_takes_the_place_on_any_backend_layout_and_number_of_proce
     assert BAD not in rows(first)
     assert np.array_equal(rows(first) == rows(whole), ~bad)
     assert torch.equal(pixels(first)[~bad], pixels(whole)[~bad])
-    for batch in first:  # labels and pixels are those of the image that took the place
+    for batch in first:  # labels and pixels are those of the image that replaces it
         assert torch.equal(batch.images.amax((1, 2, 3)).long() % 2, batch.labels)
     others = [
         batches(root, "dali", workers=2),
@@ -168,7 +168,7 @@ def test_a_read_that_fails_for_a_moment_changes_nothing(
 def test_dali_starts_again_where_a_file_was_gone_for_a_moment(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It reads paths itself: that nothing is wrong any more is found by reading them again."""
+    """DALI reads paths itself. After its error all images are read again, and then none is bad."""
     whole = batches(root, "torch", steps=range(3))
     away: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""Archives in the user's cache: what tests of the embedded set leave open."""
+"""Archives in the user's cache: cases that the tests of the embedded set do not cover."""
 
 import hashlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Crop and erase boxes are distributed as in torchvision and timm, and lie inside the image."""
+"""Crop and erase boxes are distributed as in torchvision and timm, and are inside the image."""
 
 import random
 
@@ -27,7 +27,7 @@ def boxes_of_one_size(
 
 
 def same_distribution(ours: NDArray, theirs: NDArray, height: int, width: int) -> None:
-    """Two-sample tests on each side of what a box is: where, how large, of which shape, and its extent."""
+    """Two-sample tests of each property of a box: area, aspect ratio, height, width and position."""
     for name, of in {
         "area": lambda b: b[:, 2] * b[:, 3],
         "aspect": lambda b: b[:, 3] / b[:, 2],
@@ -115,9 +115,9 @@ def test_boxes_of_extreme_draws_lie_inside_the_image(corner: float) -> None:
 @example(height=500, width=375, resize=256, crop=224)
 @example(height=333, width=500, resize=235, crop=224)
 @example(height=28, width=28, resize=28, crop=28)
-@example(height=300, width=300, resize=221, crop=224)  # resized to less than the crop: padded
+@example(height=300, width=300, resize=221, crop=224)  # resized to a size below the crop, so padded
 def test_centre_crops_are_torchvisions(height: int, width: int, resize: int, crop: int) -> None:
-    size = F.resize(torch.empty(1, height, width, device="meta"), [resize]).shape[1:]  # nothing is computed there
+    size = F.resize(torch.empty(1, height, width, device="meta"), [resize]).shape[1:]  # no pixels are computed
     rows = F.center_crop(torch.arange(1, size[0] + 1).view(-1, 1).expand(size), [crop, crop]).amax(1)
     columns = F.center_crop(torch.arange(1, size[1] + 1).view(1, -1).expand(size), [crop, crop]).amax(0)
     ours = centre_crops(np.array([7]), np.array([height]), np.array([width]), resize, crop)

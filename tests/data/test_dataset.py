@@ -1,4 +1,4 @@
-"""From the data options to a split: where the folder is, and what is said where there is none."""
+"""From the data options to a split: where its folder is, and the message if there is none."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from data.sources.root import located
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> DataConfig:
-    """Three classes in ``train``, of which one has no images in ``val``."""
+    """Three classes in ``train``; one of them is missing in ``val``."""
     for name in ("train/cat", "train/dog", "train/otter", "val/cat", "val/otter"):
         (tmp_path / "set" / name).mkdir(parents=True)
         Image.new("RGB", (8, 6)).save(tmp_path / "set" / name / "1.png")

@@ -41,7 +41,7 @@ def test_seeds_epochs_streams_and_positions_have_numbers_of_their_own() -> None:
 
 
 def test_draws_are_pinned() -> None:
-    """A library that changes these numbers changes every run: it must not go unnoticed."""
+    """If a library changes these numbers, every run changes: this test must notice it."""
     assert uniforms(0, 0, Stream.CROP, 0, 2, 3).ravel() == pytest.approx(
         [0.81335406, 0.75133143, 0.67164904, 0.70519522, 0.27307313, 0.814995], abs=1e-8
     )

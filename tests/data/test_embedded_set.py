@@ -22,7 +22,7 @@ CLASSES = ["ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", 
 
 
 def embedded() -> DataConfig:
-    """The config's file on top of the defaults; an option that does not exist is an error."""
+    """The config file merged into the defaults; an option that does not exist is an error."""
     file = OmegaConf.load(PROJECT / "conf" / "data" / "fashion_mnist.yaml")
     cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), file))
     assert isinstance(cfg, DataConfig)
@@ -30,7 +30,7 @@ def embedded() -> DataConfig:
 
 
 def archive_and_hash() -> tuple[Path, str]:
-    """What the config says of the archive."""
+    """The archive and the digest that the config names."""
     cfg = embedded()
     assert cfg.archive is not None
     assert cfg.archive_sha256 is not None
@@ -39,7 +39,7 @@ def archive_and_hash() -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataConfig]:
-    """The config, with an empty cache that this file's tests share."""
+    """The config, with a cache that is empty at first and shared by the tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield embedded()
@@ -58,7 +58,7 @@ def test_archive_is_small_and_the_one_of_the_config() -> None:
 
 
 def root_of(cfg: DataConfig) -> Path:
-    """Where the set lies, which is unpacked."""
+    """The folder of the set; the archive is unpacked if needed."""
     return Path(str(located(cfg, unpack=True).root))
 
 

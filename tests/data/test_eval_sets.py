@@ -1,4 +1,4 @@
-"""Evaluation sets: the real command against counting by hand, and every wrong folder or list in one line."""
+"""Evaluation sets: the real command against scores counted by hand; a wrong folder or list is refused in one line."""
 
 import json
 from importlib import resources
@@ -35,7 +35,7 @@ def info(name: str) -> str:
 
 
 def indices(name: str) -> list[int]:
-    """The classes of ImageNet-A or -R; the project takes them from another file, of WordNet ids."""
+    """The classes of ImageNet-A or -R, from timm's file of indices; the project uses timm's file of WordNet ids."""
     return [int(word) for word in info(f"imagenet_{name}_indices.txt").split()]
 
 
@@ -46,7 +46,7 @@ def coloured(seed: int) -> np.ndarray:
 
 def write(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PNG")  # read by content: no pixel is lost, whatever the name
+    Image.fromarray(pixels).save(path, format="PNG")  # PNG keeps all pixels; readers ignore the file name's extension
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def answers_of(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def weights(images, tmp_path_factory) -> Path:
-    """A network that is sure of its answers, which differ from image to image."""
+    """A network with confident answers that differ from image to image."""
     torch.manual_seed(0)
     model = timm.create_model(MODEL)
     for value in model.state_dict().values():
@@ -84,14 +84,14 @@ def logits(images, weights) -> torch.Tensor:
 
 
 def ranked(logits: torch.Tensor, among: list[int]) -> list[int]:
-    """For image i, the class that the network ranks (i mod 7)th: 1 in 7 is right at once, 5 in 7 of the best five."""
+    """For image i, the class that the network ranks at place i mod 7: top-1 is then 1/7, top-5 is 5/7."""
     order = logits[:, among].argsort(1, descending=True)
     return [among[int(order[i, i % RANKS])] for i in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
 def sets(images, logits, tmp_path_factory) -> Path:
-    """Every set, each image labelled by the network's own ranking; ``flat.txt`` lists those of ``flat``."""
+    """Every set, with labels from the network's own ranking; ``flat.txt`` lists the labels of ``flat``."""
     root = tmp_path_factory.mktemp("sets")
     whole = list(range(1000))
     for name, among, folder in (
@@ -111,7 +111,7 @@ def sets(images, logits, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def real(images, logits, tmp_path_factory) -> tuple[Path, list[str]]:
-    """Images under names to which ReaL gives one of several answers by rank, and some to which it gives none."""
+    """Images with names for which the ranked label is one of ReaL's answers, and some names without an answer."""
     root = tmp_path_factory.mktemp("real")
     known = json.loads(info("imagenet_real_labels.json"))
     free = {label: [] for label in range(1000)}
@@ -146,7 +146,7 @@ def real_by_timm(logits: torch.Tensor, names: list[str]) -> tuple[float, float]:
 
 
 def test_every_set_in_one_command(sets, real, logits, weights, tmp_path):
-    """Two processes, batches of another size than any set: as counted by hand, and ReaL as timm counts it."""
+    """Two processes, and a batch size that divides no set: the scores are those counted by hand; for ReaL, timm's."""
     folder, names = real
     typed = [f"sets.{name}={sets / name}" for name in ("v2", "a", "r", "sketch")]
     flat = (f"sets.imagenet={sets}/flat", f"sets.labels={sets}/flat.txt", f"sets.real={folder}")
@@ -173,7 +173,7 @@ def opened(name: str, **folders) -> object:
 
 
 def test_a_list_may_give_names_or_numbers(sets, tmp_path):
-    """In any order where it gives names; the same answers."""
+    """The answers are the same. A list with names may be in any order."""
     wnids = (sets / "flat.txt").read_text().split()
     names = sorted(path.name for path in (sets / "flat").iterdir())
     lists = {
@@ -240,7 +240,7 @@ def test_wrong_folders_are_refused(sets, real, tmp_path):
 
 
 def test_the_sets_are_those_of_the_metadata():
-    """Places of classes by timm's second file of them, and the number of images that ReaL labels."""
+    """The labels of the classes in timm's file of indices, and the number of images that ReaL labels."""
     for name in ("a", "r"):
         assert sorted(indices(name)) == indices(name) and len(indices(name)) == 200
     assert sum(map(bool, json.loads(info("imagenet_real_labels.json")))) == SETS["real"].images

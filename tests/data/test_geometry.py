@@ -1,4 +1,4 @@
-"""The global batch is cut exactly, on group borders, the same way for all processes."""
+"""The global batch is cut without gaps, on group borders, and all processes cut it the same way."""
 
 import re
 from itertools import chain

@@ -1,4 +1,4 @@
-"""The classes of the validation images: the list that comes with the project, and those a user may give."""
+"""The classes of the validation images: the list that comes with the project, and the lists that a user may give."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def test_the_list_has_fifty_images_of_each_class(shipped: list[str]) -> None:
 
 
 def test_the_list_agrees_with_the_reassessed_labels(shipped: list[str]) -> None:
-    """Beyer et al. (2020) looked at the same images anew: 90.02 % of the original labels are among theirs."""
+    """Beyer et al. (2020) labelled the same images again: 90.02 % of the original labels are among theirs."""
     real = json.loads((files("timm.data") / "_info" / "imagenet_real_labels.json").read_text())
     position = {wnid: label for label, wnid in enumerate(ImageNetInfo().label_names())}
     judged = [(position[wnid], labels) for wnid, labels in zip(shipped, real, strict=True) if labels]
@@ -37,7 +37,7 @@ def test_the_list_agrees_with_the_reassessed_labels(shipped: list[str]) -> None:
 
 
 def devkit(folder: Path, wnids: list[str]) -> None:
-    """A devkit whose numbers of classes are in an order of its own."""
+    """A devkit that numbers the classes in another order."""
     number = {wnid: str(n) for n, wnid in enumerate(sorted(set(wnids), key=lambda wnid: wnid[::-1]), 1)}
     content = "".join(f"{number[wnid]}\n" for wnid in wnids).encode()
     with tarfile.open(folder / DEVKIT, "w:gz") as tar:

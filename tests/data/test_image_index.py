@@ -1,4 +1,4 @@
-"""What the fingerprint of an index tells apart."""
+"""Which differences between indexes change the fingerprint."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.opening import source_of
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two classes with an image each."""
+    """Two classes with one image each."""
     for name in ("a/1.png", "b/3.png"):
         paint(tmp_path / "train" / name)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Operations on the values of batches give Pillow's pixels."""
+"""Operations on the pixel values of batches give Pillow's pixels."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests import pictures as shown
 from tests.pictures import as_batch, difference
 
 device, images = shown.device, shown.images
-ROUNDING = 0.01  # few values, where float32 rounds a sum across a whole number
+ROUNDING = 0.01  # mean difference from the few values where float32 rounds a sum past an integer
 
 
 def every(value: float, images: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def test_enhancements(images, device, factor, ours, pillows) -> None:
 def test_blur(images, device, radius) -> None:
     batch = as_batch(images, device)
     expected = [image.filter(ImageFilter.GaussianBlur(radius)) for image in images]
-    # Six passes, each of them rounded: at radius 2 a tenth of a step.
+    # There are six passes, each with rounding: at radius 2 the difference is a tenth of 1/255.
     assert difference(ops.gaussian_blur(batch, every(radius, batch)), expected).max() < 0.15
 
 

@@ -1,4 +1,4 @@
-"""The image index: what it holds, when it is reused, when it is built anew, and what it refuses."""
+"""The image index: what it holds, when it is reused, when it is built again, and what it refuses."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from tests.opening import open_at, source_of
 
 
 def paint(path: Path, width: int = 8, height: int = 6) -> Path:
-    """Write a small image; the name says in which format."""
+    """Write a small image; the file name sets the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), (200, 30, 60)).save(path)
     return path
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def refused(root: Path, split: str = "train", **options) -> str:
-    """The message, one line, with which the folder is refused."""
+    """The one-line message with which the folder is refused."""
     with pytest.raises(DataError) as caught:
         open_at(root, split, **options)
     assert "\n" not in str(caught.value)
@@ -146,7 +146,7 @@ def test_without_building_there_is_an_index_only_where_one_was_built(root: Path,
 
 
 def touch_later(folder: Path) -> None:
-    """Make a change visible whatever the resolution of the file system's clock."""
+    """Move the modification time on, so that the change is visible at any clock resolution of the file system."""
     later = os.stat(folder).st_mtime_ns + 1_000_000
     os.utime(folder, ns=(later, later))
 
@@ -211,7 +211,7 @@ def changed(path: Path) -> None:
 
 
 def encrypted(path: Path) -> None:
-    """Set the flag with which a zip file says that its first member is encrypted."""
+    """Set the flag that marks the first member of a zip file as encrypted."""
     content = bytearray(path.read_bytes())
     content[content.find(b"PK\1\2") + 8] ^= 1
     path.write_bytes(content)
@@ -258,7 +258,7 @@ def test_index_of_a_root_that_cannot_be_written_lies_in_the_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         "data.index.building.os.access", lambda path, mode: Path(path) != root
-    )  # the superuser may write all
+    )  # root may write everywhere, so os.access is replaced
     index_of(root)
     assert [path.name for path in root.iterdir()] == ["train"]
     assert len(list((tmp_path / "cache" / "coldstart" / "index").iterdir())) == 1
@@ -287,7 +287,7 @@ def sixteen_bit_png(path: Path) -> None:
 
 
 def sixteen_bit_colour_png(path: Path) -> None:
-    """Written by hand: Pillow reads such files, as if they had 8 bits, and writes none."""
+    """Written by hand: Pillow reads such a file as if it had 8 bits, and cannot write one."""
     lines = b"".join(b"\0" + np.full((8, 3), 40000, dtype=">u2").tobytes() for _ in range(6))
     header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
@@ -308,7 +308,7 @@ def named_pipe(path: Path) -> None:
 
 
 def png_with_a_short_chunk(path: Path) -> None:
-    """A damage at which Pillow raises something else than elsewhere."""
+    """Damage for which Pillow raises another exception than usual."""
     paint(path.with_suffix(".png"))
     content = path.with_suffix(".png").read_bytes()
     path.with_suffix(".png").unlink()

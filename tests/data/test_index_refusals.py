@@ -1,4 +1,4 @@
-"""Folders that are no split of images: each is refused by name, before any image is looked at."""
+"""Folders that are no split of images: each is refused by name, before any image is read."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.data.test_index import index_of, paint, paths, refused
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two classes with an image each, not indexed yet."""
+    """Two classes with one image each, not indexed yet."""
     for name in ("a/1.png", "b/2.png"):
         paint(tmp_path / "set" / "train" / name)
     return tmp_path / "set"
@@ -52,7 +52,7 @@ def test_hidden_links_and_files_beside_classes_are_not_looked_at(root: Path) -> 
 
 @pytest.fixture
 def unprivileged() -> Iterator[None]:
-    """Nobody instead of the superuser, who may read all."""
+    """Run as user nobody instead of root, who may read everything."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         yield

@@ -40,7 +40,7 @@ def test_wordnet_ids_get_the_labels_of_the_relative_of_imagenet(num_classes, lab
 
 def test_wordnet_ids_whose_place_is_unknown_are_refused() -> None:
     with pytest.raises(DataError, match=r"'n04399382' is none of the 21841 classes of timm's imagenet-22k"):
-        class_labels(["n01440764", "n04399382"], 21841)  # a teddy bear, which ImageNet-22k lacks
+        class_labels(["n01440764", "n04399382"], 21841)  # a teddy bear, which is not in ImageNet-22k
     for num_classes in (500, 5000):
         with pytest.raises(DataError, match=rf"in which order the model's {num_classes} classes are is unknown"):
             class_labels(["n01440764", "n01443537"], num_classes)

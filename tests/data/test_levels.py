@@ -1,4 +1,4 @@
-"""Levels are timm's."""
+"""The levels of operations are timm's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ MAGNITUDES = [*range(11), 0.37, 4.999, 5.001, 8.75, 9.0001, 9.999, 12.0, 30.0]
 
 @contextmanager
 def drawn(u: float) -> Iterator[None]:
-    """timm's random numbers are all this one."""
+    """All random numbers that timm draws are ``u``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm.random, "random", lambda: 1 - u)  # timm negates what is more than a half
+        patch.setattr(timm.random, "random", lambda: 1 - u)  # timm negates if its number is above 0.5, we do below
         patch.setattr(timm.random, "uniform", lambda low, high: low + u * (high - low))
         yield
 
 
 def by_timm(name: str, magnitude: float, u: float) -> float | None:
-    """timm's argument, as the operation's own unit; None where it has none."""
+    """timm's argument in the unit of our operation; ``None`` if there is no argument."""
     with drawn(u):
         level = timm.LEVEL_TO_ARG[name]
         args = level(magnitude, {}) if level else ()
@@ -49,7 +49,7 @@ def test_arguments_are_timms(name: str, u: float) -> None:
     assert set(ops) == {LEVELS[name][0]}
     if expected[0] is None:
         assert not args.any()
-    elif LEVELS[name][0] == Op.POSTERIZE:  # beyond 8 bits nothing is lost, and below 0 no more
+    elif LEVELS[name][0] == Op.POSTERIZE:  # more than 8 bits act like 8, fewer than 0 like 0
         assert args.tolist() == np.clip(np.array(expected, dtype=float), 0, 8).tolist()
     else:
         assert args.tolist() == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Loaders: images with their labels, each once in evaluation, and the same batches after a resume."""
+"""Loaders: images have their labels, evaluation sees each image once, and a resumed run gets the same batches."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ devices = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images of one colour for each class; the folders are named by labels whose order is not the folders'."""
+    """Six images of one colour for each class. The folder names are labels that do not sort as text."""
     root = tmp_path_factory.mktemp("colours")
     for split in ("train", "val"):
         for name, colour in COLOURS.items():
@@ -125,7 +125,7 @@ def test_a_resumed_run_gets_the_same_batches(photographs: Path, kind: str, worke
             torch.manual_seed(0)
             outputs.append(on_device(batch.images, batch.labels, batch.draws))
         assert all(torch.equal(x, y) for x, y in zip(*outputs, strict=True))
-    assert not np.array_equal(whole[0].index, whole[6].index)  # the next epoch is another one
+    assert not np.array_equal(whole[0].index, whole[6].index)  # the next epoch has another order
 
 
 def test_ranks_get_together_what_one_process_gets(photographs: Path) -> None:

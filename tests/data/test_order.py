@@ -1,4 +1,4 @@
-"""Orders of an epoch: which images come, how often, and how far apart."""
+"""Orders of an epoch: which images appear, how often, and how far apart."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy import stats
 
 from data.order import epoch_order, subset_rows
 
-SIZES = [120, 60, 30, 9, 1]  # images of each class
+SIZES = [120, 60, 30, 9, 1]  # number of images in each class
 
 
 def targets(sizes: list[int] = SIZES) -> NDArray[np.int32]:
@@ -94,7 +94,7 @@ def test_an_image_comes_that_many_times_in_one_batch_and_far_apart(repeats: int)
     for rows in order[: len(order) // batch * batch].reshape(-1, batch):
         assert np.bincount(rows).max() == repeats
         assert len(set(rows.tolist())) == batch // repeats
-        for part in rows.reshape(repeats, -1):  # as many processes
+        for part in rows.reshape(repeats, -1):  # the parts of that many processes
             assert len(set(part.tolist())) == batch // repeats
 
 

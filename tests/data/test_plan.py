@@ -1,4 +1,4 @@
-"""The plan: the same images in the same form for any number of processes, in any order of asking."""
+"""The plan: the same images, changed in the same way, for any number of processes and in any order of calls."""
 
 from dataclasses import replace
 
@@ -20,11 +20,11 @@ SIDE = 64
 ALL = AugmentConfig(
     mixup=0.8, cutmix=1.0, mixup_prob=0.8, mix_group=8, random_erasing=0.25, auto_augment="3a", color_jitter=0.3
 )
-COUNTS = (1, 2, 3, 4, 8)  # processes
+COUNTS = (1, 2, 3, 4, 8)  # numbers of processes
 
 
 def image_index(count: int = 230) -> ImageIndex:
-    """Images of many sizes, which exist nowhere."""
+    """The index of images of many sizes; there are no files."""
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(50, 600, (2, count)).astype(np.int32)
     return replace(SyntheticSource(count, 10, SIDE).index, heights=heights, widths=widths)
@@ -46,12 +46,12 @@ def make_plan(
 
 
 def columns(crops: Crops) -> NDArray:
-    """All there is to know of each crop, one row an image."""
+    """Everything about each crop, one row for each image."""
     return np.column_stack([crops.index, crops.box, crops.size, crops.window, crops.flip, crops.cubic])
 
 
 def global_batch(step: int, world: int = 1, micro: int | None = None, **options) -> tuple[NDArray, list[Mix]]:
-    """Crops, erase boxes and mix groups of one step, put together from all processes; rows count from the step's."""
+    """Crops, draws and mix groups of one step, joined over all processes; ``rows`` count from the start of the step."""
     rows, mixes, done = [], [], 0
     for rank in range(world):
         plan = make_plan(world=world, rank=rank, micro=micro, **options)
@@ -84,8 +84,8 @@ def test_nor_do_subsets_balanced_classes_and_repeats(world: int) -> None:
     whole, _ = global_batch(4, **options)
     cut, _ = global_batch(4, world, 8, **options)
     assert np.array_equal(cut, whole)
-    assert len(np.unique(whole[:, 0])) in (26, 27)  # 76 / 3, and those that began in the batch before
-    assert len(np.unique(whole, axis=0)) == 76  # each copy in a form of its own
+    assert len(np.unique(whole[:, 0])) in (26, 27)  # 76 / 3, and an image whose first copies are in the batch before
+    assert len(np.unique(whole, axis=0)) == 76  # each copy is changed differently
 
 
 def test_epochs_of_a_subset_are_shorter() -> None:
@@ -96,7 +96,7 @@ def test_epochs_of_a_subset_are_shorter() -> None:
 
 
 def epoch_order(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
-    """Images in the order in which an epoch takes them."""
+    """The images of an epoch in their order."""
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
     return np.concatenate([plan.crops(*place).index for step in steps for place in plan.positions(step)])
 
@@ -210,7 +210,7 @@ def test_interpolation_is_drawn_for_each_image_and_each_movement(interpolation: 
         assert (drawn == share).all()
     else:
         patterns = np.bincount(np.column_stack([drawn, crops.flip]) @ [1, 2, 4, 8], minlength=16)
-        assert stats.chisquare(patterns).pvalue > 1e-3  # all independent, of one another and of flips
+        assert stats.chisquare(patterns).pvalue > 1e-3  # all are independent of one another and of flips
     assert EvalPlan(plan.index, data).crops(range(10)).cubic.all() == (interpolation != "bilinear")
 
 
@@ -245,7 +245,7 @@ def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:
     half = mixes(mixup=0.8, cutmix=1.0)
     assert len(half) == GROUPS
     assert np.mean([mix.box is not None for mix in half]) == pytest.approx(0.5, abs=0.03)
-    fewer = mixes(mixup=0.8, cutmix=1.0, mix_prob=0.3, mix_switch=0.9)
+    fewer = mixes(mixup=0.8, cutmix=1.0, mixup_prob=0.3, mixup_switch_prob=0.9)
     assert len(fewer) / GROUPS == pytest.approx(0.3, abs=0.03)
     assert np.mean([mix.box is not None for mix in fewer]) == pytest.approx(0.9, abs=0.04)
 

@@ -1,4 +1,4 @@
-"""Policies draw what timm and torchvision draw, equally often."""
+"""Policies draw the same operations as timm and torchvision, with the same probabilities."""
 
 import random
 from collections import Counter
@@ -18,7 +18,7 @@ from data.errors import DataError
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 COUNT = 20_000
-CHANCE = 1e-4  # of a false alarm; the seeds are fixed
+CHANCE = 1e-4  # probability of a false alarm; the seeds are fixed
 
 
 def draw(policy: Policy, count: int = COUNT) -> AutoDraws:
@@ -31,7 +31,7 @@ def named(auto: str) -> Policy:
 
 
 def drawn_by_timm(auto: str, count: int = COUNT) -> AutoDraws:
-    """What timm does to images, as our numbers: its own sampling, with operations that only take notes."""
+    """timm's own sampling as our draws: its operations are replaced by functions that record name and argument."""
 
     def note(name: str):
         def take(notes: list, *args: float, **_) -> list:
@@ -56,7 +56,7 @@ def drawn_by_timm(auto: str, count: int = COUNT) -> AutoDraws:
 
 
 def close_up(draws: AutoDraws) -> AutoDraws:
-    """The same with what does not happen at the end, as the notes have it."""
+    """The same draws with ``Op.NONE`` moved to the end, as in :func:`drawn_by_timm`."""
     order = np.argsort(draws.ops == Op.NONE, axis=1, kind="stable")
     return AutoDraws(*(np.take_along_axis(array, order, axis=1) for array in (draws.ops, draws.args)))
 
@@ -66,7 +66,7 @@ def counts(ops: NDArray) -> Counter:
 
 
 def assert_equally_distributed(ours: AutoDraws, theirs: AutoDraws) -> None:
-    """The sequences of operations by a chi-square test, the arguments of each by Kolmogorov's and Smirnov's."""
+    """Chi-square test for the sequences of operations, Kolmogorov-Smirnov test for the arguments of each operation."""
     a, b = counts(ours.ops), counts(theirs.ops)
     often = [key for key in a | b if a[key] + b[key] >= 20]
     table = np.array([[c[key] for key in often] for c in (a, b)])
@@ -107,7 +107,7 @@ def test_the_recipe_is_what_its_name_says() -> None:
 
     turns = draws.args[draws.ops == Op.ROTATE]
     assert stats.binomtest(int((turns > 0).sum()), len(turns)).pvalue > CHANCE
-    magnitudes = np.abs(turns) / 3  # N(9, 0.5), 10 for all above
+    magnitudes = np.abs(turns) / 3  # N(9, 0.5), clipped at 10
     inside = magnitudes[magnitudes < 10]
     assert stats.kstest(inside, stats.truncnorm(-18, 2, loc=9, scale=0.5).cdf).pvalue > CHANCE
     share = stats.norm.sf(2)
@@ -134,9 +134,9 @@ def test_trivial_augment_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> Non
     theirs = AutoDraws(notes[..., 0].astype(np.int8), notes[..., 1])
     ours = draw(Trivial(side))
     assert_equally_distributed(ours, theirs)
-    for op in set(ours.ops.ravel()):  # the very same values, whatever their frequency
+    for op in set(ours.ops.ravel()):  # exactly the same values, however often each appears
         mine, other = np.unique(ours.args[ours.ops == op]), theirs.args[theirs.ops == op]
-        # torchvision's 16 pixels are 15.999998, cut off to 15
+        # torchvision computes 15.999998 instead of 16 pixels and truncates it to 15
         tolerance = 1 / side if op in moved.values() else 0
         assert np.abs(other[:, None] - mine).min(axis=1).max() < tolerance + 1e-5, Op(op)
 

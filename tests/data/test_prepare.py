@@ -79,7 +79,7 @@ def test_official_tars_become_shards(official: Path, folder: Path, tmp_path: Pat
 
 
 def wait_for(found: Path, pattern: str, count: int, process: subprocess.Popen) -> None:
-    """Wait until a folder holds ``count`` files of a pattern."""
+    """Wait until a folder holds ``count`` files that match a pattern."""
     deadline = time.monotonic() + 100
     while len(list(found.glob(pattern))) < count:
         assert process.poll() is None, "the command was too fast to be killed"
@@ -88,7 +88,7 @@ def wait_for(found: Path, pattern: str, count: int, process: subprocess.Popen) -
 
 
 def children(process: int) -> list[int]:
-    """All processes below one."""
+    """All child processes of a process, and their children."""
     found = []
     for place in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -117,7 +117,7 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{number}").exists() for number in below):  # they end with it
+    while any(Path(f"/proc/{number}").exists() for number in below):  # the children end with their parent
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (tmp_path / "set" / "train" / ".partial-12345678-left").mkdir()
@@ -213,7 +213,7 @@ def test_a_folder_is_packed_copied_or_kept(folder: Path, tmp_path: Path) -> None
 
 
 def test_validation_images_side_by_side_are_sorted_into_classes(folder: Path, tmp_path: Path) -> None:
-    """As Kaggle has them: train/<wnid>/, and val/ with all images."""
+    """Kaggle's layout: train/<wnid>/, and val/ with all images."""
     (tmp_path / "kaggle" / "val").mkdir(parents=True)
     for path in folder.glob("val/*/*.JPEG"):
         shutil.copy(path, tmp_path / "kaggle" / "val")

@@ -1,4 +1,4 @@
-"""What preparing ImageNet refuses: broken sources, options that make no sense, places that will not do."""
+"""What preparing ImageNet refuses: broken sources, options that contradict each other, unsuitable target folders."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ def test_tars_of_something_else_are_refused(official: Path, tmp_path: Path) -> N
 
 
 def test_a_class_tar_that_reaches_beyond_its_end_is_refused(official: Path, tmp_path: Path) -> None:
-    """Its last image would be the beginning of the next one."""
+    """Otherwise its last image would contain the beginning of the next class tar."""
     folder = Path(shutil.copytree(official, tmp_path / "tars"))
     inner = tar_of({"n01440764_1.JPEG": jpeg(1), "n01440764_2.JPEG": jpeg(2)})
     (folder / TRAIN_TAR).write_bytes(tar_of({"n01440764.tar": inner[:2048], "n01443537.tar": tar_of({"x": b""})}))
@@ -79,7 +79,7 @@ def test_options_that_make_no_sense_are_refused(
     places = {"set": folder, "set/train": folder / "train"}
     paths = {k: places.get(v, tmp_path / v) for k, v in options.items() if k in ("tars", "folder", "to")}
     if message is None:
-        assert prepare(task(**(options | paths))).bad == 0  # one class a shard at least
+        assert prepare(task(**(options | paths))).bad == 0  # each shard holds at least one class
         return
     assert message in refused(task(**(options | paths)))
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Packed splits: images, order and batches as from the folder, and errors that name shard and image."""
+"""Packed splits: the same images, order and batches as from the folder, and errors that name shard and image."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ BACKENDS = ("torch", "dali")
 
 @pytest.fixture(scope="module")
 def packed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs in shards. Tests leave them as they are."""
+    """The photographs in shards. Tests must not change them."""
     to = tmp_path_factory.mktemp("packed")
     for split in ("train", "val"):
         pack(photographs, to, split, shard_size=500_000)
@@ -92,7 +92,7 @@ def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
 
 
 def test_an_index_of_earlier_days_is_read(own: Path) -> None:
-    """It names the bytes of each image otherwise."""
+    """An old index stores the lengths of the images under another name."""
     new = opened(own)
     arrays = dict(ArrayFile(own / "train" / PACKED_INDEX).arrays)
     arrays["shard_lengths"] = arrays.pop("lengths")
@@ -283,7 +283,7 @@ def test_a_packed_set_is_prepared(own: Path, tmp_path: Path) -> None:
 
 
 def overwritten(source: ShardSource, i: int) -> None:
-    """Damage one image after the start, without a change of the shard's size."""
+    """Damage one image after the split is opened, without changing the shard's size."""
     begin, length = source.stretch(i)
     with open(source.shard(i), "r+b") as file:
         file.seek(begin + 400)

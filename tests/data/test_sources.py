@@ -1,4 +1,4 @@
-"""Sources: each kind fulfils the protocol, and a new kind needs a class and its line in ``SOURCES``."""
+"""Sources: each kind fulfils the protocol, and a new kind needs only a class and a line in ``SOURCES``."""
 
 import json
 import os
@@ -29,15 +29,15 @@ from data.sources.synthetic import SyntheticSource
 from tests.packing import pack
 
 CPU = torch.device("cpu")
-CLASSES, EACH = ("0", "1", "2"), 4  # as ImageNet's classes may be named, for an evaluation set
+CLASSES, EACH = ("0", "1", "2"), 4  # possible class names of ImageNet, so that an evaluation set can use them
 KINDS = {"folder": FolderSource, "shards": ShardSource, "synthetic": SyntheticSource}
 ENCODED = ("folder", "shards", "joined")
 
 
 class JoinedSource(EncodedSource):
-    """A source of the tests' own: ``data.root`` is a file, and the images of all splits lie in it end to end.
+    """A source only for tests: ``data.root`` is a file that holds the images of all splits one after the other.
 
-    A first line of JSON says where: ``{split: {class/file: [begin, length]}}``.
+    Its first line is JSON that says where each image is: ``{split: {class/file: [begin, length]}}``.
     """
 
     advice = Advice(at_start="mend it at once", in_run="bring the file back", changed="touch the file")
@@ -61,7 +61,7 @@ class JoinedSource(EncodedSource):
 
     @staticmethod
     def scan(file: Path, split: str) -> ImageIndex:
-        """The index, with where each image begins and when the file was changed."""
+        """The index, with the start of each image and the modification time of the file."""
         first, content = file.read_bytes().split(b"\n", 1)
         places = json.loads(first)[split]
         classes = sorted({path.split("/")[0] for path in places})
@@ -92,7 +92,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of noise, no two alike, in two splits; one is CMYK."""
+    """Noise images, all different, in two splits; one image of each split is CMYK."""
     root = tmp_path_factory.mktemp("sources") / "set"
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def join(root: Path, to: Path) -> Path:
-    """Write an image folder as :class:`JoinedSource` reads it."""
+    """Write an image folder as a file for :class:`JoinedSource`."""
     places: dict[str, dict[str, tuple[int, int]]] = {"train": {}, "val": {}}
     content = b""
     for path in sorted(path for path in root.rglob("*.*") if path.is_file() and not path.name.startswith(".")):
@@ -286,7 +286,7 @@ def test_a_bad_image_is_named_with_the_advice_of_its_source(
 
     monkeypatch.setattr(type(source), "content", failing)
     if (path := source.path(3)) is not None:
-        os.unlink(path)  # DALI reads it by itself
+        os.unlink(path)  # DALI reads the file itself, not through ``content``
     backend = build_backend(kind, source, config, CPU, 0, 4)
     with pytest.raises(DataError) as caught:
         list(backend.batches(iter([EvalPlan(source.index, config).crops(range(3, 4))])))
@@ -313,7 +313,7 @@ def test_the_check_decodes_every_image(config: DataConfig, monkeypatch: pytest.M
     assert (found.images, found.bad, len(found.cmyk)) == (len(CLASSES) * EACH + 1, [], 1)
 
 
-# --- a kind of one's own --------------------------------------------------------------------------------------------
+# --- a new kind of source -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", ["joined"], indirect=True)

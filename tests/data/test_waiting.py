@@ -1,4 +1,4 @@
-"""Waiting for a stream in another thread."""
+"""Waiting for a stream that another thread fetches."""
 
 from collections.abc import Generator
 from threading import Event, current_thread, main_thread

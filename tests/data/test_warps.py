@@ -1,4 +1,4 @@
-"""Movements of batches give Pillow's pixels."""
+"""Rotations, shears and translations of batches give Pillow's pixels."""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from tests import pictures as shown
 from tests.pictures import FILL, SIDE, as_batch, difference
 
 device, images = shown.device, shown.images
-# Few values, where a sum is rounded across a whole number; most with bilinear interpolation at simple fractions.
+# Mean difference from the few values where a sum is rounded past an integer. It is largest for bilinear interpolation
+# at simple fractions.
 ROUNDING = 0.1
 
 
@@ -41,7 +42,7 @@ def test_movements(images, device, size, interpolation, name, least, most) -> No
     resized = [image.resize(size) for image in images]
     resample = Image.Resampling[interpolation.upper()]
     fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
-    for shift in (0, 1):  # other amounts for each image
+    for shift in (0, 1):  # another amount for each image
         values = torch.linspace(least, most, len(images), dtype=torch.float64).roll(shift)
         expected = [moved_by_pillow(i, name, v, resample) for i, v in zip(resized, values.tolist(), strict=True)]
         cubic = torch.full_like(values, interpolation == "bicubic").to(device)

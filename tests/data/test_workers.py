@@ -1,4 +1,4 @@
-"""The processes of the torch backend: that they end, and the memory in which they hand batches over."""
+"""The processes of the torch backend: that they end, and the shared memory for their batches."""
 
 import os
 import signal
@@ -26,13 +26,13 @@ def stream(side, workers=2):
 
 
 def processes_of(group: int) -> list[str]:
-    """The processes of a group that live, by their files in /proc."""
+    """The living processes of a process group, from the files in /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
         if int(its_group) == group and state != "Z":
             found.append(str(stat.parent))
     return found
@@ -51,7 +51,7 @@ def test_no_process_outlives_a_trainer_that_was_killed(photographs: Path) -> Non
     )
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == b"ready\n"
-    assert len(processes_of(trainer.pid)) == 5  # the trainer, two workers, what starts them, and what clears up
+    assert len(processes_of(trainer.pid)) == 5  # trainer, two workers, forkserver, resource tracker
     trainer.send_signal(signal.SIGKILL)
     trainer.communicate()
     deadline = time.monotonic() + 30

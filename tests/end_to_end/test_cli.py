@@ -1,4 +1,4 @@
-"""What a user's mistake gets: one line that says what to do, exit code 2, nothing lost."""
+"""A user's mistake ends in one line that says what to do and in exit code 2; nothing is lost."""
 
 import os
 import re
@@ -22,7 +22,7 @@ NO_ERROR = re.compile(r"Traceback|Error executing|HYDRA_FULL_ERROR")
 
 @pytest.fixture
 def fails(tmp_path, monkeypatch):
-    """Run an entry in this process until it exits; what it said on stderr."""
+    """Run an entry in this process until it exits with an error, and return what it wrote to stderr."""
 
     def attempt(*overrides: str, entry: str = "train") -> str:
         monkeypatch.delenv("IMAGENET_DIR", raising=False)
@@ -90,7 +90,10 @@ def fails(tmp_path, monkeypatch):
             ["model=cswin_tiny", "data=synthetic", "model.stripes=[1,3,7,7]"],
             r"stripes of width 3 do not divide its map",
         ),
-        (["data=synthetic", "model.attention=certifed"], r"no attention 'certifed': choose"),
+        (
+            ["data=synthetic", "model.attention=certifed"],
+            r"model.attention=certifed is unknown: did you mean certified",
+        ),
         (["data=synthetic", "model.num_classes=10"], r"model has 10 classes"),
         (["data=synthetic", "data.subset=0.05"], r"batch_size=1024 is more than the 1000 training images"),
         (["data.subset=1.5"], r"data.subset=1.5 must be more than 0, and 1 at most"),
@@ -139,7 +142,7 @@ def test_mistakes_get_one_line(overrides, message, fails):
 
 
 def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
-    """The settings of each job of a command, without the job."""
+    """The settings of each job of a command; no job is run."""
     found = []
 
     def task(composed, choices, overrides, swept):
@@ -155,7 +158,7 @@ def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
 
 
 def test_a_command_as_a_whole(here, monkeypatch):
-    """Flags anywhere, text as typed, the home folder, and each run of the sweep in its own directory."""
+    """Flags in any place, text as typed, the home folder, and a separate directory for each run of the sweep."""
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     typed = ("data.root=~/d#1", "logger.group=1.10,1.1", "-m", "checkpoint=a=b.pt", "output_dir=~/${name}", "name=1e3")
@@ -231,7 +234,7 @@ def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_p
 
 @pytest.mark.slow
 def test_a_process_too_many_is_told_once(small_images, tmp_path):
-    """Under torchrun every process finds the mistake and one prints it."""
+    """Under torchrun every process finds the mistake, but only one prints it."""
     out = run("train.py", *SMALL, f"data.root={small_images}", "batch_size=8", cwd=tmp_path, processes=2)
     assert out.returncode != 0
     ours = re.findall(r"error: .*mix_group.*", out.stderr)

@@ -1,4 +1,4 @@
-"""What may end a run, and what is saved before it does."""
+"""Events that end a run, and what is saved before that."""
 
 import os
 import pty
@@ -42,7 +42,7 @@ WITH_BATCH_NORM = (
 
 @pytest.fixture
 def with_a_bad_image(small_images, here, monkeypatch):
-    """A folder of images and one of them, which is read in step 7 for the first time."""
+    """A folder of images, and a function that damages an image which step 7 is the first to read."""
     images = shutil.copytree(small_images, here / "images")
 
     def damage(*common: str) -> tuple[Path, bytes]:
@@ -72,7 +72,7 @@ def with_a_bad_image(small_images, here, monkeypatch):
     ids=["all_augmentation", "batch_norm"],
 )
 def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
-    """The steps before it are saved, and once it is mended the run ends with the weights it would have had."""
+    """The steps before it are saved. After a repair of the image, the run ends with the weights of an undamaged run."""
     images, damage = with_a_bad_image
     common = (*options, *NEVER_SAVED, "name=a", "max_steps=10")
     bad, whole = damage(*common)
@@ -91,7 +91,7 @@ def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
 
 
 def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, monkeypatch, capsys):
-    """An error in the optimizer leaves some weights changed and others not."""
+    """An error in the optimizer leaves some weights changed and others unchanged."""
     real, calls = torch.amp.GradScaler.step, []
 
     def step(self, optimizer, *args):
@@ -108,7 +108,7 @@ def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, mo
 
 
 def test_a_loss_that_is_not_finite_is_not_saved(small_images, here, monkeypatch):
-    """Not even where an error ends the run before anybody has looked at the loss."""
+    """Also not if an error ends the run before the loss is checked."""
     real = TrainStep.take
 
     def take(self, number, batches, micro_steps):
@@ -154,7 +154,7 @@ def test_a_run_directory_removed_during_the_run_is_made_anew(small_images, here,
 
 
 def catches_sigterm(pid: int) -> bool:
-    """Whether a process has come to its training loop, where it saves before it stops."""
+    """Whether a process handles SIGTERM: it then is in its training loop, and saves before it stops."""
     status = Path(f"/proc/{pid}/status").read_text()
     return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) & 1 << (signal.SIGTERM - 1))
 
@@ -162,7 +162,7 @@ def catches_sigterm(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, here):
-    """A named pipe in place of an image stands for a file server that does not answer."""
+    """Named pipes instead of images act like a file server that does not answer."""
     images = shutil.copytree(small_images, here / "images")
     common = (*SMALL, *NEVER_SAVED, f"data.root={images}", "name=a", "epochs=1", f"max_workers={workers}")
     train_here(*common, "output_dir=first", "max_steps=1", "max_workers=0")
@@ -170,7 +170,7 @@ def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, he
         before = image.parent.stat()
         image.unlink()
         os.mkfifo(image)
-        os.utime(image.parent, ns=(before.st_atime_ns, before.st_mtime_ns))  # so that the index stays what it is
+        os.utime(image.parent, ns=(before.st_atime_ns, before.st_mtime_ns))  # so that the index stays current
     process = subprocess.Popen(
         command("train.py", *common, "data.on_bad_image=error"),
         cwd=here,
@@ -207,7 +207,7 @@ def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
 
 @pytest.mark.parametrize("start", [[], pytest.param(["nohup"], marks=pytest.mark.slow)])
 def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, here):
-    epochs = 12 if start else 90  # of ten steps
+    epochs = 12 if start else 90  # each of ten steps
     common = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", f"epochs={epochs}")
     child, terminal = pty.fork()
     if child == 0:
@@ -215,9 +215,9 @@ def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, he
         os.execvpe((start or [command("train.py")[0]])[0], [*start, *command("train.py", *common)], environment())
     log = here / "outputs/a/metrics.jsonl"
     while not (log.is_file() and len(metrics(here / "outputs/a")) > 2):
-        with suppress(OSError):  # nohup writes to a file, and nothing holds the terminal open
+        with suppress(OSError):  # with nohup, output goes to a file, and nothing keeps the terminal open
             if select.select([terminal], [], [], 0.1)[0]:
-                os.read(terminal, 10000)  # else it would fill up
+                os.read(terminal, 10000)  # else its buffer would fill up
         time.sleep(0.01)
     os.close(terminal)
     _, status = os.waitpid(child, 0)

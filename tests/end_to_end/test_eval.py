@@ -1,4 +1,4 @@
-"""Evaluation is exact, needs only its split, and takes weights from anywhere."""
+"""Evaluation is exact, needs only its split, and takes weights from many kinds of files."""
 
 import dataclasses
 import json
@@ -61,14 +61,14 @@ def test_every_image_counts_once_whatever_the_batch_and_world(trained, tmp_path)
 
 
 def test_scores_are_right():
-    """Against counting by hand, with fewer than five classes and batches of any size."""
+    """The scores equal those counted by hand, with fewer than five classes and batches of different sizes."""
     logits = torch.randn(23, 3)
     labels = torch.randint(3, (23,))
     model = torch.nn.Identity()
     augment = DeviceAugment([0.0] * 3, [1 / 255] * 3, 3)
 
     class Table(torch.nn.Module):
-        """Logits of an image whose first pixel is its number."""
+        """Returns the logits of an image; the first pixel is the image's number."""
 
         def forward(self, x):
             return logits[x[:, 0, 0, 0].round().long()]
@@ -104,7 +104,7 @@ def test_only_the_split_is_needed_and_the_folder_may_have_moved(trained, small_i
 
 
 def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path):
-    """Three of the ten classes: labels come from their names, not their order among the three."""
+    """Labels come from the class names, not from the order of the three or seven classes in the folder."""
     whole = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     correct = round(scores(tmp_path)["top1"] * 80 / 100)
@@ -121,14 +121,14 @@ def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path)
 
 @pytest.mark.slow
 def test_the_authors_file_is_evaluated(small_images, tmp_path):
-    """Under their names, with their settings beside: the scores are those of the same weights under ours."""
+    """A file with the authors' names and settings scores the same as the same weights under our names."""
     for folder in (small_images / "val").iterdir():
         (tmp_path / "images/val" / folder.name).mkdir(parents=True)
         shutil.copy(sorted(folder.iterdir())[0], tmp_path / "images/val" / folder.name)
     theirs, model = released("lipsformer_swin_tiny"), timm.create_model("lipsformer_swin_tiny", num_classes=10)
     weights = model.state_dict()
     for name in (name for name in weights if name.endswith("scale") or name == "head.weight"):
-        weights[name].normal_(std=1.0 if name == "head.weight" else 0.3)  # far enough from a new model to show
+        weights[name].normal_(std=1.0 if name == "head.weight" else 0.3)  # else a new model would score the same
     places = {id(value): name for name, value in theirs.items()}
     renamed = {places[id(value)]: weights[name] for name, value in named_for(model, theirs).items()}
     tables = {name: torch.zeros(49, 49, dtype=torch.long) for name in theirs.keys() - renamed.keys()}
@@ -156,7 +156,7 @@ def test_bare_weights_with_a_model(small_images, tmp_path):
 
 
 def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
-    """28 pixels in training: 56 here, of the whole image, prepared by PIL for comparison."""
+    """Trained at 28 pixels and evaluated at 56, on the whole image; PIL prepares the images for comparison."""
     options = (f"checkpoint={trained}/checkpoints/last.pt", "device=cpu", "max_workers=0", "amp=fp32")
     out = run_here("eval.py", *options, "data.crop=56", "data.crop_ratio=1.0", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
@@ -183,7 +183,7 @@ def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
 
 
 def saved(crop: int = 224, model: str = "deit_tiny", **data) -> dict:
-    """The part of a checkpoint that decides how it is evaluated."""
+    """The parts of a checkpoint that decide how it is evaluated."""
     config = settings(f"model={model}", f"data.crop={crop}", *(f"data.{key}={value}" for key, value in data.items()))
     return {"config": as_container(config), "family": family_of(config.model)}
 
@@ -216,7 +216,7 @@ def test_crop_and_share_beside_a_checkpoint(trained_with, typed, expected):
     ],
 )
 def test_a_model_is_built_for_the_crop(model, crop, said, tmp_path, capsys):
-    """Weights of 224 pixels in a model for others, which gives answers."""
+    """Weights for 224 pixels are loaded into a model for another size, and its answers are finite."""
     log_to(None, speaks=True)
     content = saved(model=model)
     typed = ["checkpoint=a.pt", f"data.crop={crop}"]
@@ -231,12 +231,12 @@ def test_a_model_is_built_for_the_crop(model, crop, said, tmp_path, capsys):
 @pytest.mark.parametrize("model", ["lipsformer_swin_tiny", "cswin_tiny"])
 def test_a_crop_the_model_cannot_take_is_refused_with_one_that_it_can(model):
     content, typed = saved(model=model), ["checkpoint=a.pt", "data.crop=288"]
-    with pytest.raises(ModelError, match="a multiple of 224"):
+    with pytest.raises(ModelError, match="multiples of 224"):
         trained_model(eval_settings(composed(*typed), content, typed), content, 10)
 
 
 def bare(*overrides: str) -> EvalConfig:
-    """What ``eval.py`` would do with bare weights."""
+    """The settings of ``eval.py`` for bare weights."""
     return eval_settings(composed(*overrides), None, overrides)
 
 
@@ -276,7 +276,7 @@ def test_what_is_taken_from_the_registration_is_said(capsys):
 
 
 def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path):
-    """Certified attention has the weights of the released form and computes something else."""
+    """Certified attention has the same weights as the released form, but computes something else."""
     losses = []
     for options in (), ("model.attention=certified", "model.epsilon=1"):
         out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", *options, "max_workers=0", cwd=tmp_path)
@@ -294,8 +294,7 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
 @pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")
 @pytest.mark.skipif("TEST_WEIGHTS" not in os.environ, reason="TEST_WEIGHTS names no weights of tf_efficientnet_lite0")
 def test_a_pretrained_network_scores_as_through_timms_transform(tmp_path):
-    """Within half a point through both backends, with ``val/<wnid>/`` in ``TEST_IMAGES`` and weights in
-    ``TEST_WEIGHTS``."""
+    """Within half a point for both backends. Needs ``val/<wnid>/`` in ``TEST_IMAGES``, weights in ``TEST_WEIGHTS``."""
     images, weights = Path(os.environ["TEST_IMAGES"]), os.environ["TEST_WEIGHTS"]
     mean, std = 127 / 255, 128 / 255
     model = timm.create_model("tf_efficientnet_lite0").eval()

@@ -1,4 +1,4 @@
-"""Interruptions of every kind: a run goes on exactly where it stopped, and nothing is lost."""
+"""All kinds of interruptions: a run continues exactly where it stopped, and nothing is lost."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ from tests.runs import (
 
 
 def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step: int, number: int) -> int:
-    """Start a run and signal it once it has logged a step."""
+    """Start a run, and send it a signal once it has logged a certain step."""
     process = subprocess.Popen(
         command("train.py", *arguments), cwd=here, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -47,7 +47,7 @@ def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step
 
 
 def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
-    """Run for 30 steps, and again with SIGKILL in the middle of the second epoch; the two agree bit for bit."""
+    """Run 30 steps, and again with SIGKILL in the middle of the second epoch and a resume. Both agree bit for bit."""
     common = (*common, "epochs=3", "checkpoint.every_steps=4")
     whole = run_here("train.py", *common, "name=whole", cwd=here)
     assert whole.returncode == 0, whole.stderr
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_falls_back(small_images, here, capsys):
 
 @pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint(small_images, here):
-    """The limit on file size stands for a disk that fills up while the checkpoint is written."""
+    """The limit on file size acts like a disk that becomes full while the checkpoint is written."""
     common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4")
     train_here(*common, "max_steps=4")
     before = (here / "outputs/a/checkpoints/last.pt").read_bytes()
@@ -298,7 +298,7 @@ def test_two_runs_do_not_share_a_directory(small_images, here):
 
 @pytest.mark.slow
 def test_checkpoints_of_different_steps_are_refused(small_images, here):
-    """Machines without shared storage: one process finds a checkpoint and the other none."""
+    """Without shared storage, one process may find a checkpoint and the other none."""
     common = (*SMALL, f"data.root={small_images}", "name=a")
     train_here(*common, "max_steps=2")
     shutil.copytree(here / "outputs", here / "one" / "outputs")

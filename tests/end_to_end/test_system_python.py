@@ -1,4 +1,4 @@
-"""The project on the Python of the distribution, which may be an early one of its version."""
+"""The project runs on the distribution's own Python, which may be an early patch release."""
 
 import os
 import subprocess

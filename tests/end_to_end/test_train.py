@@ -1,4 +1,4 @@
-"""The real training command: learns, and gives the same numbers on any number of processes."""
+"""The real training command: it learns, and gives the same numbers with any number of processes."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(small_images, here):
 
 
 def test_two_processes_follow_one(small_images, here):
-    """At the same global batch the losses of 50 steps agree to 1e-4."""
+    """With the same global batch, the losses of 50 steps agree to 1e-4."""
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=5", "eval_every=5")
     train_here(*common, "name=one")
     two = run("train.py", *common, "name=two", cwd=here, processes=2)
@@ -131,7 +131,7 @@ def test_profile_leaves_a_trace(small_images, here):
 def test_compiled_follows_eager(small_images, here):
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=5")
     train_here(*common, "name=eager")
-    train_here(*common, "name=compiled", "compile=true", "monitor.every=2")  # whose hooks must not disturb the graph
+    train_here(*common, "name=compiled", "compile=true", "monitor.every=2")  # its hooks must not break the graph
     a, b = losses(here / "outputs/eager"), losses(here / "outputs/compiled")
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
 
@@ -139,7 +139,7 @@ def test_compiled_follows_eager(small_images, here):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_quickstart_learns(here):
-    """The README's claim; the time is a matter of the machine and not tested."""
+    """The accuracy that the README states. The time depends on the machine and is not tested."""
     out = run("train.py", "experiment=quickstart", cwd=here, timeout=1500)
     assert out.returncode == 0, out.stderr
     assert metrics(here / "outputs/quickstart", "val")[-1]["top1"] >= 86.0

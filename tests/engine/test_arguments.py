@@ -1,4 +1,4 @@
-"""What the user typed reaches Hydra: text as text, and advice that Hydra understands."""
+"""Hydra reads what the user typed: text stays text, and the advice in messages can be typed."""
 
 import shlex
 from typing import Any
@@ -65,7 +65,7 @@ def test_options_that_are_no_text_are_left_alone():
     ],
 )
 def test_each_value_of_a_sweep_is_taken_as_typed(typed, values):
-    """Hydra writes each job's arguments anew from what it read."""
+    """For each job of a sweep, Hydra writes the arguments again from the values that it has read."""
     sweep = OverridesParser.create().parse_override(as_typed(f"name={typed}", TEXT))
     jobs = [OverridesParser.create().parse_override(f"name={value}").value() for value in sweep.sweep_string_iterator()]
     assert [value if value is None else str(value) for value in jobs] == values
@@ -73,7 +73,7 @@ def test_each_value_of_a_sweep_is_taken_as_typed(typed, values):
 
 @pytest.mark.parametrize("typed", ["'a b", '"a', "a,b(c)", "choice(a#b)", "range(1", "a,,b"])
 def test_the_advice_for_unclear_text_can_be_typed(typed):
-    """What the message says to type is one word for a shell, and the very text for Hydra."""
+    """The argument in the message is one word for a shell, and Hydra reads exactly the text from it."""
     with pytest.raises(Exception) as caught:
         OverridesParser.create().parse_overrides([as_typed(f"name={typed}", TEXT)])
     message = explain(caught.value, "train")

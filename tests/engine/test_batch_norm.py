@@ -1,4 +1,4 @@
-"""Models with BatchNorm on several processes: one set of running statistics, whoever evaluates."""
+"""Models with BatchNorm on several processes: all use the same running statistics, whichever process evaluates."""
 
 import json
 from contextlib import nullcontext
@@ -39,7 +39,7 @@ def tiny(**changes) -> nn.Module:
     ids=["batch_norm", "sigma_reparam"],
 )
 def test_two_processes_score_the_model_that_is_saved(options, small_images, here):
-    """DDP finds no unused parameter, the loss falls, and one process finds the scores that two have found."""
+    """DDP finds no unused parameter, the loss falls, and one process gets the same scores as two."""
     common = (*RUN, *options, f"data.root={small_images}", "name=a", "epochs=3", "ema=0.8", "eval_every=3")
     out = run("train.py", *common, cwd=here, processes=2)
     assert out.returncode == 0, out.stderr
@@ -111,8 +111,8 @@ def test_asking_for_the_impossible_is_one_line():
 @pytest.mark.parametrize(
     ("name", "side", "refused"),
     [
-        ("resnet10t", 32, True),  # the last stage sees one place of each image
-        ("resnet10t", 64, False),  # four places of one image
+        ("resnet10t", 32, True),  # the last stage has one position for each image
+        ("resnet10t", 64, False),  # four positions for each image
         ("test_vit", 160, False),  # no BatchNorm
     ],
 )
@@ -121,6 +121,6 @@ def test_a_micro_batch_of_one_image_is_refused_where_batch_norm_cannot_take_it(n
     refuse_lone_images(model, BatchGeometry(10, mix_group=4, micro_batch_size=4), side)  # 4 + 4 + 2
     with pytest.raises(UserError, match=r"cut into 4 \+ 4 \+ 1 images, .* or to 8") if refused else nullcontext():
         refuse_lone_images(model, BatchGeometry(9, mix_group=4, micro_batch_size=4), side)
-    of_one_process = BatchGeometry(5, mix_group=4, world_size=2, rank=0)  # the other one has the single image
+    of_one_process = BatchGeometry(5, mix_group=4, world_size=2, rank=0)  # rank 1 has the single image
     with pytest.raises(UserError, match=r"cut into 4 \+ 1 images") if refused else nullcontext():
         refuse_lone_images(model, of_one_process, side)

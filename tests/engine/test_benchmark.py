@@ -1,4 +1,4 @@
-"""eval.py benchmark=true: what it says about a model and how it times."""
+"""eval.py benchmark=true: what it reports about a model, and how it measures time."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def measured(*options: str):
 
 
 def test_without_a_checkpoint_or_images(tmp_path, monkeypatch):
-    """Parameters and multiply-adds as timm lists them for the network at 224 pixels."""
+    """Parameters and multiply-adds are those that timm lists for the network at 224 pixels."""
     options = ("model=timm", "model.name=resnet18", "data.crop=224")
     monkeypatch.setenv("IMAGENET_DIR", "/nowhere")
     out = run_here("eval.py", *SMALL, *options, cwd=tmp_path)
@@ -35,7 +35,7 @@ def test_without_a_checkpoint_or_images(tmp_path, monkeypatch):
 
 
 def test_speeds_are_those_of_the_model(here, monkeypatch):
-    """A model that sleeps 5 ms and 1 ms an image."""
+    """A model that sleeps 5 ms, and 1 ms more for each image."""
 
     class Sleeper(torch.nn.Module):
         def forward(self, x):

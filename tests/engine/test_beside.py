@@ -1,4 +1,4 @@
-"""What a run does beside its training may fail; a warning says so once, and nothing is lost that can be kept."""
+"""Work beside the training may fail: one warning says so, and a run keeps everything that it can still keep."""
 
 import logging
 import resource
@@ -17,7 +17,7 @@ from engine.callbacks.plots import draw_batch
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A limit that stands for a full disk."""
+    """Limit the size of files, which acts like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -28,7 +28,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
-    """The project's warnings, as they come."""
+    """The messages of the project's warnings, in order."""
     said: list[str] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
@@ -56,7 +56,7 @@ def test_lines_wait_for_a_disk_with_space(tmp_path, warnings):
     lines = LineFile(path)
     lines.add("one")
     with largest_file(9):
-        lines.add("two and more")  # of which a part fits
+        lines.add("two and more")  # only a part of it fits
         lines.add("three")
     assert path.read_text() == "one\n", "no part of a line"
     lines.add("four")
@@ -75,7 +75,7 @@ def test_a_file_whose_folder_was_removed_is_written_anew(tmp_path, warnings):
 
 @pytest.mark.filterwarnings("error")
 def test_any_name_of_a_class_can_be_drawn(tmp_path):
-    names = {0: "$x^", 1: "caf\udce9", 2: "猫", 3: r"50% \frac"}  # formulas, bytes that are no text, other scripts
+    names = {0: "$x^", 1: "caf\udce9", 2: "猫", 3: r"50% \frac"}  # formulas, undecodable bytes, other scripts
     mixed = torch.full((4, 4), 0.5) * (torch.eye(4) + torch.eye(4).roll(1, 0))
     draw_batch(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.cat([torch.eye(4), mixed]), names, tmp_path / "a.png")
     assert np.array(Image.open(Path(tmp_path / "a.png"))).std() > 0

@@ -1,4 +1,4 @@
-"""Gradient clipping, seen in how far one step of SGD moves the weights."""
+"""Gradient clipping, measured by how far one step of SGD moves the weights."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SGD = ("optim=sgd", f"optim.lr={LR}", "optim.momentum=0", "optim.weight_decay=0"
 
 
 def moves(mode: str, root, here) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Each weight before the first step, and what that added."""
+    """Each weight before the first step, and the change that the step made."""
     options = (*SMALL, *SGD, f"optim.clip={CLIP}", f"optim.clip_mode={mode}", f"data.root={root}", "max_steps=1")
     train_here(*options, f"name={mode}")
     cfg = settings(*options)

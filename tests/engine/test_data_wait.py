@@ -1,4 +1,4 @@
-"""Waiting for data: noticed once, after the start, with advice for this backend on this device."""
+"""Waiting for data is reported once, not at the start, with advice for the backend and the device."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ def watch(backend: str = "torch", device: str = "cpu", workers: int | None = Non
 
 
 def heard(waiting: DataWait, shares: tuple[float, ...], caplog) -> list[str]:
-    """What is said after each interval."""
+    """The warnings that are logged after each interval."""
     texts = []
     for share in shares:
         with caplog.at_level("WARNING"):
@@ -66,7 +66,7 @@ def test_noise_needs_no_advice(caplog, monkeypatch):
 
 
 def test_a_run_that_waits_says_so_once(small_images, here, capsys):
-    """Images decoded between the steps, by no worker."""
+    """Without workers, the images are decoded between the steps."""
     train_here(*SMALL, f"data.root={small_images}", "name=a", "model.depths=[1]", "model.num_heads=[1]", "epochs=1")
     shares = [line["data_wait"] for line in metrics(here / "outputs/a", "train")]
     assert max(shares[1:]) > 0.05

@@ -1,4 +1,4 @@
-"""The flight recorder: what a spike is, what is written of it, and the replay that leads to it again."""
+"""The flight recorder: what a spike is, what is recorded, and the replay that reaches it again."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from models.config import LipsFormerSwinConfig
 from scripts.replay_crash import find_record, read_record, replay_settings
 from tests.runs import SMALL, checkpoint, command, environment, metrics, run, run_here, settings, train_here
 
-# A learning rate that climbs until the run breaks, after steps enough to know what is usual.
+# The learning rate rises until the run diverges, after enough steps to know the usual loss.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
 
 
@@ -49,7 +49,7 @@ def test_the_checkpoint_before_a_step_is_set_aside(tmp_path):
         checkpoints.save({"step": step}, is_best=False)
     assert checkpoints.set_aside(7, place) == 6
     assert checkpoints.set_aside(6, place) == 4
-    assert checkpoints.set_aside(3, tmp_path / "none.pt") is None  # of step 2 nothing is kept
+    assert checkpoints.set_aside(3, tmp_path / "none.pt") is None  # the checkpoint of step 2 is no longer kept
     checkpoints.save({"step": 8}, is_best=False)
     checkpoints.save({"step": 10}, is_best=False)
     assert place.exists()
@@ -103,7 +103,7 @@ def test_a_crash_is_recorded_and_replayed(small_images, here):
     assert LEAST_HISTORY < step and step - 5 < start < step
     assert record["steps"][-1]["step"] == step
     assert torch.load(records[0] / "checkpoint.pt", weights_only=True)["step"] == start
-    # The images are those of the step, in their order.
+    # The record names all images of the step.
     assert len(record["images"]) == 32 and len({image["path"] for image in record["images"]}) == 32
 
     again = replay("outputs/a", "--step", str(step), cwd=here)
@@ -112,7 +112,7 @@ def test_a_crash_is_recorded_and_replayed(small_images, here):
     folder = records[0] / "replay"
     readings = [json.loads(line)["step"] for line in (folder / "stability.jsonl").read_text().splitlines()]
     assert readings[0] == start + 1 and readings[-1] in (step - 1, step)
-    # Where rounding makes it crash in the step after a checkpoint, there is one reading, and no curve to draw.
+    # If rounding makes it crash in the step after a checkpoint, there is only one reading and no curve is drawn.
     assert (folder / "plots/stability.png").is_file() == (len(readings) > 1)
     assert not (folder / "crashes").exists()
 
@@ -145,7 +145,7 @@ def test_a_run_without_a_crash_has_no_record(small_images, here):
 
 
 def recorder_of(folder, keep: int = 64) -> FlightRecorder:
-    """A recorder of a single process; the images of each step are its number, counted from 0."""
+    """A recorder of a single process. Each step has one image, the number of the step counted from 0."""
     plan = SimpleNamespace(images_of=lambda step: [step])
     data = SimpleNamespace(plan=plan, train_set=SimpleNamespace(source=SimpleNamespace(name="{}.png".format)))
     cfg = TrainConfig(model=LipsFormerSwinConfig(), monitor=MonitorConfig(history=keep))
@@ -156,7 +156,7 @@ def recorder_of(folder, keep: int = 64) -> FlightRecorder:
 
 
 def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None = None) -> list[tuple[int, str]]:
-    """Steps and kinds of the records of a run with those losses, read at its end."""
+    """Run through these losses, and return the step and the kind of each record."""
     for step, loss in enumerate(losses, start=1):
         recorder.after_step(StepOutcome(step, torch.tensor(loss), torch.tensor(1.0), 0.1, None))  # type: ignore[arg-type]
     recorder.on_line({"split": "crash" if bad_step else "train", "step": bad_step or len(losses)})
@@ -187,7 +187,7 @@ def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
 
 
 def test_a_replay_starts_where_the_run_did(tmp_path, here):
-    """With the settings it had, though another command may have followed."""
+    """It uses the settings in the record, also if another command has followed."""
     config = as_container(settings(*SMALL, "resume=other.pt", "epochs=3"))
     record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
     found = replay_settings(tmp_path, record)

@@ -1,4 +1,4 @@
-"""Every JSON that is written is valid, and what reads it stands the null of a number that is not finite."""
+"""All JSON that is written is valid, and its readers accept null for a number that is not finite."""
 
 import json
 import math
@@ -21,7 +21,7 @@ LINES = (
 
 
 def strictly(text: str):
-    """What a reader finds that knows no NaN, as JSON has none."""
+    """Parse as strict JSON, which has no NaN and no Infinity."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")

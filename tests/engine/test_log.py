@@ -1,4 +1,4 @@
-"""What a run says reaches the console and the log file in every locale."""
+"""The messages of a run reach the console and the log file in every locale."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Weights & Biases: real offline files, one run across resumes, and no reason for training to stop."""
+"""Loggers: real offline files of Weights & Biases, one run across resumes, and failures that do not stop training."""
 
 import re
 import shutil
@@ -58,7 +58,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(
         "engine.callbacks.wandb_logger.PATIENCE", 100.0
-    )  # its service may start slowly beside other tests
+    )  # the service may start slowly while other tests run
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(small_images, here):
     assert [float(v) for v in history["train/loss"]] == pytest.approx(written)
     for key in ("train/lr", "train/grad_norm", "train/loss_scale", "val/top1", "batch/path"):
         assert key in history, key
-    # Readings: their summary and a line for each layer as numbers, all layers over all steps as a picture.
+    # Stability readings: numbers for the summary and for each layer, and a picture of all layers over all steps.
     readings = metrics(here / "outputs/a", "stability")
     assert [float(v) for v in history["stability/sigma_max"]] == [line["sigma_max"] for line in readings]
     for key in ("stability/entropy_min", "sec/stages.0.0.attn.branch", "activation/stages.1.1", "stability/path"):
@@ -102,7 +102,7 @@ def test_training_goes_on_where_the_server_cannot_be_reached(small_images, here)
 
 
 def test_a_copy_of_a_run_under_another_name_is_another_run(small_images, here):
-    """Two runs would write into one on the server, each over the other."""
+    """Otherwise two runs would write into the same run on the server and overwrite each other."""
     common = (*SMALL, f"data.root={small_images}")
     train_here(*common, "name=a", "max_steps=1")
     states = {"wandb": {"id": "first", "best_top1": 3.0}}
@@ -115,7 +115,7 @@ def test_a_copy_of_a_run_under_another_name_is_another_run(small_images, here):
 
 
 def test_the_id_of_an_older_checkpoint_is_taken_over(small_images, here):
-    """It was the one thing a logger kept, under a name of its own."""
+    """Older checkpoints stored only this id of the logger, under another key."""
     common = (*SMALL, f"data.root={small_images}", "name=a")
     train_here(*common, "max_steps=1")
     state = checkpoint(here / "outputs/a")
@@ -151,7 +151,7 @@ def test_two_loggers_at_once(small_images, here):
 
 
 class Failing(Callback):
-    """A callback of a user's, with a fault."""
+    """A user's callback that fails."""
 
     def __init__(self, run, state):
         self.state = {"starts": (state or {"starts": 0})["starts"] + 1}

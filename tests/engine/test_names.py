@@ -1,4 +1,4 @@
-"""One run, one directory: what a run is called, alone and in a sweep."""
+"""Each run has its own directory: the name of a run, alone and in a sweep."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ TEXT = text_options("train")
 
 
 def jobs(*typed: str) -> list[tuple[list[str], list[str]]]:
-    """All options of each job that Hydra makes of a sweep, and the swept ones."""
+    """For each job that Hydra makes of a sweep: all its options, and the swept ones."""
     arguments = [as_typed(argument, TEXT) for argument in typed]
     (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
     return [(job, swept_options(job, arguments, is_sweep=True, is_array=False)) for job in batch]
@@ -91,7 +91,7 @@ def test_many_swept_options_make_a_name_that_fits():
 
 
 def test_sweeps_in_a_config_file_count():
-    """``hydra.sweeper.params`` is not on the command line."""
+    """``hydra.sweeper.params`` of a config file is not on the command line."""
     found = [swept_options([f"seed={seed}", "epochs=3"], ["epochs=3"], True, False) for seed in (1, 2)]
     assert [named(swept).name for swept in found] == ["deit_tiny-seed_1", "deit_tiny-seed_2"]
 

@@ -1,4 +1,4 @@
-"""The rules that stand beside each option, and the walker that reads them."""
+"""The rules in the metadata of each option, and the walker that reads them."""
 
 from dataclasses import dataclass, field
 
@@ -61,7 +61,18 @@ def test_a_resume_may_change_how_long_and_where_but_not_what_is_trained():
     free = {key for key, option in options.items() if option.may_change}
     groups = {key for key in options if key.startswith(("logger.", "monitor."))}
     assert free == groups | {
-        *("epochs", "max_steps", "log_every", "eval_every", "eval.batch_size", "profile", "resume", "name", "recipe"),
+        *(
+            "epochs",
+            "max_steps",
+            "log_every",
+            "eval_every",
+            "eval.batch_size",
+            "profile",
+            "resume",
+            "name",
+            "recipe",
+            "callbacks",
+        ),
         *("output_dir", "device", "max_workers", "micro_batch_size", "data.root", "data.index_dir"),
         *("data.hw_decoder_load", "data.on_bad_image", "checkpoint.every_steps", "checkpoint.every_epochs"),
         *("checkpoint.every_minutes", "checkpoint.keep"),

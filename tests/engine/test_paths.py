@@ -1,4 +1,4 @@
-"""Paths in options: the home folder, what becomes absolute, what is no path."""
+"""Paths in options: the home folder, which paths become absolute, and which options are no paths."""
 
 import os
 
@@ -11,19 +11,24 @@ from engine.options import declared
 from engine.paths import resolve_paths
 
 TRAIN = ("output_dir", "resume", "checkpoint.start", "data.root", "data.archive", "data.index_dir")
-EVAL = ("checkpoint", "output", *(f"sets.{name}" for name in ("imagenet", "labels", "real", "v2", "a", "r", "sketch")))
-ABSOLUTE = {"resume", "checkpoint.start", "data.root", "data.index_dir"}  # what a later start must find again
+EVAL = (
+    "checkpoint",
+    "output",
+    "predictions",
+    *(f"sets.{name}" for name in ("imagenet", "labels", "real", "v2", "a", "r", "sketch")),
+)
+ABSOLUTE = {"resume", "checkpoint.start", "data.root", "data.index_dir"}  # paths that a later start must find again
 
 
 @pytest.fixture
 def home(here, monkeypatch):
-    """An empty home folder, and the current one."""
+    """The current folder, which is empty; the home folder is set to ``home`` in it."""
     monkeypatch.setenv("HOME", str(here / "home"))
     return here
 
 
 def resolved(key: str, value: str) -> str:
-    """What an option's path becomes."""
+    """The value of a path option after paths are resolved."""
     composed = OmegaConf.structured(EvalConfig if key in EVAL else TrainConfig)
     OmegaConf.update(composed, key, value)
     resolve_paths(composed)
@@ -78,6 +83,6 @@ def test_the_name_may_be_a_part_of_the_folder(home):
 
 @pytest.mark.parametrize(("value", "root"), [("", None), ("~/images", "home/images"), ("images", "images")])
 def test_an_environment_variable(value, root, home, monkeypatch):
-    """An empty one counts as none, not as the current folder."""
+    """An empty variable counts as not set, and not as the current folder."""
     monkeypatch.setenv("IMAGENET_DIR", value)
     assert resolved("data.root", "${oc.env:IMAGENET_DIR,null}") == (root and str(home / root))

@@ -1,4 +1,4 @@
-"""The file with the model's answer on every image."""
+"""The file with the model's answer for every image."""
 
 import csv
 import json

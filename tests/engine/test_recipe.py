@@ -1,4 +1,4 @@
-"""Recipes: every run has one by name, and says which."""
+"""Recipes: every run has a recipe with a name, and reports the name."""
 
 from pathlib import Path
 
@@ -66,21 +66,21 @@ def test_what_was_changed_in_a_recipe_is_said():
     )
 
 
-def test_an_experiment_that_sets_all_itself_is_the_recipe(tmp_path: Path):
+def test_an_experiment_that_sets_all_itself_is_the_recipe(small_images, tmp_path: Path):
     experiment = "# @package _global_\ndefaults:\n  - override /model: timm\n  - override /recipe: null\n"
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text(
-        f"{experiment}model:\n  name: resnet18\nepochs: 1\noptim:\n  betas: [0.5, 0.5]\n"
+        f"{experiment}model:\n  name: test_vit\nepochs: 1\noptim:\n  betas: [0.5, 0.5]\n"
     )
-    options = ("experiment=mine", "data=fashion_mnist", "max_steps=1", "batch_size=32", "data.subset=0.01")
-    more = ("logger=none", "device=cpu", "monitor.every=0", "eval.batch_size=500")
-    done = run_here("train.py", f"--config-dir={tmp_path}", *options, *more, cwd=tmp_path)
+    options = ("experiment=mine", "data=folder", f"data.root={small_images}", "data.crop=32", "max_steps=1", "amp=fp32")
+    more = ("batch_size=16", "augment.mix_group=8", "logger=none", "device=cpu", "monitor.every=0", "max_workers=0")
+    done = run_here("train.py", f"--config-dir={tmp_path}", *options, *more, "data.backend=torch", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"recipe: {tmp_path}/experiment/mine.yaml" in done.stdout
 
 
 def test_the_small_lipsformer_s_recipe_is_the_options_defaults():
-    """It had no file before, and trained with these."""
+    """Before the model had a recipe file, it was trained with these defaults."""
     cfg = settings("model=lipsformer_swin_mini")
     assert (cfg.epochs, cfg.batch_size, cfg.ema, cfg.model.drop_path_rate) == (300, 1024, None, 0.0)
     assert (cfg.optim.base_lr, cfg.optim.betas, cfg.optim.light_decay, cfg.optim.clip) == (5e-4, [0.9, 0.98], 5e-4, 5.0)

@@ -1,4 +1,4 @@
-"""Weights of others see images as timm's own validation prepares them."""
+"""For the weights of other authors, images are prepared as in timm's own validation."""
 
 import copy
 import dataclasses
@@ -30,7 +30,7 @@ def base() -> DictConfig:
 
 @pytest.fixture
 def bare(base) -> Callable[..., EvalConfig]:
-    """What ``eval.py`` would do with bare weights of a model of timm. Hydra composes once: it takes its time."""
+    """The settings of ``eval.py`` for bare weights of a timm model. Hydra composes only once, because that is slow."""
 
     def settings(name: str, *typed: str) -> EvalConfig:
         chosen = copy.deepcopy(base)
@@ -41,12 +41,12 @@ def bare(base) -> Callable[..., EvalConfig]:
 
 
 def test_every_model_of_timm_is_prepared_as_timm_does():
-    """timm's validation of each model and each of its published weights, from its registration alone."""
+    """The same settings as in timm's validation, for all models and published weights, from the registration alone."""
     names = dict.fromkeys([*timm.list_models(), *timm.list_pretrained(), *timm.models.get_deprecated_models()])
     compared = 0
     for name in names:
         registered = registration(name)
-        if registered is None:  # an old name of weights that are gone
+        if registered is None:  # an old name of weights that no longer exist
             assert registered_options(name) == {}
             continue
         theirs = resolve_data_config(pretrained_cfg=registered.to_dict(), use_test_size=True)
@@ -82,7 +82,7 @@ def test_the_size_is_that_of_the_registration(name, expected, bare):
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (["data.crop=224"], (224, 235, "center")),  # its training size, at which it sees 0.95
+        (["data.crop=224"], (224, 235, "center")),  # its training size, with crop_ratio 0.95
         (["data.crop=320"], (320, 320, "center")),
         (["data.crop=320", "data.crop_ratio=0.8"], (320, 400, "center")),
         (["data.resize=300"], (288, 300, "center")),
@@ -148,7 +148,7 @@ def test_images_of_other_channels_are_refused(monkeypatch, bare):
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "eva02_tiny_patch14_336", "dm_nfnet_f0"])
 def test_pixels_are_those_of_timms_transform(name, photographs, bare):
-    """At the centre, of the whole image at its own shape, and squashed."""
+    """The models use a centre crop, the whole image with its aspect ratio kept, and a squashed image."""
     data = bare(name, f"data.root={photographs}", "data.backend=torch").data
     images = open_split(data, "val")
     backend = build_backend("torch", images.source, data, torch.device("cpu"), 0, 8)

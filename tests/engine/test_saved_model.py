@@ -1,4 +1,4 @@
-"""Checkpoints that somebody stripped to publish them are read, or named as what they are."""
+"""Checkpoints that were stripped for publication are read, or refused with a message that says what is missing."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.runs import composed, same_tensors, settings
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
-    """What of a checkpoint an evaluation reads."""
+    """The parts of a checkpoint that an evaluation reads."""
     config = settings("model=lipsformer_swin_mini", "data.crop=28")
     return {
         **{"format": 1, "step": 1, "config": as_container(config), "family": family_of(config.model)},
@@ -24,7 +24,7 @@ def whole() -> dict[str, Any]:
 
 
 def read(path: Path, content: dict[str, Any] | None, *typed: str) -> dict[str, torch.Tensor]:
-    """The weights that the model of an evaluation has."""
+    """The weights of the model that an evaluation builds."""
     options = [f"checkpoint={path}", *typed]
     return trained_model(eval_settings(composed(*options), content, options), content, 10).state_dict()
 

@@ -1,4 +1,4 @@
-"""A model whose answers are not finite is right about nothing, and never the best."""
+"""Answers that are not finite count as wrong, and a model that gives them is never the best."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.runs import SMALL, checkpoint, composed, metrics, train_here
 
 @pytest.mark.parametrize("classes", [None, torch.tensor([0, 2])])
 def test_answers_that_are_not_finite_are_wrong(classes, capsys):
-    """Four of six images: one NaN anywhere spoils an image, and so does infinity; among the classes that count."""
+    """A single NaN or infinity among the classes that count makes an image's answer wrong."""
     log_to(None, speaks=True)
     logits = torch.zeros(6, 3)
     logits[:, 0] = 1.0
@@ -41,7 +41,7 @@ def test_answers_that_are_not_finite_are_wrong(classes, capsys):
 
 
 def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
-    """The moving average goes wrong in mid-run: it is evaluated, and the run does not take it for its best."""
+    """The moving average becomes NaN in the middle of a run. It is evaluated, and is not kept as the best."""
     common = (*SMALL, f"data.root={small_images}", "name=a", "ema=0.5", "eval_every=9")
     train_here(*common, "max_steps=1")
     state = checkpoint(here / "outputs/a")

@@ -1,4 +1,4 @@
-"""What a trace says: by hand-made traces, and by real runs with slow and with quick data."""
+"""Reading traces: hand-made traces, and traces of real runs with slow and with fast data."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ STEPS = (
 
 
 def test_parts_of_a_step(tmp_path):
-    """Two steps of 1 and 3 ms, of which 1 ms is waiting; what lies outside of them does not count."""
+    """Two steps of 1 and 3 ms, with 1 ms of waiting in total. Events outside the steps do not count."""
     times = read_trace(trace_of(tmp_path, *STEPS))
     assert (times.steps, times.milliseconds) == (2, 2.0)
     assert times.shares == {"data wait": 0.25, "augment": 0, "forward": 0.1, "backward": 0.125, "update": 0}
@@ -41,7 +41,7 @@ def test_parts_of_a_step(tmp_path):
 
 
 def test_a_device_that_has_nothing_to_do(tmp_path):
-    """Kernels of two streams overlap; of 4 ms none works in 1.5, 0.7 of them while the host waits for data."""
+    """Kernels of two streams overlap. In 1.4 of 4 ms none runs; in 0.7 ms of these the host waits for data."""
     work = (
         *(event("a", 500, 700, "kernel"), event("b", 1100, 600, "kernel"), event("c", 1600, 600, "gpu_memcpy")),
         *(event("d", 2900, 1300, "kernel"), event("e", 3000, 10, "kernel"), event("set", 4900, 300, "gpu_memset")),
@@ -69,7 +69,7 @@ def read(run) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_a_real_run_waits_for_slow_data_only(is_slow, small_images, here, monkeypatch):
-    """A decoder that takes 30 ms more for each batch of 32."""
+    """A decoder that takes 30 ms more for each micro-batch of 16."""
     decode = CropDataset.__getitem__
 
     def slow(self, crops):

@@ -1,4 +1,4 @@
-"""AdamW²: AdamW's bits where nothing is capped, an SVD's arithmetic where something is, and no matrix grows by more."""
+"""AdamW² equals AdamW if nothing is capped, else agrees with an exact SVD; matrices grow by no more than allowed."""
 
 import copy
 from itertools import cycle, islice
@@ -26,7 +26,7 @@ INF = float("inf")
 
 
 def beside_torch_s(steps: int, tau: float, dtype: torch.dtype, **kernel: bool) -> tuple[nn.Module, nn.Module]:
-    """The small model after steps of AdamW² and after the same of torch's AdamW."""
+    """The small model after steps of AdamW², and after the same steps of torch's AdamW."""
     ours = small_model().to(dtype)
     theirs = copy.deepcopy(ours)
     options = {"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05, "eps": 1e-8}
@@ -37,7 +37,7 @@ def beside_torch_s(steps: int, tau: float, dtype: torch.dtype, **kernel: bool) -
 
 
 def farthest(ours: nn.Module, theirs: nn.Module) -> float:
-    """The largest difference of a parameter, as a share of its length."""
+    """The largest difference between two parameters, relative to the norm."""
     both = zip(ours.parameters(), theirs.parameters(), strict=True)
     return max(((p - q).norm() / q.norm()).item() for p, q in both)
 
@@ -88,13 +88,13 @@ def test_half_precision_stays_finite_with_any_decay():
         weight = nn.Parameter(torch.randn(32, 16).half())
         before = weight.detach().clone()
         optimizer = AdamW2([weight], 1e-3, weight_decay=decay)
-        for size in (1e-4, 1e-4, 1.0):  # squares of the first vanish, and leave steps of mean / eps
+        for size in (1e-4, 1e-4, 1.0):  # the first squares underflow to 0, so the steps are mean / eps
             weight.grad = size * torch.randn(32, 16).half()
             optimizer.step()
         assert weight.isfinite().all() and not torch.equal(weight, before)
 
 
-# --- where something is -------------------------------------------------------------------------------------------
+# --- where something is capped ------------------------------------------------------------------------------------
 
 
 class SvdReference:
@@ -129,7 +129,7 @@ class SvdReference:
 
 
 def assert_same_way(start: nn.Module, ours: nn.Module, theirs: nn.Module) -> None:
-    """Each weight went the same way, but for the 0.5 % by which the estimate of σ₁(W) may be low."""
+    """Each weight has moved by the same amount, except for the 0.5 % by which the estimate of σ₁(W) may be low."""
     for (name, p), q, old in zip(ours.named_parameters(), theirs.parameters(), start.parameters(), strict=True):
         assert (p - q).abs().max() <= 5e-3 * (q - old).abs().max(), name
 
@@ -178,7 +178,7 @@ def test_no_step_grows_a_matrix_by_more_than_tau(rows, columns, tau, lr, scale, 
 
 
 def parts_of(optimizer: AdamW2) -> list[tuple[Tensor, int, slice]]:
-    """Every capped matrix: its parameter, its place there, its rows."""
+    """Every capped matrix: its parameter, its number in the parameter, and its rows."""
     found = []
     for group in optimizer.param_groups:
         for p in group["params"] if group["cap"] else []:
@@ -192,7 +192,7 @@ def sigma(matrix: Tensor) -> float:
 
 
 class Errors:
-    """How far an optimizer's σ₁ are from the exact ones, and the growth of its matrices beside what it allows."""
+    """Collects the errors of an optimizer's σ₁, and checks that its matrices grow by no more than is allowed."""
 
     def __init__(self, optimizer: AdamW2):
         self.optimizer = optimizer
@@ -200,7 +200,7 @@ class Errors:
         self.weights: list[float] = []
 
     def read(self) -> None:
-        """Take a step."""
+        """Take a step and note its errors."""
         parts = parts_of(self.optimizer)
         old = {(p, part): p.detach()[rows].clone() for p, part, rows in parts}
         self.optimizer.step()
@@ -213,12 +213,12 @@ class Errors:
             found = state["sizes"][:, part].tolist()
             self.updates.append(1 - found[0] / (group["lr"] * sigma(update)))
             self.weights.append(1 - found[1] / before)
-            # The estimate of σ₁(u) errs low, and lets the step grow by its error.
+            # If the estimate of σ₁(u) is too low, the step may be larger by that error.
             allowed = group["tau"] / (1 - max(self.updates[-1], 0))
             assert sigma(p.detach()[rows]) <= before * (1 + allowed) * (1 + 1e-6)
 
     def check(self) -> None:
-        """Median error of σ₁(u) at most 1 %, the worst 10 %; σ₁(W) within 0.5 %."""
+        """The error of σ₁(u) is at most 1 % in the median and 10 % at worst; that of σ₁(W) is at most 0.5 %."""
         updates = [abs(error) for error in self.updates]
         print(
             f"σ₁(u): median {median(updates):.1e}, worst {max(updates):.3f}; σ₁(W): {max(map(abs, self.weights)):.1e}"
@@ -229,7 +229,7 @@ class Errors:
 
 @pytest.fixture(scope="module")
 def fresh_batches(tmp_path_factory) -> Batches:
-    """60 batches of 32 embedded images, none of them twice."""
+    """60 batches of 32 embedded images; no image appears twice."""
     config = OmegaConf.load("conf/data/fashion_mnist.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -1,4 +1,4 @@
-"""AdamW² as an ordinary optimizer: groups, states, closures, errors, copies; its operations, and where numbers lie."""
+"""AdamW² as an ordinary optimizer: groups, states, closures, errors, copies, operations, and tensor addresses."""
 
 import copy
 import io
@@ -59,18 +59,18 @@ def test_a_copy_goes_on_by_itself():
     for step in range(1, 4):
         set_gradients(model, twin, step=step)
         optimizer.step()
-        if step == 1:  # a copy that shared anything would move with it
+        if step == 1:  # a copy that shared tensors would have moved too
             assert not same(model, twin)
         its_optimizer.step()
     assert same(model, twin) and optimizer.metrics() == its_optimizer.metrics()
 
 
 def test_parameters_without_gradients_wait_and_go_on_as_if_alone():
-    """Of five matrices one has no gradient in some steps; each goes the way it would go in an optimizer of its own."""
+    """Two of five matrices have no gradient in some steps. Each moves as it would in an optimizer of its own."""
     torch.manual_seed(0)
     start = [torch.randn(6, 8) for _ in range(5)]
     together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
-    how = {"lr": 1e-2, "tau": 0.01, "power_iterations": 40}  # till nothing is left to estimate
+    how = {"lr": 1e-2, "tau": 0.01, "power_iterations": 40}  # enough for exact σ₁
     optimizers = [AdamW2(together, **how)]
     optimizers += [AdamW2([weight], **how) for weight in apart]
     for step in range(9):
@@ -137,7 +137,7 @@ def test_a_cleared_state_has_no_metrics_until_the_next_step():
 
 
 def test_a_gradient_that_is_not_finite_raises_nothing():
-    """The engine finds it without waiting for a GPU, and names the step: torch's AdamW says nothing either."""
+    """The engine finds it without waiting for a GPU, and names the step. torch's AdamW raises nothing either."""
     weights = [nn.Parameter(torch.randn(8, 9)) for _ in range(2)]
     optimizer = AdamW2(weights, lr=0.1)
     for _ in range(3):
@@ -194,7 +194,7 @@ def test_metrics_say_what_the_cap_did_and_to_which_matrix():
     for member in members.values():
         member.grad = torch.ones_like(member)
     optimizer.step()
-    # σ₁ of a matrix of ones is the root of its number of entries; that of each half of qkv's weight is 1.
+    # σ₁ of a matrix of ones is the square root of its number of entries. σ₁ of each half of qkv's weight is 1.
     ratios = [0.3, 0.003, 0.1 * 18**0.5, 0.1 * 18**0.5]
     expected = {"capped": 0.75, "lr_factor_min": 0.2 / 0.3, "lr_factor_median": 0.2 / 0.3}
     expected["lr_factor_median"] = sorted([0.2 / 0.3, 1, 0.4 / ratios[2], 0.4 / ratios[3]])[1]
@@ -206,11 +206,11 @@ def test_metrics_say_what_the_cap_did_and_to_which_matrix():
     assert AdamW2([nn.Parameter(torch.ones(3))]).metrics() == {}
 
 
-# --- what a GPU and its graphs ask for, as far as a CPU can tell --------------------------------------------------
+# --- what a GPU and CUDA graphs need, as far as a CPU can test it -------------------------------------------------
 
 
 class Dispatches(TorchDispatchMode):
-    """Counts operations; raises an error where one reads a number back to the host or asks for values to go on."""
+    """Counts operations. Raises an error if one reads a number back to the host, or needs values to continue."""
 
     READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "item")
 
@@ -243,7 +243,7 @@ def test_the_mode_of_these_tests_finds_what_reads_a_number():
 @pytest.mark.parametrize("tau", [0.03, float("inf")])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_step_reads_no_number_and_takes_few_operations(device, tau):
-    """Each one launches something on a GPU; meta holds no numbers at all to be read."""
+    """On a GPU each operation launches a kernel. Meta tensors hold no values, so reading one is an error."""
     with torch.device(device):
         model = small_model() if device == "cpu" else timm.create_model("lipsformer_swin_tiny")
     optimizer = AdamW2(param_groups(model), 1e-3, tau=tau)
@@ -261,7 +261,7 @@ def test_a_step_reads_no_number_and_takes_few_operations(device, tau):
 
 
 def test_all_that_changes_stays_where_it_is_in_memory():
-    """A CUDA graph reads and writes the addresses it was recorded with."""
+    """A CUDA graph reads and writes the addresses that it was recorded with."""
     model = small_model()
     optimizer = AdamW2(param_groups(model), torch.tensor(1e-2), tau=0.01)
     set_gradients(model, step=0)
@@ -296,7 +296,7 @@ def test_a_learning_rate_may_be_a_tensor_that_changes_in_place():
 
 @pytest.mark.parametrize("target", ["cpu", "meta"])
 def test_a_state_moves_to_the_parameters_device_and_its_step_number_too(target):
-    """torch leaves the step number where it was; the fused kernel wants it beside the parameter."""
+    """torch leaves the step number on its old device, but the fused kernel needs it on the parameter's device."""
     model = small_model()
     optimizer = AdamW2(param_groups(model), 1e-2, tau=0.01)
     set_gradients(model, step=0)

@@ -1,4 +1,4 @@
-"""AdamW² beside a gradient scaler and in several processes."""
+"""AdamW² with a gradient scaler, and in several processes."""
 
 import os
 
@@ -35,14 +35,14 @@ def test_a_gradient_scaler_changes_nothing_and_its_skipped_steps_change_nothing(
         scaler.scale(loss).backward()
         scaler.step(optimizers[1])
         scaler.update()
-    # Scales are powers of two, which cost no digit.
+    # Scales are powers of two, so scaling loses no precision.
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), scaled.parameters(), strict=True))
     assert optimizers[0].metrics() == optimizers[1].metrics()
     assert optimizers[0].metrics()["capped"] > 0
 
 
 def train_in_one_process(rank: int, folder: str) -> None:
-    """Steps on images that differ between processes; leaves weights and the optimizer's state in a file."""
+    """Train on data that differ between processes, and save the weights and the optimizer's state to a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     model = network()
     parallel = DistributedDataParallel(model)

@@ -1,4 +1,4 @@
-"""torch's fused optimizers beside torch's own plain loops, in the layouts that the kernels alone get wrong."""
+"""torch's fused optimizers against torch's own plain loops, in memory layouts that the kernels alone get wrong."""
 
 import copy
 
@@ -15,7 +15,7 @@ PAIRS = [
 
 
 def weights() -> list[nn.Parameter]:
-    """One dense in another order, one with gaps, one plain; the last has its gradient later than the others."""
+    """One parameter is dense but transposed in memory, one has gaps, one is contiguous."""
     table = torch.randn(12, 14)
     return [nn.Parameter(x) for x in (torch.randn(5, 7).mT, table[::2, ::2], torch.randn(3, 4))]
 
@@ -27,7 +27,7 @@ def test_it_takes_the_steps_of_torch_s_plain_loop(ours, theirs, options):
     a, b = ours(members, lr=0.1, **options), theirs(reference, lr=0.1, foreach=False, **options)
     for step in range(5):
         for i, (p, q) in enumerate(zip(members, reference, strict=True)):
-            gradient = torch.randn(p.shape).mT.contiguous().mT  # nobody's order
+            gradient = torch.randn(p.shape).mT.contiguous().mT  # transposed in memory
             p.grad = q.grad = None if i == 2 and step < 2 else gradient
         a.step()
         b.step()
@@ -51,7 +51,7 @@ def test_on_plain_memory_it_is_torch_s_fused_optimizer_bit_for_bit(ours, theirs,
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
 def test_a_state_saved_in_another_layout_goes_on(ours, theirs, options):
-    """As of a run that another memory format is chosen for when it is resumed."""
+    """As in a run that is resumed with another memory format."""
     plain = nn.Parameter(torch.randn(6, 3, 4, 4))
     turned = nn.Parameter(plain.detach().to(memory_format=torch.channels_last))
     a, b = (ours([member], lr=0.1, **options) for member in (plain, turned))
@@ -59,7 +59,7 @@ def test_a_state_saved_in_another_layout_goes_on(ours, theirs, options):
         plain.grad = torch.randn(plain.shape)
         turned.grad = plain.grad.clone()
         a.step()
-        if step < 2:  # the second has not begun, and takes over what the first has come to
+        if step < 2:  # b has not started yet, and takes over the weights and the state of a
             turned.data.copy_(plain.data)
             b.load_state_dict(copy.deepcopy(a.state_dict()))
         else:

@@ -1,4 +1,4 @@
-"""Our parameter groups beside timm's own: the same weights decay."""
+"""Our parameter groups against timm's own: the same weights decay."""
 
 import pytest
 import timm
@@ -9,7 +9,7 @@ from torch import nn
 import models  # noqa: F401  (registers the models)
 from optim import param_groups
 
-# Of families that name their tables, tokens and temperatures in no_weight_decay(), each in its own way.
+# Small models of families that list tables, tokens and temperatures in no_weight_decay(), in different ways.
 SMALL = (
     *("xcit_nano_12_p16_224", "test_vit", "test_vit_relpos", "test_maxvit", "levit_128s", "tiny_vit_5m_224"),
     *("convit_tiny", "pit_ti_224", "crossvit_tiny_240", "lipsformer_swin_mini", "deit_tiny_distilled_patch16_224"),
@@ -24,7 +24,7 @@ def undecayed_by_timm(model: nn.Module) -> set[str]:
 
 
 def assert_the_same_decay(name: str) -> None:
-    """Tables and tokens that timm lets alone are no linear maps either."""
+    """The same parameters decay as in timm. Tables and tokens that timm does not decay are not capped either."""
     with torch.device("meta"):
         model = timm.create_model(name)
     theirs = undecayed_by_timm(model)

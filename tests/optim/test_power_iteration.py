@@ -1,4 +1,4 @@
-"""Power iteration: an SVD's values, also where they meet, cross, or are zero."""
+"""Power iteration gives an SVD's values, also if they are equal, cross, or are zero."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_it_finds_what_an_svd_finds_in_stacks_of_any_shape():
     vectors = [start(stack) for stack in stacks]
     for _ in range(100):
         values, vectors = iterate(stacks, vectors)
-    # The mean over directions of almost the same singular value is low by 0.05 % at most.
+    # If several directions have almost the same singular value, their mean is at most 0.05 % too low.
     assert all(torch.allclose(v, exact(stack), rtol=5e-4) for v, stack in zip(values, stacks, strict=True))
 
 
@@ -52,7 +52,7 @@ def test_no_more_vectors_than_a_small_matrix_has_columns(shape):
 
 
 def test_further_vectors_follow_singular_values_that_cross(monkeypatch):
-    """Two directions take turns in being the largest, where a single vector is lost for many steps."""
+    """The largest singular value changes to another direction. A single vector is then wrong for many steps."""
     left, right = torch.linalg.qr(torch.randn(8, 2)).Q, torch.linalg.qr(torch.randn(6, 2)).Q
     worst = {}
     for count in (VECTORS, 1):

@@ -1,4 +1,4 @@
-"""Learning rates of the papers' experiments, beside timm's scheduler driven as the released training loops drive it."""
+"""Learning rates of the papers' experiments against timm's scheduler, called as in the released training loops."""
 
 import math
 
@@ -14,7 +14,7 @@ STEPS = 7  # in an epoch
 
 
 def scheduler(cfg: ScheduleConfig, epochs: int, low: float = 1e-5):
-    """The rate of a step, of a schedule that ``cfg`` describes with a peak of 1e-3."""
+    """A function from a step to its rate, for the schedule of ``cfg`` with a peak of 1e-3."""
     optimizer = optim.build_optimizer(optim.OptimConfig(name="adamw", lr=1e-3), nn.Linear(2, 2), 512)
     adamw = optim.OptimConfig(name="adamw", min_lr=low)
     built = optim.build_schedule(cfg, adamw, optimizer, 512, epochs * STEPS, STEPS)
@@ -22,7 +22,7 @@ def scheduler(cfg: ScheduleConfig, epochs: int, low: float = 1e-5):
 
 
 def rates_of(experiment: str) -> list[float]:
-    """Of every step of an experiment, were an epoch of seven steps."""
+    """The rate of every step of an experiment, if an epoch had ``STEPS`` steps."""
     cfg = settings(f"experiment={experiment}", "data=fashion_mnist", "logger=none", "device=cpu")
     optimizer = optim.build_optimizer(cfg.optim, nn.Linear(2, 2), cfg.batch_size)
     schedule = optim.build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * STEPS, STEPS)
@@ -40,7 +40,7 @@ def timm_cosine(peak: float, **options: float):
 
 
 def test_deit_s_rate_is_that_of_its_released_loop():
-    """Once an epoch, and by the number of the epoch that ends: ``lr_scheduler.step(epoch)``."""
+    """The loop calls ``lr_scheduler.step(epoch)`` at the end of each epoch, with the number of that epoch."""
     theirs, group = timm_cosine(1e-3, t_initial=300, warmup_t=5)
     expected = []
     for epoch in range(300):
@@ -51,7 +51,7 @@ def test_deit_s_rate_is_that_of_its_released_loop():
 
 @pytest.mark.parametrize(("size", "peak"), [("tiny", 2e-3), ("small", 2e-3), ("base", 1e-3)])
 def test_cswin_s_rates_are_those_of_its_released_loop(size, peak):
-    """Once an epoch, and by the number of the one to come: ``lr_scheduler.step(epoch + 1)``; ten more at the end."""
+    """The loop calls ``lr_scheduler.step(epoch + 1)`` at the end of each epoch; ten epochs are added at the end."""
     theirs, group = timm_cosine(peak, t_initial=300, warmup_t=20)
     expected = []
     for epoch in range(310):
@@ -61,7 +61,7 @@ def test_cswin_s_rates_are_those_of_its_released_loop(size, peak):
 
 
 def test_swin_s_rate_is_that_of_its_released_loop():
-    """At each step. The released loop is one step late, which is left out here: it gives the last number."""
+    """The loop calls ``step_update`` at each step, but with the previous step's number; this delay is left out here."""
     theirs, group = timm_cosine(1e-3, t_initial=300 * STEPS, warmup_t=20 * STEPS, t_in_epochs=False)
     expected = []
     for step in range(300 * STEPS):
@@ -110,7 +110,7 @@ def test_a_run_that_is_all_warm_up_is_refused_without_a_prefix_too():
 
 @pytest.mark.parametrize("name", ["cosine", "step"])
 def test_a_rate_that_would_rise_to_its_smallest_is_refused(name):
-    """Someone who fine-tunes types a small rate, and the recipe's smallest one stays what it was."""
+    """A user who fine-tunes may set a small rate and forget that the recipe's smallest rate stays the same."""
 
     def rate(min_lr: float | None = None, **schedule: float) -> float:
         chosen = optim.OptimConfig(name="adamw", lr=1e-9, min_lr=min_lr)

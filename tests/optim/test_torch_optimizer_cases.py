@@ -1,4 +1,4 @@
-"""What torch tests in its optimizers, in every optimizer offered here: options, errors, steps in every layout."""
+"""torch's own tests of optimizers, on every optimizer offered here: options, errors, steps in every memory layout."""
 
 import copy
 import warnings
@@ -22,7 +22,7 @@ LAYOUTS = {
 
 
 def parameters(layout: str = "contiguous") -> list[nn.Parameter]:
-    """A matrix, a convolution and a bias, always the same, in one memory layout."""
+    """A matrix, a convolution weight and a bias with fixed values, in one memory layout."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((10, 5), (6, 3, 4, 4), (10,))
     return [nn.Parameter(LAYOUTS[layout](torch.randn(shape, generator=generator))) for shape in shapes]
@@ -52,7 +52,7 @@ def test_these_are_all_that_the_options_offer():
 
 @every_optimizer()
 def test_what_torch_refuses_is_refused_in_one_line(offered):
-    """The words of torch's own checks are asked for where torch's base class makes them."""
+    """Each error has the type that torch's own tests expect."""
     for case in offered.errors:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -112,7 +112,7 @@ def test_it_goes_the_right_direction(offered, options, layout):
 
 @every_optimizer()
 def test_the_memory_layout_changes_no_step(offered):
-    """Of parameters and of gradients; the first pair is the plain one."""
+    """The layouts of parameters and of gradients; the first pair is contiguous."""
     pairs = [("contiguous", "contiguous"), *((kind, kind) for kind in LAYOUTS)]
     pairs += [pair for kind in LAYOUTS for pair in ((kind, "contiguous"), ("contiguous", kind))]
     ends = {}
@@ -227,7 +227,7 @@ def test_a_late_gradient_steps_as_if_its_parameter_were_alone(offered):
 
 @every_optimizer()
 def test_a_gradient_scaler_that_skips_the_first_step_leaves_no_trace(offered):
-    torch.full((64, 64), 1e9)  # what an uninitialised state may find in memory
+    torch.full((64, 64), 1e9)  # freed at once: uninitialised state may get this memory
     plain, scaled = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
     optimizers = [offered.make([member], lr=0.1) for member in (plain, scaled)]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

@@ -1,4 +1,4 @@
-"""What torch tests of an optimizer's state, in every optimizer offered here: saving, loading, copies, hooks."""
+"""torch's own tests of an optimizer's state, on every optimizer offered here: saving, loading, copies, hooks."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def take(steps: range, *trained: tuple[list[nn.Parameter], Optimizer]) -> None:
-    """Steps by gradients that depend on their number alone."""
+    """Take steps with gradients that depend only on the number of the step."""
     for step in steps:
         for members, optimizer in trained:
             generator = torch.Generator().manual_seed(step)
@@ -81,7 +81,7 @@ def test_a_state_without_a_younger_option_gets_its_default(offered):
 
 @every_optimizer(muon="timm's never saved any, and takes none")
 def test_a_step_count_that_is_a_plain_number_is_taken(offered):
-    """As old versions of torch saved it."""
+    """Old versions of torch saved it so."""
     whole = parameters()
     optimizer = offered.make(whole)
     take(range(2), (whole, optimizer))
@@ -142,7 +142,7 @@ def test_a_cleared_state_begins_anew(offered):
 
 @every_optimizer()
 def test_state_tensors_may_be_replaced_by_others(offered):
-    """The usual way to move an optimizer to a device."""
+    """This is the usual way to move an optimizer to a device."""
     members, moved = parameters(), parameters()
     optimizers = [offered.make(p) for p in (members, moved)]
     take(range(3), *zip((members, moved), optimizers, strict=True))
@@ -150,14 +150,14 @@ def test_state_tensors_may_be_replaced_by_others(offered):
         for name, value in kept.items():
             if isinstance(value, torch.Tensor):
                 kept[name] = value.clone()
-                value.fill_(7)  # what is left behind is nobody's
+                value.fill_(7)  # the old tensor is no longer used
     take(range(3, 6), *zip((members, moved), optimizers, strict=True))
     assert same(members, moved)
 
 
 @every_optimizer()
 def test_a_moment_that_is_replaced_is_the_one_in_use(offered):
-    """Set to zero, as some schemes of restarts do, it moves nothing."""
+    """A moment set to zero, as in some restart schemes, moves nothing."""
     members = parameters()
     optimizer = offered.make(members, weight_decay=0.0)
     take(range(3), (members, optimizer))
@@ -191,7 +191,7 @@ def test_a_copy_goes_on_by_itself(offered, copied):
 def test_hooks_of_a_step_run_once_each(offered):
     members = parameters()
     optimizer = offered.make(members)
-    offered.make(parameters())  # torch wraps a class's step when the first of it is made
+    offered.make(parameters())  # torch wraps a class's step when its first instance is made
     calls: list[str] = []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
     optimizer.register_step_post_hook(lambda *_: calls.append("after"))

@@ -1,4 +1,4 @@
-"""The picture of several runs, and the pair of runs it is there for."""
+"""The picture of several runs, and the pair of experiments that it was made for."""
 
 import json
 import sys

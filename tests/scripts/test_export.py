@@ -1,4 +1,4 @@
-"""Exported models compute what they did: torch.export and ONNX, read back from their files."""
+"""Exported models compute the same as the original: torch.export and ONNX, read back from their files."""
 
 import math
 import sys
@@ -48,7 +48,7 @@ def test_every_family_exports(family, tmp_path):
 
 
 def test_a_checkpoint_brings_its_options(tmp_path):
-    """Certified attention has the weights of the released form and computes something else."""
+    """Certified attention has the same weights as the released form, but computes something else."""
     name, sizes = CASES["lipsformer_swin, certified"]
     model = timm.create_model(name, num_classes=5, **sizes).eval()
     options = {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
@@ -115,7 +115,7 @@ def test_a_model_of_nan_is_not_served(tmp_path, monkeypatch, capsys):
 
 
 def test_classes_and_size_are_the_models_own():
-    """Of the weights that the name means: these know the 21,843 classes of ImageNet-21k."""
+    """They belong to the weights that the name stands for, here with the 21,843 classes of ImageNet-21k."""
     model, side = trained("vit_tiny_patch16_224.augreg_in21k", None, None, None)
     assert (model.num_classes, side) == (21843, 224)
     model, side = trained("lipsformer_swin_mini", None, None, None)
@@ -123,7 +123,7 @@ def test_classes_and_size_are_the_models_own():
 
 
 def test_points_in_a_name_stay(tmp_path, monkeypatch):
-    """``resnet50.a1_in1k`` and ``resnet50.tv_in1k`` do not write one another's files."""
+    """``resnet50.a1_in1k`` and ``resnet50.tv_in1k`` are written to different files."""
     written = []
     monkeypatch.setattr("torch.export.save", lambda program, path: written.append(path.name) or 1 / 0)
     with pytest.raises(ZeroDivisionError):

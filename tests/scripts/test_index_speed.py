@@ -1,4 +1,4 @@
-"""The benchmark of starts, on a small index."""
+"""The benchmark of start times, on the index of 2 million images."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from tests.runs import PROJECT, environment
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc")
 def test_the_index_is_mapped_by_workers() -> None:
-    """Of its 0.1 GB for 2 million images a worker has nothing of its own."""
+    """A worker has no copy of its own of the 0.1 GB that the index of 2 million images takes."""
     done = subprocess.run(
         [sys.executable, PROJECT / "scripts/bench/index_speed.py", "--images", "2000000"],
         env=environment(),

@@ -1,4 +1,4 @@
-"""The yardstick of the benchmark computes what the models compute."""
+"""The released operations, which the benchmark compares with, compute the same as the models."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""The table of models says what they are."""
+"""The table of models gives their true numbers."""
 
 import pytest
 import torch
