@@ -81,7 +81,7 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
     config: Any = OmegaConf.merge(schema, translated(record["config"]))
     config.output_dir = str(place / "replay")
-    if record["checkpoint_step"] is not None:  # otherwise start as the run did: anew, or from another run's checkpoint
+    if record["checkpoint_step"] is not None:  # otherwise start in the same way as the run did
         config.resume = str(place / "checkpoint.pt")
     config.max_steps, config.log_every = record["step"], 1
     config.checkpoint.every_steps = config.checkpoint.every_epochs = config.checkpoint.every_minutes = None

@@ -131,7 +131,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> tuple[
     leader = next(iter(builds))
     optimizers = {}
     for label, build in builds.items():
-        groups = param_groups(model)  # new ones each time: an optimizer keeps what it is given
+        groups = param_groups(model)  # new groups for each: an optimizer keeps and changes them
         optimizers[label] = build(groups if label == leader else copied(groups), lr=1e-3, betas=(0.9, 0.98))
     gradients = random_gradients(model) if args.gradients == "random" else real_gradients(model, args.batch_size)
     times: dict[str, list[float]] = {label: [] for label in optimizers}
