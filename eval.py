@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: every image of the split once, over all processes.
+"""Evaluate a checkpoint. Every image of the split counts once, with any number of processes.
 
 python eval.py checkpoint=outputs/quickstart/checkpoints/last.pt
 python eval.py model=timm model.name=resnet50 checkpoint=resnet50.safetensors data.root=/path/to/imagenet
@@ -6,7 +6,7 @@ python eval.py checkpoint=PATH sets.imagenet=DIR sets.real=DIR sets.v2=DIR sets.
 python eval.py model=deit_small benchmark=true
 """
 
-# Data workers import this file too: what only the main process needs is imported where it is used.
+# Data workers import this file, too. So modules that only the main process needs are imported inside the functions.
 
 
 def task(composed, choices, overrides, swept) -> None:

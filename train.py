@@ -5,7 +5,7 @@ torchrun --nproc-per-node=8 train.py model=lipsformer_swin_tiny data.root=/path/
 python train.py --help
 """
 
-# Data workers import this file too: what only the main process needs is imported where it is used.
+# Data workers import this file, too. So modules that only the main process needs are imported inside the functions.
 
 
 def task(composed, choices, overrides, swept) -> None:

@@ -79,7 +79,7 @@ class RunDirectory:
         return before["data"]["backend"] if before and settings.data.backend == "auto" else None
 
     def _settings_before(self) -> dict[str, Any] | None:
-        """Return the settings of the run in this directory; None if it has no checkpoint and so starts anew."""
+        """Return the settings of the run in this directory; None without a checkpoint: it then starts at step 0."""
         if not self.has_checkpoints() or not self.config.is_file():
             return None
         found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
@@ -124,8 +124,9 @@ class RunDirectory:
     def cut_metrics(self, step: int, validated: int) -> None:
         """Remove the metrics and readings after ``step``, because the resumed run writes them again.
 
-        Validation lines after ``validated`` are removed for the same reason. At ``step`` 0 the run starts anew, and
-        metrics, readings and crash records of an earlier run are renamed: ``metrics.before.jsonl``, ``crashes.before``.
+        Validation lines after ``validated`` are removed for the same reason. At ``step`` 0 there may be files of an
+        earlier run that has no checkpoint. They are renamed: ``metrics.before.jsonl``, ``stability.before.jsonl`` and
+        ``crashes.before``.
         """
         if step == 0 and self.crashes.is_dir():
             aside = self.crashes.with_name("crashes.before")

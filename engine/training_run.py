@@ -148,7 +148,7 @@ def _refuse_different_starts(run: Run, done: int) -> None:
 def _find_checkpoint(
     cfg: TrainConfig, directory: RunDirectory, checkpoints: Checkpoints, data: TrainingData, runtime: Runtime
 ) -> dict[str, Any] | None:
-    """Return the checkpoint to continue from: the run's last one, or the one that ``resume`` names; None to start anew.
+    """Return the checkpoint to continue from: the run's last one, or the one that ``resume`` names; None for a new run.
 
     If ``resume`` names a checkpoint of another run, it is used only while this run has no checkpoints of its own. The
     other run's best accuracy and callback states are not taken over.

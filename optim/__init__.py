@@ -1,4 +1,4 @@
-"""Optimizers, schedules and parameter groups: plain torch.optim citizens."""
+"""Optimizers, learning-rate schedules and parameter groups, which work with any torch training loop."""
 
 from optim.adamw2 import AdamW2
 from optim.build import build_optimizer, build_schedule, peak_lr

@@ -1,4 +1,4 @@
-"""AdamW²: AdamW whose step on a weight matrix is short beside the matrix itself (Qi et al., ICLR 2025)."""
+"""AdamW² (Qi et al., ICLR 2025): AdamW that limits the size of each step relative to the weight matrix it changes."""
 
 import math
 from collections import defaultdict
@@ -12,44 +12,46 @@ from torch.optim.adamw import adamw
 
 from optim.power_iteration import iterate, start_vectors
 
-FIRST_ITERATIONS = 12  # of a step in which the vectors of some matrix are new
+FIRST_ITERATIONS = 12  # power iterations in a step where some matrix has new vectors
 
 Group = dict[str, Any]
 
 
 class Stack(NamedTuple):
-    """Matrices of one shape in one group, which move together."""
+    """Matrices of one shape in one group, which are updated together."""
 
     group: Group
     parameters: list[Tensor]
-    matrices: Tensor  # (parameters, 2, splits, rows, columns): AdamW's step −lr·u, beside it the weights
+    matrices: Tensor  # (parameters, 2, splits, rows, columns): AdamW's step −lr·u, then the weights
 
 
 class AdamW2(Optimizer):
-    """AdamW that never lets a step change a weight matrix's largest singular value by much.
+    """AdamW that limits how much a step can grow a weight matrix's largest singular value σ₁.
 
-    With u = m̂ / (√v̂ + ε), the learning rate of a matrix W becomes α = min(lr, τ·σ₁(W)/σ₁(u)), for its decoupled
-    weight decay, too. By Weyl's inequality a step then grows σ₁(W) by a factor of at most 1 + τ, so that full learning
-    rate from the first step cannot blow a matrix up (Algorithm 1 of the paper). Both σ₁ come from power iteration with
-    vectors that are kept between steps. Vectors (biases, gains) take AdamW's step, and so does a matrix of zeros.
+    With u = m̂ / (√v̂ + ε), the learning rate of a matrix W is α = min(lr, τ·σ₁(W)/σ₁(u)). Its decoupled weight decay
+    uses α, too. By Weyl's inequality a step then grows σ₁(W) by a factor of at most 1 + τ. So the full learning rate
+    from the first step cannot make a matrix explode (Algorithm 1 of the paper). Power iteration estimates σ₁(W) and
+    σ₁(u), with vectors that are kept between steps. One-dimensional parameters (biases, gains) and matrices of zeros
+    take AdamW's step.
 
-    A group may say ``cap=False`` (tables and tokens, which are no linear maps) and ``splits=k`` (k matrices on top of
-    one another, as in a fused qkv, each with a cap of its own). Tensors of more dimensions count as ``(out, -1)``.
+    A group may set ``cap=False`` for parameters that are not linear maps, such as tables and tokens. It may set
+    ``splits=k`` if each parameter is k matrices on top of each other, such as a fused qkv; then each of the k matrices
+    has its own cap. A tensor with more than two dimensions counts as a matrix ``(out, -1)``.
 
-    No number is read back to the host, so that a step neither waits for a GPU nor breaks a CUDA graph. All element-wise
-    work on moments is torch's own ``AdamW(fused=True)``.
+    A step reads no number back to the host. So it does not wait for a GPU, and can be captured in a CUDA graph. torch's
+    own ``AdamW(fused=True)`` kernel updates the moments.
 
     Args:
         params: parameters, named parameters or groups of them.
-        lr: learning rate; a tensor of one number for CUDA graphs.
-        betas: decay of the means of gradient and squared gradient.
-        eps: added to the root of the second.
-        weight_decay: decoupled, multiplied by the learning rate.
-        tau: most that a step may grow σ₁, relatively; infinity: AdamW itself, which measures nothing.
-        power_iterations: in each step; the first one takes more.
+        lr: learning rate; a tensor with one element for CUDA graphs.
+        betas: decay rates of the moving averages of the gradient and of its square.
+        eps: added to the square root of the second average.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        tau: largest relative growth of σ₁ in a step. Infinity gives plain AdamW, which measures nothing.
+        power_iterations: power iterations in each step. Steps with new matrices take more.
 
     Raises:
-        ValueError: for a number out of range, or splits that do not divide a matrix.
+        ValueError: if a number is out of range, or ``splits`` does not divide the rows of a matrix.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class AdamW2(Optimizer):
 
     # --- Algorithm 1 ----------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # torch 2.14's compiler was seen to hand the fused kernel another matrix's gradient
+    @torch.compiler.disable  # with torch 2.14, compiled steps gave the fused kernel a wrong gradient
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step; the loss of ``closure``, where one is given, which computes the gradients anew."""
+        """Take a step. If ``closure`` is given, it computes the gradients first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -98,9 +100,9 @@ class AdamW2(Optimizer):
         return loss
 
     def _adamw(self, group: Group, parameters: list[Tensor], targets: list[Tensor], decay: float) -> None:
-        """Move ``targets`` as torch's fused AdamW would move the parameters, with a weight decay of its own.
+        """Apply torch's fused AdamW step of ``parameters`` to ``targets``, with weight decay ``decay``.
 
-        The kernel reads memory from its start to its end, whatever the strides say: it gets copies of all else.
+        The kernel ignores strides and reads memory in order. Tensors that are not contiguous are therefore copied.
         """
         states = [self.state[parameter] for parameter in parameters]
         dense = [target.contiguous() for target in targets]
@@ -125,7 +127,7 @@ class AdamW2(Optimizer):
                 target.copy_(moved)
 
     def _proposal(self, group: Group, parameters: list[Tensor]) -> Stack:
-        """AdamW's step of each matrix, −lr·u: where its kernel moves zeros to. The parameters stay."""
+        """Compute AdamW's step −lr·u of each matrix by applying the kernel to zeros. The parameters do not change."""
         first, splits = parameters[0], group["splits"]
         both = first.new_empty(len(parameters), 2, *first.shape)
         steps, weights = both.unbind(1)
@@ -135,7 +137,7 @@ class AdamW2(Optimizer):
         return Stack(group, parameters, both.view(len(parameters), 2, splits, len(first) // splits, -1))
 
     def _measure(self, stacks: list[Stack], least: int) -> None:
-        """Bring σ₁ of all steps and weights up to date, and the vectors that find them, by ``least`` iterations."""
+        """Update σ₁ of all steps and weights, and the vectors that estimate them, by at least ``least`` iterations."""
         states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
         matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
         vectors = [torch.stack([self.state[p]["vectors"] for p in s.parameters]).flatten(0, 2) for s in stacks]
@@ -146,23 +148,24 @@ class AdamW2(Optimizer):
             torch._foreach_copy_([state[key] for state in states], [one for f in each for one in f.unbind()])
 
     def _move(self, stack: Stack) -> None:
-        """Shorten each matrix's step until it is allowed, and take it."""
+        """Scale each matrix's step down to the cap, and apply it."""
         group = stack.group
         steps, weights = stack.matrices.unbind(1)
         step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in stack.parameters]).unbind(1)
-        # α / lr. A factor of exactly 1 leaves AdamW's own step, so nobody has to know which matrices are capped.
+        # α / lr. A factor of exactly 1 gives AdamW's own step, so capped and uncapped matrices need no separate code.
         factors = torch.where(weight_sizes > 0, group["tau"] * weight_sizes / step_sizes, 1).clamp(max=1)
         factors = factors[..., None, None]
         weights.mul_(1 - group["lr"] * group["weight_decay"] * factors)
         weights.addcmul_(steps, factors.to(steps.dtype))
         torch._foreach_copy_(stack.parameters, weights.view(-1, *stack.parameters[0].shape).unbind())
 
-    # --- what is kept ---------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------------
 
     def _begin(self, group: Group, parameter: Tensor) -> bool:
-        """Make the state of a parameter at its first step, or anew where somebody cleared it; whether vectors are new.
+        """Create a parameter's state if it has none, on the parameter's device and with contiguous moments.
 
-        All of it lies on the parameter's device, and its moments in the order of their indices.
+        Returns:
+            Whether the vectors for power iteration are new.
         """
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise RuntimeError("AdamW2 takes no sparse gradients")
@@ -171,7 +174,7 @@ class AdamW2(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        for name in ("exp_avg", "exp_avg_sq"):  # a state that was loaded may lie otherwise
+        for name in ("exp_avg", "exp_avg_sq"):  # a loaded state may have other strides
             state[name] = state[name].contiguous()
         if not _is_capped(group, parameter) or "sizes" in state:
             return False
@@ -181,10 +184,11 @@ class AdamW2(Optimizer):
         return True
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group.
+        """Add a parameter group.
 
         Raises:
-            ValueError: for an option out of range, or splits that do not divide a matrix. The group is not added then.
+            ValueError: if an option is out of range, or ``splits`` does not divide the rows of a matrix. The group is
+                not added then.
         """
         super().add_param_group(param_group)
         try:
@@ -194,19 +198,20 @@ class AdamW2(Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Load a state.
 
         Raises:
-            ValueError: if it is another optimizer's.
+            ValueError: if the state belongs to another optimizer.
         """
-        with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after those that may translate it
+        with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after hooks that may convert it
             super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As torch's. Options that are younger than a state get their defaults.
+        """Restore a state as torch does. Options that an old state lacks get their defaults.
 
-        torch gives what it loads the parameter's type and leaves step numbers where they were. Here all but the moments
-        is float32 on the parameter's device: the fused kernel wants the step number there, and would wait for it.
+        torch converts a loaded state to the parameter's dtype, and does not move step numbers to another device. Here
+        everything except the moments becomes float32 on the parameter's device. The fused kernel needs the step number
+        there; otherwise each step would wait for a copy.
         """
         super().__setstate__(state)
         for group in self.param_groups:
@@ -216,15 +221,18 @@ class AdamW2(Optimizer):
             for name in kept.keys() - {"exp_avg", "exp_avg_sq"}:
                 kept[name] = torch.as_tensor(kept[name], dtype=torch.float32, device=parameter.device)
 
-    # --- what it did ----------------------------------------------------------------------------------------------
+    # --- metrics --------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float | str | None]:
-        """What the cap did in the last step, for a log; nothing without matrices. It waits for the device.
+        """Return what the cap did in the last step, for a log; empty without matrices. This waits for the device.
 
-        ``capped`` is the share of the matrices that were; ``lr_factor_*`` by what the learning rate was multiplied, of
-        the matrix with the smallest factor and of the median one; ``step_ratio_*`` lr·σ₁(u)/σ₁(W) before the cap, of
-        the median matrix, the 99th percentile and the largest; ``step_ratio_max_of`` the name of that matrix, where the
-        optimizer was given names.
+        The keys are:
+
+        - ``capped``: the share of the matrices that were capped;
+        - ``lr_factor_min``, ``lr_factor_median``: the smallest and the median factor α/lr over the matrices;
+        - ``step_ratio_median``, ``step_ratio_p99``, ``step_ratio_max``: the median, the 99th percentile and the largest
+          ratio lr·σ₁(u)/σ₁(W) before the cap, over the matrices;
+        - ``step_ratio_max_of``: the name of the matrix with the largest ratio; None if the optimizer has no names.
         """
         ratios, factors, names = [], [], []
         for group in self.param_groups:
@@ -248,12 +256,16 @@ class AdamW2(Optimizer):
 
 
 def _is_capped(group: Group, parameter: Tensor) -> bool:
-    """Whether a parameter of a group counts as one or more matrices under a cap."""
+    """Whether a parameter of a group is one or more matrices with a cap."""
     return bool(group["cap"]) and parameter.ndim >= 2 and parameter.numel() > 0 and not math.isinf(group["tau"])
 
 
 def _check(options: Group) -> None:
-    """Refuse what no step can be taken with, in a group or in the defaults."""
+    """Check the options of a group or the defaults.
+
+    Raises:
+        ValueError: if an option or a parameter is not valid.
+    """
     lr, betas, splits = options["lr"], options["betas"], options["splits"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("lr as a tensor must be a single number")
@@ -275,6 +287,10 @@ def _check(options: Group) -> None:
 
 
 def _refuse_another_s(_: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Raise an error for another optimizer's state."""
+    """Refuse the state of another optimizer.
+
+    Raises:
+        ValueError: if it lacks AdamW²'s options.
+    """
     if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
         raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")

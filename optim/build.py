@@ -1,4 +1,4 @@
-"""From the options to an optimizer and its schedule."""
+"""Build the optimizer and the learning-rate schedule from the options."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from optim.fused import FusedAdamW, FusedSGD
 from optim.groups import param_groups
 from optim.schedules import Schedule
 
-REFERENCE_BATCH = 512  # batch size that base_lr is given for
+REFERENCE_BATCH = 512  # base_lr and base_min_lr are the learning rates at this batch size
 
 Groups = list[dict[str, Any]]
 
@@ -41,12 +41,13 @@ def _lion(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 
 def _lamb(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
-    # Clipping is optim.clip's business.
+    # No max_grad_norm here: optim.clip does the clipping.
     return Lamb(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, max_grad_norm=None, decoupled_decay=True)
 
 
 def _muon(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
-    # What is no matrix takes AdamW's step, at the same rate: Muon's is scaled to the size of AdamW's.
+    # Parameters that are not matrices take AdamW's step at the same rate. This works because timm scales Muon's step to
+    # the size of AdamW's.
     groups = [group | {"use_fallback": not group["cap"]} for group in groups]
     return Muon(groups, lr=lr, momentum=cfg.momentum, nesterov=True, betas=_betas(cfg))
 
@@ -62,15 +63,15 @@ OPTIMIZERS: dict[str, Callable[[Groups, float, OptimConfig], Optimizer]] = {
 
 
 def peak_lr(cfg: OptimConfig, batch_size: int) -> float:
-    """The learning rate at the schedule's peak: ``lr``, or ``base_lr`` scaled linearly with the global batch."""
+    """Return the schedule's peak learning rate: ``lr``, or ``base_lr`` scaled linearly with the global batch size."""
     return cfg.lr if cfg.lr is not None else cfg.base_lr * batch_size / REFERENCE_BATCH
 
 
 def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Optimizer:
-    """The optimizer that ``cfg`` names, at its peak learning rate, with the papers' parameter groups.
+    """Build the optimizer ``cfg.name`` at its peak learning rate, with the groups of :func:`optim.param_groups`.
 
     Raises:
-        OptimError: if there is none of that name, or it refuses its options.
+        OptimError: if the name is unknown, or the optimizer refuses its options.
     """
     if cfg.name not in OPTIMIZERS:
         raise OptimError(f"there is no optimizer '{cfg.name}': choose optim={', '.join(OPTIMIZERS)}")
@@ -84,10 +85,11 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Opti
 def build_schedule(
     cfg: ScheduleConfig, optim: OptimConfig, optimizer: Optimizer, batch_size: int, steps: int, steps_per_epoch: int
 ) -> Scheduler:
-    """The schedule that ``cfg`` names, over ``steps`` optimizer steps; the rate of a step depends on its number only.
+    """Build the schedule ``cfg.name`` over ``steps`` optimizer steps. A step's rate depends only on its number.
 
     Raises:
-        OptimError: if there is none of that name, its parts are longer than the run, or its peak is not its peak.
+        OptimError: if the name is unknown, the parts are longer than the run, or the smallest rate or the start of the
+            warm-up is above the peak.
     """
     peak = peak_lr(optim, batch_size)
     min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH

@@ -1,5 +1,5 @@
-"""The one exception the optim room raises for a user's mistake."""
+"""The exception for a user's mistake in the options of an optimizer or schedule."""
 
 
 class OptimError(ValueError):
-    """An optimizer or schedule was asked for that cannot be built; the message is one line that says what to do."""
+    """The optimizer or schedule cannot be built from its options. The message is one line that says what to do."""

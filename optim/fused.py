@@ -1,8 +1,7 @@
-"""torch's fused AdamW and SGD, for tensors in every memory layout and gradients that come late.
+"""torch's fused AdamW and SGD, corrected for any memory layout and for parameters that get their first gradient late.
 
-The kernels read memory from its start to its end: they take the third number of the gradient for that of the third
-number of the weight, wherever either lies by its strides. On a GPU torch refuses tensors that do not agree; on a CPU it
-computes something else.
+torch's fused kernels ignore strides and read memory in order. If the gradient has other strides than the weight, they
+combine numbers that do not belong together. On a GPU torch raises an error then; on a CPU the result is wrong.
 """
 
 from collections import defaultdict
@@ -13,9 +12,10 @@ from torch import Tensor
 
 
 class _AnyLayout:
-    """Lets gradients and states lie in memory as their parameters do before the kernel sees them.
+    """Gives gradients and states the strides of their parameters before the kernel runs.
 
-    A parameter with gaps, such as every second row of a table, cannot be read so: its group goes on without the kernel.
+    The kernel cannot read a parameter with gaps in memory, such as every second row of a table. The group of such a
+    parameter does not use the fused kernel.
     """
 
     state: defaultdict[Tensor, Any]
@@ -23,15 +23,15 @@ class _AnyLayout:
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether ``step`` unscales gradients by itself, which torch's kernel alone does: a gradient scaler asks."""
+        """Whether ``step`` unscales gradients itself. torch's gradient scaler reads this; only fused kernels do it."""
         return all(group["fused"] and all(map(_is_dense, group["params"])) for group in self.param_groups)
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, _: bool) -> None:
-        """torch's constructors set it for good."""
+        """Ignore the value: torch's constructors set a constant."""
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> bool:
-        """As torch's: fill the lists with what the step of a group needs."""
+        """Fill the lists that the step of a group needs, as torch does, with equal strides."""
         members = [parameter for parameter in group["params"] if parameter.grad is not None]
         group["fused"] = group["fused"] and all(map(_is_dense, members))
         for parameter in members:
@@ -46,18 +46,18 @@ class _AnyLayout:
 
 
 class FusedAdamW(_AnyLayout, torch.optim.AdamW):
-    """torch's AdamW, always fused but for parameters with gaps."""
+    """torch's AdamW, fused for all groups without gaps in memory."""
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any):
         super().__init__(params, lr, **options, fused=True)
 
 
 class FusedSGD(_AnyLayout, torch.optim.SGD):
-    """torch's SGD without dampening, always fused but for parameters with gaps.
+    """torch's SGD without dampening, fused for all groups without gaps in memory.
 
-    torch makes the momenta at the first step, all at once and without a value. It fails where one gradient comes later
-    than another, and begins with whatever was in memory where a gradient scaler skips the first step. Here they are
-    zero from the start, which without dampening is the same step.
+    torch creates all momentum buffers of a group together in the first step, without initialising them. This fails if
+    one parameter gets its first gradient later than another. If a gradient scaler skips the first step, the buffers
+    keep random memory content. Here the buffers start at zero. Without dampening this gives the same step.
     """
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any):
@@ -73,12 +73,12 @@ class FusedSGD(_AnyLayout, torch.optim.SGD):
 
 
 def _strides(tensor: Tensor) -> list[int]:
-    """Those that matter: of dimensions with more than one entry."""
+    """Return the strides of dimensions with more than one entry. Other strides have no effect."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def _is_dense(parameter: Tensor) -> bool:
-    """Whether its numbers fill a piece of memory, in any order."""
+    """Whether the parameter fills a block of memory without gaps, in any order of its dimensions."""
     return parameter.is_contiguous() or _strides(torch.empty_like(parameter, device="meta")) == _strides(parameter)
 
 

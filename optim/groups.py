@@ -1,4 +1,4 @@
-"""Which parameters decay how much, and which of them are matrices."""
+"""Split a model's parameters into groups by weight decay, and mark those that are matrices."""
 
 from collections import defaultdict
 from fnmatch import fnmatch
@@ -12,15 +12,16 @@ TABLES = ("pos_embed", "position_bias", "rel_pos", "_token")
 
 
 def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: float = 5e-4) -> list[dict[str, Any]]:
-    """Split a model's parameters into groups, as the LipsFormer recipe and AdamW² want them.
+    """Split a model's parameters into groups for the LipsFormer recipe and for AdamW².
 
-    Biases, vectors (gains, residual scales) and what the model's ``no_weight_decay()`` names (position-bias tables,
-    tokens), whole or by a pattern such as ``pos_embed.*``, get ``light_decay``; every other weight gets
-    ``weight_decay``. Frozen parameters are left out. A model inside of a wrapper is asked as if it stood alone.
+    These parameters get ``light_decay``: biases, one-dimensional parameters (gains, residual scales), and those in the
+    model's ``no_weight_decay()`` (position-bias tables, tokens), which returns names or patterns such as
+    ``pos_embed.*``. All other parameters get ``weight_decay``. Frozen parameters are left out. A wrapper around the
+    model makes no difference.
 
-    Every group also says what AdamW² reads and others ignore: ``cap``, whether its members are linear maps, which
-    tables, tokens and embeddings are not, and ``splits``, the number of matrices on top of one another: 3 for a fused
-    qkv. The parameters have their names with them.
+    Each group also has two entries that AdamW² uses and other optimizers ignore. ``cap`` says whether the parameters
+    are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of matrices on top of each other in
+    a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
     """
     patterns = _exempt(model)
     embeddings = _embeddings(model)
@@ -40,12 +41,12 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
 
 
 def _exempt(module: nn.Module, prefix: str = "") -> set[str]:
-    """Patterns of names that the ``no_weight_decay()``, timm's convention, of the outermost modules with one gives."""
-    # Not hasattr: wrappers such as a compiled module answer for what they wrap, with the names that it has inside.
+    """Return the patterns of parameter names from timm's method ``no_weight_decay()`` of the outermost modules."""
+    # Not hasattr(module): wrappers such as a compiled module forward the call, and the names then lack their prefix.
     if hasattr(type(module), "no_weight_decay") or "no_weight_decay" in vars(module):
         own: Any = module.no_weight_decay
         return {escape(prefix) + pattern for pattern in own()}
-    if hasattr(type(module), "reset_classifier"):  # a whole model of timm's, which asks none of its parts
+    if hasattr(type(module), "reset_classifier"):  # a whole timm model: its parts are not asked
         return set()
     return {name for key, child in module.named_children() for name in _exempt(child, f"{prefix}{key}.")}
 
@@ -56,7 +57,7 @@ def _embeddings(model: nn.Module) -> set[str]:
 
 
 def _splits(name: str, parameter: nn.Parameter) -> int:
-    """3 for queries, keys and values in one matrix."""
+    """Return 3 for a matrix that joins queries, keys and values, else 1."""
     parts = name.split(".")
     is_fused = "qkv" in parts or parts[-1] == "in_proj_weight"
     return 3 if is_fused and parameter.shape[0] % 3 == 0 else 1

@@ -1,11 +1,12 @@
-"""Largest singular values of many matrices at once: subspace iteration from a few vectors that are kept.
+"""Estimate the largest singular values of many matrices at once, by subspace iteration with a few vectors per matrix.
 
-One vector for each matrix is not enough. Once the second singular value overtakes the first, that vector is almost
-orthogonal to the one it should find, and stays far off for many steps. So each matrix M keeps VECTORS of them, the rows
-of V. An iteration multiplies them by M and back, Y = VMᵀ and Z = YM, which turns them towards what M stretches most.
+One vector per matrix is not enough. When the second singular value grows larger than the first, this vector is almost
+orthogonal to the singular vector it should find, and its estimate stays wrong for many steps. So each matrix M keeps
+VECTORS vectors, the rows of V. An iteration multiplies them by M and its transpose: Y = VMᵀ and Z = YM. This turns them
+towards the directions that M stretches most.
 
-All else happens in small square matrices of inner products, of all matrices together whatever their shapes: only the
-products are done shape by shape. Nothing is read back to the host.
+The products with M run once per shape. All other work uses small square matrices of inner products, which are stacked
+for all matrices together. Nothing is read back to the host.
 """
 
 from collections.abc import Iterator
@@ -15,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# In training, one iteration of four vectors missed σ₁ of an update by 11 % at worst; one of six vectors, by 5 %.
+# In training, the worst error of σ₁ of an update after one iteration was 11 % with four vectors, and 5 % with six.
 VECTORS = 6
-# Share of the old vectors that the next ones take over. It keeps the new ones apart where a matrix maps many vectors to
-# almost the same one, or to zero, so that float32 can still tell them from one another.
+# Weight of the old vectors in the new ones. It keeps the new vectors distinct in float32, even if the matrix maps many
+# vectors to almost the same one, or to zero.
 KEPT = 1e-2
 
 
 def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
-    """Vectors to start from: ``(count, VECTORS, columns)``, float32, drawn at random, so far from one another.
+    """Return starting vectors ``(count, VECTORS, columns)``, float32. They are random, so they are almost orthogonal.
 
-    They are a function of the shape alone, so that neither the order of layers nor a seed changes an optimizer.
+    They depend only on the number of columns, so neither the order of layers nor a seed changes the optimizer.
     """
     generator = torch.Generator().manual_seed(columns)
     drawn = torch.randn(VECTORS, columns, dtype=torch.float32, generator=generator) / columns**0.5
@@ -33,17 +34,17 @@ def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
 
 
 def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Estimate the largest singular values, which errs low, and turn the vectors towards theirs.
+    """Estimate the largest singular values, and turn the vectors towards the singular vectors.
 
-    The estimate is ‖yM‖ / ‖y‖ for the y that stands out most among the combinations of Y's rows (Rayleigh and Ritz). A
-    high power of YYᵀ weighs the rows so, without any eigenvectors.
+    The estimate is ‖yM‖ / ‖y‖, where y is the dominant combination of Y's rows (a Rayleigh-Ritz step). It can only be
+    too low. A high power of YYᵀ gives the weights of this combination without computing eigenvectors.
 
     Args:
-        matrices: stacks of them, ``(count, rows, columns)`` each, float32.
-        vectors: of each stack, ``(count, VECTORS, columns)``, rows of length 1, orthogonal to one another.
+        matrices: stacks of matrices, ``(count, rows, columns)`` each, float32.
+        vectors: for each stack ``(count, VECTORS, columns)``, with orthonormal rows.
 
     Returns:
-        For each stack the singular values ``(count,)`` and the next vectors.
+        For each stack the singular values ``(count,)``, and the next vectors.
     """
     counts = [len(stack) for stack in matrices]
     tiny = torch.finfo(torch.float32).tiny
@@ -63,9 +64,9 @@ def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor]
 
 
 def largest_singular_values(matrices: list[Tensor], iterations: int = 32) -> list[Tensor]:
-    """Singular values ``(count,)`` for each stack of matrices, from nothing.
+    """Estimate the largest singular values ``(count,)`` of each stack of matrices, without vectors from earlier steps.
 
-    Those of random matrices, whose largest singular values are close to one another, are low by 0.2 % at most.
+    For random matrices, whose largest singular values are close to each other, the estimates are at most 0.2 % too low.
     """
     vectors = [start_vectors(len(stack), stack.shape[2], stack.device) for stack in matrices]
     for _ in range(iterations):
@@ -74,18 +75,19 @@ def largest_singular_values(matrices: list[Tensor], iterations: int = 32) -> lis
 
 
 def _power(gram: Tensor) -> Tensor:
-    """The 256th power of symmetric matrices, up to a factor."""
+    """Return the 256th power of symmetric matrices, up to a factor."""
     for step in range(8):
-        if step % 4 == 0:  # of length 1: float32 holds its 16th power
+        if step % 4 == 0:  # normalise, so that the 16th power fits into float32
             gram = gram / torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True).clamp_min(1e-30)
         gram = torch.bmm(gram, gram)
     return gram
 
 
 def _gram_schmidt(gram: Tensor) -> Tensor:
-    """Lower triangular T ``(count, k, k)`` such that TX has orthonormal rows, for X of which only ``XXᵀ`` is given.
+    """Return lower triangular T ``(count, k, k)`` such that TX has orthonormal rows. Only the Gram matrix XXᵀ is given.
 
-    A row of which nothing of length 0.1 is left beside those before it, more than rounding leaves, becomes zero.
+    A row becomes zero if less than length 0.1 is left after removing its projection on the rows before it. Such a short
+    rest may be only rounding error.
     """
     turns = torch.zeros_like(gram)
     unit = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
@@ -99,7 +101,7 @@ def _gram_schmidt(gram: Tensor) -> Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products with all digits of float32. Whoever allows TF32 for a network has not allowed it here."""
+    """Compute products in full float32 precision, even if the user allows TF32 for the network."""
     settings: Any = torch.backends
     backends = [settings.cuda.matmul, settings.mkldnn.matmul]
     before = [backend.fp32_precision for backend in backends]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step's number alone, so that a resumed run needs no state of theirs."""
+"""Learning-rate schedules that depend only on the step's number, so a resumed run needs no schedule state."""
 
 import math
 
@@ -12,20 +12,20 @@ SCHEDULES = ("cosine", "linear", "step", "constant", "trapezoid", "inverse_sqrt"
 
 
 class Schedule(Scheduler):
-    """Warm-up on request, the schedule's shape, and on request some steps at its smallest rate.
+    """An optional warm-up, the shape of the schedule, and an optional cooldown at the smallest rate.
 
-    The shape begins after the warm-up, or, without ``warmup_prefix``, together with it: then the warm-up takes the
-    place of its first part, and the rate stays below its peak.
+    The shape starts after the warm-up. With ``warmup_prefix=False`` it starts together with the warm-up: the warm-up
+    replaces the first part of the shape. If the shape falls from the start, the rate then stays below the peak.
 
     Args:
-        cfg: which, and its lengths in epochs.
-        optimizer: at its peak learning rate.
+        cfg: the name of the schedule, and its lengths in epochs.
+        optimizer: the optimizer, at its peak learning rate.
         low: the smallest learning rate.
         steps: optimizer steps of the whole run.
-        steps_per_epoch: of them, in an epoch.
+        steps_per_epoch: optimizer steps in an epoch.
 
     Raises:
-        OptimError: if there is none of that name, or its parts are longer than the run.
+        OptimError: if the name is unknown, or the parts are longer than the run.
     """
 
     def __init__(self, cfg: ScheduleConfig, optimizer: Optimizer, low: float, steps: int, steps_per_epoch: int):
@@ -52,7 +52,7 @@ class Schedule(Scheduler):
         return [self.rate(t, peak) for peak in self.base_values]
 
     def rate(self, step: int, peak: float) -> float:
-        """The learning rate of a step, counted from 0, where it is ``peak`` at most."""
+        """Return the learning rate of a step, counted from 0, for a parameter group with this peak rate."""
         step = max(step - self.lag, 0)
         if self.cfg.t_in_epochs:
             step -= step % self.per_epoch
@@ -67,7 +67,7 @@ class Schedule(Scheduler):
             case "step":
                 drops = t // max(round(self.cfg.step_epochs * self.per_epoch), 1)
                 return max(self.low, peak * self.cfg.step_factor**drops)
-            case "inverse_sqrt":  # Xiong et al., section 3.2, moved so that it starts at its peak without warm-up
+            case "inverse_sqrt":  # Xiong et al., section 3.2, shifted so that it starts at its peak
                 scale = max(self.cfg.timescale_epochs * self.per_epoch, 1.0)
                 return max(self.low, peak * math.sqrt(scale / (scale + t)))
             case "linear":

@@ -1,4 +1,4 @@
-"""Largest singular values of the weights an optimizer trains, from its own vectors where it keeps them."""
+"""Return the largest singular values of the weights that an optimizer trains, with AdamW²'s vectors if it has them."""
 
 import torch
 from torch import Tensor
@@ -12,17 +12,18 @@ PARTS = {3: ("q", "k", "v")}
 
 @torch.no_grad()
 def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The largest singular value of every matrix in groups of :func:`optim.param_groups`, by the name of its layer.
+    """Return the largest singular value of every matrix by the name of its layer, without changing the optimizer.
 
-    Of AdamW²'s vectors one product finds them; for other optimizers they are found anew.
-    Nothing in the optimizer changes. Queries, keys and values in one weight have a value each.
+    The optimizer's groups must come from :func:`optim.param_groups`. With AdamW²'s vectors a single iteration is
+    enough; for other optimizers the iteration starts from new vectors. A fused qkv weight has one value each for
+    queries, keys and values.
 
     Raises:
-        OptimError: if the groups are not of that function, and say neither names nor what is a matrix.
+        OptimError: if the groups do not come from that function.
     """
     if not all({"param_names", "cap", "splits"} <= group.keys() for group in optimizer.param_groups):
         raise OptimError("spectral_norms needs named groups: build the optimizer of optim.param_groups(model)")
-    known: dict[str, tuple[Tensor, Tensor]] = {}  # layers with their matrices and vectors
+    known: dict[str, tuple[Tensor, Tensor]] = {}  # layer name: matrices and vectors
     unknown: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -45,7 +46,7 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _named(layer: str, values: Tensor) -> dict[str, Tensor]:
-    """A layer's value under its name, or that of each of its parts."""
+    """Return a layer's value under its name, or one value for each of its parts."""
     if len(values) == 1:
         return {layer: values[0]}
     return {

@@ -1,11 +1,12 @@
-"""From healthy runs to AdamW²'s τ: how large AdamW's steps are beside the matrices they change.
+"""Choose τ for AdamW² from healthy runs: measure AdamW's steps relative to the matrices that they change.
 
 python train.py experiment=quickstart name=healthy optim=adamw2 optim.tau=1e9 schedule.warmup_epochs=1 log_every=5
 python scripts/choose_tau.py outputs/healthy
 
-Each run must have measured and capped nothing (optim.tau=1e9), with a warm-up that kept it healthy. The ratio of a
-matrix is lr·σ₁(u)/σ₁(W). Prints, for the steps after the warm-up, the median and a high percentile over steps of the
-99th percentile over matrices, and draws the ratios; τ below the high percentile caps what did no harm.
+Train each run with optim.tau=1e9, which measures without capping, and with a warm-up that keeps the run healthy. The
+ratio of a matrix is lr·σ₁(u)/σ₁(W). For each step after the warm-up, the script takes the 99th percentile over the
+matrices. It prints the median and a high percentile of these values over the steps, and draws the ratios. A τ below the
+high percentile caps steps that did no harm.
 """
 
 import argparse
@@ -19,16 +20,16 @@ import numpy as np
 from omegaconf import OmegaConf
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
 KINDS = ("step_ratio_median", "step_ratio_p99", "step_ratio_max")
 
 
 def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
-    """The training lines of a run's metrics that hold ratios, and the epochs of its warm-up.
+    """Return the lines of a run's metrics with ratios, and the number of warm-up epochs.
 
     Raises:
-        ValueError: if it is no run that measured ratios and capped nothing.
+        ValueError: if the folder is not a run that measured ratios without capping.
     """
     if not (run / "metrics.jsonl").is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl")
@@ -41,10 +42,10 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
 
 
 def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float]:
-    """Median and ``percentile``, over the steps after the warm-up, of the 99th percentile over matrices.
+    """Return the median and the ``percentile`` over the steps after the warm-up, of the 99th percentile over matrices.
 
     Raises:
-        ValueError: if the run ended in its warm-up.
+        ValueError: if the run ended before the end of its warm-up.
     """
     after = [line["step_ratio_p99"] for line in lines if line["epoch"] > warmup]
     if not after:
@@ -53,7 +54,7 @@ def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tu
 
 
 def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> None:
-    """Draw the ratios of each run over its steps, the warm-up shaded."""
+    """Draw the ratios of each run over the epochs, with the warm-up shaded."""
     columns = min(len(runs), 2)
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.5 * columns, 3.5 * rows), squeeze=False, sharey=True)
@@ -73,7 +74,7 @@ def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> Non
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
+    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--percentile", type=float, default=99.0, help="of the steps after the warm-up")

@@ -2,8 +2,8 @@
 
 python scripts/compare_runs.py outputs/crash_adamw outputs/crash_adamw2 --plot compare.png
 
-Reads each run's metrics.jsonl, prints what the runs ended with, and draws them, named as their folders: with as much
-of the path before as tells them apart.
+Reads each run's metrics.jsonl, prints the results at the end of each run, and draws the curves. Runs are named after
+their folders. If folder names are equal, more of the path is shown.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
-# What is drawn of each kind of line.
+# The keys that each kind of line must have.
 NEEDED: dict[str, tuple[str, ...]] = {"train": ("step", "loss"), "val": ("step", "top1"), "stability": ()}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is drawn of a run.
+    """The metrics of a run.
 
     Attributes:
-        folder: where it lies.
-        train: lines of its metrics, of training steps; at least one.
-        val: lines of its metrics, of validations.
+        folder: folder of the run.
+        train: lines of training steps; at least one.
+        val: lines of validations.
     """
 
     folder: Path
@@ -39,24 +39,24 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """A run's metrics.
+    """Read a run's metrics.
 
     Raises:
-        ValueError: if the folder is no run, nothing was measured in it yet, or a line of its metrics is damaged.
+        ValueError: if the folder is not a run, has no training metrics yet, or a line of its metrics is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder} is no run: it has no metrics.jsonl")
     lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
     *texts, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    if _is_json(rest):  # else it is empty, or a line that the run is just writing or was stopped in
+    if _is_json(rest):  # otherwise the rest is empty or an incomplete line
         texts.append(rest)
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
             split = line["split"]
             for key in NEEDED[split]:
-                float(line[key] or 0)  # null is what is not finite
+                float(line[key] or 0)  # null stands for a number that is not finite
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"line {number} of {path} is not a run's: it lacks a split with its numbers") from None
         lines[split].append(line)
@@ -74,7 +74,7 @@ def _is_json(text: str) -> bool:
 
 
 def names(runs: list[Run]) -> list[str]:
-    """The shortest ends of the runs' paths that tell all of them apart; a folder given twice stays alike."""
+    """Return the shortest endings of the runs' paths that are all different. A folder given twice keeps equal names."""
     paths = [run.folder.parts for run in runs]
     length = 1
     while len({path[-length:] for path in paths}) < len(set(paths)):
@@ -83,7 +83,7 @@ def names(runs: list[Run]) -> list[str]:
 
 
 def table(runs: list[Run]) -> str:
-    """A row of markdown for each run: its last step, its loss there, its last accuracy and its best."""
+    """Return a Markdown table: for each run the last step, its loss, the last accuracy and the best."""
     rows = ["| run | steps | training loss | top-1, % | best top-1, % |", "| --- | --- | --- | --- | --- |"]
     for name, run in zip(names(runs), runs, strict=True):
         accuracies = [line["top1"] for line in run.val]
@@ -100,7 +100,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Draw training loss and validation accuracy of all runs, a colour each, into a file."""
+    """Draw training loss and validation accuracy of all runs into a file. Each run has its own colour."""
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     # null becomes NaN, which leaves a gap.
     curves = [
@@ -114,7 +114,7 @@ def draw(runs: list[Run], path: Path) -> None:
     accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")
     for axis, lines in zip((losses, accuracies), zip(*curves, strict=True), strict=True):
         axis.grid(alpha=0.3)
-        axis.legend(lines, names(runs))  # given both, matplotlib leaves out no name that begins with _
+        axis.legend(lines, names(runs))  # without the lines, matplotlib leaves out names that begin with _
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -124,7 +124,7 @@ def _curve(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
+    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument(
@@ -136,7 +136,7 @@ def main() -> int:
         print(table(runs))
         draw(runs, args.plot)
     except (OSError, ValueError) as error:
-        # An unwritable place, and the format of a file's name that matplotlib does not know, among them.
+        # This includes a plot file that cannot be written, and a file ending that matplotlib does not know.
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 2
     print(f"\ndrawn in {args.plot}")

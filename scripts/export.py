@@ -2,8 +2,8 @@
 
 python scripts/export.py --model lipsformer_swin_tiny --weights outputs/lipsformer_swin_tiny/checkpoints/best.pt
 
-Writes OUT/MODEL.pt2 and OUT/MODEL.onnx; any number of images goes in. A checkpoint of this project brings its model's
-options, classes and image size. Needs requirements-dev.txt (onnx, onnxruntime).
+Writes OUT/MODEL.pt2 and OUT/MODEL.onnx, which accept any batch size from 1 to 4096. For a checkpoint of this project,
+the model's options, classes and image size come from the checkpoint. Needs requirements-dev.txt (onnx, onnxruntime).
 """
 
 import argparse
@@ -22,31 +22,31 @@ import models
 from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 
-TOLERANCE = 1e-4  # of the largest logit: float32 in another order
+TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 
 
 def difference(outputs: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value."""
+    """Return the largest difference divided by the largest expected value."""
     return float((outputs - expected).abs().max() / expected.abs().max())
 
 
 def export(model: nn.Module, side: int, path: Path) -> dict[str, float]:
-    """Write ``path`` with .pt2 and .onnx after its name, in which points may stand (``resnet50.a1_in1k``).
+    """Export the model to ``path`` + ``.pt2`` and ``path`` + ``.onnx``, and compare both files with the model.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: the model in evaluation mode, on the CPU.
         side: side of the images in pixels.
-        path: without a suffix.
+        path: path without the ending. The name may contain dots (``resnet50.a1_in1k``).
 
     Returns:
-        How far each of the two, read back from its file, is from the model on images it was not traced with: the
-        largest difference over the largest logit.
+        For each format, the largest difference to the model divided by the largest logit. The file is read back, and
+        the images are not those used for tracing.
     """
     pt2, onnx = (path.with_name(path.name + ending) for ending in (".pt2", ".onnx"))
     traced, fresh = torch.randn(2, 3, side, side), torch.randn(3, 3, side, side)
     batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' remarks on their own deprecations
+        warnings.simplefilter("ignore")  # the exporters warn about their own deprecations
         expected = model(fresh)
         program = torch.export.export(model, (traced,), dynamic_shapes=batch)
         torch.export.save(program, pt2)
@@ -57,7 +57,7 @@ def export(model: nn.Module, side: int, path: Path) -> dict[str, float]:
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
-    """The outputs of an ONNX file in onnxruntime on the CPU."""
+    """Run an ONNX file in onnxruntime on the CPU, and return its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -66,21 +66,25 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
 
 
 def trained(name: str, weights: Path | None, num_classes: int | None, img_size: int | None) -> tuple[nn.Module, int]:
-    """The model to export, in evaluation mode, and the side of its images in pixels.
+    """Build the model to export, in evaluation mode.
 
     Args:
-        name: of the model.
-        weights: a checkpoint or a file of weights; None: untrained.
-        num_classes: None: those of the checkpoint, else the model's own.
-        img_size: None: that of the checkpoint, else the model's own.
+        name: name of the model.
+        weights: a checkpoint or a file of weights; None: random weights.
+        num_classes: number of classes; None: that of the checkpoint, else the model's own.
+        img_size: side of the images in pixels; None: that of the checkpoint, else the model's own.
+
+    Returns:
+        The model, and the side of its images in pixels.
 
     Raises:
-        ModelError: or another of ``engine.errors.USER_ERRORS`` if there is no such model or file, or they do not fit.
+        ModelError: or another of ``engine.errors.USER_ERRORS``, if model or file do not exist or do not fit.
     """
     models.refuse_unknown(name)
     content = models.read_file(weights) if weights is not None else None
     cfg = models.ModelConfig(name=name)
-    # Weights alone do not tell: certified attention has the same as the released form and computes something else.
+    # The weights alone are not enough: certified attention has the same weights as the released form, but computes
+    # other outputs. So the options come from the checkpoint.
     if weights is not None and is_ours(content):
         state = checked(content, weights)
         if missing := lacking(state):
@@ -100,10 +104,10 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
 
 
 def positive(text: str) -> int:
-    """A number of the command line that counts something.
+    """Parse a positive integer from the command line.
 
     Raises:
-        ArgumentTypeError: if it is none.
+        ArgumentTypeError: if the text is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
@@ -111,10 +115,10 @@ def positive(text: str) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder for the files.
+    """Create the folder for the files.
 
     Raises:
-        UserError: if it cannot be made or written.
+        UserError: if it cannot be created or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ def main() -> int:
     found = export(model, side, args.out / args.model)
     for kind, value in found.items():
         print(f"{kind:12}  largest difference {value:.1e} of the largest logit")
-    if not all(value <= TOLERANCE for value in found.values()):  # NaN is no small difference
+    if not all(value <= TOLERANCE for value in found.values()):  # also catches NaN
         print(f"error: more than {TOLERANCE:g}: do not serve these files", file=sys.stderr)
         return 1
     print(f"written      {args.out / args.model}.pt2 and .onnx")

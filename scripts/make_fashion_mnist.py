@@ -1,12 +1,12 @@
 """Make the embedded data set, ``data/assets/fashion_mnist.tar.xz``, from Fashion-MNIST.
 
-The archive holds the first 1,000 training and the first 200 test images of each class, unchanged, as PNG files named
-after their row in the source: ``train/<class>/NNNNN.png`` and ``val/<class>/NNNNN.png``. The four ``.gz`` files it is
-made from come with Debian's package ``dataset-fashion-mnist``, among others. From the repository root::
+The archive contains the first 1,000 training and the first 200 test images of each class, unchanged, as PNG files. Each
+file is named after its row in the source: ``train/<class>/NNNNN.png`` and ``val/<class>/NNNNN.png``. The source is four
+``.gz`` files, for example from Debian's package ``dataset-fashion-mnist``. From the repository root::
 
     python scripts/make_fashion_mnist.py /usr/share/datasets/fashion-mnist
 
-The same input gives the same bytes. What it prints belongs in ``conf/data/fashion_mnist.yaml``.
+The same input gives the same bytes. Copy the printed values to ``conf/data/fashion_mnist.yaml``.
 """
 
 import argparse
@@ -48,7 +48,7 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of bytes in a compressed idx file."""
+    """Read the array of bytes in a compressed idx file."""
     content = gzip.decompress(path.read_bytes())
     if content[:3] != b"\0\0\x08":
         raise SystemExit(f"{path} is no idx file of bytes")
@@ -58,7 +58,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def select(folder: Path, prefix: str, count: int) -> dict[str, NDArray[np.uint8]]:
-    """The first ``count`` images of each class in one part of the source, by ``<class>/<row>.png``."""
+    """Return the first ``count`` images of each class in one part of the source, by ``<class>/<row>.png``."""
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
     chosen = {}
@@ -69,9 +69,10 @@ def select(folder: Path, prefix: str, count: int) -> dict[str, NDArray[np.uint8]
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
-    """A grey PNG file that leaves the compression to xz.
+    """Return a greyscale PNG file without compression.
 
-    xz finds more in stored bytes than zlib does in each small file: the archive is 15 % smaller than with level 9.
+    xz compresses the uncompressed bytes of all files better than zlib compresses each small file: the archive is 15 %
+    smaller than with PNG's level 9.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="png", compress_level=0)
@@ -79,20 +80,20 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def write_archive(path: Path, files: dict[str, bytes]) -> None:
-    """Write files into a compressed tar file whose bytes depend on nothing but their names and content."""
+    """Write files into a compressed tar file whose bytes depend only on the files' names and content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         lzma.open(path, "wb", preset=9 | lzma.PRESET_EXTREME) as xz,
         tarfile.open(fileobj=xz, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for name in sorted(files):
-            entry = tarfile.TarInfo(name)  # its defaults: mode 0644, time 0, user and group 0 without a name
+            entry = tarfile.TarInfo(name)  # defaults: mode 0644, time 0, user and group 0 without names
             entry.size = len(files[name])
             tar.addfile(entry, io.BytesIO(files[name]))
 
 
 def main() -> None:
-    """Read the source, write the archive, print what the config needs."""
+    """Read the source, write the archive, and print the values for the config."""
     parser = argparse.ArgumentParser(description="Make the embedded data set from Fashion-MNIST.")
     parser.add_argument("source", type=Path, help="folder that holds the four idx .gz files")
     parser.add_argument("--output", type=Path, default=ARCHIVE, help="archive to write (default: %(default)s)")

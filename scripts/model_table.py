@@ -1,6 +1,6 @@
-"""Print one line for every model of conf/model/, and write them to docs/models.md.
+"""Print a table row for every model of conf/model/, and write the table to docs/models.md.
 
-python scripts/model_table.py             # minutes: times a forward pass and a training step of each
+python scripts/model_table.py             # minutes: times a forward pass and a training step of each model
 python scripts/model_table.py --no-speed  # seconds: sizes only, nothing written
 """
 
@@ -28,8 +28,8 @@ from engine.flops import forward_flops
 PROJECT = Path(__file__).resolve().parent.parent
 SIDE = 224
 CLASSES = 1000
-COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")  # operations with activations
-# Top-1 on ImageNet-1K as published. "warm-up": with one, in the paper; the others were trained without.
+COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")  # outputs are activations
+# Published top-1 on ImageNet-1K. "warm-up": the paper trains with warm-up; it trains the other models without.
 PUBLISHED = {
     "lipsformer_swin_tiny": "82.7",
     "lipsformer_cswin_tiny": "83.5",
@@ -63,7 +63,7 @@ MORE_COLUMNS = ("Lipschitz", "published top-1")
 
 @dataclass
 class Row:
-    """What the table says of a model."""
+    """The values of a model in the table."""
 
     name: str
     parameters: int
@@ -80,14 +80,14 @@ class Row:
 
 
 def names() -> list[str]:
-    """The models of conf/model/ that are made for this size, and what makes some of them certified."""
-    skipped = {"timm", "lipsformer_swin_mini"}  # any model of timm; a model for 28 pixels
+    """Return the models of conf/model/ for 224 pixels, and the certified LipsFormers as names with an option."""
+    skipped = {"timm", "lipsformer_swin_mini"}  # a placeholder for any timm model; a model for 28 pixels
     found = {path.stem for path in (PROJECT / "conf/model").glob("*.yaml")} - skipped
     return sorted(found | {f"lipsformer_{kind}_tiny model.attention=certified" for kind in ("swin", "cswin")})
 
 
 def build(name: str) -> nn.Module:
-    """The model of a file in conf/model/, with the options that follow its name."""
+    """Build the model of a file in conf/model/, with the options that follow its name."""
     stem, *changes = name.split()
     written = OmegaConf.load(PROJECT / "conf/model" / f"{stem}.yaml")
     family = written.defaults[0].removeprefix("/schema/model/").removesuffix("@_here_")
@@ -98,7 +98,7 @@ def build(name: str) -> nn.Module:
 
 
 class ActivationCounter(TorchDispatchMode):
-    """Adds up the sizes of what convolutions, matrix products and fused attention put out."""
+    """Adds up the output sizes of convolutions, matrix products and fused attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ class ActivationCounter(TorchDispatchMode):
 
 
 def activations(model: nn.Module) -> int:
-    """Values that the counted operations put out for one image; ``model`` on ``meta``."""
+    """Return the number of output values of the counted operations for one image. ``model`` must be on ``meta``."""
     with ActivationCounter() as counter, torch.no_grad():
         model(torch.empty(1, 3, SIDE, SIDE, device="meta"))
     return counter.total
 
 
 def lipschitz_status(model: nn.Module) -> str:
-    """The bound where it is finite; else what makes it infinite, in a word each."""
+    """Return the Lipschitz bound if it is finite, else short names of the causes."""
     report = models.lipschitz_bound(model, (1, 3, SIDE, SIDE))
     if report.finite:
         return f"finite: 10^{report.log10_tight:.0f} (published form 10^{report.log10_published:.0f})"
@@ -128,7 +128,7 @@ def lipschitz_status(model: nn.Module) -> str:
 
 
 def sizes(name: str) -> Row:
-    """Everything of a row that needs no timing."""
+    """Return a row with all values that need no timing."""
     with torch.device("meta"):
         empty = build(name).eval()
     parameters = sum(p.numel() for p in empty.parameters())
@@ -137,7 +137,7 @@ def sizes(name: str) -> Row:
 
 
 def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
-    """Images a second of a forward pass and of a training step."""
+    """Return the images per second of a forward pass and of a training step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
     model = build(name).to(device)
@@ -157,7 +157,7 @@ def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
 
 
 def seconds(work: Callable[[], None], device: torch.device, turns: int) -> float:
-    """Median time of ``work`` after one turn that does not count."""
+    """Return the median time of ``work`` in seconds. The first turn does not count."""
     found = []
     for _ in range(turns + 1):
         started = time.perf_counter()
@@ -169,7 +169,7 @@ def seconds(work: Callable[[], None], device: torch.device, turns: int) -> float
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     columns = (*COLUMNS, *MORE_COLUMNS)
     lines = [columns, ["---"] * len(columns), *(row.cells() for row in rows)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

@@ -1,15 +1,15 @@
-"""Prepare ImageNet-1K: from the official tar files or an image folder to class folders or shards, indexed and checked.
+"""Prepare ImageNet-1K: make class folders or shards from the official tar files or an image folder, index and check.
 
 From the official files (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in one folder):
 
     python scripts/prepare_imagenet.py --tars DIR --to /data/imagenet --layout shards
 
-From an image folder (train/<class>/ and val/<class>/), packed into shards, or only indexed and checked where it is:
+From an image folder (train/<class>/ and val/<class>/): pack it into shards, or only index and check it in place:
 
     python scripts/prepare_imagenet.py --folder DIR --to /data/imagenet --layout shards
     python scripts/prepare_imagenet.py --folder DIR --layout keep --check
 
-Sources are never changed. A command that was interrupted goes on when it is repeated, to the same result. More in
+Sources are never changed. To continue an interrupted command, run it again; the result is the same. More in
 docs/imagenet.md.
 """
 
@@ -27,7 +27,7 @@ UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def size(text: str) -> int:
-    """A number of bytes such as 1G, 500M or 1000000."""
+    """Parse a number of bytes such as 1G, 500M or 1000000."""
     number, unit = (text[:-1], UNITS[text[-1].upper()]) if text[-1:].upper() in UNITS else (text, 1)
     if not 1 <= (value := float(number) * unit) < 2**63:
         raise ValueError
@@ -35,14 +35,14 @@ def size(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a positive integer."""
     if (value := int(text)) < 1:
         raise ValueError
     return value
 
 
 def parse(arguments: list[str] | None = None) -> Task:
-    """The task that a command line means."""
+    """Parse the command line into a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tars", type=Path, metavar="DIR", help="folder of the official tar files")

@@ -1,10 +1,10 @@
-"""What a training step waits for, from the trace that ``profile=true`` leaves in a run's folder.
+"""Show what a training step waits for, from the trace that ``profile=true`` writes to a run's folder.
 
 python train.py experiment=quickstart name=traced max_steps=12 profile=true
 python scripts/read_profile.py outputs/traced
 
-Exits with 1 where more than --limit percent of the time are spent waiting for data: on a GPU, of time in which the
-GPU does nothing and the host waits for data.
+Exits with 1 if more than --limit percent of the time is spent waiting for data. With a GPU, only time in which the host
+waits for data and the GPU is idle counts.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from engine.trace import TRACE, StepTimes, read_trace
 
 
 def report(times: StepTimes) -> str:
-    """The times as text, a line each."""
+    """Return the times as text, one per line."""
     rest = 1 - sum(times.shares.values())
     lines = [f"{times.milliseconds:.1f} ms a step, {times.steps} steps"]
     lines += [f"{share:6.1%}  {part}" for part, share in (times.shares | {"rest": rest}).items()]

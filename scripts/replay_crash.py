@@ -1,11 +1,11 @@
-"""Run to a spike of the loss again, from the last checkpoint before it, with every instrument on at every step.
+"""Train to a loss spike again, from the last checkpoint before it, and read every instrument at every step.
 
 python scripts/replay_crash.py outputs/lipsformer_swin_tiny
 torchrun --nproc-per-node=8 scripts/replay_crash.py outputs/lipsformer_swin_tiny --step 51234
 
-RUN/crashes/step_* holds what the flight recorder wrote. Images, augmentation and noise are functions of seed and step,
-so with as many processes as the run had, on the same kind of device, the very same numbers come again. The replay is a
-run of its own in RUN/crashes/step_*/replay; the run itself is left as it is.
+The flight recorder wrote RUN/crashes/step_*. Images, augmentation and noise depend only on the seed, the step and the
+process. So a replay gives exactly the same numbers if it uses as many processes as the run, on the same kind of device.
+The replay is a separate run in RUN/crashes/step_*/replay. It does not change the original run.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from engine.run_dir import RunDirectory
 from engine.training_run import train
 from models import FAMILIES
 
-NEEDED = {"step", "checkpoint_step", "processes", "family", "config", "steps"}  # of a record
+NEEDED = {"step", "checkpoint_step", "processes", "family", "config", "steps"}  # keys of a record
 
 
 def find_record(run: Path, step: int | None) -> Path:
-    """The folder of the record of ``step``, or of the newest.
+    """Return the folder of the record of ``step``; without ``step``, of the newest record.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such record.
     """
     found = sorted(path.parent for path in (run / "crashes").glob("step_*/record.json"))
-    records = [path for path in found if path.name.removeprefix("step_").isdecimal()]  # no copies, such as step_2.bak
+    records = [path for path in found if path.name.removeprefix("step_").isdecimal()]  # skip copies: step_2.bak
     if not records:
         raise UserError(f"{run} has no record of a crash: a spike of the loss leaves one in {run / 'crashes'}")
     if step is None:
@@ -48,10 +48,10 @@ def find_record(run: Path, step: int | None) -> Path:
 
 
 def read_record(place: Path) -> dict[str, Any]:
-    """The record in a folder.
+    """Read the record in a folder.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the record is damaged.
     """
     path = place / "record.json"
     try:
@@ -64,10 +64,13 @@ def read_record(place: Path) -> dict[str, Any]:
 
 
 def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
-    """The run's settings, but from the record's checkpoint to its step, in a folder of their own, watched throughout.
+    """Return the run's settings, changed for the replay.
+
+    The replay starts from the record's checkpoint, ends at the record's step, writes to its own folder, and reads the
+    instruments at every step.
 
     Raises:
-        UserError: if the number of processes is not the run's.
+        UserError: if the number of processes differs from the run's.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != record["processes"]:
@@ -78,7 +81,7 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
     config: Any = OmegaConf.merge(schema, translated(record["config"]))
     config.output_dir = str(place / "replay")
-    if record["checkpoint_step"] is not None:  # else it starts as the run did, from another run's checkpoint or anew
+    if record["checkpoint_step"] is not None:  # otherwise start in the same way as the run did
         config.resume = str(place / "checkpoint.pt")
     config.max_steps, config.log_every = record["step"], 1
     config.checkpoint.every_steps = config.checkpoint.every_epochs = config.checkpoint.every_minutes = None
@@ -90,7 +93,7 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
 
 
 def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:
-    """How well the replay's losses agree with the recorded ones."""
+    """Say how close the replay's losses are to the recorded ones."""
     losses = {line["step"]: line["loss"] for line in replayed if line["split"] == "train"}
     pairs = [(line["loss"], losses[line["step"]]) for line in record["steps"] if line["step"] in losses]
     known = [(was, now) for was, now in pairs if was is not None]
@@ -102,7 +105,7 @@ def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:
 
 
 def replay(run: Path, step: int | None) -> None:
-    """Replay a record of a run."""
+    """Replay the record of ``step``, or the newest, and print the comparison."""
     place = find_record(run, step)
     record = read_record(place)
     settings = replay_settings(place, record)
@@ -112,9 +115,9 @@ def replay(run: Path, step: int | None) -> None:
     try:
         train(settings)
     except RunStopped as stopped:
-        if stopped.exit_code > 128:  # by a signal
+        if stopped.exit_code > 128:  # stopped by a signal
             raise
-        print(stopped)  # what is not finite ends a run, here as there
+        print(stopped)  # a loss that is not finite ends the replay, as it ended the run
     if os.environ.get("RANK", "0") == "0":
         print(compare(record, again.read_metrics()))
         print(f"readings of every step in {os.path.relpath(again.stability)}")

@@ -1,8 +1,9 @@
-"""The LipsFormers computed as their authors' code computes them: the yardstick of scripts/bench/model_speed.py.
+"""LipsFormers computed with the operations of their authors' code, as the reference for scripts/bench/model_speed.py.
 
-Same parameters and results as this project's models, other operations: convolutions on channels-first maps, windows
-and stripes cut out by copies, softmax and products one by one, and, as released, softmax, GELU and MLP recomputed in
-the backward pass. Written from the description of the released operations; no training use.
+Parameters and results are the same as those of this project's models. The operations differ: convolutions run on
+channels-first maps, windows and stripes are copied out of the map, attention runs as separate products and softmax, and
+softmax, GELU and MLP are recomputed in the backward pass. It was written from a description of the released operations,
+and is not meant for training.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,11 @@ Recompute = Callable[..., Tensor]
 
 
 class AsReleased(nn.Module):
-    """A LipsFormer of this project, computed by the released operations.
+    """A LipsFormer of this project, computed with the released operations.
 
     Args:
-        model: whose parameters are used.
-        recompute: whether softmax, GELU and MLP are checkpointed, as in the released code.
+        model: the model whose parameters are used.
+        recompute: whether softmax, GELU and MLP are recomputed in the backward pass, as in the released code.
     """
 
     def __init__(self, model: LipsFormerSwin | LipsFormerCSwin, recompute: bool = True):
@@ -35,7 +36,7 @@ class AsReleased(nn.Module):
         self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``."""
+        """Map images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``."""
         x = self.model.patch_embed(x)
         for stage in self.model.stages:
             for layer in stage:
@@ -58,7 +59,7 @@ class AsReleased(nn.Module):
         return x + residual.drop_path(residual.scale * compute(residual.branch, x))
 
     def convolutions(self, block: LipsFormerSwinBlock | LipsFormerCSwinBlock, x: Tensor) -> Tensor:
-        """Both convolution branches, on channels-first maps."""
+        """Apply both convolution branches, on channels-first maps."""
         maps = x.permute(0, 3, 1, 2).contiguous()
         for residual in (block.conv1, block.conv2):
             branch: ConvBranch = residual.branch  # type: ignore[assignment]
@@ -107,19 +108,19 @@ class AsReleased(nn.Module):
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer as PyTorch computes it."""
+    """Apply a linear layer with PyTorch's own operation."""
     return F.linear(x, layer.weight, layer.bias)
 
 
 def cut(x: Tensor, tall: int, wide: int) -> Tensor:
-    """``(batch, height, width, dim)`` to ``(windows, tall * wide, dim)``."""
+    """Cut a map ``(batch, height, width, dim)`` into windows ``(windows, tall * wide, dim)``."""
     batch, height, width, dim = x.shape
     x = x.view(batch, height // tall, tall, width // wide, wide, dim)
     return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, tall * wide, dim)
 
 
 def join(windows: Tensor, tall: int, wide: int, shape: torch.Size) -> Tensor:
-    """The inverse of :func:`cut`, to a map of ``shape``."""
+    """Invert :func:`cut`: join windows to a map of ``shape``."""
     batch, height, width, dim = shape
     x = windows.view(batch, height // tall, width // wide, tall, wide, dim)
     return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(shape)

@@ -1,12 +1,12 @@
-"""Time automatic augmentation beside timm's on the same images, operation by operation, in one run.
+"""Compare the speed of automatic augmentation with timm's on the same images, for each operation.
 
 OMP_NUM_THREADS=1 python scripts/bench/augment_speed.py
 python scripts/bench/augment_speed.py --root /path/to/images --auto trivial
 
-Ours works on uint8 batches on the device, timm's on PIL images one by one; both take turns, and the table gives the
-median of milliseconds an image, and of their ratios turn by turn, and how far the pixels are apart: the mean absolute
-difference in steps of 1/255, of the image where it is largest. Below it the whole policy as drawn for training, the
-draws included. Images are the embedded ones (Fashion-MNIST), enlarged, or photographs below --root.
+Our operations run on uint8 batches on the device, timm's on PIL images one by one. Both take turns. The columns of the
+table are the median milliseconds per image, the median of the ratios of each turn, and the difference of the pixels:
+the largest mean absolute difference of an image, in steps of 1/255. The last row times the whole policy as in training,
+including the random draws. The images are enlarged embedded ones (Fashion-MNIST), or photographs in --root.
 """
 
 import argparse
@@ -49,14 +49,14 @@ NAMES = (
 
 
 def load(root: Path, count: int, side: int) -> list[Image.Image]:
-    """Images of one size from anywhere below a folder."""
+    """Load ``count`` images from a folder and its subfolders, resized to ``side`` pixels."""
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     chosen = random.Random(0).choices(files, k=count)
     return [Image.open(path).convert("RGB").resize((side, side)) for path in chosen]
 
 
 def timms(auto: str) -> Callable[[Image.Image], Image.Image]:
-    """The policy of timm or torchvision."""
+    """Return the policy of timm or torchvision."""
     if auto == "trivial":
         return TrivialAugmentWide(interpolation=InterpolationMode.BICUBIC, fill=list(FILL))
     parse = rand_augment_transform if auto.startswith("rand") else auto_augment_transform
@@ -64,7 +64,7 @@ def timms(auto: str) -> Callable[[Image.Image], Image.Image]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -73,21 +73,21 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def race(ours: Callable[[], object], theirs: Callable[[], object], turns: int, device: torch.device) -> list[float]:
-    """Median times of both, and the median of their ratios."""
+    """Return the median times of both, and the median of the ratios theirs / ours."""
     ours(), theirs()
     pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in tqdm(range(turns), disable=None, leave=False)]
     return [median(a for a, _ in pairs), median(b for _, b in pairs), median(b / a for a, b in pairs)]
 
 
 def one_operation(name: str, count: int) -> AutoDraws:
-    """The same operation for all images, in both directions."""
+    """Return draws that apply one operation to all images, in both directions."""
     ones = np.ones((count, 1))
     directions = np.linspace(0, 1, count)[:, None]
     return AutoDraws(*operations([name], np.zeros((count, 1), dtype=np.int64), ones * (MAGNITUDE / 10), directions))
 
 
 def by_timm(name: str, images: list[Image.Image], draws: AutoDraws) -> list[Image.Image]:
-    """timm's operation with our arguments."""
+    """Apply timm's operation with our arguments."""
     function = NAME_TO_OP[name]
     if LEVEL_TO_ARG[name] is None:
         return [function(image, **HPARAMS) for image in images]
@@ -97,17 +97,17 @@ def by_timm(name: str, images: list[Image.Image], draws: AutoDraws) -> list[Imag
 
 
 def as_batch(images: list[Image.Image]) -> Tensor:
-    """uint8 ``(n, 3, side, side)``."""
+    """Stack images into a uint8 batch ``(n, 3, side, side)``."""
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
 def apart(made: Tensor, expected: Tensor) -> float:
-    """The largest of the images' mean absolute differences."""
+    """Return the largest of the images' mean absolute differences."""
     return (made.cpu().float() - expected.float()).abs().mean(dim=(1, 2, 3)).max().item()
 
 
 def drawn(policy: Policy, batch: int, count: int) -> AutoDraws:
-    """What the policy draws for a batch."""
+    """Return the random draws of the policy for a batch."""
     return policy.draw(uniforms(0, 0, Stream.AUTO, batch * count, count, policy.uniforms))
 
 

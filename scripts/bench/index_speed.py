@@ -1,10 +1,10 @@
-"""What a start costs with an index of ImageNet's size: time and memory of a training process and of its data workers.
+"""Measure what a start costs with an index of ImageNet's size: time and memory of a training process and a data worker.
 
 python scripts/bench/index_speed.py
 
-Makes an index of 1.28 million images that exist nowhere in a temporary folder, with the 1,000 class folders, and opens
-it in new processes. Memory is beside what the imports take: all pages that are resident (RSS), and those of them
-that no other process shares (private). An index that is mapped adds to the first, not to the second.
+Makes a temporary folder with the 1,000 class folders and an index of 1.28 million images that do not exist, and opens
+it in new processes. The memory is the increase over the memory after the imports: all resident pages (RSS), and the
+resident pages that no other process shares (private). A memory-mapped index adds to RSS, but not to private memory.
 """
 
 import argparse
@@ -35,7 +35,7 @@ BATCH = 1024
 
 
 def made_set(root: Path, images: int) -> None:
-    """A data set of class folders without images, and an index of many."""
+    """Make a data set of empty class folders, and an index of many images in them."""
     folder = root / "train"
     classes = ImageNetInfo().label_names()
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def made_set(root: Path, images: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in MB (10^6 bytes)."""
+    """Return the memory of this process in MB (10^6 bytes)."""
     fields = dict(
         line.split(":") for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     )
@@ -62,7 +62,7 @@ def memory() -> dict[str, float]:
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What a piece of work returns, its seconds and the memory it adds."""
+    """Call ``work``. Return its result, the seconds it took, and the memory it added in MB."""
     before, started = memory(), time.perf_counter()
     result = work()
     seconds = time.perf_counter() - started
@@ -70,7 +70,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def start(root: str) -> Source:
-    """What a training process does before its first step."""
+    """Do what a training process does before its first step."""
     images = open_split(DataConfig(name="imagenet", root=root), "train", 1000)
     plan = TrainPlan(images.index, 0, DataConfig(name="imagenet"), AugmentConfig(), BatchGeometry(BATCH, 32))
     plan.crops(0, range(BATCH))
@@ -78,7 +78,7 @@ def start(root: str) -> Source:
 
 
 def training_process(root: str, to_worker: Any, out: Any) -> None:
-    """Start, then hand the images to a worker as PyTorch does."""
+    """Start, then send the image source to a worker as PyTorch does."""
     source, cost = measured(partial(start, root))
     fingerprint, cost_of_it = measured(source.index.fingerprint)
     to_worker.send(source)
@@ -87,7 +87,7 @@ def training_process(root: str, to_worker: Any, out: Any) -> None:
 
 
 def worker(from_trainer: Any, out: Any) -> None:
-    """Take the images and look up many, all over the index."""
+    """Receive the image source, and look up many random images."""
 
     def take() -> Source:
         source = from_trainer.recv()

@@ -1,11 +1,11 @@
-"""Time the loaders against each other on the same images, in one run: our backends, timm's and torchvision's.
+"""Compare the speed of data loaders on the same images: our backends, timm's and torchvision's.
 
 python scripts/bench/loader_speed.py --root /path/to/images [/path/to/the/same/packed] --split val
 
-Recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random erasing, mixup
-and cutmix, as the models see them. The floor is the decoding alone. The loaders take turns, each time in a process of
-its own; the table gives medians. With a GPU batches go there, and DALI decodes there, by several shares of its hardware
-decoder. The winner is what ``data.backend=auto`` means (``data/backends/__init__.py``).
+There are two recipes: `plain` is crop, flip and normalisation; `full` adds RandAugment (rand-m9-mstd0.5-inc1), random
+erasing, mixup and cutmix. The rows `floor` time only the decoding. The loaders take turns, each time in a new process,
+and the table gives medians. With a GPU, batches are copied to it, and DALI decodes on it with several values of
+hw_decoder_load. ``data.backend=auto`` means the winner (``data/backends/__init__.py``).
 """
 
 import argparse
@@ -46,8 +46,8 @@ from data import (
 )
 from engine.device import tune
 
-HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # tried on a GPU beside the default share of its hardware decoder
-WARM = 6  # batches before the clock of the speed runs; the first one has its own
+HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # shares of the hardware decoder to try on a GPU, beside the default
+WARM = 6  # batches before the speed is measured; the time to the first batch is measured separately
 POLICY = "rand-m9-mstd0.5-inc1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Tensor]
@@ -55,7 +55,7 @@ Batches = Iterator[Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a loader is asked for."""
+    """The settings of one measurement."""
 
     root: str
     split: str
@@ -77,7 +77,7 @@ class Setting:
         return DataConfig(name="folder", root=self.root, **options)
 
     def files(self) -> list[tuple[str, int]]:
-        """Paths and classes, shuffled and repeated until they last."""
+        """Return paths and classes, shuffled, and repeated until there are enough for all batches."""
         source = open_source(self.data, self.split)
         assert isinstance(source, EncodedSource)
         files = [(str(source.path(i)), int(target)) for i, target in enumerate(source.index.targets)]
@@ -86,11 +86,11 @@ class Setting:
         return (files * (wanted // len(files) + 1))[:wanted]
 
 
-# --- the loaders: each yields batches as a model takes them -----------------------------------------------------------
+# --- the loaders: each yields batches for a model ---------------------------------------------------------------------
 
 
 def ours(kind: str, setting: Setting) -> Batches:
-    """This project's loader with one of its backends."""
+    """Yield batches of this project's loader with one of its backends."""
     images = open_split(setting.data, setting.split)
     augment = AugmentConfig()
     if setting.full:
@@ -105,7 +105,7 @@ def ours(kind: str, setting: Setting) -> Batches:
 
 
 class Listed(Dataset):
-    """Images of a list, through a transform that timm's loader sets."""
+    """The images of a list, with a transform that timm's loader may set."""
 
     def __init__(self, files: list[tuple[str, int]], transform: Callable[[Image.Image], Any] | None = None):
         self.files = files
@@ -122,7 +122,7 @@ class Listed(Dataset):
 
 
 def timm_loader(setting: Setting) -> Batches:
-    """timm's: Pillow in workers; normalisation, erasing and mixing on the device."""
+    """Yield batches of timm's loader: Pillow in workers; normalisation, erasing and mixing on the device."""
     from timm.data import Mixup, create_loader
 
     files = setting.files()
@@ -145,12 +145,12 @@ def timm_loader(setting: Setting) -> Batches:
 
 
 class TunedCrops(Dataset):
-    """torchvision v2 at its best: the crop is cut out before it is copied, and resized as channels-last bytes."""
+    """torchvision v2 in its fastest form: only the crop is copied, and it is resized as channels-last uint8."""
 
     def __init__(self, files: list[tuple[str, int]], side: int, full: bool):
         self.files, self.size = files, [side, side]
         last: list[Callable] = [v2.RandomHorizontalFlip()]
-        if full:  # torchvision's own RandAugment, which is not timm's, and has no bicubic movements of tensors
+        if full:  # torchvision's RandAugment differs from timm's, and cannot move tensors with bicubic interpolation
             last.append(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
         self.last = v2.Compose(last)
 
@@ -158,7 +158,7 @@ class TunedCrops(Dataset):
         return len(self.files)
 
     def __getitem__(self, i: int) -> Tensor:
-        content = Path(self.files[i][0]).read_bytes()  # quicker than letting Pillow read from the path
+        content = Path(self.files[i][0]).read_bytes()  # faster than letting Pillow open the path
         with Image.open(BytesIO(content)) as file:
             blank = torch.empty(1).expand(3, file.height, file.width)
             top, left, height, width = RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])
@@ -169,7 +169,7 @@ class TunedCrops(Dataset):
 
 
 def torchvision_loader(setting: Setting) -> Batches:
-    """A loop with torchvision's transforms in workers, and normalisation, erasing and mixing on the device."""
+    """Yield batches with torchvision's transforms in workers; normalisation, erasing and mixing on the device."""
     dataset = TunedCrops(setting.files(), setting.crop, setting.full)
     loader = DataLoader(
         dataset, setting.batch_size, num_workers=setting.workers, pin_memory=setting.device.type == "cuda"
@@ -186,14 +186,14 @@ def torchvision_loader(setting: Setting) -> Batches:
 
 
 def pillow_decode(setting: Setting) -> Batches:
-    """Whole images decoded by Pillow in workers, and thrown away."""
+    """Decode whole images with Pillow in workers, and discard them."""
     loader = DataLoader(Listed(setting.files()), setting.batch_size, num_workers=setting.workers)
     for nothing, _ in loader:
         yield nothing
 
 
 def dali_decode(setting: Setting) -> Batches:
-    """Crops decoded by DALI's threads, as large as they are, and thrown away."""
+    """Decode random crops with DALI's threads, without resizing, and discard them."""
     from nvidia.dali import fn, pipeline_def
 
     @pipeline_def(enable_conditionals=False)
@@ -218,12 +218,13 @@ LOADERS: dict[str, Callable[[Setting], Batches]] = {
 FLOORS = {"decode, Pillow, whole image": pillow_decode, "decode, DALI, the crop": dali_decode}
 
 
-# --- the clock --------------------------------------------------------------------------------------------------------
+# --- the timing -------------------------------------------------------------------------------------------------------
 
 
 def timed(name: str, setting: Setting) -> tuple[float, float]:
-    """Images a second after the first batches, and seconds to the first; runs in a process of its own."""
-    # A spawned process would spawn its workers, too: their start, seconds long, would burden the loaders of others.
+    """Return the images per second after the first batches, and the seconds to the first. Runs in a new process."""
+    # This process was spawned, so by default the loaders of timm and torchvision would spawn their workers, too. That
+    # takes seconds and would distort the comparison.
     set_start_method("fork", force=True)
     torch.set_num_threads(setting.workers)
     tune(setting.device)  # as training does
@@ -244,7 +245,7 @@ def timed(name: str, setting: Setting) -> tuple[float, float]:
 
 
 def measured(name: str, setting: Setting) -> tuple[float, float]:
-    """:func:`timed` in a new process, so that neither memory nor threads of one loader burden the next."""
+    """Call :func:`timed` in a new process, so that one loader's memory and threads cannot slow down the next."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(timed, name, setting).result()
 

@@ -1,9 +1,10 @@
-"""Time a training step of a LipsFormer against the same model computed by the authors' operations, in one run.
+"""Compare the speed of a LipsFormer's training step with the same model computed with the authors' operations.
 
 python scripts/bench/model_speed.py --model lipsformer_swin_tiny
 
-The variants take turns, one step each, so that a noisy machine is noisy for all; the table gives the median step and
-the ratio of the released form's to it, turn by turn. Peak memory is that of a process of its own for each variant.
+The variants take turns, one step each, so that noise of the machine affects all of them. The table gives the median
+step, and the median of the speedups over the released form in each turn. Peak memory is measured in a new process for
+each variant.
 """
 
 import argparse
@@ -51,7 +52,7 @@ class Step:
         self.bf16 = args.amp == "bf16"
 
     def __call__(self) -> float:
-        """Take the step; seconds."""
+        """Take a step, and return its seconds."""
         self.wait()
         started = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -68,7 +69,7 @@ class Step:
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """The most GiB that a training step of a variant holds beside model and optimizer; in a fresh process."""
+    """Return the peak GiB of a variant's training step, beside model and optimizer. Call this in a new process."""
     step = Step(name, args)
     step()
     if step.device.type == "cuda":
@@ -76,7 +77,7 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - held) / 2**30
-    # The allocator's own records: a process's resident memory depends on what the C library hands back, too.
+    # Use the allocator's records: resident memory also depends on how much memory the C library returns to the system.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]

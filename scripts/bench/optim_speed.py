@@ -1,17 +1,17 @@
-"""Time AdamW²'s step beside torch's AdamW on real gradients of real models, in one run.
+"""Compare the speed of AdamW²'s step with torch's AdamW on real gradients of real models.
 
 python scripts/bench/optim_speed.py --models lipsformer_swin_tiny vit_base_patch16_224
 
-AdamW² with a finite τ trains each model on the embedded images (Fashion-MNIST, enlarged), other ones in every step, and
-every optimizer takes a step of its own copy of the weights by the same gradients, in turns. The clock starts after
-AdamW²'s first step, which takes more iterations. The first table gives the median step and the median of its ratios,
-turn by turn, to AdamW(fused=True); the second one says what a whole training step, forward and backward at
---batch-size and the optimizer's, takes with AdamW(fused=True), and what AdamW² adds to it.
+AdamW² with a finite τ trains each model on the embedded images (Fashion-MNIST, enlarged), with other images in every
+step. All optimizers take turns. Each steps its own copy of the weights with the same gradients. The first steps are not
+timed, because AdamW²'s very first step takes more iterations. The first table gives the median step, and the median of
+its ratios to AdamW(fused=True) in each turn. The second table gives the time of a whole training step (forward and
+backward at --batch-size, and the optimizer) with AdamW(fused=True), and what AdamW² adds to it.
 
-The last row is a yardstick of another kind: AdamW(foreach=True) and nothing but one iteration of one vector for each
-update and weight, matrix after matrix, as a direct reading of the algorithm has it; it caps nothing.
+The last row of the first table is the least cost of a direct implementation of the algorithm: AdamW(foreach=True), and
+one power iteration with one vector for each update and each weight, one matrix after the other. It caps nothing.
 
---gradients random draws them anew for every turn instead, without any model's forward and backward.
+With --gradients random, each turn draws random gradients, without the forward and backward pass of the model.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from engine.device import tune
 from optim import AdamW2, param_groups
 
 YARDSTICK = "AdamW, fused"
-EARLY = 3  # steps before the clock runs
+EARLY = 3  # steps that are not timed
 
 
 class OneVectorEach(AdamW):
-    """AdamW, and beside it the products that estimating every σ₁ by one iteration of one vector takes at least."""
+    """AdamW, plus the products of one power iteration with one vector for each weight and update."""
 
     def step(self, closure: Any = None) -> Any:
-        """Take AdamW's step and multiply."""
+        """Take AdamW's step and compute the products."""
         loss = super().step(closure)
         for group in self.param_groups:
             for weight in group["params"]:
@@ -63,7 +63,7 @@ class OneVectorEach(AdamW):
 
 
 def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
-    """The optimizers, by name; each takes parameter groups. The first one trains the model."""
+    """Return functions that build the optimizers from parameter groups, by name. The first one trains the model."""
     return {
         f"AdamW², τ = {tau:g}": partial(AdamW2, tau=tau),
         YARDSTICK: partial(AdamW, fused=True),
@@ -74,7 +74,7 @@ def variants(tau: float) -> dict[str, Callable[..., Optimizer]]:
 
 
 def copied(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups of copies."""
+    """Copy parameter groups with their parameters."""
     return [g | {"params": [(n, nn.Parameter(p.detach().clone())) for n, p in g["params"]]} for g in groups]
 
 
@@ -83,7 +83,7 @@ def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def embedded_batches(size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the embedded training images and their labels, shuffled the same way at every call, without end."""
+    """Yield batches of the embedded training images and their labels without end, in the same order at every call."""
     config = OmegaConf.load(PROJECT / "conf/data/fashion_mnist.yaml")
     folders = sorted((unpacked(PROJECT / config.archive, config.archive_sha256) / "train").iterdir())
     files = [(str(file), label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
@@ -96,7 +96,7 @@ def embedded_batches(size: int, batch_size: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def real_gradients(model: nn.Module, batch_size: int) -> Iterator[float]:
-    """Put gradients into the model's parameters, by other images each time; seconds of forward and backward."""
+    """Compute gradients from other images each time, and yield the seconds of forward and backward."""
     device = next(model.parameters()).device
     for images, labels in embedded_batches(model.pretrained_cfg["input_size"][-1], batch_size):  # type: ignore[index]
         model.zero_grad()
@@ -105,7 +105,7 @@ def real_gradients(model: nn.Module, batch_size: int) -> Iterator[float]:
 
 
 def random_gradients(model: nn.Module) -> Iterator[float]:
-    """Put normal random numbers into the model's gradients; no seconds of forward and backward."""
+    """Fill the gradients with normal random numbers, and yield 0 seconds for forward and backward."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     while True:
         for weight in model.parameters():
@@ -114,7 +114,7 @@ def random_gradients(model: nn.Module) -> Iterator[float]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """That it takes."""
+    """Return the seconds that ``work`` takes."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
@@ -124,14 +124,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(name: str, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each step of each optimizer, and of each forward and backward."""
+    """Return the seconds of each step of each optimizer, and of each forward and backward."""
     torch.manual_seed(0)
     model = timm.create_model(name).to(device).train()
     builds = variants(args.tau)
     leader = next(iter(builds))
     optimizers = {}
     for label, build in builds.items():
-        groups = param_groups(model)  # new ones each time: an optimizer keeps what it is given
+        groups = param_groups(model)  # new groups for each: an optimizer keeps and changes them
         optimizers[label] = build(groups if label == leader else copied(groups), lr=1e-3, betas=(0.9, 0.98))
     gradients = random_gradients(model) if args.gradients == "random" else real_gradients(model, args.batch_size)
     times: dict[str, list[float]] = {label: [] for label in optimizers}
@@ -150,7 +150,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> tuple[
 
 
 def print_whole_step(times: dict[str, list[float]], before: list[float], batch_size: int) -> None:
-    """What AdamW² adds to a whole training step with the yardstick, in the same turn."""
+    """Print what AdamW² adds to a whole training step with ``YARDSTICK``, measured in the same turns."""
     whole = [passes + step for passes, step in zip(before, times[YARDSTICK], strict=True)]
     print(f"\n| whole step, batch {batch_size} | ms | more |\n| --- | --- | --- |")
     for label, found in times.items():
@@ -162,7 +162,7 @@ def print_whole_step(times: dict[str, list[float]], before: list[float], batch_s
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know τ, σ or –
+    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["lipsformer_swin_tiny", "vit_base_patch16_224"])
     parser.add_argument("--turns", type=int, default=15)
