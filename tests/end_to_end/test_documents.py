@@ -1,5 +1,6 @@
 """What documents say is so: the program of docs/life_of_an_image.md, and the lists of docs/debugging.md."""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def test_the_life_of_an_image_is_as_the_page_says(
 ) -> None:
     """Losses differ in their last digits from CPU to CPU; all else is equal."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for room in ("data", "engine"):  # an earlier test may have sent their messages to the console
+        monkeypatch.setattr(logging.getLogger(room), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / "life.png")])
     parts = PYTHON.findall(LIFE + "\n")
     exec("".join(code for code, _ in parts), {"__name__": "life"})
