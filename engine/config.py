@@ -163,6 +163,8 @@ class EvalConfig(RunConfig):
             raise UserError("sets.labels is a list for the images of sets.imagenet: add sets.imagenet=FOLDER")
         if self.benchmark and self.sets.folders():
             raise UserError("benchmark=true measures speed on noise, without sets.…: run the two one after the other")
+        if self.benchmark and self.predictions is not None:
+            raise UserError("benchmark=true measures speed on noise, which has no right answers: leave out predictions")
 
 
 def register() -> None:

@@ -55,21 +55,23 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
     model = trained_model(cfg, trained, num_classes).to(runtime.device)
     network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
     augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(runtime.device)
-    scores = {}
+    scores, answers = {}, {}
     with world.joined(runtime.device):
         for name, images in sets.items():
             predictions = Predictions() if cfg.predictions is not None else None
             scores[name] = _score(network, images, augment, cfg, runtime, predictions)
-            if predictions is not None and (found := predictions.of_all(world)) is not None:
-                path = predictions_path(cfg, name)
-                write_predictions(path, images, *found, _names(images, trained, num_classes))
-                log.info("every answer is in %s", os.path.relpath(path))
+            answers[name] = predictions.of_all(world) if predictions is not None else None
             if len(sets) > 1:
                 log.info("%s: top-1 %.2f %%", images.data.name, scores[name].top1)
     if world.is_main and cfg.sets.folders():
         write_sets(cfg, scores)
     elif world.is_main:
         write_scores(cfg, scores[cfg.data.name], resolve_backend(cfg.data))
+    for name, answer in answers.items():  # after the scores, which an error here must not cost
+        if answer is not None:
+            path = predictions_path(cfg, name)
+            write_predictions(path, sets[name], *answer, _names(sets[name], trained, num_classes))
+            log.info("every answer is in %s", os.path.relpath(path))
     if any(found.not_finite for found in scores.values()):
         raise RunStopped(f"{cfg.checkpoint}: the model gives answers that are not finite, see {cfg.output}", 1)
     return scores

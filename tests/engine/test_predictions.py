@@ -53,3 +53,15 @@ def test_a_place_that_cannot_be_written_is_told_before_the_evaluation(trained):
     done = run_here("eval.py", *OPTIONS, "predictions=nowhere/p.csv", cwd=trained)
     assert done.returncode == 2
     assert "error: predictions=nowhere/p.csv: nowhere/p.csv cannot be written: set predictions to" in done.stderr
+
+
+def test_a_full_disk_costs_the_answers_and_not_the_scores(trained):
+    done = run_here("eval.py", *OPTIONS, "predictions=/dev/full", cwd=trained)
+    assert done.returncode == 2
+    assert "/dev/full could not be written (No space left on device): set predictions to another" in done.stderr
+    assert json.loads((trained / "eval.json").read_text())["images"] == 80
+
+
+def test_a_benchmark_has_no_answers(here):
+    done = run_here("eval.py", "model=deit_tiny", "benchmark=true", "predictions=p.csv", cwd=here)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "leave out predictions" in done.stderr
