@@ -16,12 +16,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="re
 STREAM = """
 import os, sys
 from pathlib import Path
-from tests.crop_requests import build, in_batches, index_of, make_crops, options
-index = index_of(Path(sys.argv[1]))
+from tests.crop_requests import build, images_of, in_batches, make_crops, options
+source = images_of(Path(sys.argv[1]))
 def stream(side, workers=2):
     cfg = options("bicubic", side)
-    requests = in_batches(make_crops(index, cfg, "train"), 2)
-    return build("torch", index, cfg, workers, max_batch=2).batches(iter(requests))
+    requests = in_batches(make_crops(source, cfg, "train"), 2)
+    return build("torch", source, cfg, workers, max_batch=2).batches(iter(requests))
 """
 
 
