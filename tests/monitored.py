@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
 from optim import param_groups, spectral_norms
-from stability import (
-    StabilityMonitor,
-    StabilityReport,
-)
+from stability import StabilityMonitor, StabilityReport
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 LIPSFORMER = {"img_size": 28, "depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}

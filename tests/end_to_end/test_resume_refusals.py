@@ -8,14 +8,7 @@ import time
 import pytest
 
 from engine.errors import UserError
-from tests.runs import (
-    SMALL,
-    TORCHRUN,
-    checkpoint,
-    command,
-    environment,
-    train_here,
-)
+from tests.runs import SMALL, TORCHRUN, checkpoint, command, environment, train_here
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(small_images, here):

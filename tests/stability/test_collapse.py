@@ -9,10 +9,7 @@ from torch import nn
 from engine.callbacks.instruments import Instruments
 from engine.run_dir import RunDirectory
 from engine.run_length import RunLength
-from stability import (
-    StabilityReport,
-    collapsed_heads,
-)
+from stability import StabilityReport, collapsed_heads
 from tests.monitored import reading, small
 
 

@@ -6,12 +6,7 @@ import torch
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2
-from stability import (
-    StabilityMonitor,
-    attention_report,
-    block_report,
-    token_diversity,
-)
+from stability import StabilityMonitor, attention_report, block_report, token_diversity
 from stability.blocks import find_blocks
 from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
 from tests.monitored import SIZES, read, reading
