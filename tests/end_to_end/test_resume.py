@@ -1,4 +1,4 @@
-"""Runs that go on exactly where they stopped, from whole and damaged checkpoints and with earlier ones."""
+"""Runs go on exactly where they stopped, from the last checkpoint or an earlier one, whole or damaged."""
 
 import re
 import subprocess
