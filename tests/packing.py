@@ -1,4 +1,4 @@
-"""Packing small image folders into shards, in this process."""
+"""Packing small image folders into shards, in this process, and opening them."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ from data.index.arrays import write_arrays
 from data.prepare.originals import image_folder
 from data.prepare.target import Target
 from data.prepare.writing import packed_index, write_shard
-from data.sources.shards import PACKED_INDEX
+from data.sources.shards import PACKED_INDEX, ShardSource
+from tests.opening import source_of
 
 
 def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) -> Path:
@@ -16,3 +17,10 @@ def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) 
     shards = [write_shard(part, None)[1] for part in target.parts]
     write_arrays(target.folder / PACKED_INDEX, packed_index(target.folder, shards).arrays())
     return to
+
+
+def opened(root: Path, split: str = "train") -> ShardSource:
+    """The source of a packed split."""
+    source = source_of(root, split)
+    assert isinstance(source, ShardSource)
+    return source

@@ -112,6 +112,11 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics(run_dir, "train")}
 
 
+def scores(here: Path) -> dict:
+    """What ``eval.py`` wrote in the folder where it ran."""
+    return json.loads((here / "eval.json").read_text())
+
+
 def checkpoint(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
     """A run's checkpoint."""
     return torch.load(run_dir / "checkpoints" / name, weights_only=True)

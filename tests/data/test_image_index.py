@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.index import differing
 from data.index.arrays import write_arrays
-from tests.data.test_index import index_of, paint, touch_later
+from tests.indexing import index_of, paint, touch_later
 from tests.opening import source_of
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_index import index_of, paint, paths, refused
+from tests.indexing import index_of, paint, paths, refused
 
 
 @pytest.fixture
@@ -72,6 +72,15 @@ def test_a_folder_that_may_not_be_read_is_named(
     (root / name).chmod(0)
     request.getfixturevalue("unprivileged")
     assert "cannot be read (Permission denied): mend or remove it" in refused(root, index_dir=str(tmp_path / "index"))
+
+
+def test_a_missing_split_is_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'train'} is no folder" in refused(tmp_path)
+
+
+def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "1.png")
+    assert f"{tmp_path / 'train'} has no class folders" in refused(tmp_path)
 
 
 def test_validation_images_side_by_side_are_told_of_what_sorts_them(root: Path) -> None:

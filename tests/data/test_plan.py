@@ -6,43 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
-from timm.data.mixup import cutmix_bbox_and_lam
 
 from data.augment.device_draws import Mix
 from data.config import AugmentConfig, DataConfig
 from data.crops import Crops
 from data.geometry import BatchGeometry
-from data.index import ImageIndex
 from data.plan import EvalPlan, TrainPlan
-from data.sources.synthetic import SyntheticSource
+from tests.plans import ALL, SIDE, image_index, make_plan
 
-SIDE = 64
-ALL = AugmentConfig(
-    mixup=0.8, cutmix=1.0, mixup_prob=0.8, mix_group=8, random_erasing=0.25, auto_augment="3a", color_jitter=0.3
-)
 COUNTS = (1, 2, 3, 4, 8)  # numbers of processes
-
-
-def image_index(count: int = 230) -> ImageIndex:
-    """The index of images of many sizes; there are no files."""
-    rng = np.random.default_rng(0)
-    heights, widths = rng.integers(50, 600, (2, count)).astype(np.int32)
-    return replace(SyntheticSource(count, 10, SIDE).index, heights=heights, widths=widths)
-
-
-def make_plan(
-    count: int = 230,
-    seed: int = 1,
-    augment: AugmentConfig = ALL,
-    batch: int = 76,
-    world: int = 1,
-    rank: int = 0,
-    micro: int | None = None,
-    **options,
-) -> TrainPlan:
-    geometry = BatchGeometry(batch, augment.mix_group, world, rank, micro)
-    data = DataConfig(name="any", crop=SIDE, interpolation="random", **options)
-    return TrainPlan(image_index(count), seed, data, augment, geometry)
 
 
 def columns(crops: Crops) -> NDArray:
@@ -219,68 +191,6 @@ def test_crop_scale_and_ratio_are_those_asked_for() -> None:
     crops = plan.crops(0, range(228))
     area = plan.index.heights[crops.index] * plan.index.widths[crops.index]
     assert np.median(crops.box[:, 2] * crops.box[:, 3] / area) == pytest.approx(1, abs=0.02)
-
-
-# --- mixing ---------------------------------------------------------------------------------------------------------
-
-GROUPS = 4000
-
-
-def mixes(**options) -> list[Mix]:
-    """The mix draws of many groups of four images."""
-    count = 4 * GROUPS
-    plan = make_plan(count=count, augment=AugmentConfig(mix_group=4, **options), batch=count)
-    return plan.device_draws(0, range(count)).mix
-
-
-def test_mix_groups_cover_the_batch_once() -> None:
-    assert [mix.rows for mix in mixes(mixup=0.8)] == [range(start, start + 4) for start in range(0, 4 * GROUPS, 4)]
-
-
-def test_nothing_is_mixed_where_both_are_off() -> None:
-    assert mixes() == []
-
-
-def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:
-    half = mixes(mixup=0.8, cutmix=1.0)
-    assert len(half) == GROUPS
-    assert np.mean([mix.box is not None for mix in half]) == pytest.approx(0.5, abs=0.03)
-    fewer = mixes(mixup=0.8, cutmix=1.0, mixup_prob=0.3, mixup_switch_prob=0.9)
-    assert len(fewer) / GROUPS == pytest.approx(0.3, abs=0.03)
-    assert np.mean([mix.box is not None for mix in fewer]) == pytest.approx(0.9, abs=0.04)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])
-def test_mixup_shares_are_beta_distributed(alpha: float) -> None:
-    drawn = mixes(mixup=alpha)
-    assert all(mix.box is None for mix in drawn)
-    assert stats.kstest([mix.share for mix in drawn], stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_cutmix_boxes_and_shares_are_timms(alpha: float) -> None:
-    boxes = np.array([mix.box for mix in mixes(cutmix=alpha)])
-    state = np.random.get_state()
-    np.random.seed(0)
-    theirs = []
-    for _ in range(GROUPS):
-        (top, bottom, left, right), _ = cutmix_bbox_and_lam((3, SIDE, SIDE), np.random.beta(alpha, alpha))
-        theirs.append((top, left, bottom - top, right - left))
-    np.random.set_state(state)
-    for column in range(4):
-        assert stats.ks_2samp(boxes[:, column], np.array(theirs)[:, column]).pvalue > 1e-3
-    areas, odd = zip(*((of[:, 2] * of[:, 3], (of[:, 2:] % 2).mean()) for of in (boxes, np.array(theirs))), strict=True)
-    assert stats.ks_2samp(*areas).pvalue > 1e-3
-    assert odd[0] == pytest.approx(odd[1], abs=0.03)
-
-
-def test_cutmix_share_is_what_the_box_leaves() -> None:
-    for mix in mixes(cutmix=1.0):
-        assert mix.box is not None
-        top, left, height, width = mix.box
-        assert 0 <= top <= top + height <= SIDE
-        assert 0 <= left <= left + width <= SIDE
-        assert mix.share == pytest.approx(1 - height * width / SIDE**2, abs=1e-12)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tests.runs import (
     command,
     environment,
     metrics,
+    run,
     run_here,
     same_tensors,
     train_here,
@@ -246,3 +247,30 @@ def test_half_an_environment_is_refused(variables, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="start with torchrun, or unset them"):
         World.from_environment()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=1")
+    train_here(*common, "max_steps=2")
+    poisoned = checkpoint(here / "outputs/a")
+    poisoned["stepper"]["optimizer"]["param_groups"][0]["weight_decay"] = float("nan")
+    torch.save(poisoned, here / "outputs/a/checkpoints/last.pt")
+    out = run_here("train.py", *common, "log_every=5", "checkpoint.every_steps=5", cwd=here)
+    assert out.returncode == 1
+    assert re.search(r"error: the loss or gradient was not finite at step 4: .*step 2", out.stderr), out.stderr
+    assert "Traceback" not in out.stderr
+    kept = checkpoint(here / "outputs/a")
+    assert kept["step"] == 2 and all(torch.isfinite(v).all() for v in kept["model"].values())
+
+
+@pytest.mark.slow
+def test_a_bad_image_found_in_one_process_is_named(small_images, here):
+    images = shutil.copytree(small_images, here / "images")
+    common = (*SMALL, f"data.root={images}", "name=a", "epochs=1")
+    train_here(*common, "max_steps=1")
+    for bad in sorted((images / "train").glob("*/*.png"))[:3]:
+        bad.write_bytes(bad.read_bytes()[:300])
+    shutil.rmtree(here / "outputs")
+    out = run("train.py", *common, cwd=here, processes=2)
+    assert out.returncode != 0
+    assert re.search(r"error: .*\.png cannot be decoded .* put a readable image of that name", out.stderr), out.stderr

@@ -1,34 +1,22 @@
-"""Evaluation is exact, needs only its split, and takes weights from many kinds of files."""
+"""Evaluation is exact, needs only its split, and can differ from the training in its options."""
 
-import dataclasses
 import json
-import math
 import os
-import re
 import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import timm.data
 import torch
 from PIL import Image
 
 from data import DeviceAugment
-from data.config import evaluation_side
 from data.loader import Batch
-from engine.config import EvalConfig
 from engine.distributed import World
-from engine.log import log_to
 from engine.runtime import Runtime
-from engine.saved_model import trained_model
 from engine.scoring import score
-from engine.settings import as_container, eval_settings
-from models import ModelError, build_model, family_of
-from models.weights import named_for
-from tests.authors import released, save, yacs_config
-from tests.runs import SMALL, checkpoint, composed, run, run_here, settings, train_here
+from tests.runs import SMALL, checkpoint, run, run_here, scores, train_here
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +29,6 @@ def trained(small_images, tmp_path_factory) -> Path:
     finally:
         os.chdir(back)
     return here / "outputs/a"
-
-
-def scores(here: Path) -> dict:
-    return json.loads((here / "eval.json").read_text())
 
 
 @pytest.mark.slow
@@ -119,42 +103,6 @@ def test_a_part_of_the_classes_keeps_its_labels(trained, small_images, tmp_path)
     assert parts == correct
 
 
-@pytest.mark.slow
-def test_the_authors_file_is_evaluated(small_images, tmp_path):
-    """A file with the authors' names and settings scores the same as the same weights under our names."""
-    for folder in (small_images / "val").iterdir():
-        (tmp_path / "images/val" / folder.name).mkdir(parents=True)
-        shutil.copy(sorted(folder.iterdir())[0], tmp_path / "images/val" / folder.name)
-    theirs, model = released("lipsformer_swin_tiny"), timm.create_model("lipsformer_swin_tiny", num_classes=10)
-    weights = model.state_dict()
-    for name in (name for name in weights if name.endswith("scale") or name == "head.weight"):
-        weights[name].normal_(std=1.0 if name == "head.weight" else 0.3)  # else a new model would score the same
-    places = {id(value): name for name, value in theirs.items()}
-    renamed = {places[id(value)]: weights[name] for name, value in named_for(model, theirs).items()}
-    tables = {name: torch.zeros(49, 49, dtype=torch.long) for name in theirs.keys() - renamed.keys()}
-    save({"model": renamed | tables, "config": yacs_config(LR=1e-3)}, tmp_path / "theirs.pth")
-    safetensors.torch.save_file(weights, tmp_path / "ours.safetensors")
-    losses = []
-    for file in ("theirs.pth", "ours.safetensors"):
-        options = ("model=lipsformer_swin_tiny", "data=folder", "data.root=images", "max_workers=0", "device=cpu")
-        out = run_here("eval.py", f"checkpoint={file}", *options, "amp=fp32", cwd=tmp_path)
-        assert out.returncode == 0, out.stderr
-        losses.append(scores(tmp_path)["loss"])
-    assert losses[0] == losses[1] and abs(losses[0] - math.log(10)) > 0.1
-
-
-def test_bare_weights_with_a_model(small_images, tmp_path):
-    model = timm.create_model("resnet18", num_classes=10)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
-    options = ("model=timm", "model.name=resnet18", "data=folder", f"data.root={small_images}", "data.crop=28")
-    out = run_here("eval.py", "checkpoint=w.safetensors", *options, "data.resize=28", "amp=fp32", cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert scores(tmp_path)["images"] == 80
-    other = run_here("eval.py", "checkpoint=w.safetensors", *options, "model.name=resnet34", cwd=tmp_path)
-    assert other.returncode == 2
-    assert re.search(r"error: w.safetensors holds weights of another model: \d+ missing \(layer1.2", other.stderr)
-
-
 def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
     """Trained at 28 pixels and evaluated at 56, on the whole image; PIL prepares the images for comparison."""
     options = (f"checkpoint={trained}/checkpoints/last.pt", "device=cpu", "max_workers=0", "amp=fp32")
@@ -182,99 +130,6 @@ def test_another_crop_and_share_of_the_image(trained, small_images, tmp_path):
     assert found["loss"] == pytest.approx(loss.item(), abs=0.01) and found["images"] == 80
 
 
-def saved(crop: int = 224, model: str = "deit_tiny", **data) -> dict:
-    """The parts of a checkpoint that decide how it is evaluated."""
-    config = settings(f"model={model}", f"data.crop={crop}", *(f"data.{key}={value}" for key, value in data.items()))
-    return {"config": as_container(config), "family": family_of(config.model)}
-
-
-@pytest.mark.parametrize(
-    ("trained_with", "typed", "expected"),
-    [
-        ({}, ["data.crop=288"], (288, 0.875, 329)),
-        ({}, ["data.crop=288", "data.crop_ratio=1.0"], (288, 1.0, 288)),
-        ({}, ["data.crop_ratio=0.95"], (224, 0.95, 235)),
-        ({"resize": 256}, ["data.crop=448"], (448, 0.875, 512)),
-        ({"resize": 256}, ["data.crop=288", "data.crop_ratio=1.0"], (288, 1.0, 288)),
-        ({"resize": 256}, ["data.crop=288", "data.resize=300"], (288, 0.875, 300)),
-        ({"resize": 256}, [], (224, 0.875, 256)),
-        ({"resize": 256}, ["data.resize=248"], (224, 0.875, 248)),
-    ],
-)
-def test_crop_and_share_beside_a_checkpoint(trained_with, typed, expected):
-    content = saved(**trained_with)
-    content["config"]["model"]["img_size"] = 224 if "data.crop=288" in typed else None
-    found = eval_settings(composed("checkpoint=a.pt", *typed), content, ["checkpoint=a.pt", *typed])
-    assert (found.data.crop, found.data.crop_ratio, evaluation_side(found.data)) == expected
-
-
-@pytest.mark.parametrize(
-    ("model", "crop", "said"),
-    [
-        ("deit_tiny", 64, "pos_embed was resized from 197 to 17 tokens"),
-        ("swin_tiny", 192, "2 relative position bias tables were resized to the model's windows"),
-    ],
-)
-def test_a_model_is_built_for_the_crop(model, crop, said, tmp_path, capsys):
-    """Weights for 224 pixels are loaded into a model for another size, and its answers are finite."""
-    log_to(None, speaks=True)
-    content = saved(model=model)
-    typed = ["checkpoint=a.pt", f"data.crop={crop}"]
-    config = content["config"]["model"]
-    built = build_model(eval_settings(composed("checkpoint=a.pt"), content, typed[:1]).model, 10, 224)
-    content |= {"model": built.state_dict(), "ema": None}
-    model = trained_model(eval_settings(composed(*typed), content, typed), content, 10).eval()
-    assert model(torch.randn(1, 3, crop, crop)).isfinite().all() and config["img_size"] is None
-    assert capsys.readouterr().out.splitlines() == [said]
-
-
-@pytest.mark.parametrize("model", ["lipsformer_swin_tiny", "cswin_tiny"])
-def test_a_crop_the_model_cannot_take_is_refused_with_one_that_it_can(model):
-    content, typed = saved(model=model), ["checkpoint=a.pt", "data.crop=288"]
-    with pytest.raises(ModelError, match=r"multiples? of 224"):
-        trained_model(eval_settings(composed(*typed), content, typed), content, 10)
-
-
-def bare(*overrides: str) -> EvalConfig:
-    """The settings of ``eval.py`` for bare weights."""
-    return eval_settings(composed(*overrides), None, overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["model=cswin_tiny"], (0.9, 0.485, 0.229, "bicubic")),
-        (["model=timm", "model.name=tf_efficientnet_lite0"], (0.875, 0.5, 0.5, "bicubic")),
-        (["model=timm", "model.name=resnet50.tv_in1k"], (0.875, 0.485, 0.229, "bilinear")),
-        (["model=timm", "model.name=volo_d5_512"], (1.0, 0.485, 0.229, "bicubic")),
-        (["model=timm", "model.name=resnet50", "data.crop_ratio=0.8"], (0.8, 0.485, 0.229, "bicubic")),
-        (["model=timm", "model.name=tf_efficientnet_lite0", "data.std=[1,1,1]"], (0.875, 0.5, 1, "bicubic")),
-        (["model=cswin_tiny", "data.resize=256"], (0.875, 0.485, 0.229, "bicubic")),
-        (["model=cswin_tiny", "data=folder"], (0.875, 0.485, 0.229, "bicubic")),
-    ],
-)
-def test_bare_weights_see_images_as_their_model_is_registered(overrides, expected):
-    data = bare(*overrides).data
-    assert (data.crop_ratio, data.mean[0], data.std[0], data.interpolation) == expected
-
-
-def test_an_interpolation_there_is_not_is_not_taken(monkeypatch):
-    registered = dataclasses.replace(timm.get_pretrained_cfg("cswin_tiny"), interpolation="lanczos")
-    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: registered)
-    data = bare("model=cswin_tiny").data
-    assert (data.crop_ratio, data.interpolation) == (0.9, "bicubic")
-
-
-def test_what_is_taken_from_the_registration_is_said(capsys):
-    log_to(None, speaks=True)
-    bare("model=cswin_tiny", "data.interpolation=bilinear", "data.mean=[0,0,0]")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith(
-        "as cswin_tiny is registered: data.crop=224, data.std=[0.229, 0.224, 0.225], data.crop_ratio=0.9, "
-        "data.crop_mode=center"
-    )
-
-
 def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path):
     """Certified attention has the same weights as the released form, but computes something else."""
     losses = []
@@ -289,36 +144,3 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
     ):
         out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
         assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") == 1, out.stderr
-
-
-@pytest.mark.skipif("TEST_IMAGES" not in os.environ, reason="TEST_IMAGES names no folder of ImageNet photographs")
-@pytest.mark.skipif("TEST_WEIGHTS" not in os.environ, reason="TEST_WEIGHTS names no weights of tf_efficientnet_lite0")
-def test_a_pretrained_network_scores_as_through_timms_transform(tmp_path):
-    """Within half a point for both backends. Needs ``val/<wnid>/`` in ``TEST_IMAGES``, weights in ``TEST_WEIGHTS``."""
-    images, weights = Path(os.environ["TEST_IMAGES"]), os.environ["TEST_WEIGHTS"]
-    mean, std = 127 / 255, 128 / 255
-    model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(safetensors.torch.load_file(weights))
-    transform = timm.data.create_transform(224, interpolation="bicubic", mean=[mean] * 3, std=[std] * 3, crop_pct=0.875)
-    names = timm.data.ImageNetInfo().label_names()
-    files = sorted(file for file in (images / "val").glob("*/*") if file.is_file())
-    top1 = top5 = 0
-    with torch.inference_mode():
-        for file in files:
-            best = model(transform(Image.open(file).convert("RGB"))[None]).topk(5).indices[0].tolist()
-            label = names.index(file.parent.name)
-            top1, top5 = top1 + (label == best[0]), top5 + (label in best)
-    by_timm = {"top1": 100 * top1 / len(files), "top5": 100 * top5 / len(files)}
-    print(f"timm {by_timm}")
-    assert by_timm["top1"] > 87
-    options = ("model=timm", "model.name=tf_efficientnet_lite0", f"checkpoint={weights}", "amp=fp32")
-    pixels = (f"data.mean=[{mean},{mean},{mean}]", f"data.std=[{std},{std},{std}]", f"data.root={images}")
-    for backend in ("dali", "torch"):
-        out = run_here(
-            "eval.py", *options, *pixels, f"data.index_dir={tmp_path}", f"data.backend={backend}", cwd=tmp_path
-        )
-        assert out.returncode == 0, out.stderr
-        found = scores(tmp_path)
-        print(backend, found)
-        assert found["images"] == len(files)
-        assert abs(found["top1"] - by_timm["top1"]) <= 0.5 and abs(found["top5"] - by_timm["top5"]) <= 0.5

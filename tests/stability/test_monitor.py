@@ -1,66 +1,15 @@
-"""The stability monitor: its values are correct, and a run with it has the same weights."""
-
-import math
-from collections.abc import Callable
-from types import SimpleNamespace
+"""The stability monitor: its values are correct."""
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from engine.callbacks.instruments import Instruments
-from engine.run_dir import RunDirectory
-from engine.run_length import RunLength
-from optim import AdamW2, OptimError, param_groups, spectral_norms
-from stability import (
-    StabilityMonitor,
-    StabilityReport,
-    attention_report,
-    block_report,
-    collapsed_heads,
-    token_diversity,
-)
+from optim import AdamW2
+from stability import StabilityMonitor, attention_report, block_report, token_diversity
 from stability.blocks import find_blocks
 from stability.layers import norm_gains, query_keys, residual_scales, weight_matrices
-from tests.runs import (
-    ALL_AUGMENTATION,
-    NO_LOCAL_NOISE,
-    SMALL,
-    checkpoint,
-    losses,
-    metrics,
-    run,
-    same_tensors,
-    train_here,
-)
-
-SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-LIPSFORMER = {"img_size": 28, "depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}
-
-
-def small(name: str) -> tuple[nn.Module, Tensor]:
-    """A small model and a batch for it."""
-    options = LIPSFORMER if "lipsformer" in name else SIZES
-    return timm.create_model(name, num_classes=5, **options), torch.randn(
-        6, 3, options["img_size"], options["img_size"]
-    )
-
-
-def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
-    """A model, its weights before a step, its gradients, the batch, the reading of the step and the optimizer."""
-    model, images = small(name)
-    optimizer = build(param_groups(model), lr=1e-2)
-    monitor = StabilityMonitor(model, lambda: spectral_norms(optimizer), most_images=4)
-    nn.functional.cross_entropy(model(images), torch.arange(6) % 5).backward()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    monitor.before_update(images)
-    optimizer.step()
-    optimizer.zero_grad()
-    monitor.after_update()
-    return model, before, gradients, images, monitor.report, optimizer
+from tests.monitored import SIZES, read, reading
 
 
 @pytest.mark.parametrize("build", [torch.optim.AdamW, AdamW2])
@@ -198,119 +147,3 @@ def test_layers_are_in_the_models_order():
     ]
     order = list(report.layers["gradient"])
     assert [order.index(owner) for owner in owners] == sorted(order.index(owner) for owner in owners)
-
-
-def test_a_reading_is_summarised_by_its_worst_layers_and_warns_once(tmp_path, caplog):
-    layers = {
-        "diversity": {"a": [0.9], "b": [0.2], "c": [math.nan]},
-        "entropy": {"a": [0.9, 0.1], "b": [0.8, 0.7]},
-        "rank": {"a": [0.9, 0.05], "b": [0.8, 0.7]},
-        "sec": {"a": [0.3, 0.95], "b": [0.5, 0.4]},
-    }
-    report = StabilityReport(layers, {"a": [1]}, seconds=0.1)
-    told: list[dict] = []
-    callbacks = SimpleNamespace(on_line=told.append)
-    instruments = Instruments(None, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)  # type: ignore[arg-type]
-
-    def take_down(step: int) -> None:
-        instruments.report = report
-        instruments.after_step(SimpleNamespace(step=step))  # type: ignore[arg-type]
-
-    take_down(3)
-    line, of_layers = told
-    assert (line["diversity_min"], line["diversity_min_of"], line["collapsed"]) == (0.2, "b", 1)
-    assert (line["entropy_min"], line["entropy_min_of"], line["sec_max"], line["sec_max_of"]) == (0.1, "a", 0.95, "a")
-    assert of_layers["entropy/a"] == 0.1 and of_layers["sec/b"] == 0.5
-    assert (line["split"], line["step"], line["epoch"]) == ("stability", 3, 0.3)
-    assert "step 3: attention collapses in a, head 1 (entropy 0.10, rank 0.05" in caplog.text
-    take_down(4)
-    assert caplog.text.count("collapses") == 1
-    assert [reading["layers"]["diversity"]["c"] for reading in instruments.directory.read_stability()] == [
-        [None],
-        [None],
-    ]
-
-
-def collapse_(model: nn.Module, layer: str) -> None:
-    """Make every query of a layer attend to the key with the largest first channel."""
-    attention = model.get_submodule(layer)
-    dim = attention.qkv.weight.shape[1]
-    rows = torch.zeros(3 * dim, dim)
-    bias = torch.zeros(3 * dim)
-    for head in range(attention.num_heads):
-        first = head * attention.head_dim
-        bias[first] = 100.0
-        rows[first, 0] = rows[dim + first, 0] = 10.0
-    with torch.no_grad():
-        attention.qkv.weight.copy_(rows)
-        attention.qkv.bias.copy_(bias)
-
-
-def reading(model: nn.Module, images: Tensor) -> StabilityReport:
-    monitor = StabilityMonitor(model, dict)
-    monitor.before_update(images)
-    monitor.after_update()
-    return monitor.report
-
-
-def test_a_collapse_is_found_in_the_right_layer():
-    model, images = small("vit_preln_small")
-    assert reading(model, images).collapsed == {}
-    collapse_(model, "blocks.1.attn")
-    assert reading(model, images).collapsed == {"blocks.1.attn": [0, 1]}
-
-
-def test_sparse_attention_of_full_rank_is_benign():
-    low, high = torch.tensor([0.01, 0.01, 0.01, 0.9]), torch.tensor([0.99, 0.99, 0.5, 0.99])
-    assert collapsed_heads(low, torch.tensor([0.05, 0.9, 0.05, 0.05]), high) == [0]
-
-
-def test_weights_that_are_nan_give_nan_and_no_collapse():
-    model, images = small("vit_preln_small")
-    with torch.no_grad():
-        model.blocks[0].attn.qkv.weight.fill_(math.nan)
-    report = reading(model, images)
-    assert all(math.isnan(value) for kind in ("sec", "rank") for value in report.layers[kind]["blocks.0.attn"])
-    assert report.collapsed == {}
-
-
-def test_spectral_norms_do_not_change_the_optimizer():
-    *_, optimizer = read(build=AdamW2)
-    before = [v.clone() for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    spectral_norms(optimizer)
-    after = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_spectral_norms_need_our_param_groups(named):
-    layer = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(layer.named_parameters() if named else layer.parameters(), lr=0.1)
-    with pytest.raises(OptimError, match="param_groups"):
-        spectral_norms(optimizer)
-
-
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_run_is_the_same_with_and_without_the_monitor(small_images, here, precision):
-    """Including drop path, random erasing, mixup and cutmix, the moving average and AdamW²'s vectors."""
-    common = (*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}", "optim=adamw2", f"amp={precision}", "epochs=1")
-    train_here(*common, "name=off", "monitor.every=0", "monitor.history=0")
-    train_here(*common, "name=on", "monitor.every=1")
-    off, on = checkpoint(here / "outputs/off"), checkpoint(here / "outputs/on")
-    assert same_tensors(off["model"], on["model"]) and same_tensors(off["ema"], on["ema"])
-    for number, state in off["stepper"]["optimizer"]["state"].items():
-        other = on["stepper"]["optimizer"]["state"][number]
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other[k])) for k, v in state.items())
-    assert losses(here / "outputs/off") == losses(here / "outputs/on")
-    assert [line["step"] for line in metrics(here / "outputs/on", "stability")] == list(range(1, 11))
-    assert not (here / "outputs/off/stability.jsonl").read_text()
-
-
-@pytest.mark.slow
-def test_the_losses_of_two_processes_do_not_depend_on_the_monitor(small_images, here):
-    common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=4")
-    for name, every in (("off", 0), ("on", 2)):
-        out = run("train.py", *common, f"name={name}", f"monitor.every={every}", cwd=here, processes=2)
-        assert out.returncode == 0, out.stderr
-    assert losses(here / "outputs/off") == losses(here / "outputs/on")
-    assert [line["step"] for line in metrics(here / "outputs/on", "stability")] == [2, 4]

@@ -1,0 +1,130 @@
+"""What every source of files does: folder, shards and a new kind give the same images and errors."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import DataConfig, DataError
+from data.backends import build_backend
+from data.index.headers import decoded
+from data.plan import EvalPlan
+from data.prepare.check import check_images
+from data.sources import EncodedSource, open_source, source_kind
+from data.sources.folder import FolderSource
+from tests import source_kinds
+from tests.joined import JoinedSource, join
+from tests.source_kinds import CLASSES, EACH, ENCODED, encoded, opened
+
+folder, config = source_kinds.folder, source_kinds.config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.sources.source.PAUSES", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_images_are_the_files_that_went_in(config: DataConfig, folder: Path) -> None:
+    source = encoded(config)
+    index = source.index
+    assert len(source) == len(CLASSES) * EACH + 1
+    assert index.lengths is not None
+    assert [index.paths[i] for i in index.cmyk] == ["2/print.jpg"]
+    for i, path in enumerate(index.paths):
+        content = source.read(i)
+        assert content == (folder / "train" / path).read_bytes()
+        assert len(content) == index.lengths[i]
+        image = decoded(content)
+        assert (image.height, image.width) == (index.heights[i], index.widths[i])
+        assert path.split("/")[0] == index.classes[index.targets[i]]
+        assert path in source.name(i)
+
+
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_all_images_have_paths_or_none(config: DataConfig) -> None:
+    source = encoded(config)
+    paths = [source.path(i) for i in range(len(source))]
+    if paths[0] is None:
+        assert set(paths) == {None}
+    else:
+        assert [Path(str(path)).read_bytes() for path in paths] == [source.read(i) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_the_fingerprint_is_that_of_the_folder(config: DataConfig, folder: Path) -> None:
+    plain = opened(DataConfig(name="any", root=str(folder)))
+    assert opened(config).index.fingerprint() == plain.index.fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["torch", "dali"])
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_batches_are_those_of_the_folder(config: DataConfig, folder: Path, kind: str) -> None:
+    made = []
+    for cfg in (config, replace(config, root=str(folder))):
+        source = encoded(cfg)
+        backend = build_backend(kind, source, cfg, CPU, 0, 20)
+        (images,) = backend.batches(iter([EvalPlan(source.index, cfg).crops(range(len(source)))]))
+        made.append(images)
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_a_read_is_tried_again(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encoded(config)
+    expected, content, failures = source.read(0), type(source).content, [OSError("away"), OSError("still away")]
+
+    def failing(self: EncodedSource, i: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return content(self, i)
+
+    monkeypatch.setattr(type(source), "content", failing)
+    assert source.read(0) == expected
+    failures += [OSError("gone")] * 3
+    with pytest.raises(OSError, match="gone"):
+        source.read(0)
+
+
+@pytest.mark.parametrize("kind", ["torch", "dali"])
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_a_bad_image_is_named_with_the_advice_of_its_source(
+    config: DataConfig, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = encoded(config)
+    gone = "its place is empty"
+
+    def failing(self: EncodedSource, i: int) -> bytes:
+        raise OSError(gone)
+
+    monkeypatch.setattr(type(source), "content", failing)
+    if (path := source.path(3)) is not None:
+        os.unlink(path)  # DALI reads the file itself, not through ``content``
+    backend = build_backend(kind, source, config, CPU, 0, 4)
+    with pytest.raises(DataError) as caught:
+        list(backend.batches(iter([EvalPlan(source.index, config).crops(range(3, 4))])))
+    assert str(caught.value).startswith(f"{source.name(3)} cannot be decoded ({gone}): {source.advice.in_run}, then")
+
+
+@pytest.mark.parametrize("config", ["folder", "joined"], indirect=True)
+def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "train" / "1" / "bad.png").write_text("no image")
+    if config.root is not None and config.root.endswith(".joined"):
+        join(tmp_path / "set", Path(config.root))
+    advice = {FolderSource: FolderSource.advice, JoinedSource: JoinedSource.advice}[source_kind(config, "train")]
+    with pytest.raises(DataError, match=rf"1/bad\.png is no JPEG or PNG image: {advice.at_start}, or leave"):
+        open_source(config, "train")
+    config.on_bad_image = "skip"
+    assert len(opened(config)) == len(CLASSES) * EACH + 1
+    assert open_source(config, "train", build=False) is not None
+
+
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_the_check_decodes_every_image(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.prepare.check.run_jobs", lambda jobs, workers: ((n, job()) for n, job in enumerate(jobs)))
+    found = check_images(encoded(config), 1)
+    assert (found.images, found.bad, len(found.cmyk)) == (len(CLASSES) * EACH + 1, [], 1)

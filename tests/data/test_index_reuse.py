@@ -1,0 +1,66 @@
+"""When the image index is reused, and when it is built again because the folder changed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import indexing
+from tests.indexing import index_of, paint, paths, refused, touch_later
+from tests.opening import open_at, source_of
+
+root = indexing.root
+
+
+def test_files_are_not_opened_again(root: Path) -> None:
+    folder = root / "train" / "a"
+    before = os.stat(folder).st_mtime_ns
+    (folder / "1.png").write_bytes(b"no image any more")
+    os.utime(folder, ns=(before, before))
+    index = index_of(root)
+    assert not index.bad
+    assert (index.heights.tolist(), index.widths.tolist()) == ([6] * 4, [8] * 4)
+    os.utime(folder)
+    assert "1.png is no JPEG or PNG image" in refused(root)
+
+
+def test_without_building_there_is_an_index_only_where_one_was_built(root: Path, tmp_path: Path) -> None:
+    assert open_at(root, build=False) is not None
+    paint(tmp_path / "new" / "train" / "a" / "1.png")
+    assert open_at(tmp_path / "new", build=False) is None
+    assert not list((tmp_path / "new").glob(".*"))
+
+
+@pytest.mark.parametrize("folder", ["train/a", "train/a/nested"])
+def test_an_added_file_is_found(root: Path, folder: str) -> None:
+    paint(root / "train" / "a" / "nested" / "0.png")
+    touch_later(root / "train" / "a")
+    assert len(index_of(root)) == 5
+    paint(root / folder / "new.png")
+    touch_later(root / folder)
+    assert f"{folder}/new.png".removeprefix("train/") in paths(index_of(root))
+
+
+def test_a_removed_file_is_gone(root: Path) -> None:
+    (root / "train" / "a" / "1.png").unlink()
+    touch_later(root / "train" / "a")
+    assert paths(index_of(root)) == ["a/2.jpg", "b/3.png", "b/4.jpeg"]
+
+
+def test_an_added_class_folder_is_found(root: Path) -> None:
+    paint(root / "train" / "aa" / "1.png")
+    touch_later(root / "train")
+    index = index_of(root)
+    assert index.classes == ["a", "aa", "b"]
+    assert index.targets.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_a_removed_class_folder_is_gone(root: Path) -> None:
+    shutil.rmtree(root / "train" / "a")
+    assert index_of(root).classes == ["b"]
+
+
+def test_a_moved_folder_keeps_its_index(root: Path, tmp_path: Path) -> None:
+    moved = root.rename(tmp_path / "moved")
+    assert Path(str(source_of(moved, build=False).path(0))).is_file()

@@ -1,0 +1,119 @@
+"""Runs stopped by a signal: nothing is lost, and they go on as if nothing had happened."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from optim.schedules import SCHEDULES
+from tests.runs import (
+    ALL_AUGMENTATION,
+    PROJECT,
+    SMALL,
+    checkpoint,
+    command,
+    environment,
+    metrics,
+    run_here,
+    same_tensors,
+)
+
+
+def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step: int, number: int) -> int:
+    """Start a run, and send it a signal once it has logged a certain step."""
+    process = subprocess.Popen(
+        command("train.py", *arguments), cwd=here, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 120
+    log = folder / "metrics.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and any(line["step"] >= step for line in metrics(folder, "train")):
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
+    """Run 30 steps, and again with SIGKILL in the middle of the second epoch and a resume. Both agree bit for bit."""
+    common = (*common, "epochs=3", "checkpoint.every_steps=4")
+    whole = run_here("train.py", *common, "name=whole", cwd=here)
+    assert whole.returncode == 0, whole.stderr
+    folder = here / "outputs/killed"
+    code = kill_in_mid_epoch((*common, "name=killed"), folder, here, 15, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    reached = checkpoint(folder)["step"]
+    assert 12 <= reached < 30 and checkpoint(folder)["step_in_epoch"] != 0
+    again = run_here("train.py", *common, "name=killed", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert f"going on from step {reached}" in again.stdout
+    a, b = checkpoint(here / "outputs/whole"), checkpoint(folder)
+    assert a["step"] == b["step"] == 30
+    assert same_tensors(a["model"], b["model"])
+    assert (a["ema"] is None and b["ema"] is None) or same_tensors(a["ema"], b["ema"])
+    for line, twin in zip(metrics(here / "outputs/whole", "train"), metrics(folder, "train"), strict=True):
+        keys = ("step", "loss", "lr", "step_ratio_max")
+        assert [line.get(key) for key in keys] == [twin.get(key) for key in keys], "cut back and written again"
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_weights(small_images, here, set_threads):
+    set_threads(1)
+    assert_a_kill_changes_nothing((*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}"), here)
+
+
+# Every optimizer and every schedule.
+KILLED = (
+    ("adamw2", "trapezoid", "schedule.decay_epochs=1.6"),
+    ("adamw", "linear", "schedule.warmup_epochs=0.5"),
+    ("sgd", "step", "schedule.step_epochs=1"),
+    ("lion", "constant", "schedule.warmup_epochs=1.8"),
+    ("lamb", "inverse_sqrt", "schedule.timescale_epochs=1"),
+    ("muon", "cosine", "schedule.cooldown_epochs=1"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "schedule", "shape"), KILLED)
+def test_a_kill_changes_nothing_under_any_optimizer_or_schedule(
+    optimizer, schedule, shape, small_images, here, set_threads
+):
+    set_threads(1)
+    chosen = (f"optim={optimizer}", "optim.lr=1e-3", f"schedule={schedule}", shape)
+    assert_a_kill_changes_nothing((*SMALL, f"data.root={small_images}", *chosen), here)
+
+
+def test_those_are_all_optimizers_and_schedules():
+    assert {pair[0] for pair in KILLED} == {file.stem for file in (PROJECT / "conf/optim").glob("*.yaml")}
+    assert {pair[1] for pair in KILLED} == set(SCHEDULES)
+
+
+def test_sigterm_saves_and_the_run_goes_on(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "epochs=20", "eval_every=20", "name=a", "checkpoint.every_epochs=20")
+    folder = here / "outputs/a"
+    code = kill_in_mid_epoch(common, folder, here, 5, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    state = checkpoint(folder)
+    assert state["step"] >= 5
+    again = run_here("train.py", *common, f"max_steps={state['step'] + 2}", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert checkpoint(folder)["step"] == state["step"] + 2
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_by_sigterm_has_saved(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "epochs=99", "eval_every=99", "name=a", "checkpoint.every_epochs=99")
+    process = subprocess.Popen(
+        command("train.py", *common, processes=2), cwd=here, env=environment(), stdout=subprocess.DEVNULL
+    )
+    folder = here / "outputs/a"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").is_file():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert checkpoint(folder)["step"] >= 1

@@ -1,0 +1,156 @@
+"""What a GPU and CUDA graphs need of AdamW²: no waiting for numbers, and tensors that stay in place."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import models  # noqa: F401  (registers the models)
+from optim import AdamW2, param_groups
+from tests.twins import set_gradients, small_model
+
+
+class Dispatches(TorchDispatchMode):
+    """Counts operations. Raises an error if one reads a number back to the host, or needs values to continue."""
+
+    READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        assert name not in self.READS and not by_mask, f"{name} makes the host wait for the device"
+        found = operation(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_"):
+            devices = {x.device.type for x in (args[0], args[1] if name == "copy_" else found)}
+            assert len(devices) == 1, "a copy from device to device"
+        self.count += 1
+        return found
+
+
+def test_the_mode_of_these_tests_finds_what_reads_a_number():
+    for read in (
+        lambda: torch.ones(()).item(),
+        lambda: bool(torch.ones(()) > 0),
+        lambda: torch.ones(3)[torch.ones(3) > 0],
+    ):
+        with pytest.raises(AssertionError, match="wait"), Dispatches():
+            read()
+
+
+@pytest.mark.parametrize("tau", [0.03, float("inf")])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_step_reads_no_number_and_takes_few_operations(device, tau):
+    """On a GPU each operation launches a kernel. Meta tensors hold no values, so reading one is an error."""
+    with torch.device(device):
+        model = small_model() if device == "cpu" else timm.create_model("lipsformer_swin_tiny")
+    optimizer = AdamW2(param_groups(model), 1e-3, tau=tau)
+    counts = []
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with Dispatches() if device == "cpu" else nullcontext():
+            optimizer.step()
+        with Dispatches() as mode:
+            optimizer.step()
+        counts.append(mode.count)
+    assert counts[0] == counts[1] == counts[2] <= 1500
+    print(f"{device}, tau {tau}: {counts[0]} operations")
+
+
+def test_all_that_changes_stays_where_it_is_in_memory():
+    """A CUDA graph reads and writes the addresses that it was recorded with."""
+    model = small_model()
+    optimizer = AdamW2(param_groups(model), torch.tensor(1e-2), tau=0.01)
+    set_gradients(model, step=0)
+    optimizer.step()
+
+    def addresses() -> list[int]:
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [tensor.data_ptr() for tensor in (*model.parameters(), *kept)]
+
+    before, values = addresses(), copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.step()
+    assert addresses() == before
+    after = optimizer.state_dict()["state"]
+    assert not any(torch.equal(values[i][name], after[i][name]) for i in values for name in values[i])
+
+
+def test_a_learning_rate_may_be_a_tensor_that_changes_in_place():
+    ours, rate = small_model(), torch.tensor(1e-2)
+    theirs = copy.deepcopy(ours)
+    a, b = AdamW2(param_groups(ours), rate, tau=0.01), AdamW2(param_groups(theirs), 1e-2, tau=0.01)
+    for step in range(4):
+        if step == 2:
+            rate.fill_(1e-3)
+            for group in b.param_groups:
+                group["lr"] = 1e-3
+        set_gradients(ours, theirs, step=step)
+        a.step()
+        b.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["cpu", "meta"])
+def test_a_state_moves_to_the_parameters_device_and_its_step_number_too(target):
+    """torch leaves the step number on its old device, but the fused kernel needs it on the parameter's device."""
+    model = small_model()
+    optimizer = AdamW2(param_groups(model), 1e-2, tau=0.01)
+    set_gradients(model, step=0)
+    optimizer.step()
+    state = optimizer.state_dict()
+    with torch.device(target):
+        moved = small_model().bfloat16()
+    again = AdamW2(param_groups(moved), 1e-2, tau=0.01)
+    again.load_state_dict(state)
+    for parameter in moved.parameters():
+        kept = again.state[parameter]
+        assert {value.device.type for value in kept.values()} == {target}
+        assert {kept[name].dtype for name in kept.keys() - {"exp_avg", "exp_avg_sq"}} == {torch.float32}
+        assert kept["exp_avg"].dtype == torch.bfloat16
+        parameter.grad = torch.ones_like(parameter)
+    with Dispatches():
+        again.step()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_agrees():
+    ours = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    theirs = copy.deepcopy(ours)
+    a, b = (AdamW2(m.parameters(), torch.tensor(1e-2), tau=0.01) for m in (ours, theirs))
+    compiled = torch.compile(a.step)
+    for step in range(4):
+        set_gradients(ours, theirs, step=step)
+        compiled()
+        b.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_of_a_step_agrees():
+    ours = small_model().cuda()
+    theirs = copy.deepcopy(ours)
+    a, b = (AdamW2(param_groups(m), torch.tensor(1e-2, device="cuda"), tau=0.01) for m in (ours, theirs))
+    set_gradients(ours, theirs, step=0)
+    a.step()
+    b.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        a.step()
+    for step in range(1, 4):
+        gradients = [parameter.grad for parameter in ours.parameters()]
+        set_gradients(theirs, step=step)
+        torch._foreach_copy_(gradients, [parameter.grad for parameter in theirs.parameters()])
+        graph.replay()
+        b.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)

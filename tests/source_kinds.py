@@ -1,0 +1,65 @@
+"""Every kind of source, with the same images in it.
+
+A test file that uses these fixtures must bind them to names of its own.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import DataConfig, sources
+from data.sources import SOURCES, EncodedSource, Source, open_source
+from tests.joined import JoinedSource, join
+from tests.packing import pack
+
+CLASSES, EACH = ("0", "1", "2"), 4  # possible class names of ImageNet, so that an evaluation set can use them
+ENCODED = ("folder", "shards", "joined")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise images, all different, in two splits; one image of each split is CMYK."""
+    root = tmp_path_factory.mktemp("sources") / "set"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for i in range(EACH):
+                pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+        Image.new("CMYK", (33, 22), (9, 80, 7, 60)).save(root / split / "2" / "print.jpg")
+    return root
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> DataConfig:
+    """The options that choose a kind of source; the test's parameter names it."""
+    if request.param == "synthetic":
+        return DataConfig(name="synthetic", crop=16, synthetic_images=120, synthetic_classes=3)
+    copy = Path(shutil.copytree(folder, tmp_path / "set"))
+    if request.param == "folder":
+        root = copy
+    elif request.param == "shards":
+        for split in ("train", "val"):
+            root = pack(copy, tmp_path / "packed", split, shard_size=5_000)
+    else:
+        monkeypatch.setattr(sources, "SOURCES", (JoinedSource, *SOURCES))
+        root = join(copy, tmp_path / "images.joined")
+    return DataConfig(name="any", root=str(root), crop=16, resize=18)
+
+
+def opened(cfg: DataConfig, split: str = "train") -> Source:
+    """The source that the options choose."""
+    source = open_source(cfg, split)
+    assert source is not None
+    return source
+
+
+def encoded(cfg: DataConfig) -> EncodedSource:
+    """The same for the training split of a source of files."""
+    source = opened(cfg)
+    assert isinstance(source, EncodedSource)
+    return source
