@@ -20,7 +20,7 @@ def set_gradients(*twins: nn.Module, step: int) -> None:
         size = 10 ** (4 * torch.rand((), generator=generator) - 3)
         grad = size * torch.randn(same_parameters[0].shape, generator=generator)
         for twin in same_parameters:
-            twin.grad = grad.clone().to(twin.dtype)
+            twin.grad = grad.clone().to(twin)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
