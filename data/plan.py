@@ -9,7 +9,8 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from data.augment.device_draws import DeviceDraws, Mix
+from data.augment.device_draws import DeviceDraws
+from data.augment.mixing import Mix, draw_mix
 from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
@@ -104,7 +105,7 @@ class TrainPlan:
             u = uniforms(self.seed, epoch, Stream.ERASE, positions.start, len(positions), 1 + 4 * TRIES)
             erase = random_erase_boxes(u, self.augment.random_erasing, self.side)
         mix = []
-        if self.augment.mixup > 0 or self.augment.cutmix > 0:
+        if self.augment.mixes:
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
         auto = self._auto(epoch, positions)
@@ -119,23 +120,8 @@ class TrainPlan:
         return reduce(AutoDraws.then, others, first)
 
     def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
-        """The draw of one group, with the distribution of timm's Mixup in batch mode."""
-        a = self.augment
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
-        if rng.random() >= a.mixup_prob:
-            return None
-        cut = a.cutmix > 0 and (a.mixup == 0 or rng.random() < a.mixup_switch_prob)
-        alpha = a.cutmix if cut else a.mixup
-        share = float(rng.beta(alpha, alpha))
-        if not cut:
-            return Mix(rows, share, None)
-        side = self.side
-        cut_side = int(side * np.sqrt(1 - share))
-        y, x = (int(rng.integers(side)) for _ in range(2))
-        top, bottom = max(y - cut_side // 2, 0), min(y + (cut_side + 1) // 2, side)
-        left, right = max(x - cut_side // 2, 0), min(x + (cut_side + 1) // 2, side)
-        box = (top, left, bottom - top, right - left)
-        return Mix(rows, 1 - box[2] * box[3] / side**2, box)
+        return draw_mix(self.augment, rng, rows, self.side)
 
 
 class EvalPlan:

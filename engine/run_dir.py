@@ -179,10 +179,15 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in may_change and not _is_auto(key, new)
+        if old.get(key) != new.get(key) and not _is_one_of(key, may_change) and not _is_auto(key, new)
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
+
+
+def _is_one_of(key: str, options: set[str]) -> bool:
+    """Whether the key is one of the options, or an entry of one: ``callbacks.wandb`` is an entry of ``callbacks``."""
+    return key in options or any(key.startswith(f"{option}.") for option in options)
 
 
 def _is_auto(key: str, new: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from data.augment.auto_augment import carry_out
-from data.augment.device_draws import DeviceDraws, Mix
+from data.augment.device_draws import DeviceDraws
 
 
 class DeviceAugment(nn.Module):
@@ -55,7 +55,7 @@ class DeviceAugment(nn.Module):
         targets = self._targets(labels, 1.0)
         for mix in draws.mix:
             rows = slice(mix.rows.start, mix.rows.stop)
-            _mix(images[rows], mix)
+            mix.apply(images[rows])
             targets[rows] = self._targets(labels[rows], mix.share)
         return images, targets
 
@@ -68,16 +68,6 @@ class DeviceAugment(nn.Module):
             if height > 0:
                 noise = torch.randn(len(image), height, width, device=image.device)
                 image[:, top : top + height, left : left + width] = noise
-
-
-def _mix(images: Tensor, mix: Mix) -> None:
-    """Mix the i-th image of a group with the i-th image from its end, in place."""
-    if mix.box is None:
-        images.lerp_(images.flip(0), 1 - mix.share)
-    else:
-        top, left, height, width = mix.box
-        area = images[..., top : top + height, left : left + width]
-        area.copy_(area.flip(0))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,19 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.augment.mixing import Mix
 from data.augment.policies import AutoDraws
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How the images ``rows`` of a micro-batch are mixed: the i-th image with the i-th image from the end.
-
-    ``share`` is the weight of the image itself. With a ``box`` (top, left, height, width) this is cutmix, else mixup.
-    """
-
-    rows: range
-    share: float
-    box: tuple[int, int, int, int] | None
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,21 @@
 """The arithmetic on the device is timm's, and does not depend on how a batch is cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from timm.data.mixup import Mixup, mixup_target
+from timm.data.mixup import Mixup as TimmMixup
+from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from data.augment.device import DeviceAugment, soft_cross_entropy
-from data.augment.device_draws import DeviceDraws, Mix
+from data.augment.device_draws import DeviceDraws
 from data.augment.levels import Op
+from data.augment.mixing import Cutmix, Mix, Mixup
 from data.augment.policies import AutoDraws
 from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
@@ -61,7 +65,7 @@ def test_targets_are_smoothed_labels(augment: DeviceAugment) -> None:
 
 def test_the_batch_given_stays_as_it_is(augment: DeviceAugment) -> None:
     images, labels = make_batch()
-    augment(images, labels, DeviceDraws(np.full((8, 4), 8, dtype=np.int32), [Mix(range(8), 0.3, None)]))
+    augment(images, labels, DeviceDraws(np.full((8, 4), 8, dtype=np.int32), [Mixup(range(8), 0.3)]))
     assert torch.equal(images, make_batch()[0])
     assert torch.equal(labels, make_batch()[1])
 
@@ -106,10 +110,10 @@ def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(inte
 
 def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """One group after timm's Mixup in batch mode, which is made to draw this share or box."""
-    timm = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
+    timm = TimmMixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
     with monkeypatch.context() as patch:
-        patch.setattr(timm, "_params_per_batch", lambda: (mix.share, mix.box is not None))
-        if mix.box is not None:
+        patch.setattr(timm, "_params_per_batch", lambda: (mix.share, isinstance(mix, Cutmix)))
+        if isinstance(mix, Cutmix):
             top, left, height, width = mix.box
             patch.setattr("timm.data.mixup.rand_bbox", lambda *_, **__: (top, top + height, left, left + width))
         return timm(images, labels)
@@ -131,7 +135,7 @@ def test_mixing_is_timms(
     augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, n: int, share: float, box: tuple[int, int, int, int] | None
 ) -> None:
     images, labels = make_batch(n)
-    mix = Mix(range(n), share, box)
+    mix = Mixup(range(n), share) if box is None else Cutmix(range(n), share, box)
     ours, our_targets = augment(images, labels, DeviceDraws(None, [mix]))
     theirs, their_targets = by_timm(augment.normalise(images), labels, mix, monkeypatch)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
@@ -141,11 +145,11 @@ def test_mixing_is_timms(
 
 def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:
     images, labels = make_batch(11)
-    groups = [Mix(range(0, 4), 0.3, None), Mix(range(8, 11), 0.75, (0, 0, 16, 16))]  # 4 to 7 are not mixed
+    groups = [Mixup(range(0, 4), 0.3), Cutmix(range(8, 11), 0.75, (0, 0, 16, 16))]  # 4 to 7 are not mixed
     together, targets = augment(images, labels, DeviceDraws(None, groups))
-    for group in (*groups, Mix(range(4, 8), 1.0, None)):
+    for group in (*groups, Mixup(range(4, 8), 1.0)):
         rows = slice(group.rows.start, group.rows.stop)
-        draws = DeviceDraws(None, [Mix(range(len(group.rows)), group.share, group.box)])
+        draws = DeviceDraws(None, [replace(group, rows=range(len(group.rows)))])
         alone, alone_targets = augment(images[rows], labels[rows], draws)
         assert torch.equal(together[rows], alone)
         assert torch.equal(targets[rows], alone_targets)

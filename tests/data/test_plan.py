@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from data.augment.device_draws import Mix
+from data.augment.mixing import Mix
 from data.config import AugmentConfig, DataConfig
 from data.crops import Crops
 from data.geometry import BatchGeometry

@@ -29,8 +29,11 @@ def test_another_recipe_in_the_same_directory_is_refused(small_images, here):
     with pytest.raises(UserError, match="resume=never"):
         train_here(*common, "resume=never")
     assert (here / "outputs/a/config.yaml").read_text() == before
-    train_here(*common, "max_steps=3", "log_every=2", "checkpoint.keep=0", "micro_batch_size=16")
+    logger = "+callbacks.tensorboard=engine.callbacks.tensorboard_logger.TensorBoardLogger"
+    train_here(*common, "max_steps=3", "log_every=2", "checkpoint.keep=0", "micro_batch_size=16", logger)
     assert checkpoint(here / "outputs/a")["step"] == 3
+    train_here(*common, "max_steps=4")
+    assert checkpoint(here / "outputs/a")["step"] == 4
 
 
 def test_other_images_are_refused(small_images, here):
