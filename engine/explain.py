@@ -2,7 +2,7 @@
 
 import re
 import sys
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 import hydra
@@ -15,6 +15,8 @@ from engine.config import CONF, MODEL_SCHEMA
 from engine.options import ENTRIES, declared
 from engine.renamed import RENAMED
 from engine.settings import flatten
+
+NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
 
 
 def groups() -> set[str]:
@@ -118,17 +120,23 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
         key = full[1]
     if key in RENAMED:
         return f"{key} has another name now: type {RENAMED[key]}=…"
+    if key.startswith(NEW_KEYS):
+        return f"'{key}' adds an entry: type +{key}=…, with a + in front"
     return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(entry)))}"
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    leaf = name.rsplit(".", 1)[-1]
+    near = [n for n in get_close_matches(name, names, n=3, cutoff=0.6) if _are_alike(n.rsplit(".", 1)[-1], leaf)]
     if not near:  # perhaps the right name in the wrong group
-        leaf = name.rsplit(".", 1)[-1]
         near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"choose {', '.join(names)}" if 0 < len(names) < 30 else "--help lists all"
+
+
+def _are_alike(name: str, other: str) -> bool:
+    return SequenceMatcher(None, name, other).ratio() >= 0.5
 
 
 def _all_keys(entry: str) -> set[str]:
