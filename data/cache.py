@@ -36,7 +36,7 @@ def unpacked(archive: Path, sha256: str) -> Path:
             written.
     """
     target = folder_of(archive, sha256)
-    if is_whole(target):
+    if is_complete(target):
         return target
     if target.exists():
         log.warning("%s is not as it was unpacked: unpacking it anew", target)
@@ -65,7 +65,7 @@ def folder_of(archive: Path, sha256: str) -> Path:
     return cache_dir() / f"{archive.name.split('.')[0]}-{sha256[:12]}"
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a folder holds what was unpacked into it. Names, sizes and times are compared; no content is read."""
     try:
         return (folder / MANIFEST).read_text() == _listing(folder)
@@ -111,12 +111,12 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _put_in_place(whole: Path, target: Path, before: Path) -> None:
     """Rename ``whole`` to ``target`` and an old ``target`` to ``before``, unless another process has done so."""
-    if is_whole(target):
+    if is_complete(target):
         return
     try:
         if target.exists():
             target.rename(before)
         whole.rename(target)
     except OSError:
-        if not is_whole(target):
+        if not is_complete(target):
             raise

@@ -18,7 +18,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.geometry import shard
 from data.plan import EvalPlan, TrainPlan
-from data.waiting import look_nowhere
+from data.waiting import no_check
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Loader:
         labels: NDArray[np.int64],
         device: torch.device,
         skip_bad: bool = False,
-        look: Callable[[], object] = look_nowhere,
+        look: Callable[[], object] = no_check,
     ):
         self.backend = backend
         self.labels = labels

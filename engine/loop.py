@@ -5,7 +5,6 @@ import time
 from contextlib import closing
 from typing import Any
 
-from engine.beside import beside
 from engine.callbacks import Callbacks
 from engine.distributed import is_lost_peer
 from engine.errors import USER_ERRORS, RunStopped, UserError
@@ -15,6 +14,7 @@ from engine.scoring import Scores, score
 from engine.settings import as_container
 from engine.signals import StopRequest, WaitGivenUp
 from engine.training_data import TimedBatches
+from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class TrainLoop:
         """Save the steps since the last checkpoint before an error ends the run, without contacting other processes."""
         if not self.world.is_main or self.done <= max(self.saved, self.first):
             return
-        with beside("the steps since the last checkpoint cannot be saved"):
+        with warn_on_failure("the steps since the last checkpoint cannot be saved"):
             self.run.step.undo_unfinished()
             if self.meter.is_sound():
                 self.run.checkpoints.save(self._state(), is_best=False)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 OFFERED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
 
 
-def take_registered(composed: DictConfig, typed: set[str]) -> None:
+def apply_registration(composed: DictConfig, typed: set[str]) -> None:
     """Set the options of ``data`` as the model's registration says, except those that the user typed.
 
     With ``data=NAME`` the data options stay as they are, and a warning lists the differences from the registration. A

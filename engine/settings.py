@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.names import output_of, set_name
 from engine.options import check
 from engine.paths import resolve_paths
-from engine.registered import take_registered
+from engine.registered import apply_registration
 from models import FAMILIES, ModelConfig, refuse_unknown
 
 
@@ -73,7 +73,7 @@ def eval_settings(
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")
     elif not OmegaConf.is_missing(composed.model, "name"):
         refuse_unknown(composed.model.name)
-        take_registered(composed, typed)
+        apply_registration(composed, typed)
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     refuse_unknown(settings.model.name)

@@ -203,7 +203,7 @@ class AdamW2(Optimizer):
         Raises:
             ValueError: if the state belongs to another optimizer.
         """
-        with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after hooks that may convert it
+        with self.register_load_state_dict_pre_hook(_refuse_other_state):  # after hooks that may convert it
             super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -286,7 +286,7 @@ def _check(options: Group) -> None:
             raise ValueError(f"splits={splits} does not divide the {len(parameter)} rows of a matrix")
 
 
-def _refuse_another_s(_: Optimizer, state_dict: dict[str, Any]) -> None:
+def _refuse_other_state(_: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse the state of another optimizer.
 
     Raises:

@@ -12,7 +12,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.index.headers import BROKEN, decoded
 from data.sources import EncodedSource, Source, source_kind
-from data.waiting import look_nowhere
+from data.waiting import no_check
 
 BACKENDS = ("dali", "torch", "synthetic")
 
@@ -21,7 +21,7 @@ class Backend(Protocol):
     """Makes batches of one data set."""
 
     def batches(
-        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
 

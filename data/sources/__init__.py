@@ -12,7 +12,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.sources.folder import FolderSource
-from data.sources.root import is_unpacked, located
+from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
 from data.sources.source import Advice, EncodedSource, Source
 from data.sources.synthetic import SyntheticSource
@@ -35,7 +35,7 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
     Raises:
         DataError: if the permission to read a folder is missing.
     """
-    cfg = located(cfg)
+    cfg = with_root(cfg)
     with _told():
         return next(kind for kind in SOURCES if kind.fits(cfg, split))
 
@@ -54,7 +54,7 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
     """
     if not build and not is_unpacked(cfg):
         return None
-    cfg = located(cfg, unpack=True)
+    cfg = with_root(cfg, unpack=True)
     with _told():
         source = source_kind(cfg, split).open(cfg, split, build)
     return accepted(source, cfg) if isinstance(source, EncodedSource) else source

@@ -59,7 +59,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
         most_images=run.cfg.monitor.images,
     )
     instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
-    run.step.watch = instruments
+    run.step.watcher = instruments
     return instruments
 
 

@@ -10,7 +10,7 @@ from engine.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-MOST = 0.05  # largest share of the time without a warning
+MAX_WAIT_SHARE = 0.05  # largest share of the time without a warning
 
 
 class DataWait(Callback):
@@ -35,7 +35,7 @@ class DataWait(Callback):
         if line["split"] != "train":
             return
         started, self.started = self.started, True
-        if started and not self.said and line["data_wait"] > MOST:
+        if started and not self.said and line["data_wait"] > MAX_WAIT_SHARE:
             self.said = True
             log.warning("%s", self.advice(line["data_wait"]))
 
