@@ -39,12 +39,14 @@ def unpacked(archive: Path, sha256: str) -> Path:
     if is_complete(target):
         return target
     if target.exists():
-        log.warning("%s is not as it was unpacked: unpacking it anew", target)
+        log.warning("%s has changed since it was unpacked: unpacking it again", target)
     if not archive.is_file():
-        raise DataError(f"the archive {archive} is missing: set data.archive to where it lies")
+        raise DataError(f"the archive {archive} is missing: set data.archive to its path")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != sha256:
-        raise DataError(f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): fetch it again")
+        raise DataError(
+            f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): get an undamaged copy"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -96,7 +98,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         for member in tar:
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-                raise DataError(f"{archive} holds {member.name}, which is no file or folder inside it: not unpacked")
+                raise DataError(
+                    f"{archive} holds {member.name}, which is not a file or folder inside it: use another archive"
+                )
             if member.isdir():
                 (folder / path).mkdir(parents=True, exist_ok=True)
                 continue

@@ -69,7 +69,7 @@ def eval_settings(
             if key not in typed:
                 composed[key] = config.get(key, composed[key])
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
-        what = f"{composed.checkpoint} holds weights alone" if composed.checkpoint else "benchmark=true needs a model"
+        what = f"{composed.checkpoint} holds only weights" if composed.checkpoint else "benchmark=true needs a model"
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")
     elif not OmegaConf.is_missing(composed.model, "name"):
         refuse_unknown(composed.model.name)

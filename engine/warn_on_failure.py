@@ -25,7 +25,7 @@ def warn_on_failure(what: str) -> Iterator[None]:
     except Exception as error:  # whatever it is, it must not end a training run
         if what not in _said:
             _said.add(what)
-            log.warning("%s (%s): the run goes on without it", what, reason(error))
+            log.warning("%s (%s): the run continues without it", what, reason(error))
 
 
 class LineFile:

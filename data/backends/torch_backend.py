@@ -129,8 +129,8 @@ class TorchBackend:
             if not self.workers or all(worker.is_alive() for worker in iterator._workers):  # type: ignore[attr-defined]
                 raise
             raise DataError(
-                "a data worker was killed, perhaps for lack of memory: set max_workers lower, and run the same command "
-                "again to go on"
+                "a data worker was killed, perhaps because memory ran out: lower max_workers, and run the same "
+                "command again to continue"
             ) from error
         finally:
             # Now, not at garbage collection: that may come when Python exits, which is too late.

@@ -79,7 +79,7 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
         empty = source.place / index.classes[int(counts.argmin())]
         raise DataError(f"class folder {empty} holds no images: fill it or remove it")
     if bad:
-        log.warning("left out %d files that are no images, first %s", len(bad), bad[0])
+        log.warning("left out %d files that are not images; the first: %s", len(bad), bad[0])
     return source
 
 
@@ -89,4 +89,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error

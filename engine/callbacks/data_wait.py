@@ -42,7 +42,7 @@ class DataWait(Callback):
     def advice(self, waited: float) -> str:
         """Return the warning for an interval that spent this share of its time waiting."""
         ways = "; or ".join([*self._workers(), *self._decoder(), *self._machine()])
-        return f"{waited:.0%} of the time goes to waiting for data. To change that: {ways}"
+        return f"{waited:.0%} of the time is spent waiting for data. To change this: {ways}"
 
     def _workers(self) -> list[str]:
         if self.workers >= self.cores:
@@ -53,7 +53,7 @@ class DataWait(Callback):
     def _decoder(self) -> list[str]:
         if self.backend == "dali":
             return []
-        gain = "decodes on the GPU" if self.on_gpu else "decodes no more than the crops"
+        gain = "decodes on the GPU" if self.on_gpu else "decodes only the crops"
         return [f"start a run with data.backend=dali, which {gain} (requirements.txt installs it)"]
 
     def _machine(self) -> list[str]:

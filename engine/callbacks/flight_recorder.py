@@ -92,7 +92,7 @@ class FlightRecorder(Callback):
         usual = f"usually {median(history):.4g}" if history else "the first steps"
         log.warning(
             "step %d: the loss is %.4g (%s); its images and the steps before are in %s; "
-            "python scripts/replay_crash.py %s runs to it again with every instrument on",
+            "python scripts/replay_crash.py %s repeats the run up to this step with every instrument on",
             *(step, loss, usual, place / "record.json", self.run.directory.path),
         )
 

@@ -92,7 +92,7 @@ def test_a_cache_that_is_not_as_it_was_unpacked_is_unpacked_anew(
     damage(target)
     assert not is_complete(target)
     assert unpacked(*archive) == target
-    assert f"{target} is not as it was unpacked" in caplog.text
+    assert f"{target} has changed since it was unpacked" in caplog.text
     assert sorted(path.name for path in (target / "folder").iterdir()) == sorted(f"{i}.txt" for i in range(200))
     assert (target / "folder" / "7.txt").read_text() == "content"
     assert list(cache_dir().iterdir()) == [target]
@@ -133,7 +133,7 @@ def test_members_that_are_no_files_inside_the_folder_are_refused(
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         tar.addfile(member)
     digest = hashlib.sha256((tmp_path / "evil.tar").read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=rf"holds {member.name}, which is no file or folder inside it"):
+    with pytest.raises(DataError, match=rf"holds {member.name}, which is not a file or folder inside it"):
         unpacked(tmp_path / "evil.tar", digest)
     assert not list(cache_dir().iterdir())
     assert not list(tmp_path.glob("**/outside.txt"))

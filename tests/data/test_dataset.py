@@ -29,7 +29,7 @@ def test_no_root_is_refused_with_what_to_set(name: str, variable: bool) -> None:
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"data\.root={tmp_path / 'nowhere'} is no folder"):
+    with pytest.raises(DataError, match=rf"data\.root={tmp_path / 'nowhere'} is not a folder"):
         open_split(DataConfig(name="folder", root=str(tmp_path / "nowhere")), "train")
 
 

@@ -135,7 +135,7 @@ def test_files_are_not_opened_again(root: Path) -> None:
     assert not index.bad
     assert (index.heights.tolist(), index.widths.tolist()) == ([6] * 4, [8] * 4)
     os.utime(folder)
-    assert "1.png is no JPEG or PNG image" in refused(root)
+    assert "1.png is not a JPEG or PNG image" in refused(root)
 
 
 def test_without_building_there_is_an_index_only_where_one_was_built(root: Path, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_a_file_mended_in_place_is_accepted(root: Path) -> None:
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'train'} is no folder" in refused(tmp_path)
+    assert f"{tmp_path / 'train'} is not a folder" in refused(tmp_path)
 
 
 def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:

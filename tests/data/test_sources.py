@@ -40,7 +40,7 @@ class JoinedSource(EncodedSource):
     Its first line is JSON that says where each image is: ``{split: {class/file: [begin, length]}}``.
     """
 
-    advice = Advice(at_start="mend it at once", in_run="bring the file back", changed="touch the file")
+    advice = Advice(at_start="repair it at once", in_run="bring the file back", changed="touch the file")
 
     def __init__(self, file: Path, split: str, index: ImageIndex):
         self.file, self.place, self.index = file, file / split, index
@@ -204,7 +204,7 @@ def test_every_source_has_a_backend(config: DataConfig, asked: str) -> None:
 def test_images_without_files_are_not_decoded() -> None:
     cfg = DataConfig(name="synthetic", crop=16)
     for kind in ("torch", "dali"):
-        with pytest.raises(DataError, match=f"data.backend={kind} decodes files, and data=synthetic has none"):
+        with pytest.raises(DataError, match=f"data.backend={kind} decodes files, but data=synthetic has none"):
             build_backend(kind, opened(cfg), cfg, CPU, 0, 4)
 
 
@@ -299,7 +299,7 @@ def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, fol
     if config.root is not None and config.root.endswith(".joined"):
         join(tmp_path / "set", Path(config.root))
     advice = {FolderSource: FolderSource.advice, JoinedSource: JoinedSource.advice}[source_kind(config, "train")]
-    with pytest.raises(DataError, match=rf"1/bad\.png is no JPEG or PNG image: {advice.at_start}, or leave"):
+    with pytest.raises(DataError, match=rf"1/bad\.png is not a JPEG or PNG image: {advice.at_start}, or leave"):
         open_source(config, "train")
     config.on_bad_image = "skip"
     assert len(opened(config)) == len(CLASSES) * EACH + 1
@@ -336,7 +336,7 @@ def test_an_evaluation_set_may_lie_in_such_a_file(config: DataConfig, tmp_path: 
     assert images.answers.tolist() == [0] * EACH + [1] * EACH + [2] * (EACH + 1)
     assert is_set_prepared("v2", sets, config)
     (tmp_path / "other.txt").write_text("no source reads this")
-    with pytest.raises(DataError, match=r"sets\.v2=.*other\.txt is no folder"):
+    with pytest.raises(DataError, match=r"sets\.v2=.*other\.txt is not a folder"):
         open_set("v2", EvalSetsConfig(v2=str(tmp_path / "other.txt")), config)
 
 

@@ -58,7 +58,7 @@ def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
     assert 12 <= reached < 30 and checkpoint(folder)["step_in_epoch"] != 0
     again = run_here("train.py", *common, "name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {reached}" in again.stdout
+    assert f"continuing from step {reached}" in again.stdout
     a, b = checkpoint(here / "outputs/whole"), checkpoint(folder)
     assert a["step"] == b["step"] == 30
     assert same_tensors(a["model"], b["model"])
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_more_processes(small_images, here):
     train_here(*common, "output_dir=part", "max_steps=13")
     two = run("train.py", *common, "output_dir=part", cwd=here, processes=2)
     assert two.returncode == 0, two.stderr
-    assert "going on from step 13" in two.stdout
+    assert "continuing from step 13" in two.stdout
     a, b = losses(here / "whole"), losses(here / "part")
     assert a.keys() == b.keys()
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
@@ -199,7 +199,7 @@ def test_other_images_are_refused(small_images, here):
     common = (*SMALL, f"data.root={images}", "name=a")
     train_here(*common, "max_steps=2")
     next((images / "train").glob("*/*.png")).unlink()
-    with pytest.raises(UserError, match="training images are not those the run began with"):
+    with pytest.raises(UserError, match="training images have changed since the run began"):
         train_here(*common, "max_steps=3")
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_falls_back(small_images, here, capsys):
         last.write_bytes(damaged)
         train_here(*common, "max_steps=7")
         said = capsys.readouterr().out
-        assert "is damaged" in said and "going on from step 6" in said
+        assert "is damaged" in said and "continuing from step 6" in said
         assert checkpoint(here / "outputs/a")["step"] == 7
 
 
@@ -238,7 +238,7 @@ def test_a_finished_run_says_so(small_images, here, capsys):
     weights = checkpoint(here / "outputs/a")["model"]
     capsys.readouterr()
     train_here(*common)
-    assert "the run had ended at step 2" in capsys.readouterr().out
+    assert "the run has already ended at step 2" in capsys.readouterr().out
     assert same_tensors(weights, checkpoint(here / "outputs/a")["model"])
 
 
@@ -259,11 +259,11 @@ def test_a_run_can_be_rewound_and_branched(small_images, here, capsys):
     (folder / "step_00000002.pt").write_bytes(earlier)
     capsys.readouterr()
     train_here(*rewind)
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "continuing from step 2" in capsys.readouterr().out
     assert same_tensors(whole["model"], checkpoint(here / "outputs/a")["model"])
     assert checkpoint(here / "outputs/a", "before_rewind.pt")["step"] == 6
     train_here(*rewind)
-    assert "the run had ended at step 6" in capsys.readouterr().out, "the same command does not rewind twice"
+    assert "the run has already ended at step 6" in capsys.readouterr().out, "the same command does not rewind twice"
     with pytest.raises(UserError, match=r"best\.pt cannot rewind its own run"):
         train_here(*common, "name=a", f"resume={folder / 'best.pt'}")
 
@@ -314,7 +314,7 @@ def test_checkpoints_of_different_steps_are_refused(small_images, here):
         timeout=200,
     )
     assert out.returncode != 0
-    assert re.search("error: the processes would go on from different steps", out.stderr), out.stderr
+    assert re.search("error: the processes would continue from different steps", out.stderr), out.stderr
 
 
 def test_a_new_option_does_not_orphan_old_runs(small_images, here):
@@ -340,4 +340,4 @@ def test_a_bad_image_found_in_one_process_is_named(small_images, here):
     shutil.rmtree(here / "outputs")
     out = run("train.py", *common, cwd=here, processes=2)
     assert out.returncode != 0
-    assert re.search(r"error: .*\.png cannot be decoded .* put a readable image of that name", out.stderr), out.stderr
+    assert re.search(r"error: .*\.png cannot be decoded .* replace it with a readable image", out.stderr), out.stderr

@@ -44,8 +44,8 @@ def test_a_failure_is_said_once_and_goes_no_further(tmp_path, warnings):
     with warn_on_failure(f"{tmp_path} cannot be read"):
         raise ValueError
     assert warnings == [
-        f"{tmp_path} cannot be drawn (No space left on device): the run goes on without it",
-        f"{tmp_path} cannot be read (ValueError): the run goes on without it",
+        f"{tmp_path} cannot be drawn (No space left on device): the run continues without it",
+        f"{tmp_path} cannot be read (ValueError): the run continues without it",
     ]
     with pytest.raises(KeyboardInterrupt), warn_on_failure("it"):
         raise KeyboardInterrupt
