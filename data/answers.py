@@ -47,7 +47,7 @@ def read_list(file: str) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', error)})") from error
     if {len(words) for words in lines} not in ({1}, {2}):
-        raise DataError(f"sets.labels={file}: write a label on every line, or 'name label' on every line")
+        raise DataError(f"sets.labels={file}: write one label on each line, or 'name label' on each line")
     return lines
 
 

@@ -126,11 +126,11 @@ class TrainPlan:
             return None
         cut = a.cutmix > 0 and (a.mixup == 0 or rng.random() < a.mixup_switch_prob)
         alpha = a.cutmix if cut else a.mixup
-        share = float(rng.beta(alpha, alpha))
+        lam = float(rng.beta(alpha, alpha))
         if not cut:
-            return Mix(rows, share, None)
+            return Mix(rows, lam, None)
         side = self.side
-        cut_side = int(side * np.sqrt(1 - share))
+        cut_side = int(side * np.sqrt(1 - lam))
         y, x = (int(rng.integers(side)) for _ in range(2))
         top, bottom = max(y - cut_side // 2, 0), min(y + (cut_side + 1) // 2, side)
         left, right = max(x - cut_side // 2, 0), min(x + (cut_side + 1) // 2, side)

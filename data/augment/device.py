@@ -56,11 +56,11 @@ class DeviceAugment(nn.Module):
         for mix in draws.mix:
             rows = slice(mix.rows.start, mix.rows.stop)
             _mix(images[rows], mix)
-            targets[rows] = self._targets(labels[rows], mix.share)
+            targets[rows] = self._targets(labels[rows], mix.lam)
         return images, targets
 
-    def _targets(self, labels: Tensor, share: float) -> Tensor:
-        return mixup_target(labels, self.num_classes, share, self.smoothing)
+    def _targets(self, labels: Tensor, lam: float) -> Tensor:
+        return mixup_target(labels, self.num_classes, lam, self.smoothing)
 
     @staticmethod
     def _erase(images: Tensor, boxes) -> None:
@@ -73,7 +73,7 @@ class DeviceAugment(nn.Module):
 def _mix(images: Tensor, mix: Mix) -> None:
     """Mix the i-th image of a group with the i-th image from its end, in place."""
     if mix.box is None:
-        images.lerp_(images.flip(0), 1 - mix.share)
+        images.lerp_(images.flip(0), 1 - mix.lam)
     else:
         top, left, height, width = mix.box
         area = images[..., top : top + height, left : left + width]

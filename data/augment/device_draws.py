@@ -12,11 +12,11 @@ from data.augment.policies import AutoDraws
 class Mix:
     """How the images ``rows`` of a micro-batch are mixed: the i-th image with the i-th image from the end.
 
-    ``share`` is the weight of the image itself. With a ``box`` (top, left, height, width) this is cutmix, else mixup.
+    ``lam`` (λ) is the weight of the image itself. With a ``box`` (top, left, height, width) this is cutmix, else mixup.
     """
 
     rows: range
-    share: float
+    lam: float
     box: tuple[int, int, int, int] | None
 
 

@@ -17,7 +17,7 @@ from data.processes import end_with_parent
 
 SHARED = Path("/dev/shm")  # where torch and multiprocessing put memory that processes share
 REMEDY = (
-    "give it more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
+    "provide more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
     "lower max_workers or eval.batch_size, or avoid shared memory: data.backend=dali, or max_workers=0"
 )
 IN_FLIGHT = 2  # batches of each worker that are in work or wait to be used; DataLoader's default prefetch_factor

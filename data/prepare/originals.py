@@ -120,7 +120,7 @@ class ClassFolder:
         """A class folder and the bytes in it."""
         members, _ = cls(name, folder, 0).listing()
         if not members:
-            raise DataError(f"class folder {folder / name} holds no images: fill it or remove it")
+            raise DataError(f"class folder {folder / name} holds no images: add images to it or delete it")
         return cls(name, folder, sum(member.size for member in members))
 
     def listing(self) -> tuple[list[Member], list[str]]:

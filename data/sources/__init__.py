@@ -77,7 +77,7 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
     counts = np.bincount(index.targets, minlength=len(index.classes))
     if not counts.all():
         empty = source.place / index.classes[int(counts.argmin())]
-        raise DataError(f"class folder {empty} holds no images: fill it or remove it")
+        raise DataError(f"class folder {empty} holds no images: add images to it or delete it")
     if bad:
         log.warning("left out %d files that are not images; the first: %s", len(bad), bad[0])
     return source
