@@ -260,7 +260,7 @@ REFUSALS = {
     cut_short: r"shard-00001\.tar is cut short, 100000 of \d+ bytes",
     missing: r"shard-00001\.tar cannot be read \(No such file",
     longer: r"shard-00001\.tar differs from the index",
-    other_version: r"index\.npz was written by another version of this project: .* --folder",
+    other_version: r"index\.npz was written by another version .* scripts/prepare_imagenet\.py --folder",
     damaged_index: r"index\.npz is damaged .* scripts/prepare_imagenet\.py --folder",
     without_index: r"holds shards but no index\.npz: .* scripts/prepare_imagenet\.py",
 }
