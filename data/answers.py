@@ -25,8 +25,9 @@ def real_answers(source: Source) -> NDArray[np.int64]:
         match = VAL_NAME.search(path)
         if match is None or not 1 <= int(match[1]) <= len(real):
             raise DataError(
-                f"sets.real: {source.name(row)} is not named as ImageNet's validation images are "
-                f"(ILSVRC2012_val_00000001.JPEG to {len(real):08d}), and the labels of ReaL go by names"
+                f"sets.real: {source.name(row)} is not named like an ImageNet validation image "
+                f"(ILSVRC2012_val_00000001.JPEG to {len(real):08d}): keep the original names, "
+                "because ReaL finds its labels by name"
             )
         right = real[int(match[1]) - 1]
         answers[row, : len(right)] = right
@@ -46,7 +47,7 @@ def read_list(file: str) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', error)})") from error
     if {len(words) for words in lines} not in ({1}, {2}):
-        raise DataError(f"sets.labels={file}: every line must hold a label, or every line 'name label'")
+        raise DataError(f"sets.labels={file}: write one label on each line, or 'name label' on each line")
     return lines
 
 
@@ -73,10 +74,10 @@ def _label(word: str, file: str) -> int:
     if word in known:
         return known.index(word)
     if not word.isdecimal():
-        raise DataError(f"sets.labels={file}: '{word}' is neither a WordNet id of ImageNet nor a number from 0 to 999")
+        raise DataError(f"sets.labels={file}: '{word}' is not a WordNet id of ImageNet or a number from 0 to 999")
     if int(word) >= IMAGENET_CLASSES:
         raise DataError(
             f"sets.labels={file}: label {word} is more than 999. The numbers 1 to 1000 of ImageNet's development kit "
-            "are in another order than the classes of models: give WordNet ids instead"
+            "are in another order than the classes of models: use WordNet ids instead"
         )
     return int(word)

@@ -36,15 +36,17 @@ def unpacked(archive: Path, sha256: str) -> Path:
             written.
     """
     target = folder_of(archive, sha256)
-    if is_whole(target):
+    if is_complete(target):
         return target
     if target.exists():
-        log.warning("%s is not as it was unpacked: unpacking it anew", target)
+        log.warning("%s has changed since it was unpacked: unpacking it again", target)
     if not archive.is_file():
-        raise DataError(f"the archive {archive} is missing: set data.archive to where it lies")
+        raise DataError(f"the archive {archive} is missing: set data.archive to its path")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != sha256:
-        raise DataError(f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): fetch it again")
+        raise DataError(
+            f"{archive} is damaged (SHA-256 {digest[:12]}… instead of {sha256[:12]}…): get an undamaged copy"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -65,7 +67,7 @@ def folder_of(archive: Path, sha256: str) -> Path:
     return cache_dir() / f"{archive.name.split('.')[0]}-{sha256[:12]}"
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a folder holds what was unpacked into it. Names, sizes and times are compared; no content is read."""
     try:
         return (folder / MANIFEST).read_text() == _listing(folder)
@@ -96,7 +98,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         for member in tar:
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-                raise DataError(f"{archive} holds {member.name}, which is no file or folder inside it: not unpacked")
+                raise DataError(
+                    f"{archive} holds {member.name}, which is not a file or folder inside it: use another archive"
+                )
             if member.isdir():
                 (folder / path).mkdir(parents=True, exist_ok=True)
                 continue
@@ -111,12 +115,12 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _put_in_place(whole: Path, target: Path, before: Path) -> None:
     """Rename ``whole`` to ``target`` and an old ``target`` to ``before``, unless another process has done so."""
-    if is_whole(target):
+    if is_complete(target):
         return
     try:
         if target.exists():
             target.rename(before)
         whole.rename(target)
     except OSError:
-        if not is_whole(target):
+        if not is_complete(target):
             raise

@@ -2,7 +2,7 @@
 
 
 class DataError(ValueError):
-    """The data cannot be used as asked. The message is one line: what is wrong and what to do."""
+    """The data cannot be used as requested. The message is one line: what is wrong and what to do."""
 
 
 class BadImage(DataError):

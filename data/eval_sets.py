@@ -116,7 +116,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
         source, answers = _open_flat(name, place, sets.labels, data)
     else:
         if name == "imagenet" and sets.labels is not None:
-            raise DataError(f"sets.labels is for images in one folder, and {place} has class folders: leave it out")
+            raise DataError(f"sets.labels is for images in one folder, but {place} has class folders: leave it out")
         if place.is_dir():
             _refuse_other_classes(name, place, _subfolders(place))  # before any image is read
         images = open_split(data, data.split, IMAGENET_CLASSES)
@@ -149,9 +149,9 @@ def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str
     """
     usual = (list(wnids()), [str(label) for label in range(IMAGENET_CLASSES)])
     if num_classes not in (None, IMAGENET_CLASSES):
-        raise DataError(f"the sets are of ImageNet's {IMAGENET_CLASSES} classes, and the model has {num_classes}")
+        raise DataError(f"the sets have ImageNet's {IMAGENET_CLASSES} classes, but the model has {num_classes} classes")
     if trained_on is not None and list(trained_on) not in usual:
-        raise DataError(f"the sets are of ImageNet's classes, and the model's are others, such as '{trained_on[0]}'")
+        raise DataError(f"the sets have ImageNet's classes, but the model has other classes, such as '{trained_on[0]}'")
 
 
 def _places(described: EvalSet) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) ->
     if name == "imagenet" and labels is None:
         raise DataError(
             f"sets.imagenet: {folder} has no class folders: add sets.labels=FILE, a list of the images' labels "
-            "(a WordNet id or a number from 0 to 999 a line, in the order of the images' names, or 'name label')"
+            "(each line a WordNet id or a number from 0 to 999, in the order of the images' names, or 'name label')"
         )
     listed = read_list(labels) if name == "imagenet" and labels is not None else None
     opened = FolderSource.open(data, data.split, flat=True)
@@ -188,7 +188,7 @@ def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
         return place / "val" if (place / "val").is_dir() else place
     described = _data_of(SETS[name], place, data)
     if not place.is_file() or source_kind(described, described.split) is FolderSource:
-        raise DataError(f"sets.{name}={typed} is no folder: set it to the one that holds {SETS[name].title}")
+        raise DataError(f"sets.{name}={typed} is not a folder: set it to the folder that holds {SETS[name].title}")
     return place
 
 
@@ -217,6 +217,6 @@ def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None
     if unknown:
         kind = f"WordNet ids{' or 0 to 999' if len(known) == IMAGENET_CLASSES else ''}"
         raise DataError(
-            f"sets.{name}: folder '{unknown[0]}' in {folder} is none of the {len(known)} classes of {described.title}: "
-            f"set sets.{name} to the folder that holds its class folders ({kind})"
+            f"sets.{name}: folder '{unknown[0]}' in {folder} is not one of the {len(known)} classes of "
+            f"{described.title}: set sets.{name} to the folder that holds its class folders ({kind})"
         )

@@ -66,7 +66,7 @@ def _by_training(
     """The label that each class has in the model. Two names are the same class if ``meaning`` is equal for both."""
     known = {meaning(name): label for label, name in enumerate(trained_on)}
     if unknown := [name for name in classes if meaning(name) not in known]:
-        raise DataError(f"class folder '{unknown[0]}' is none of the {len(known)} classes the model was trained on")
+        raise DataError(f"class folder '{unknown[0]}' is not one of the {len(known)} classes the model was trained on")
     return np.array([known[meaning(name)] for name in classes])
 
 
@@ -79,12 +79,12 @@ def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) ->
     position = _places_in(subset)
     if all(name in position for name in classes):
         if subset != IMAGENET:
-            _say_once(f"the model has {num_classes} classes: class folders get their places in timm's {subset}")
+            _say_once(f"the model has {num_classes} classes: class folders get the labels of timm's {subset}")
         return np.array([position[name] for name in classes])
     strangers = [name for name in classes if name not in position]
     if subset != IMAGENET and len(strangers) < len(classes):
         raise DataError(
-            f"class folder '{strangers[0]}' is none of the {num_classes} classes of timm's {subset}: leave it out"
+            f"class folder '{strangers[0]}' is not one of the {num_classes} classes of timm's {subset}: leave it out"
         )
     return np.arange(len(classes))
 
@@ -100,8 +100,8 @@ def _refuse_unknown_order(classes: Sequence[str], num_classes: int | None) -> No
         return
     if all(name in _places_in(IMAGENET) for name in classes):
         raise DataError(
-            f"the {len(classes)} class folders are WordNet ids, and in which order the model's {num_classes} classes "
-            f"are is unknown: name the folders as their labels, or set model.num_classes={len(classes)}"
+            f"the {len(classes)} class folders are WordNet ids, but the order of the model's {num_classes} classes is "
+            f"unknown: rename the folders to their labels, or set model.num_classes={len(classes)}"
         )
 
 
@@ -114,7 +114,7 @@ def _by_value(classes: Sequence[str], num_classes: int | None, may_rank: bool) -
         return values
     _say_once(
         f"class folders {values.min()} … {values.max()} are not 0 to {len(classes) - 1}: "
-        "their labels are their places in numeric order"
+        "their labels are 0, 1, 2 and so on, in numeric order"
     )
     return ranks
 
@@ -138,7 +138,7 @@ def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise DataError(
             f"the training and validation classes differ: '{names[0]}'{more} only in the {where} folder: "
-            "make the class folders of both the same"
+            "make the class folders of both splits the same"
         )
 
 

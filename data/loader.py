@@ -18,7 +18,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.geometry import shard
 from data.plan import EvalPlan, TrainPlan
-from data.waiting import look_nowhere
+from data.waiting import no_check
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Loader:
         labels: NDArray[np.int64],
         device: torch.device,
         skip_bad: bool = False,
-        look: Callable[[], object] = look_nowhere,
+        look: Callable[[], object] = no_check,
     ):
         self.backend = backend
         self.labels = labels
@@ -85,7 +85,7 @@ class Loader:
         finally:
             if replaced:
                 log.error(
-                    "%d times another image took the place of one of the %d that cannot be read",
+                    "%d times an image was replaced by another, because %d images cannot be read",
                     *(replaced, len(self.bad)),
                 )
 
@@ -104,20 +104,22 @@ class Loader:
         if error.row is None or not self.skip_bad:
             raise error
         if not self.bad:
-            log.error("%s. Until then another image takes its place (data.on_bad_image=skip)", error)
+            log.error("%s. Until then another image replaces it (data.on_bad_image=skip)", error)
         self.bad |= {error.row}
         if len(self.bad) > 1 + MOST_BAD * len(self.labels):
-            raise DataError(f"{len(self.bad)} of the training images cannot be read, too many to leave out: {error}")
+            raise DataError(
+                f"{len(self.bad)} of the training images cannot be read, which is too many to leave out: {error}"
+            )
 
     def _refuse(self, error: BadImage) -> None:
         raise error
 
     def _batches(
-        self, places: Iterator[P], crops_at: Callable[[P], Crops], mend: Callable[[BadImage], None]
+        self, places: Iterator[P], crops_at: Callable[[P], Crops], handle: Callable[[BadImage], None]
     ) -> Generator[tuple[P, Crops, tuple[Tensor, Tensor]], None, None]:
         """Images and labels at each place, with the place and its crops.
 
-        If the backend stops at a bad image, ``mend`` either raises or makes ``crops_at`` leave that image out. The
+        If the backend stops at a bad image, ``handle`` either raises or makes ``crops_at`` leave that image out. The
         backend then starts again from the first place whose batch is missing. It also starts again, once for each
         place, if all images of the failed batch can be read after all: a disk or network may have failed for a moment.
         """
@@ -144,7 +146,7 @@ class Loader:
                     excused = again[0]
                     log.warning("%s; trying again", error)
                 else:
-                    mend(error)
+                    handle(error)
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""

@@ -13,7 +13,7 @@ import torch
 T = TypeVar("T")
 
 
-def lone_threads(count: int) -> ThreadPoolExecutor:
+def single_torch_threads(count: int) -> ThreadPoolExecutor:
     """A pool of threads in which torch starts no further threads.
 
     Short operations do not gain from torch's threads: when the CPU is busy, most of the time is spent waiting for the
@@ -28,8 +28,8 @@ def lone_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def share_out(work: Callable[[T], object], items: Sequence[T]) -> None:
-    """Do the work on every item, in as many threads as torch may use here; see :func:`lone_threads`.
+def in_parallel(work: Callable[[T], object], items: Sequence[T]) -> None:
+    """Do the work on every item, in as many threads as torch may use here; see :func:`single_torch_threads`.
 
     The threads do not inherit modes of the caller, such as ``torch.no_grad``. An exception in a thread is raised here.
     """
@@ -40,7 +40,7 @@ def share_out(work: Callable[[T], object], items: Sequence[T]) -> None:
 
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
-    return lone_threads(count)
+    return single_torch_threads(count)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the pool's threads

@@ -13,7 +13,7 @@ SECONDS_TO_CLOSE = 10.0
 _abandoned: list[Thread] = []
 
 
-def look_nowhere() -> None:
+def no_check() -> None:
     """The ``look`` of a caller that waits as long as it takes."""
 
 

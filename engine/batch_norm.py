@@ -50,7 +50,7 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
         cut = " + ".join(map(str, sizes))
         group, whole = geometry.mix_group, geometry.batch_size - 1
         raise UserError(
-            f"batch_size={geometry.batch_size} is cut into {cut} images, and BatchNorm cannot train on one: "
+            f"batch_size={geometry.batch_size} is split into {cut} images, but BatchNorm cannot train on one image: "
             f"set batch_size to a multiple of augment.mix_group={group}" + (f", or to {whole}" if whole > 1 else "")
         ) from error
 

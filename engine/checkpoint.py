@@ -62,7 +62,7 @@ class Checkpoints:
             scratch.unlink(missing_ok=True)
             raise UserError(
                 f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({reason(error)}): "
-                "free space and run the same command again to go on from the last good checkpoint"
+                "free space and run the same command again to continue from the last good checkpoint"
             ) from error
         self._prune()
 
@@ -110,9 +110,11 @@ class Checkpoints:
                 self.last_step = state["step"] if path == self.last else None
                 return state
             except UserError as error:
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; trying the previous one", error)
         if candidates:
-            raise UserError(f"none of the checkpoints in {self.folder} can be read: set another name=… to start anew")
+            raise UserError(
+                f"none of the checkpoints in {self.folder} can be read: set another name=… to start a new run"
+            )
         return None
 
     def rewind(self, path: Path) -> None:
@@ -148,9 +150,9 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
         UserError: if it is not a checkpoint of this project, or has a format that this version does not read.
     """
     if not is_ours(content):
-        raise UserError(f"{path} is no checkpoint of this project")
+        raise UserError(f"{path} is not a checkpoint of this project")
     if content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
+        raise UserError(f"{path} has format {content['format']}, but this version reads {FORMAT}")
     if "callbacks" not in content:  # older checkpoints hold only the id of the Weights & Biases run
         logger = content.pop("wandb_id", None)
         content["callbacks"] = {"wandb": {"id": logger, "best_top1": None}} if logger else {}

@@ -85,7 +85,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             _help(main, config_name)
         main()
         if failed:
-            _fail(f"{len(failed)} of the runs did not come to their end: {'; '.join(failed)}", 1)
+            _fail(f"{len(failed)} of the runs failed: {'; '.join(failed)}", 1)
         flush_streams()
     except USER_ERRORS as error:
         _fail(str(error), 2)

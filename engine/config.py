@@ -88,7 +88,7 @@ class RunConfig:
         if self.model.img_size not in (None, self.data.crop):
             raise UserError(
                 f"model.img_size={self.model.img_size} differs from data.crop={self.data.crop}: "
-                "set data.crop alone, the model follows"
+                "set only data.crop, which the model follows"
             )
 
 
@@ -162,9 +162,11 @@ class EvalConfig(RunConfig):
         if self.sets.labels is not None and self.sets.imagenet is None:
             raise UserError("sets.labels is a list for the images of sets.imagenet: add sets.imagenet=FOLDER")
         if self.benchmark and self.sets.folders():
-            raise UserError("benchmark=true measures speed on noise, without sets.…: run the two one after the other")
+            raise UserError("benchmark=true measures speed on noise, without sets.…: run one command for each")
         if self.benchmark and self.predictions is not None:
-            raise UserError("benchmark=true measures speed on noise, which has no right answers: leave out predictions")
+            raise UserError(
+                "benchmark=true measures speed on noise, which has no classes to predict: leave out predictions"
+            )
 
 
 def register() -> None:

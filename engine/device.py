@@ -46,11 +46,11 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         raise UserError(
             "there is a GPU that torch cannot use: update its driver (CUDA 13 needs the 580 series), or set device=cpu"
             if _gpu_visible()
-            else "device=cuda, but this machine has no GPU: set device=cpu, or device=auto to take what there is"
+            else "device=cuda, but this machine has no GPU: set device=cpu, or device=auto to use what there is"
         )
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"there are {torch.cuda.device_count()} GPUs for more processes on this machine: "
+            f"this machine has {torch.cuda.device_count()} GPUs and more processes than that: "
             f"set --nproc-per-node={torch.cuda.device_count()}"
         )
     device = torch.device("cuda", local_rank)
@@ -72,7 +72,7 @@ def check_amp(amp: str, device: torch.device) -> None:
         UserError: if the device does not support ``amp``.
     """
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16: set amp=fp16 (or amp=fp32)")
+        raise UserError(f"{torch.cuda.get_device_name(device)} does not support bf16: set amp=fp16 (or amp=fp32)")
 
 
 def tune(device: torch.device) -> None:

@@ -41,7 +41,7 @@ class World:
         meets = world.size == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size and meets):
             raise UserError(
-                "the environment names only a part of several processes (RANK, WORLD_SIZE, MASTER_ADDR and so on): "
+                "the environment has only some of the variables of several processes (RANK, WORLD_SIZE …): "
                 "start with torchrun, or unset them"
             )
         return world
@@ -74,7 +74,7 @@ class World:
         parent = os.getppid()
         while not is_done():
             if os.getppid() != parent:  # the parent is dead, and perhaps the first process too
-                sys.exit("error: the process that started this one is gone: run the same command again")
+                sys.exit("error: the process that started this one has exited: run the same command again")
             time.sleep(0.5)
 
     def barrier(self) -> None:

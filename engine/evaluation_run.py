@@ -71,9 +71,9 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
         if answer is not None:
             path = predictions_path(cfg, name)
             write_predictions(path, sets[name], *answer, _names(sets[name], trained, num_classes))
-            log.info("every answer is in %s", os.path.relpath(path))
+            log.info("the predictions are in %s", os.path.relpath(path))
     if any(found.not_finite for found in scores.values()):
-        raise RunStopped(f"{cfg.checkpoint}: the model gives answers that are not finite, see {cfg.output}", 1)
+        raise RunStopped(f"{cfg.checkpoint}: the outputs of the model are not finite, see {cfg.output}", 1)
     return scores
 
 

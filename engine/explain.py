@@ -16,6 +16,7 @@ from engine.options import ENTRIES, declared
 from engine.renamed import RENAMED
 from engine.settings import flatten
 
+KINDS = {"Integer": "a whole number", "Float": "a number"}
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
 
 
@@ -44,13 +45,13 @@ def explain(error: BaseException, entry: str) -> str:
         names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
         return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
-        return f"{_key_in(message)}: '{match[1]}' is no {match[2].lower()}"
+        return f"{_key_in(message)}: '{match[1]}' is not {KINDS.get(match[2], match[2].lower())}"
     if match := re.search(r"Value '(.*?)' is not a valid bool", message):
-        return f"{_key_in(message)}: '{match[1]}' is neither true nor false"
+        return f"{_key_in(message)}: '{match[1]}' is not true or false"
     if "is not a ListConfig" in message:
         return f"{_key_in(message)} takes a list of values in brackets, such as [0.5,0.5,0.5]"
     if re.search(r"NoneType'? is not a subclass", message):
-        return f"{_key_in(message).partition('[')[0]} cannot hold null"
+        return f"{_key_in(message).partition('[')[0]} cannot contain null"
     if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
         return f"{_key_in(message)} takes one value: put text with brackets or braces in quotes{_as_text(message)}"
     if "is not Optional" in message:
@@ -112,14 +113,14 @@ def _several_values(argument: str, entry: str) -> str:
         hint = f", or type {in_shell(key, [value])} for one"
     elif isinstance(_defaults(entry).get(key), list):
         hint = f", or type '{key}=[{value}]' for a list"
-    return f"{argument} are several values: add -m for a run of each{hint}"
+    return f"{argument} has several values: add -m to run each of them{hint}"
 
 
 def _unknown_key(key: str, message: str, entry: str) -> str:
     if full := re.search(r"full_key: (\S+)", message):
         key = full[1]
     if key in RENAMED:
-        return f"{key} has another name now: type {RENAMED[key]}=…"
+        return f"{key} has a new name: type {RENAMED[key]}=…"
     if key.startswith(NEW_KEYS):
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
     return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(entry)))}"

@@ -11,7 +11,7 @@ def to_json(content: Any, indent: int | None = None) -> str:
     return json.dumps(_replaced(content, lambda number: None), indent=indent, allow_nan=False)
 
 
-def spelt(settings: dict[str, Any]) -> dict[str, Any]:
+def with_text_for_nonfinite(settings: dict[str, Any]) -> dict[str, Any]:
     """Replace numbers that are not finite by text such as ``"inf"``, which options can parse again."""
     return _replaced(settings, str)
 

@@ -27,7 +27,7 @@ class Console(logging.Handler):
         except (OSError, ValueError) as error:
             self.is_broken = True
             discard(sys.stdout)
-            log.warning("the console cannot be written (%s): the run goes on without it", error)
+            log.warning("the console cannot be written (%s): the run continues without it", error)
 
 
 class LogFile(logging.FileHandler):
@@ -38,7 +38,7 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.is_broken:
             self.is_broken = True
-            log.warning("%s cannot be written (%s): the run goes on without it", self.baseFilename, sys.exc_info()[1])
+            log.warning("%s cannot be written (%s): the run continues without it", self.baseFilename, sys.exc_info()[1])
 
 
 def log_to(path: Path | None, speaks: bool) -> None:

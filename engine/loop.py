@@ -5,7 +5,6 @@ import time
 from contextlib import closing
 from typing import Any
 
-from engine.beside import beside
 from engine.callbacks import Callbacks
 from engine.distributed import is_lost_peer
 from engine.errors import USER_ERRORS, RunStopped, UserError
@@ -15,6 +14,7 @@ from engine.scoring import Scores, score
 from engine.settings import as_container
 from engine.signals import StopRequest, WaitGivenUp
 from engine.training_data import TimedBatches
+from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class TrainLoop:
         if save_now or save_wanted or stop_wanted:
             self._save(is_best=False)
         if stop_wanted and self.done < self.length.stop_at:
-            raise self._stopped_as_asked()
+            raise self._stopped_by_signal()
         if validate_now:
             self._validate()
         self.meter.restart()
@@ -212,7 +212,7 @@ class TrainLoop:
         """Save the steps since the last checkpoint before an error ends the run, without contacting other processes."""
         if not self.world.is_main or self.done <= max(self.saved, self.first):
             return
-        with beside("the steps since the last checkpoint cannot be saved"):
+        with warn_on_failure("the steps since the last checkpoint cannot be saved"):
             self.run.step.undo_unfinished()
             if self.meter.is_sound():
                 self.run.checkpoints.save(self._state(), is_best=False)
@@ -222,15 +222,17 @@ class TrainLoop:
     def _in_one_line(self, error: Exception) -> RunStopped | None:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
         if isinstance(error, WaitGivenUp):
-            return self._stopped_as_asked()
+            return self._stopped_by_signal()
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # a mistake in the command would have stopped all processes at the start
         if self.world.size > 1 and is_lost_peer(error):
-            return RunStopped("another process has gone, and says why: run the same command again to go on", 1)
+            return RunStopped(
+                "another process exited, and its message says why: run the same command again to continue", 1
+            )
         return None
 
-    def _stopped_as_asked(self) -> RunStopped:
+    def _stopped_by_signal(self) -> RunStopped:
         what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before the first step was done"
         return RunStopped(
-            f"stopped as asked {what}: run the same command again to go on", 128 + (self.stop.signal or 15)
+            f"stopped by a signal {what}: run the same command again to continue", 128 + (self.stop.signal or 15)
         )

@@ -53,7 +53,7 @@ def _refuse_twice(override: Override) -> None:
     places = [os.path.abspath(value) for value in values] if override.key_or_group == "output_dir" else values
     if twice := [value for value, place in zip(values, places, strict=True) if places.count(place) > 1]:
         raise UserError(
-            f"the sweep over {override.key_or_group} holds {twice[0]} twice, which would be two runs in one "
+            f"the sweep over {override.key_or_group} contains {twice[0]} twice, so two runs would share one "
             "directory: leave one out"
         )
 
@@ -122,11 +122,11 @@ def _refuse_name(name: str) -> None:
         raise UserError("name is empty: leave it out, or give the run a name")
     if any(part in ("", ".", "..") or part != part.strip() for part in parts) or not name.isprintable():
         raise UserError(
-            f"name={name!r} is no name of a run: it must be a folder below outputs/, such as name=first or "
+            f"name={name!r} cannot be the name of a run: it must be a folder below outputs/, such as name=first or "
             "name=tests/first, without '.', '..', spaces at its ends, or characters that cannot be printed"
         )
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
-        raise UserError(f"name={name[:20]}… is too long: a folder's name has {LONGEST_NAME} bytes at most")
+        raise UserError(f"name={name[:20]}… is too long: a folder name can have at most {LONGEST_NAME} bytes")
 
 
 def _refuse_shared(output_dir: str, swept: Sequence[str]) -> None:

@@ -40,15 +40,15 @@ def resolved(key: str, value: str, absolute: bool = False) -> str:
     if "${" in value:
         raise UserError(f"{key}={value} cannot hold '${{', which stands for the value of another option")
     if "://" in value:
-        raise UserError(f"{key}={value} is an address: download the file, and set {key} to where it lies")
+        raise UserError(f"{key}={value} is a web address: download the file, and set {key} to its path")
     path = os.path.expanduser(value)
     if path.startswith("~"):
         user = value[1:].split("/")[0]
-        raise UserError(f"{key}={value}: there is no user {user}; type ./{value} for a folder of that name")
+        raise UserError(f"{key}={value}: there is no user {user}; type ./{value} for a folder with that name")
     longest = max(len(os.fsencode(name)) for name in path.split("/"))
     if longest > LONGEST_NAME or len(os.fsencode(os.path.abspath(path))) > LONGEST_PATH:
         raise UserError(
-            f"{key}={value[:40]}… is too long: a path has {LONGEST_PATH} bytes at most, a name in it {LONGEST_NAME}"
+            f"{key}={value[:40]}… is too long: a path has at most {LONGEST_PATH} bytes, a name in it {LONGEST_NAME}"
         )
     return os.path.abspath(path) if absolute else path
 

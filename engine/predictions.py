@@ -13,7 +13,7 @@ from data import EvalImages
 from engine.distributed import World
 from engine.errors import UserError
 
-MOST = 5  # classes written for each image
+TOP_K = 5  # classes written for each image
 
 
 class Predictions:
@@ -28,7 +28,7 @@ class Predictions:
 
     def add(self, logits: Tensor) -> None:
         """Add a batch's logits ``(n, classes)``. This waits for the device."""
-        best = torch.softmax(logits.float(), dim=1).topk(min(MOST, logits.shape[1]), dim=1)
+        best = torch.softmax(logits.float(), dim=1).topk(min(TOP_K, logits.shape[1]), dim=1)
         self.parts.append((best.indices.cpu().numpy(), best.values.cpu().numpy()))
 
     def of_all(self, world: World) -> tuple[np.ndarray, np.ndarray] | None:

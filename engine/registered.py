@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 OFFERED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
 
 
-def take_registered(composed: DictConfig, typed: set[str]) -> None:
+def apply_registration(composed: DictConfig, typed: set[str]) -> None:
     """Set the options of ``data`` as the model's registration says, except those that the user typed.
 
     With ``data=NAME`` the data options stay as they are, and a warning lists the differences from the registration. A
@@ -40,7 +40,7 @@ def take_registered(composed: DictConfig, typed: set[str]) -> None:
     taken = {key: _offered(key, value) for key, value in wanted.items()}
     if "data" in typed:
         if other := {key: value for key, value in taken.items() if data[key] != value}:
-            log.warning("%s is registered with %s, and data=%s was chosen instead", name, _said(other), data.name)
+            log.warning("%s is registered with %s, but data=%s was chosen", name, _said(other), data.name)
         return
     data.update(taken)
     if taken and not composed.benchmark:
@@ -48,7 +48,7 @@ def take_registered(composed: DictConfig, typed: set[str]) -> None:
     if lacking := {key: value for key, value in wanted.items() if taken[key] != value}:
         instead = _said({key: taken[key] for key in lacking})
         log.warning(
-            "%s is registered with %s, which is not offered here: %s is used instead", name, _said(lacking), instead
+            "%s is registered with %s, which is not supported here: %s is used instead", name, _said(lacking), instead
         )
 
 
@@ -74,11 +74,13 @@ def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:
         found |= {"crop_pct": registered.crop_pct}
     channels, height, width = found["input_size"]
     if channels != 3:
-        raise UserError(f"{name} is registered for images of {channels} channels, and images here have 3")
+        raise UserError(
+            f"{name} is registered for images of {channels} channels, but images here have 3: choose another model"
+        )
     if height != width and crop is None:
         raise UserError(
-            f"{name} is registered for images of {height} × {width} pixels, and images here are square: "
-            f"add data.crop={width}, or another side"
+            f"{name} is registered for images of {height} × {width} pixels, but images here are square: "
+            f"add data.crop={width}, or another size"
         )
     return {
         "crop": crop or height,

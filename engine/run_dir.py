@@ -53,7 +53,7 @@ class RunDirectory:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UserError(
-                f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to a folder that can"
+                f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to another folder"
             ) from error
 
     def refuse_conflict(self, settings: TrainConfig) -> None:
@@ -64,7 +64,7 @@ class RunDirectory:
         """
         if settings.resume == "never" and (self.has_checkpoints() or self.read_metrics()):
             raise UserError(
-                f"{self.path} holds a run and resume=never: set another name=…, or resume=auto to go on with it"
+                f"{self.path} holds a run, and resume=never: set another name=…, or resume=auto to continue it"
             )
         if before := self._settings_before():
             refuse_other_recipe(before, settings, f"{self.path} holds a run with another recipe")
@@ -101,8 +101,8 @@ class RunDirectory:
             write_settings(settings, self.config)
         except OSError as error:
             raise UserError(
-                f"{error.filename or self.path} cannot be written ({error.strerror}): free space or allow it, and run "
-                "the same command again"
+                f"{error.filename or self.path} cannot be written ({error.strerror}): free space or allow writing, "
+                "and run the same command again"
             ) from error
 
     @contextmanager

@@ -44,7 +44,7 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
     if missing := lacking(state):
         if has_model:
             return None
-        raise UserError(f"{path} lacks {', '.join(missing)}: add model=NAME, which reads its weights alone")
+        raise UserError(f"{path} lacks {', '.join(missing)}: add model=NAME to read only its weights")
     return state
 
 

@@ -22,14 +22,14 @@ def refuse_unwritable(cfg: EvalConfig) -> None:
         UserError: if one of them cannot.
     """
     if not Path(cfg.output).name:
-        raise UserError(f"output={cfg.output} is no file: set output to one, such as eval.json")
+        raise UserError(f"output={cfg.output} is not a file: set output to a file, such as eval.json")
     _refuse_path("output", cfg.output, Path(cfg.output))
     _refuse_path("output", cfg.output, _table_path(cfg))
     if cfg.predictions is not None:
         for name in cfg.sets.folders() or [cfg.data.name]:
             _refuse_path("predictions", cfg.predictions, predictions_path(cfg, name))
     if Path(cfg.output) == _table_path(cfg):
-        raise UserError(f"output={cfg.output} is a file of JSON: give it another ending than .md")
+        raise UserError(f"output={cfg.output} is a JSON file: choose another extension than .md")
 
 
 def _refuse_path(option: str, typed: str, path: Path) -> None:

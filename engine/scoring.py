@@ -68,7 +68,7 @@ def score(
         totals += torch.stack(_count(logits, batch.labels)).double()
     top1, top5, loss, seen, bad = runtime.world.sum(totals).tolist()
     if bad and runtime.world.is_main:
-        log.warning("the model's answers on %d of %d images are not finite: they count as wrong", bad, seen)
+        log.warning("the model's outputs for %d of %d images are not finite: they count as wrong", bad, seen)
     return Scores(100 * top1 / seen, 100 * top5 / seen, loss / seen, int(seen), int(bad))
 
 

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.names import output_of, set_name
 from engine.options import check
 from engine.paths import resolve_paths
-from engine.registered import take_registered
+from engine.registered import apply_registration
 from models import FAMILIES, ModelConfig, refuse_unknown
 
 
@@ -69,11 +69,11 @@ def eval_settings(
             if key not in typed:
                 composed[key] = config.get(key, composed[key])
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
-        what = f"{composed.checkpoint} holds weights alone" if composed.checkpoint else "benchmark=true needs a model"
+        what = f"{composed.checkpoint} holds only weights" if composed.checkpoint else "benchmark=true needs a model"
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")
     elif not OmegaConf.is_missing(composed.model, "name"):
         refuse_unknown(composed.model.name)
-        take_registered(composed, typed)
+        apply_registration(composed, typed)
     settings = _checked(composed)
     assert isinstance(settings, EvalConfig)
     refuse_unknown(settings.model.name)

@@ -24,7 +24,7 @@ from models import load_weights
 LEAST_LOSS_SCALE = 2.0**-20
 
 
-class Watch(Protocol):
+class UpdateWatcher(Protocol):
     """Called just before and after the optimizer changes the weights."""
 
     def before_update(self, step: int, images: Tensor) -> None:
@@ -81,7 +81,7 @@ class TrainStep:
         augment: turns uint8 batches into augmented images and soft targets.
 
     Attributes:
-        watch: called before and after every update; None: nothing is called.
+        watcher: called before and after every update; None: nothing is called.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainStep:
     ):
         self.cfg, self.runtime, self.model = cfg, runtime, model
         self.optimizer, self.schedule, self.augment = optimizer, schedule, augment
-        self.watch: Watch | None = None
+        self.watcher: UpdateWatcher | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # The values that forward passes change, such as running statistics, and a copy from before the current step.
         self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
@@ -164,13 +164,13 @@ class TrainStep:
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        if self.watch is not None:
-            self.watch.before_update(step, images)
+        if self.watcher is not None:
+            self.watcher.before_update(step, images)
         grad_norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.watch is not None:
-            self.watch.after_update()
+        if self.watcher is not None:
+            self.watcher.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
 

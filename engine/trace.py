@@ -44,12 +44,12 @@ def read_trace(path: Path) -> StepTimes:
             event for event in json.loads(path.read_text(encoding="utf-8"))["traceEvents"] if event.get("ph") == "X"
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no trace: train with profile=true first") from error
+        raise ValueError(f"{path} is not a trace: train with profile=true first") from error
     marks = [event for event in events if event.get("cat") == "user_annotation"]
     steps = [_interval(event) for event in marks if event["name"].startswith("ProfilerStep")]
     parts = {part: _union(_interval(event) for event in marks if event["name"] == part) for part in PARTS}
     if not steps or not parts["data wait"]:
-        raise ValueError(f"{path} does not name the parts of a step: train with profile=true anew")
+        raise ValueError(f"{path} does not name the parts of a step: train with profile=true again")
     window = (min(start for start, _ in steps), max(end for _, end in steps))
     whole = window[1] - window[0]
     shares = {part: _overlap(found, [window]) / whole for part, found in parts.items()}

@@ -140,12 +140,12 @@ def _count_classes(cfg: TrainConfig, train_set: ImageSet) -> int:
     present = len(train_set.names)
     if present == 1:
         raise UserError(
-            "the training images are of one class: a classifier needs 2 or more "
+            "the training images have only one class: a classifier needs 2 or more "
             f"(data.root must hold {cfg.data.train_split}/<class>/<image>)"
         )
     wanted = cfg.model.num_classes or train_set.num_classes
     if wanted != present:
         raise UserError(
-            f"the model has {wanted} classes and the training images {present}: set model.num_classes={present}"
+            f"the model has {wanted} classes, but the training images have {present}: set model.num_classes={present}"
         )
     return wanted

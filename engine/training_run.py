@@ -87,14 +87,14 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
     if state is not None:
         loop.load(state, str(directory.checkpoints))
-        log.info("going on from step %d of %s", loop.done, directory.path)
+        log.info("continuing from step %d of %s", loop.done, directory.path)
     _refuse_different_starts(run, loop.done)
     if runtime.world.is_main:
         directory.begin(cfg, loop.done, loop.validated)
     if loop.done == 0:
         describe(run)
     if loop.done >= run.length.stop_at:
-        log.info("the run had ended at step %d: set epochs or max_steps higher to train on", loop.done)
+        log.info("the run has already ended at step %d: set epochs or max_steps higher to train longer", loop.done)
     scores = loop.fit()
     if runtime.world.is_main:
         conclude(directory, scores, loop.best)
@@ -140,7 +140,7 @@ def _refuse_different_starts(run: Run, done: int) -> None:
     start = torch.tensor([done, float(weights)], dtype=torch.float64, device=run.runtime.device)
     if any(row != start.tolist() for row in run.runtime.world.gather(start)):
         raise UserError(
-            f"the processes would go on from different steps: output_dir={run.directory.path} must be on storage "
+            f"the processes would continue from different steps: output_dir={run.directory.path} must be on storage "
             "that all machines share"
         )
 
@@ -171,11 +171,11 @@ def _find_checkpoint(
             state = checkpoints.load_last()
     if state is None:
         return None
-    refuse_other_recipe(state["config"], cfg, "the checkpoint is of a run with another recipe")
+    refuse_other_recipe(state["config"], cfg, "the checkpoint belongs to a run with another recipe")
     if what := differing(state["fingerprint"], data.fingerprint()):
         raise UserError(
-            f"the training images are not those the run began with, by the {what}: restore them, or set another name=… "
-            "to start anew"
+            f"the training images have changed since the run began (other {what}): restore them, or set another name=… "
+            "to start a new run"
         )
     return state
 
@@ -183,7 +183,7 @@ def _find_checkpoint(
 def _rewind(named: Path, checkpoints: Checkpoints, runtime: Runtime) -> None:
     if not named.name.startswith("step_"):
         raise UserError(
-            f"resume={named} cannot rewind its own run: name a step_*.pt, or set another name=… to start a run from it"
+            f"resume={named} cannot rewind its own run: choose a step_*.pt, or set another name=… to start from it"
         )
     load_checkpoint(named)  # check that it can be read, because rewinding deletes the later checkpoints
     runtime.world.barrier()  # rewinding renames the file, so wait until every process has found it

@@ -168,6 +168,8 @@ def _stripe_widths(img_size: tuple[int, int], num_heads: tuple[int, ...], stripe
                 f"change model.stripes, or use image sizes that are multiples of {_unit(stripes)}"
             )
         if num_heads[stage] % 2:
-            raise ModelError(f"stage {stage + 1}: {num_heads[stage]} heads cannot be halved: make model.num_heads even")
+            raise ModelError(
+                f"stage {stage + 1}: {num_heads[stage]} heads cannot be split in two: make model.num_heads even"
+            )
         widths.append(width)
     return widths

@@ -74,7 +74,7 @@ def lipschitz_bound(model: nn.Module, input_shape: tuple[int, ...] | None = None
         ModelError: if the model does not accept inputs of this shape, or a weight is not finite.
     """
     if broken := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
-        raise ModelError(f"there is no bound: {broken} holds NaN or infinity, so use an earlier checkpoint")
+        raise ModelError(f"there is no bound: {broken} holds NaN or infinity: use an earlier checkpoint")
     return LipschitzReport(_bound(model, "", _input_shapes(model, input_shape) if input_shape else {}))
 
 

@@ -19,7 +19,7 @@ OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run git lfs pull",
     b"\x1f\x8b": "it is compressed with gzip: unpack it with gunzip",
     b"<": "it is an HTML or XML page, perhaps from a failed download: download it again",
-    b"{": "it is a JSON file: name the weight file itself",
+    b"{": "it is a JSON file: give the path of the weight file",
     b"\x93NUMPY": "it is a NumPy array: save the weights with torch.save or safetensors",
     b"\x89HDF": "it is an HDF5 file: save the weights with torch.save or safetensors",
 }
@@ -40,9 +40,9 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if path.is_dir():
-        raise ModelError(f"{path} is a folder: name a weight file in it")
+        raise ModelError(f"{path} is a folder: give the path of a weight file in it")
     if not path.is_file():
-        raise ModelError(f"there is no file {path}: name a weight file")
+        raise ModelError(f"there is no file {path}: give the path of a weight file")
     try:
         return _read(path)
     except Exception as error:  # torch and safetensors raise many kinds of exceptions for a damaged file

@@ -168,7 +168,7 @@ class AdamW2(Optimizer):
             Whether the vectors for power iteration are new.
         """
         if parameter.grad is not None and parameter.grad.is_sparse:
-            raise RuntimeError("AdamW2 takes no sparse gradients")
+            raise RuntimeError("AdamW2 does not support sparse gradients")
         state = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -203,7 +203,7 @@ class AdamW2(Optimizer):
         Raises:
             ValueError: if the state belongs to another optimizer.
         """
-        with self.register_load_state_dict_pre_hook(_refuse_another_s):  # after hooks that may convert it
+        with self.register_load_state_dict_pre_hook(_refuse_other_state):  # after hooks that may convert it
             super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -278,19 +278,19 @@ def _check(options: Group) -> None:
         raise ValueError(f"tau={options['tau']} must be more than 0")
     for name in ("power_iterations", "splits"):
         if not isinstance(options[name], int) or options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be 1 or more, and a whole number")
+            raise ValueError(f"{name}={options[name]} must be a whole number of 1 or more")
     for parameter in options.get("params", []):
         if parameter.is_complex():
-            raise ValueError("AdamW2 takes no complex parameters")
+            raise ValueError("AdamW2 does not support complex parameters")
         if options["cap"] and parameter.ndim >= 2 and len(parameter) % splits:
             raise ValueError(f"splits={splits} does not divide the {len(parameter)} rows of a matrix")
 
 
-def _refuse_another_s(_: Optimizer, state_dict: dict[str, Any]) -> None:
+def _refuse_other_state(_: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse the state of another optimizer.
 
     Raises:
         ValueError: if it lacks AdamW²'s options.
     """
     if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
-        raise ValueError("the state is of another optimizer than AdamW2, which keeps singular vectors beside it")
+        raise ValueError("the state belongs to another optimizer: AdamW2 also needs singular vectors")

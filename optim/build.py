@@ -96,7 +96,7 @@ def build_schedule(
     if min_lr > peak and cfg.name != "constant":
         raise OptimError(
             f"the smallest learning rate, {min_lr:g}, is above the peak of {peak:g}, so the rate would rise: "
-            f"add optim.min_lr={peak / 100:g}, or another below the peak"
+            f"add optim.min_lr={peak / 100:g}, or another value below the peak"
         )
     if cfg.warmup_epochs and cfg.warmup_lr > peak:
         raise OptimError(f"schedule.warmup_lr={cfg.warmup_lr:g} is above the peak of {peak:g}: set it lower")

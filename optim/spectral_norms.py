@@ -22,7 +22,7 @@ def spectral_norms(optimizer: Optimizer) -> dict[str, Tensor]:
         OptimError: if the groups do not come from that function.
     """
     if not all({"param_names", "cap", "splits"} <= group.keys() for group in optimizer.param_groups):
-        raise OptimError("spectral_norms needs named groups: build the optimizer of optim.param_groups(model)")
+        raise OptimError("spectral_norms needs named groups: build the optimizer with optim.param_groups(model)")
     known: dict[str, tuple[Tensor, Tensor]] = {}  # layer name: matrices and vectors
     unknown: dict[str, Tensor] = {}
     for group in optimizer.param_groups:

@@ -32,12 +32,12 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
         ValueError: if the folder is not a run that measured ratios without capping.
     """
     if not (run / "metrics.jsonl").is_file():
-        raise ValueError(f"{run} is no run: it has no metrics.jsonl")
+        raise ValueError(f"{run} is not a run: it has no metrics.jsonl")
     config = OmegaConf.load(run / "config.yaml")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     measured = [line for line in lines if line.get("step_ratio_p99") is not None]
     if config.optim.name != "adamw2" or config.optim.tau < 1e9 or not measured:
-        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures and caps nothing")
+        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
     return measured, config.schedule.warmup_epochs
 
 

@@ -46,7 +46,7 @@ def read(folder: Path) -> Run:
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder} is no run: it has no metrics.jsonl")
+        raise ValueError(f"{folder} is not a run: it has no metrics.jsonl")
     lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
     *texts, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     if _is_json(rest):  # otherwise the rest is empty or an incomplete line
@@ -58,7 +58,9 @@ def read(folder: Path) -> Run:
             for key in NEEDED[split]:
                 float(line[key] or 0)  # null stands for a number that is not finite
         except (ValueError, TypeError, KeyError):
-            raise ValueError(f"line {number} of {path} is not a run's: it lacks a split with its numbers") from None
+            raise ValueError(
+                f"line {number} of {path} is not a line of metrics: it lacks a split with its numbers"
+            ) from None
         lines[split].append(line)
     if not lines["train"]:
         raise ValueError(f"{folder} has no training steps in its metrics.jsonl yet")

@@ -88,10 +88,12 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     if weights is not None and is_ours(content):
         state = checked(content, weights)
         if missing := lacking(state):
-            raise UserError(f"{weights} lacks {', '.join(missing)}: save its weights alone to export {name} with them")
+            raise UserError(
+                f"{weights} lacks {', '.join(missing)}: save only its weights, then export {name} with them"
+            )
         cfg = OmegaConf.to_object(OmegaConf.merge(models.FAMILIES[state["family"]], state["config"]["model"]))
         if cfg.name != name:
-            raise models.ModelError(f"{weights} is of {cfg.name}: set --model {cfg.name}")
+            raise models.ModelError(f"{weights} is a checkpoint of {cfg.name}: set --model {cfg.name}")
         cfg.num_classes, cfg.img_size = len(state["classes"]), state["config"]["data"]["crop"]
     registered = models.registration(name)
     own_classes, own_size = (registered.num_classes, registered.input_size[-1]) if registered else (1000, 224)
@@ -110,7 +112,7 @@ def positive(text: str) -> int:
         ArgumentTypeError: if the text is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
 
 
@@ -124,7 +126,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error.strerror}): name another folder") from error
+        raise UserError(f"--out {path} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def main() -> int:

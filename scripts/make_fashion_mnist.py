@@ -51,7 +51,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read the array of bytes in a compressed idx file."""
     content = gzip.decompress(path.read_bytes())
     if content[:3] != b"\0\0\x08":
-        raise SystemExit(f"{path} is no idx file of bytes")
+        raise SystemExit(f"{path} is not an idx file of bytes")
     dimensions = content[3]
     shape = np.frombuffer(content, dtype=">u4", count=dimensions, offset=4)
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)

@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(2)
     print("\n".join(result.report))
     if result.bad:
-        sys.exit(f"{result.bad} images are bad: mend or remove them at their source and prepare the set again")
+        sys.exit(f"{result.bad} images are bad: repair or delete them in the source and prepare the set again")
     print(f"next: torchrun train.py model=lipsformer_swin_tiny data.root={task.root.resolve()}")
 
 
@@ -78,5 +78,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted: the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)

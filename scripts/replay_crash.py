@@ -75,8 +75,8 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != record["processes"]:
         raise UserError(
-            f"the run had {record['processes']} processes and this replay {processes}: use torchrun "
-            f"--nproc-per-node={record['processes']} (on as many machines), for noise depends on it"
+            f"the run had {record['processes']} processes, but this replay has {processes}: use torchrun "
+            f"--nproc-per-node={record['processes']} (on as many machines), because the noise depends on it"
         )
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
     config: Any = OmegaConf.merge(schema, translated(record["config"]))
@@ -111,7 +111,7 @@ def replay(run: Path, step: int | None) -> None:
     settings = replay_settings(place, record)
     again = RunDirectory(place / "replay")
     if again.has_checkpoints() or again.read_metrics():
-        raise UserError(f"{again.path} holds a replay: look at it, or delete it to replay anew")
+        raise UserError(f"{again.path} holds a replay: look at it, or delete it to replay again")
     try:
         train(settings)
     except RunStopped as stopped:
@@ -136,7 +136,7 @@ def main() -> int:
         return 2
     except RunStopped as stopped:
         where = args.run / "crashes/step_*/replay"
-        print(f"error: stopped before it got there: delete {where} to start it anew", file=sys.stderr)
+        print(f"error: the replay stopped before the crash: delete {where} to replay again", file=sys.stderr)
         return stopped.exit_code
     return 0
 

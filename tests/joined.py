@@ -20,7 +20,7 @@ class JoinedSource(EncodedSource):
     Its first line is JSON that says where each image is: ``{split: {class/file: [begin, length]}}``.
     """
 
-    advice = Advice(at_start="mend it at once", in_run="bring the file back", changed="touch the file")
+    advice = Advice(at_start="repair it at once", in_run="bring the file back", changed="touch the file")
 
     def __init__(self, file: Path, split: str, index: ImageIndex):
         self.file, self.place, self.index = file, file / split, index

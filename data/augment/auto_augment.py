@@ -10,7 +10,7 @@ from torch import Tensor
 from data.augment import image_ops, warps
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
-from data.threads import share_out
+from data.threads import in_parallel
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,
@@ -72,7 +72,7 @@ def _operate_on(images: Tensor, ops: NDArray[np.int8], args: Tensor, cubic: Tens
 
     runs = _runs(ops, AT_ONCE[images.device.type])
     if images.device.type == "cpu":
-        share_out(operate, runs)
+        in_parallel(operate, runs)
     else:
         for run in runs:
             operate(run)

@@ -56,11 +56,11 @@ class DeviceAugment(nn.Module):
         for mix in draws.mix:
             rows = slice(mix.rows.start, mix.rows.stop)
             mix.apply(images[rows])
-            targets[rows] = self._targets(labels[rows], mix.share)
+            targets[rows] = self._targets(labels[rows], mix.lam)
         return images, targets
 
-    def _targets(self, labels: Tensor, share: float) -> Tensor:
-        return mixup_target(labels, self.num_classes, share, self.smoothing)
+    def _targets(self, labels: Tensor, lam: float) -> Tensor:
+        return mixup_target(labels, self.num_classes, lam, self.smoothing)
 
     @staticmethod
     def _erase(images: Tensor, boxes) -> None:

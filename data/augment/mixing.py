@@ -17,14 +17,14 @@ class Mix(Protocol):
 
     Attributes:
         rows: the group's rows in the micro-batch.
-        share: the image's own share of its target; the other image has the rest.
+        lam: λ, the weight of the image itself in its target. The other image has the rest.
     """
 
     @property
     def rows(self) -> range: ...
 
     @property
-    def share(self) -> float: ...
+    def lam(self) -> float: ...
 
     def apply(self, images: Tensor) -> None:
         """Change the group's images, normalised float32 ``(n, 3, side, side)``, in place."""
@@ -36,11 +36,11 @@ class Mixup:
     """Blend two images (Zhang et al., ICLR 2018)."""
 
     rows: range
-    share: float
+    lam: float
 
     def apply(self, images: Tensor) -> None:
         """See :class:`Mix`."""
-        images.lerp_(images.flip(0), 1 - self.share)
+        images.lerp_(images.flip(0), 1 - self.lam)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cutmix:
     """Paste a box of one image into the other (Yun et al., ICCV 2019)."""
 
     rows: range
-    share: float
+    lam: float
     box: Box
 
     def apply(self, images: Tensor) -> None:

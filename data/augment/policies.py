@@ -71,9 +71,7 @@ def _named(auto: str, side: int) -> Policy:
     if kind == "rand":
         _refuse_parts(auto, parts, RAND_PART, "such as m9, mstd0.5, inc1, n2, p0.5, mmax10, tweights, t3a, t3aw")
         if "n0" in parts:
-            raise DataError(
-                f"augment.auto_augment={auto}: 'n0' is no operation at all: leave augment.auto_augment null"
-            )
+            raise DataError(f"augment.auto_augment={auto}: 'n0' means no operation: set augment.auto_augment=null")
         return Rand(auto)
     if kind in SEARCHED:
         _refuse_parts(auto, parts, SEARCHED_PART, "such as mstd0.5")
@@ -108,7 +106,7 @@ class Rand:
         choices = len(parsed.ops)
         if self.weights is not None and self.layers > choices:
             raise DataError(
-                f"augment.auto_augment={name}: 'n{self.layers}' is more than the {choices} operations there are"
+                f"augment.auto_augment={name}: 'n{self.layers}' is more than the {choices} operations: use n{choices}"
             )
         self.for_choice = self.layers if self.weights is None else choices
         self.uniforms = self.for_choice + 4 * self.layers

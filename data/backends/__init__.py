@@ -12,7 +12,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.index.headers import BROKEN, decoded
 from data.sources import EncodedSource, Source, source_kind
-from data.waiting import look_nowhere
+from data.waiting import no_check
 
 BACKENDS = ("dali", "torch", "synthetic")
 
@@ -21,7 +21,7 @@ class Backend(Protocol):
     """Makes batches of one data set."""
 
     def batches(
-        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """One uint8 batch ``(n, 3, side, side)`` for each request, in their order.
 
@@ -86,7 +86,7 @@ def build_backend(
     if kind not in BACKENDS:
         raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
     if not isinstance(source, EncodedSource):
-        raise DataError(f"data.backend={kind} decodes files, and data={cfg.name} has none: set data.backend=auto")
+        raise DataError(f"data.backend={kind} decodes files, but data={cfg.name} has none: set data.backend=auto")
     if kind == "dali":
         from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
 
@@ -110,7 +110,7 @@ def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> Bad
                 return BadImage(f"{name} has changed since the index was written: {advice.changed}", row)
         except BROKEN as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            again = "then run the same command again to go on"
+            again = "then run the same command again to continue"
             return BadImage(f"{name} cannot be decoded ({reason}): {advice.in_run}, {again}", row)
     reason = " ".join(str(cause).split())
     return BadImage(f"a batch that holds {source.name(int(crops.index[0]))} could not be decoded: {reason}", None)

@@ -25,7 +25,7 @@ from data.backends.resizing import in_threads
 from data.config import DataConfig
 from data.crops import Crops
 from data.sources import EncodedSource
-from data.waiting import attentive, look_nowhere
+from data.waiting import attentive, no_check
 
 PREFETCH = 2  # batches decoded ahead
 
@@ -49,7 +49,7 @@ class DaliBackend:
         self.max_batch = max_batch
 
     def batches(
-        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         with closing(attentive(self._decoded(requests), look)) as decoded:

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.crops import Crops
-from data.threads import lone_threads
+from data.threads import single_torch_threads
 
 Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and the pixels in its boxes, (height, width, 3) each
 
@@ -39,7 +39,7 @@ def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator
         threads: number of threads.
     """
     waiting: deque[Callable[[], Tensor]] = deque()
-    with lone_threads(threads) as pool:
+    with single_torch_threads(threads) as pool:
         for crops, images in decoded:
             waiting.append(_begun(pool, threads, side, crops, images))
             if len(waiting) > 1:

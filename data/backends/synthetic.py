@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.waiting import look_nowhere
+from data.waiting import no_check
 
 POOL = 64  # number of different images
 
@@ -25,7 +25,7 @@ class SyntheticBackend:
         self.pool = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
     def batches(
-        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         for crops in requests:

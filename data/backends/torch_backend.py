@@ -19,7 +19,7 @@ from data.crops import Crops
 from data.errors import DataError
 from data.index.headers import BROKEN
 from data.sources import EncodedSource
-from data.waiting import attentive, look_nowhere
+from data.waiting import attentive, no_check
 
 
 class CropDataset(Dataset):
@@ -96,7 +96,7 @@ class TorchBackend:
             self.shared = SharedMemory(workers, min(max_batch, len(source)) * 3 * cfg.crop**2, processes)
 
     def batches(
-        self, requests: Iterator[Crops], look: Callable[[], object] = look_nowhere
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
         loader = DataLoader(
@@ -129,8 +129,8 @@ class TorchBackend:
             if not self.workers or all(worker.is_alive() for worker in iterator._workers):  # type: ignore[attr-defined]
                 raise
             raise DataError(
-                "a data worker was killed, perhaps for lack of memory: set max_workers lower, and run the same command "
-                "again to go on"
+                "a data worker was killed, perhaps because memory ran out: lower max_workers, and run the same "
+                "command again to continue"
             ) from error
         finally:
             # Now, not at garbage collection: that may come when Python exits, which is too late.

@@ -17,8 +17,8 @@ from data.processes import end_with_parent
 
 SHARED = Path("/dev/shm")  # where torch and multiprocessing put memory that processes share
 REMEDY = (
-    "give it more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
-    "lower max_workers or eval.batch_size, or do without: data.backend=dali, or max_workers=0"
+    "provide more (docker: --ipc=host, or --shm-size=16g; Kubernetes: an emptyDir of medium Memory at /dev/shm), "
+    "lower max_workers or eval.batch_size, or avoid shared memory: data.backend=dali, or max_workers=0"
 )
 IN_FLIGHT = 2  # batches of each worker that are in work or wait to be used; DataLoader's default prefetch_factor
 
@@ -108,7 +108,7 @@ class SharedMemory:
         free, needed = free_memory(), sum(one.needed for one in self._all)
         if needed > free:
             raise DataError(
-                f"the data workers need {_megabytes(needed)} of shared memory and {SHARED} has {_megabytes(free)} "
+                f"the data workers need {_megabytes(needed)} of shared memory, but {SHARED} has {_megabytes(free)} "
                 f"free: {REMEDY}"
             )
 

@@ -90,7 +90,7 @@ def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) ->
     except FileNotFoundError:
         return None
     except UNREADABLE as error:
-        log.warning("the index %s cannot be read (%s): building it anew", path, error)
+        log.warning("the index %s cannot be read (%s): building it again", path, error)
         return None
 
 
@@ -100,7 +100,7 @@ def _written(path: Path, index: ImageIndex) -> ImageIndex:
         return mapped_index(ArrayFile(path, verify=False))
     except OSError as error:
         raise DataError(
-            f"cannot write the index {path} ({error.strerror}): set data.index_dir to a folder that can be written"
+            f"cannot write the index {path} ({error.strerror}): set data.index_dir to a folder with write permission"
         ) from error
 
 

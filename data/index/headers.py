@@ -33,10 +33,10 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
         with Image.open(source, formats=READABLE) as image:
             # Pillow keeps only 8 of the 16 bits of a channel; that the file has 16 is visible only in its tiles.
             if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
-                return "has 16 bits a channel, which the decoders read differently"
+                return "has 16 bits per channel, which the decoders read differently"
             return Header(image.height, image.width, image.mode == "CMYK", source.seek(0, os.SEEK_END))
     except UnidentifiedImageError:
-        return "is no JPEG or PNG image"
+        return "is not a JPEG or PNG image"
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:

@@ -105,7 +105,9 @@ class ImageIndex:
 
     def arrays(self) -> dict[str, NDArray]:
         """The arrays that :func:`data.index.arrays.write_arrays` writes."""
-        assert not (taken := self.extra.keys() & COLUMNS), f"a source keeps {taken}, which are columns of every index"
+        assert not (taken := self.extra.keys() & COLUMNS), (
+            f"a source has columns named {taken}, as every index has: rename them"
+        )
         columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
         small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
         if self.lengths is not None:
@@ -123,7 +125,7 @@ def _digest(arrays: Iterable[NDArray]) -> str:
 
 def differing(old: str, new: str) -> str | None:
     """What differs between two fingerprints, or ``None``. Only digests that both fingerprints have are compared."""
-    whats = ("names or classes", "heights or widths", "sizes of their files")
+    whats = ("names or classes", "heights or widths", "file sizes")
     return next((what for what, a, b in zip(whats, old.split("-"), new.split("-"), strict=False) if a != b), None)
 
 

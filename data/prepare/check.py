@@ -42,10 +42,10 @@ class Findings:
         """The findings as text, with at most ``most`` names of each kind."""
         lines = [f"{split}: {self.images} images checked, {len(self.bad)} bad, {self.grey} greyscale"]
         lists = (
-            ("bad: cut short or not decodable", self.bad),
-            ("named unlike their content; they train as they are", self.misnamed),
-            ("in CMYK; Pillow decodes them, they train as they are", self.cmyk),
-            ("with an EXIF rotation; used as stored, as Pillow and torchvision do", self.turned),
+            ("bad: incomplete or not decodable", self.bad),
+            ("with an extension that does not match their content; they can be used as they are", self.misnamed),
+            ("in CMYK; they can be used as they are, because Pillow decodes them", self.cmyk),
+            ("with an EXIF rotation, which is ignored, as in Pillow and torchvision", self.turned),
         )
         for title, names in lists:
             if names:

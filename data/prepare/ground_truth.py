@@ -53,8 +53,8 @@ def _read_list(path: Path) -> dict[str, str]:
     wrong = next((wnid for _, wnid in pairs if not WNID.fullmatch(wnid)), None if pairs else "nothing")
     if wrong is not None:
         raise DataError(
-            f"--val-labels {path} holds '{wrong}' where a WordNet id such as n01440764 is expected: give one a line in "
-            "the order of the images, or LOC_val_solution.csv"
+            f"--val-labels {path} holds '{wrong}' where a WordNet id such as n01440764 is expected: write one on each "
+            "line, in the order of the images, or give LOC_val_solution.csv"
         )
     return dict(pairs)
 
@@ -68,10 +68,10 @@ def _compare(wnids: list[str], devkit: Path) -> None:
             assert content is not None
             numbers = io.TextIOWrapper(content, "ascii").read().split()
     except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError, StopIteration) as error:
-        raise DataError(f"{devkit} is damaged: download it again, or take it away, for it is not needed") from error
+        raise DataError(f"{devkit} is damaged: download it again, or delete it (it is not needed)") from error
     pairs = set(zip(wnids, numbers, strict=False))
     if len(numbers) != len(wnids) or not len(pairs) == len(set(wnids)) == len(set(numbers)):
         raise DataError(
-            f"the ground truth in {devkit} is not that of ILSVRC 2012 which this project knows ({SHIPPED.name}): "
+            f"the ground truth in {devkit} differs from that of ILSVRC 2012 in {SHIPPED.name}: "
             "give the classes of your images with --val-labels FILE"
         )

@@ -29,7 +29,7 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
                 yield numbers[done], done.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a process was killed, perhaps for lack of memory: run the same command again, with fewer --workers"
+                "a process was killed, perhaps because memory ran out: run the same command again, with fewer --workers"
             ) from error
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():

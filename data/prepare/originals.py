@@ -120,7 +120,7 @@ class ClassFolder:
         """A class folder and the bytes in it."""
         members, _ = cls(name, folder, 0).listing()
         if not members:
-            raise DataError(f"class folder {folder / name} holds no images: fill it or remove it")
+            raise DataError(f"class folder {folder / name} holds no images: add images to it or delete it")
         return cls(name, folder, sum(member.size for member in members))
 
     def listing(self) -> tuple[list[Member], list[str]]:
@@ -129,7 +129,7 @@ class ClassFolder:
             paths = [os.path.join(self.folder, image) for image in images]
             return [Member(i, p, 0, os.stat(p).st_size) for i, p in zip(images, paths, strict=True)], []
         except OSError as error:
-            raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
+            raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error
 
 
 def official_train(tars: Path) -> Split:
@@ -197,7 +197,9 @@ def split_folder(root: Path, split: str) -> Path:
         DataError: if there is none.
     """
     if not (root / split).is_dir():
-        raise DataError(f"{root / split} is no folder: --folder must hold {split}/<class>/<image>; --splits says which")
+        raise DataError(
+            f"{root / split} is not a folder: --folder must hold {split}/<class>/<image>; --splits chooses the splits"
+        )
     return root / split
 
 
@@ -211,7 +213,7 @@ def image_folder(root: Path, split: str) -> Split:
     try:
         names = class_folders(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}): mend it") from error
+        raise DataError(f"{folder} cannot be read ({error.strerror}): repair it") from error
     with ThreadPoolExecutor(THREADS) as pool:
         classes: list[ClassImages] = list(pool.map(partial(ClassFolder.measured, folder), names))
     if not classes:
@@ -227,5 +229,5 @@ def is_flat(folder: Path) -> bool:
 def _find(tars: Path, name: str, split: str) -> Path:
     if not (tars / name).is_file():
         other = "val" if split == "train" else "train"
-        raise DataError(f"{tars / name} is missing: put it there, or prepare the rest alone with --splits {other}")
+        raise DataError(f"{tars / name} is missing: put it there, or prepare only the rest with --splits {other}")
     return tars / name

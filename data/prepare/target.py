@@ -114,11 +114,11 @@ class Target:
             if path.is_file():
                 if path.read_text(encoding="utf-8") != self.plan:
                     raise DataError(
-                        f"{self.folder} was begun from another source or with another --layout, --shorter-side or "
-                        f"--shard-size: repeat that command, choose another --to, or remove {self.folder} and {path}"
+                        f"{self.folder} was prepared from another source or with another --layout, --shorter-side or "
+                        f"--shard-size: repeat that command, choose another --to, or delete {self.folder} and {path}"
                     )
             elif any(self.folder.iterdir()):
-                raise DataError(f"{self.folder} holds files that this command has not written: choose another --to")
+                raise DataError(f"{self.folder} holds files that this command did not write: choose another --to")
             else:
                 scratch = path.with_name(f".{path.name}.tmp")
                 with open(scratch, "w", encoding="utf-8") as file:
@@ -144,7 +144,7 @@ def refuse_full(root: Path, targets: Sequence[Target]) -> None:
     if needed > free:
         raise DataError(
             f"{needed / 1e9:.1f} GB more are needed in {root}, where {free / 1e9:.1f} GB are free: "
-            "make room or choose another --to"
+            "free space or choose another --to"
         )
 
 
@@ -152,6 +152,6 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DataError(f"another process is preparing {folder}: wait for its end") from error
+        raise DataError(f"another process is preparing {folder}: wait until it has finished") from error
     except OSError:
         pass  # a file system without locks

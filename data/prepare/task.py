@@ -97,7 +97,7 @@ def prepare(task: Task) -> Result:
     """Do a task, or the rest of it if an earlier attempt was interrupted.
 
     Raises:
-        DataError: if it cannot be done as asked; parts that are already written are kept.
+        DataError: if it cannot be done as requested; parts that are already written are kept.
     """
     _refuse(task)
     targets = {} if task.layout == "keep" else {name: _target(task, name) for name in task.splits}
@@ -115,7 +115,7 @@ def prepare(task: Task) -> Result:
             found = check_images(source, task.workers)
             file = report_file(source)
             file.write_text(found.report(name) + "\n", encoding="utf-8", errors="backslashreplace")
-            result.report += [found.report(name, MOST_NAMES), f"  all of it in {file}"]
+            result.report += [found.report(name, MOST_NAMES), f"  the full report is in {file}"]
             result.bad += len(found.bad)
     return result
 
@@ -124,20 +124,22 @@ def _refuse(task: Task) -> None:
     """Raise if the options contradict one another."""
     if task.layout == "keep":
         if task.folder is None or task.to is not None:
-            raise DataError("--layout keep takes --folder and no --to: it indexes and checks the folder where it is")
+            raise DataError(
+                "--layout keep needs --folder and cannot have --to: it indexes and checks the folder in place"
+            )
         if task.shorter_side is not None:
-            raise DataError("--shorter-side needs --to and --layout folder or shards: no source is ever changed")
+            raise DataError("--shorter-side needs --to and --layout folder or shards: the source is never changed")
     elif task.to is None:
         raise DataError(f"--layout {task.layout} needs --to DIR, where the prepared set is written")
     source = task.tars if task.tars is not None else task.folder
     assert source is not None
     if not (source.is_dir() or (task.layout == "keep" and source.is_file())):
-        raise DataError(f"{source} is no folder")
+        raise DataError(f"{source} is not a folder")
     if task.folder is not None and task.to is not None:
         sources = {(task.folder / name).resolve() for name in task.splits}
         targets = [(task.to / name).resolve() for name in task.splits]
         if any(not sources.isdisjoint((target, *target.parents)) for target in targets):
-            raise DataError(f"--to {task.to} lies in the source, which is never changed: choose another folder")
+            raise DataError(f"--to {task.to} is inside the source, which is never changed: choose another folder")
     if task.tars is not None and (other := set(task.splits) - {"train", "val"}):
         raise DataError(f"the official tar files have no split '{min(other)}': set --splits train,val")
 
@@ -191,7 +193,9 @@ def _write_index(folder: Path, shards: list[ShardRows]) -> None:
     try:
         write_arrays(folder / PACKED_INDEX, packed_index(folder, shards).arrays())
     except OSError as error:
-        raise DataError(f"cannot write {folder / PACKED_INDEX} ({error.strerror}): make room, and try again") from error
+        raise DataError(
+            f"cannot write {folder / PACKED_INDEX} ({error.strerror}): free space, and try again"
+        ) from error
 
 
 def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers: int) -> list[T]:

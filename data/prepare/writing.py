@@ -97,7 +97,7 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRow
 def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
     found, others = source.listing()
     if not found:
-        raise DataError(f"the source holds no images of class {source.name}: it is damaged or not what it should be")
+        raise DataError(f"the source holds no images of class {source.name}: it is damaged, or it is another file")
     return found, others
 
 
@@ -188,7 +188,7 @@ def _partial(target: Path) -> Iterator[Path]:
         scratch.rename(target)
     except OSError as error:
         raise DataError(
-            f"cannot write {target} ({error.strerror}): make room or choose another --to, and repeat the command"
+            f"cannot write {target} ({error.strerror}): free space or choose another --to, and repeat the command"
         ) from error
     finally:
         _remove(scratch)

@@ -12,7 +12,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.sources.folder import FolderSource
-from data.sources.root import is_unpacked, located
+from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
 from data.sources.source import Advice, EncodedSource, Source
 from data.sources.synthetic import SyntheticSource
@@ -35,7 +35,7 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
     Raises:
         DataError: if the permission to read a folder is missing.
     """
-    cfg = located(cfg)
+    cfg = with_root(cfg)
     with _told():
         return next(kind for kind in SOURCES if kind.fits(cfg, split))
 
@@ -54,7 +54,7 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
     """
     if not build and not is_unpacked(cfg):
         return None
-    cfg = located(cfg, unpack=True)
+    cfg = with_root(cfg, unpack=True)
     with _told():
         source = source_kind(cfg, split).open(cfg, split, build)
     return accepted(source, cfg) if isinstance(source, EncodedSource) else source
@@ -77,9 +77,9 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
     counts = np.bincount(index.targets, minlength=len(index.classes))
     if not counts.all():
         empty = source.place / index.classes[int(counts.argmin())]
-        raise DataError(f"class folder {empty} holds no images: fill it or remove it")
+        raise DataError(f"class folder {empty} holds no images: add images to it or delete it")
     if bad:
-        log.warning("left out %d files that are no images, first %s", len(bad), bad[0])
+        log.warning("left out %d files that are not images; the first: %s", len(bad), bad[0])
     return source
 
 
@@ -89,4 +89,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend or remove it") from error
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error

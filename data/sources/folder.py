@@ -33,9 +33,9 @@ class FolderSource(EncodedSource):
     """
 
     advice = Advice(
-        at_start="mend or remove it",
-        in_run="put a readable image of that name there",
-        changed="touch its folder to index anew",
+        at_start="repair or delete it",
+        in_run="replace it with a readable image of the same name",
+        changed="run touch on its folder, so that it is indexed again",
     )
 
     def __init__(self, folder: Path, index: ImageIndex):
@@ -91,13 +91,13 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
         hint = " or the environment variable IMAGENET_DIR" if cfg.name == "imagenet" else ""
         raise DataError(
             f"no images for data={cfg.name}: set data.root=/path/to/images{hint} (a folder that holds "
-            f"{cfg.train_split}/<class>/ and {cfg.split}/<class>/); to try without any, use experiment=quickstart"
+            f"{cfg.train_split}/<class>/ and {cfg.split}/<class>/); to try it without images, use experiment=quickstart"
         )
     root = Path(cfg.root)
     if not root.is_dir():
-        raise DataError(f"data.root={root} is no folder: set it to one that holds {cfg.split}/<class>/")
+        raise DataError(f"data.root={root} is not a folder: set it to a folder that holds {cfg.split}/<class>/")
     if not (root / split).is_dir():
-        raise DataError(f"{root / split} is no folder: data.root must hold {split}/<class>/<image>")
+        raise DataError(f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>")
     return root / split
 
 
@@ -110,7 +110,7 @@ def _refuse_without_classes(folder: Path, flat: bool) -> None:
     except OSError as error:
         raise unreadable_folder(error) from error
     sort = SORT.format(root=folder.parent)
-    remedy = f"; {sort} sorts ImageNet's as Kaggle has them, then set data.root=NEW_FOLDER" if kaggle else ""
+    remedy = f"; for ImageNet from Kaggle, run {sort}, then set data.root=NEW_FOLDER" if kaggle else ""
     raise DataError(f"{folder} has no class folders: it must hold <class>/<image>{remedy}")
 
 
@@ -171,8 +171,8 @@ def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
 
 def unreadable_folder(error: OSError) -> DataError:
     """The error for a path that cannot be read and that is, or may be, a folder."""
-    why = "a link to nothing" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
-    return DataError(f"{error.filename} cannot be read ({why}): mend or remove it")
+    why = "a broken link" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
+    return DataError(f"{error.filename} cannot be read ({why}): repair or delete it")
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -4,11 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data.cache import PROJECT, folder_of, is_whole, unpacked
+from data.cache import PROJECT, folder_of, is_complete, unpacked
 from data.config import DataConfig
 
 
-def located(cfg: DataConfig, unpack: bool = False) -> DataConfig:
+def with_root(cfg: DataConfig, unpack: bool = False) -> DataConfig:
     """The options with ``root`` as a full path. For an archive, it is the folder that the archive is unpacked into.
 
     Args:
@@ -27,8 +27,8 @@ def located(cfg: DataConfig, unpack: bool = False) -> DataConfig:
 
 
 def is_unpacked(cfg: DataConfig) -> bool:
-    """Whether :func:`located` has nothing to unpack."""
-    return cfg.root is not None or cfg.archive is None or is_whole(folder_of(*_archive(cfg)))
+    """Whether :func:`with_root` has nothing to unpack."""
+    return cfg.root is not None or cfg.archive is None or is_complete(folder_of(*_archive(cfg)))
 
 
 def _archive(cfg: DataConfig) -> tuple[Path, str]:

@@ -54,9 +54,9 @@ class ShardSource(EncodedSource):
     """
 
     advice = Advice(
-        at_start="mend it at its source and pack it again",
-        in_run="mend it at its source and pack it again",
-        changed="pack it again",
+        at_start="repair it in the source and pack the images again",
+        in_run="repair it in the source and pack the images again",
+        changed="pack the images again",
     )
 
     def __init__(self, folder: Path, index: ImageIndex):
@@ -129,7 +129,7 @@ class ShardSource(EncodedSource):
             if found < size:
                 raise DataError(f"the shard {path} is cut short, {found} of {size} bytes: {REMEDY}")
             if found > size:
-                raise DataError(f"the shard {path} is not the one indexed, {found} bytes instead of {size}: {REMEDY}")
+                raise DataError(f"the shard {path} differs from the index, {found} bytes instead of {size}: {REMEDY}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_open", "_lock")}
@@ -150,23 +150,23 @@ def _index_of(folder: Path) -> ImageIndex:
         DataError: if it is missing, damaged, of another version, or not of shards.
     """
     path = folder / PACKED_INDEX
-    again = f"remove it and write it anew with {PREPARE} --folder {folder.parent} --splits {folder.name} --layout keep"
+    again = f"delete it and write it again with {PREPARE} --folder {folder.parent} --splits {folder.name} --layout keep"
     try:
         file = ArrayFile(path)
         if not is_of_this_version(file):
-            raise DataError(f"the index {path} is of another version of this project: {again}")
+            raise DataError(f"the index {path} was written by another version of this project: {again}")
         index = mapped_index(file)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds shards but no {PACKED_INDEX}: repeat the {PREPARE} command that wrote them, "
-            "which goes on where it stopped"
+            "which continues where it stopped"
         ) from error
     except DataError:
         raise
     except UNREADABLE as error:
         raise DataError(f"the index {path} is damaged ({error}): {again}") from error
     if index.lengths is None or not {"shard_sizes", "shard_numbers", "shard_offsets"} <= index.extra.keys():
-        raise DataError(f"the index {path} is not of shards: {again}")
+        raise DataError(f"{path} is not an index of shards: {again}")
     return index
 
 

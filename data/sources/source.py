@@ -70,7 +70,7 @@ class Advice:
     """What a user can do about a bad image, as the end of a sentence.
 
     Attributes:
-        at_start: if it is no readable image when the split is opened.
+        at_start: if it is not a readable image when the split is opened.
         in_run: if it cannot be decoded later, in a run that can only continue with the same images.
         changed: if it is not the image that the index describes.
     """

@@ -59,7 +59,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
         most_images=run.cfg.monitor.images,
     )
     instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
-    run.step.watch = instruments
+    run.step.watcher = instruments
     return instruments
 
 
@@ -68,7 +68,7 @@ def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
     try:
         callbacks.add(name, callback_class(path)(run, callbacks.states.get(name)))
     except Exception as error:  # whatever it is, it must not end a training run
-        log.warning("%s cannot start (%s): going on without it; metrics.jsonl holds everything", name, reason(error))
+        log.warning("%s cannot start (%s): continuing without it; metrics.jsonl holds everything", name, reason(error))
 
 
 def callback_class(path: str) -> Any:
@@ -81,4 +81,4 @@ def callback_class(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"callbacks: {path} cannot be imported ({error}): name package.module.Class") from error
+        raise UserError(f"callbacks: {path} cannot be imported ({error}): write it as package.module.Class") from error

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from engine.beside import beside
 from engine.step import StepOutcome
+from engine.warn_on_failure import warn_on_failure
 
 
 class Callback:
@@ -86,5 +86,5 @@ class Callbacks:
             if member.exchanges:
                 getattr(member, event)(*what)
             else:
-                with beside(f"{name} failed"):
+                with warn_on_failure(f"{name} failed"):
                     getattr(member, event)(*what)

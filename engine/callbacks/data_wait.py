@@ -10,7 +10,7 @@ from engine.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-MOST = 0.05  # largest share of the time without a warning
+MAX_WAIT_SHARE = 0.05  # largest share of the time without a warning
 
 
 class DataWait(Callback):
@@ -35,14 +35,14 @@ class DataWait(Callback):
         if line["split"] != "train":
             return
         started, self.started = self.started, True
-        if started and not self.said and line["data_wait"] > MOST:
+        if started and not self.said and line["data_wait"] > MAX_WAIT_SHARE:
             self.said = True
             log.warning("%s", self.advice(line["data_wait"]))
 
     def advice(self, waited: float) -> str:
         """Return the warning for an interval that spent this share of its time waiting."""
         ways = "; or ".join([*self._workers(), *self._decoder(), *self._machine()])
-        return f"{waited:.0%} of the time goes to waiting for data. To change that: {ways}"
+        return f"{waited:.0%} of the time is spent waiting for data. To change this: {ways}"
 
     def _workers(self) -> list[str]:
         if self.workers >= self.cores:
@@ -53,7 +53,7 @@ class DataWait(Callback):
     def _decoder(self) -> list[str]:
         if self.backend == "dali":
             return []
-        gain = "decodes on the GPU" if self.on_gpu else "decodes no more than the crops"
+        gain = "decodes on the GPU" if self.on_gpu else "decodes only the crops"
         return [f"start a run with data.backend=dali, which {gain} (requirements.txt installs it)"]
 
     def _machine(self) -> list[str]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.beside import beside
 from engine.callbacks.callback import Callback
-from engine.json_text import spelt, to_json
+from engine.json_text import to_json, with_text_for_nonfinite
 from engine.run import Run
 from engine.settings import as_container
 from engine.step import StepOutcome
+from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class FlightRecorder(Callback):
             self.past.append({"step": step, "loss": loss, "grad_norm": norm, "lr": lr})
             if step == bad_step or (jumped and (bad_step is None or step < bad_step)):
                 kind = "not finite" if step == bad_step else "spike"
-                with beside(f"the record of step {step} cannot be written"):
+                with warn_on_failure(f"the record of step {step} cannot be written"):
                     self._record(kind, step, loss, history)
                 self.quiet_until = step + self.keep
         self.unread = []
@@ -83,7 +83,7 @@ class FlightRecorder(Callback):
             "step": step,
             "kind": kind,
             "checkpoint_step": start,
-            **spelt(self._about()),
+            **with_text_for_nonfinite(self._about()),
             "steps": list(self.past),
             "readings": [line for line in self.run.directory.read_stability() if line["step"] >= self.past[0]["step"]],
             "images": [{"index": int(row), "path": source.name(int(row))} for row in rows],
@@ -92,7 +92,7 @@ class FlightRecorder(Callback):
         usual = f"usually {median(history):.4g}" if history else "the first steps"
         log.warning(
             "step %d: the loss is %.4g (%s); its images and the steps before are in %s; "
-            "python scripts/replay_crash.py %s runs to it again with every instrument on",
+            "python scripts/replay_crash.py %s repeats the run up to this step with every instrument on",
             *(step, loss, usual, place / "record.json", self.run.directory.path),
         )
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.beside import LineFile, beside
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_heat_maps
 from engine.json_text import to_json
 from engine.run_dir import RunDirectory
 from engine.run_length import RunLength
 from engine.step import StepOutcome
+from engine.warn_on_failure import LineFile, warn_on_failure
 from stability import StabilityMonitor, StabilityReport
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,12 @@ class Instruments(Callback):
         self.has_begun = False
         self.report: StabilityReport | None = None
 
-    # --- around the update: see engine.step.Watch -----------------------------------------------------------------
+    # --- around the update: see engine.step.UpdateWatcher --------------------------------------------------------
 
     def before_update(self, step: int, images: Tensor) -> None:
         """Begin a reading if one is due."""
         if self.every > 0 and step % self.every == 0:
-            with beside(FAILED):
+            with warn_on_failure(FAILED):
                 self.monitor.before_update(images)
                 self.has_begun = True
 
@@ -73,7 +73,7 @@ class Instruments(Callback):
         """Finish the reading. If an instrument fails, there is no reading and the run continues."""
         if self.has_begun:
             self.has_begun = False
-            with beside(FAILED):
+            with warn_on_failure(FAILED):
                 self.monitor.after_update()
                 self.report = self.monitor.report
 
@@ -103,7 +103,7 @@ class Instruments(Callback):
     def _draw(self) -> None:
         """Draw all layers over the steps in ``plots/stability.png``."""
         path = self.directory.plots / "stability.png"
-        with beside(f"{path} cannot be drawn"):
+        with warn_on_failure(f"{path} cannot be drawn"):
             readings = self.directory.read_stability()
             if len(readings) > 1:
                 draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from engine.beside import LineFile
 from engine.callbacks.callback import Callback
 from engine.json_text import to_json
+from engine.warn_on_failure import LineFile
 
 WRITTEN = ("train", "val", "stability")
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.beside import beside
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_batch, draw_curves
 from engine.run import Run
 from engine.step import StepOutcome, seed_step
+from engine.warn_on_failure import warn_on_failure
 
 
 class Pictures(Callback):
@@ -36,7 +36,7 @@ class Pictures(Callback):
             return
         batch, runtime, augment = outcome.first_batch, self.run.runtime, self.run.step.augment
         devices = [runtime.device] if runtime.device.type == "cuda" else []
-        with beside(f"{path} cannot be drawn"), torch.random.fork_rng(devices):
+        with warn_on_failure(f"{path} cannot be drawn"), torch.random.fork_rng(devices):
             seed_step(self.run.cfg.seed, outcome.step - 1, runtime.world.rank)  # the same noise as in the step
             images, targets = augment(batch.images, batch.labels, batch.draws)
             draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
@@ -47,14 +47,14 @@ class Pictures(Callback):
         if line["split"] == "val":
             self._draw_validation(self.folder / "val_batch.png", line["step"])
             path = self.folder / "curves.png"
-            with beside(f"{path} cannot be drawn"):
+            with warn_on_failure(f"{path} cannot be drawn"):
                 draw_curves(self.run.directory.read_metrics(), path)
 
     def _draw_validation(self, path: Path, step: int) -> None:
         batch = self.run.data.first_validation_batch
         if path.exists() or batch is None:
             return
-        with beside(f"{path} cannot be drawn"):
+        with warn_on_failure(f"{path} cannot be drawn"):
             targets = F.one_hot(batch.labels, self.run.data.num_classes).float()
             draw_batch(batch.images.cpu(), targets.cpu(), self.run.data.names, path)
             self.callbacks.on_picture("val_batch", path, step)

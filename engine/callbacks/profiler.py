@@ -6,11 +6,11 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.profiler import supported_activities as supported
 
-from engine.beside import beside
 from engine.callbacks.callback import Callback
 from engine.span import record_spans
 from engine.step import StepOutcome
 from engine.trace import TRACE
+from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class StepProfiler(Callback):
             self.profiler.stop()
 
     def _save(self, profiler: profile) -> None:
-        with beside(f"{self.path} cannot be written"):
+        with warn_on_failure(f"{self.path} cannot be written"):
             profiler.export_chrome_trace(str(self.path))
             log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", self.path)
             log.info("what a step waits for: python scripts/read_profile.py %s", self.folder)

@@ -37,7 +37,7 @@ class WandbLogger(Callback):
         settings = wandb.Settings(silent=True, init_timeout=PATIENCE)  # silent: print nothing between our lines
         address = wandb.setup().settings.base_url  # from wandb's environment variables and settings files
         if mode == "online" and not _reachable(address):
-            log.warning("Weights & Biases cannot be reached at %s: going on offline", address)
+            log.warning("Weights & Biases cannot be reached at %s: continuing offline", address)
             mode = "offline"
         self.run: Any = wandb.init(
             mode=mode,
@@ -83,7 +83,7 @@ class WandbLogger(Callback):
             call()
         except Exception as error:  # whatever it is, it must not end a training run
             self.broken = True
-            log.warning("Weights & Biases failed (%s): going on without it; metrics.jsonl holds everything", error)
+            log.warning("Weights & Biases failed (%s): continuing without it; metrics.jsonl holds everything", error)
 
 
 def _mode(wanted: str) -> Literal["online", "offline"]:

@@ -109,10 +109,10 @@ def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(inte
 
 
 def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """One group after timm's Mixup in batch mode, which is made to draw this share or box."""
+    """One group after timm's Mixup in batch mode, which is made to draw this weight or box."""
     timm = TimmMixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="batch", label_smoothing=0.1, num_classes=CLASSES)
     with monkeypatch.context() as patch:
-        patch.setattr(timm, "_params_per_batch", lambda: (mix.share, isinstance(mix, Cutmix)))
+        patch.setattr(timm, "_params_per_batch", lambda: (mix.lam, isinstance(mix, Cutmix)))
         if isinstance(mix, Cutmix):
             top, left, height, width = mix.box
             patch.setattr("timm.data.mixup.rand_bbox", lambda *_, **__: (top, top + height, left, left + width))
@@ -121,7 +121,7 @@ def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("n", [2, 8])
 @pytest.mark.parametrize(
-    ("share", "box"),
+    ("lam", "box"),
     [
         (0.3, None),
         (0.999, None),
@@ -132,15 +132,15 @@ def by_timm(images: Tensor, labels: Tensor, mix: Mix, monkeypatch: pytest.Monkey
     ],
 )
 def test_mixing_is_timms(
-    augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, n: int, share: float, box: tuple[int, int, int, int] | None
+    augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, n: int, lam: float, box: tuple[int, int, int, int] | None
 ) -> None:
     images, labels = make_batch(n)
-    mix = Mixup(range(n), share) if box is None else Cutmix(range(n), share, box)
+    mix = Mixup(range(n), lam) if box is None else Cutmix(range(n), lam, box)
     ours, our_targets = augment(images, labels, DeviceDraws(None, [mix]))
     theirs, their_targets = by_timm(augment.normalise(images), labels, mix, monkeypatch)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
     assert torch.allclose(our_targets, their_targets, rtol=0, atol=1e-7)
-    assert torch.allclose(our_targets, mixup_target(labels, CLASSES, share, 0.1), rtol=0, atol=1e-7)
+    assert torch.allclose(our_targets, mixup_target(labels, CLASSES, lam, 0.1), rtol=0, atol=1e-7)
 
 
 def test_groups_are_mixed_each_by_itself(augment: DeviceAugment) -> None:

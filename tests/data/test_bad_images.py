@@ -95,8 +95,8 @@ def test_another_image_takes_the_place_on_any_backend_layout_and_number_of_proce
     whole = batches(root, "torch")
     pack(root, tmp_path / "packed")
     first = batches(root, "torch", damage=cut_short)
-    assert caplog.text.count("another image takes its place") == 1
-    assert "2 times another image took the place of one of the 1 that cannot be read" in caplog.text
+    assert caplog.text.count("another image replaces it") == 1
+    assert "2 times an image was replaced by another, because 1 images cannot be read" in caplog.text
     bad = rows(whole) == BAD
     assert bad.sum() == 2
     assert BAD not in rows(first)
@@ -133,7 +133,7 @@ def test_too_many_are_an_error(root: Path) -> None:
         for row in range(0, 120, 3):
             os.unlink(path_of(source, row))
 
-    with pytest.raises(DataError, match=r"3 of the training images cannot be read, too many"):
+    with pytest.raises(DataError, match=r"3 of the training images cannot be read, which is too many"):
         batches(root, "torch", damage=all_gone)
 
 

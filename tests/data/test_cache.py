@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cache import MANIFEST, cache_dir, folder_of, is_whole, unpacked
+from data.cache import MANIFEST, cache_dir, folder_of, is_complete, unpacked
 from data.errors import DataError
 
 
@@ -51,9 +51,9 @@ def test_an_archive_unpacked_before_is_not_needed_any_more(archive: tuple[Path, 
 
 
 def test_asking_whether_it_is_unpacked_does_not_unpack(archive: tuple[Path, str]) -> None:
-    assert not is_whole(folder_of(*archive))
+    assert not is_complete(folder_of(*archive))
     assert not cache_dir().exists()
-    assert is_whole(unpacked(*archive))
+    assert is_complete(unpacked(*archive))
 
 
 def without_a_file(folder: Path) -> None:
@@ -90,9 +90,9 @@ def test_a_cache_that_is_not_as_it_was_unpacked_is_unpacked_anew(
 ) -> None:
     target = unpacked(*archive)
     damage(target)
-    assert not is_whole(target)
+    assert not is_complete(target)
     assert unpacked(*archive) == target
-    assert f"{target} is not as it was unpacked" in caplog.text
+    assert f"{target} has changed since it was unpacked" in caplog.text
     assert sorted(path.name for path in (target / "folder").iterdir()) == sorted(f"{i}.txt" for i in range(200))
     assert (target / "folder" / "7.txt").read_text() == "content"
     assert list(cache_dir().iterdir()) == [target]
@@ -101,7 +101,7 @@ def test_a_cache_that_is_not_as_it_was_unpacked_is_unpacked_anew(
 def test_what_other_programs_hide_in_it_is_no_change(archive: tuple[Path, str]) -> None:
     target = unpacked(*archive)
     (target / "folder" / ".DS_Store").write_text("")
-    assert is_whole(target)
+    assert is_complete(target)
 
 
 def link(member: tarfile.TarInfo) -> None:
@@ -133,7 +133,7 @@ def test_members_that_are_no_files_inside_the_folder_are_refused(
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         tar.addfile(member)
     digest = hashlib.sha256((tmp_path / "evil.tar").read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=rf"holds {member.name}, which is no file or folder inside it"):
+    with pytest.raises(DataError, match=rf"holds {member.name}, which is not a file or folder inside it"):
         unpacked(tmp_path / "evil.tar", digest)
     assert not list(cache_dir().iterdir())
     assert not list(tmp_path.glob("**/outside.txt"))

@@ -8,7 +8,7 @@ from PIL import Image
 from data.config import DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
-from data.sources.root import located
+from data.sources.root import with_root
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def test_no_root_is_refused_with_what_to_set(name: str, variable: bool) -> None:
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"data\.root={tmp_path / 'nowhere'} is no folder"):
+    with pytest.raises(DataError, match=rf"data\.root={tmp_path / 'nowhere'} is not a folder"):
         open_split(DataConfig(name="folder", root=str(tmp_path / "nowhere")), "train")
 
 
 def test_a_tilde_is_the_home_folder(cfg: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert located(DataConfig(name="folder", root="~/set")).root == str(tmp_path / "set")
+    assert with_root(DataConfig(name="folder", root="~/set")).root == str(tmp_path / "set")
 
 
 def test_a_part_of_the_classes_keeps_the_labels_of_the_model(cfg: DataConfig) -> None:

@@ -15,7 +15,7 @@ from data.cache import PROJECT, cache_dir, unpacked
 from data.config import DataConfig
 from data.dataset import open_split
 from data.errors import DataError
-from data.sources.root import located
+from data.sources.root import with_root
 from tests.opening import source_of
 
 CLASSES = ["ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "t-shirt", "trouser"]
@@ -59,7 +59,7 @@ def test_archive_is_small_and_the_one_of_the_config() -> None:
 
 def root_of(cfg: DataConfig) -> Path:
     """The folder of the set; the archive is unpacked if needed."""
-    return Path(str(located(cfg, unpack=True).root))
+    return Path(str(with_root(cfg, unpack=True).root))
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 1000), ("val", 200)])

@@ -116,7 +116,7 @@ def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, fol
     if config.root is not None and config.root.endswith(".joined"):
         join(tmp_path / "set", Path(config.root))
     advice = {FolderSource: FolderSource.advice, JoinedSource: JoinedSource.advice}[source_kind(config, "train")]
-    with pytest.raises(DataError, match=rf"1/bad\.png is no JPEG or PNG image: {advice.at_start}, or leave"):
+    with pytest.raises(DataError, match=rf"1/bad\.png is not a JPEG or PNG image: {advice.at_start}, or leave"):
         open_source(config, "train")
     config.on_bad_image = "skip"
     assert len(opened(config)) == len(CLASSES) * EACH + 1

@@ -194,12 +194,12 @@ def test_a_list_may_give_names_or_numbers(sets, tmp_path):
         (["0"] * (COUNT - 1), rf"has {COUNT - 1} lines for {COUNT} images"),
         (["0"] * (COUNT + 1), rf"has {COUNT + 1} lines for {COUNT} images"),
         (["1000"] * COUNT, "development kit are in another order"),
-        (["n00000001"] * COUNT, "'n00000001' is neither a WordNet id of ImageNet nor a number"),
-        (["-1"] * COUNT, "'-1' is neither"),
-        (["a b c"] * COUNT, "every line must hold a label"),
-        (["0"] * (COUNT - 1) + ["a 0"], "every line must hold a label"),
+        (["n00000001"] * COUNT, "'n00000001' is not a WordNet id of ImageNet or a number"),
+        (["-1"] * COUNT, "'-1' is not a WordNet id"),
+        (["a b c"] * COUNT, "write one label on each line"),
+        (["0"] * (COUNT - 1) + ["a 0"], "write one label on each line"),
         (["ILSVRC2012_val_00000001.JPEG 0"], "has no label for ILSVRC2012_val_00000002.JPEG"),
-        ([], "every line must hold a label"),
+        ([], "write one label on each line"),
     ],
 )
 def test_a_wrong_list_is_refused(lines, message, sets, tmp_path):
@@ -210,12 +210,12 @@ def test_a_wrong_list_is_refused(lines, message, sets, tmp_path):
 
 def test_wrong_folders_are_refused(sets, real, tmp_path):
     for message, name, folders in (
-        ("sets.v2=nowhere is no folder: set it to the one that holds ImageNet-V2", "v2", {"v2": "nowhere"}),
-        (r"folder '\d+' in .* is none of the 200 classes of ImageNet-A", "a", {"a": sets / "v2"}),
-        (r"folder 'n\d+' in .*none of the 200 classes of ImageNet-A", "a", {"a": sets / "r"}),
-        (r"folder 'n\d+' in .*none of the 200 classes of ImageNet-R", "r", {"r": sets / "sketch"}),
+        ("sets.v2=nowhere is not a folder: set it to the folder that holds ImageNet-V2", "v2", {"v2": "nowhere"}),
+        (r"folder '\d+' in .* is not one of the 200 classes of ImageNet-A", "a", {"a": sets / "v2"}),
+        (r"folder 'n\d+' in .*not one of the 200 classes of ImageNet-A", "a", {"a": sets / "r"}),
+        (r"folder 'n\d+' in .*not one of the 200 classes of ImageNet-R", "r", {"r": sets / "sketch"}),
         (
-            r"folder 'a' in .*none of the 1000 classes of ImageNet: .*WordNet ids or 0 to 999",
+            r"folder 'a' in .*not one of the 1000 classes of ImageNet: .*WordNet ids or 0 to 999",
             "imagenet",
             {"imagenet": sets},
         ),
@@ -223,12 +223,12 @@ def test_wrong_folders_are_refused(sets, real, tmp_path):
         ("has no class folders: add sets.labels=FILE", "imagenet", {"imagenet": sets / "flat"}),
         ("labels=nowhere cannot be read", "imagenet", {"imagenet": sets / "flat", "labels": "nowhere"}),
         ("has class folders: leave it out", "imagenet", {"imagenet": sets / "v2", "labels": sets / "flat.txt"}),
-        ("is not named as ImageNet's validation images are", "real", {"real": sets / "v2"}),
+        ("is not named like an ImageNet validation image", "real", {"real": sets / "v2"}),
     ):
         with pytest.raises(DataError, match=message):
             opened(name, **folders)
     (tmp_path / "v2" / "1000").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"folder '1000' in .* is none of the 1000 classes"):
+    with pytest.raises(DataError, match=r"folder '1000' in .* is not one of the 1000 classes"):
         opened("v2", v2=tmp_path / "v2")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
@@ -273,17 +273,17 @@ def test_only_models_of_imagenets_classes():
     with pytest.raises(DataError, match="the model has 10"):
         refuse_other_than_imagenet(10, None)
     for other in (WNIDS[::-1], [f"class {i}" for i in range(1000)]):
-        with pytest.raises(DataError, match="the model's are others"):
+        with pytest.raises(DataError, match="the model has other classes"):
             refuse_other_than_imagenet(1000, other)
 
 
 def test_mistakes_end_before_the_model_is_built(sets, weights, here, monkeypatch):
     monkeypatch.setattr("engine.evaluation_run.trained_model", lambda *_: pytest.fail("built"))
     for typed, message in (
-        ((f"sets.a={sets}/a", "model.num_classes=10"), "the sets are of ImageNet's 1000 classes, and the model has 10"),
-        ((f"sets.a={sets}/a", "sets.r=nowhere"), "sets.r=nowhere is no folder"),
+        ((f"sets.a={sets}/a", "model.num_classes=10"), "the sets have ImageNet's 1000 classes, but the model has 10"),
+        ((f"sets.a={sets}/a", "sets.r=nowhere"), "sets.r=nowhere is not a folder"),
         ((f"sets.labels={sets}/flat.txt",), "add sets.imagenet=FOLDER"),
-        ((f"sets.a={sets}/a", "output=a.md"), "give it another ending than .md"),
+        ((f"sets.a={sets}/a", "output=a.md"), "choose another extension than .md"),
     ):
         options = (*OPTIONS, f"checkpoint={weights}", *typed)
         with pytest.raises(ValueError, match=message):

@@ -61,7 +61,7 @@ def test_a_devkit_that_disagrees_is_refused(shipped: list[str], tmp_path: Path, 
     else:
         other = [shipped[0] if wnid == shipped[1] else wnid for wnid in other]
     devkit(tmp_path, other)
-    with pytest.raises(DataError, match=r"is not that of ILSVRC 2012 .*--val-labels"):
+    with pytest.raises(DataError, match=r"differs from that of ILSVRC 2012 .*--val-labels"):
         validation_classes(None, tmp_path)
 
 

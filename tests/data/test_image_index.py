@@ -28,7 +28,7 @@ def test_fingerprint_tells_other_sizes_apart_and_says_which(root: Path) -> None:
     assert differing(first, index_of(root).fingerprint()) == "heights or widths"
     Image.new("RGB", (8, 6), (1, 2, 3)).save(root / "train" / "a" / "1.png", compress_level=0)
     touch_later(root / "train" / "a")
-    assert differing(first, index_of(root).fingerprint()) == "sizes of their files"
+    assert differing(first, index_of(root).fingerprint()) == "file sizes"
     paint(root / "train" / "a" / "1.png").rename(root / "train" / "a" / "0.png")
     touch_later(root / "train" / "a")
     assert differing(first, index_of(root).fingerprint()) == "names or classes"

@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_link_to_nothing_that_may_be_a_folder_is_named(root: Path, name: str) -> None:
     link = root / "train" / name
     link.symlink_to("nowhere")
-    assert refused(root) == f"{link} cannot be read (a link to nothing): mend or remove it"
+    assert refused(root) == f"{link} cannot be read (a broken link): repair or delete it"
     assert f"{link} cannot be read" in refused(root, on_bad_image="skip")
     link.unlink()
     link.symlink_to(root / "train" / "b")
@@ -33,7 +33,7 @@ def test_a_class_folder_whose_link_breaks_later_is_named(root: Path, tmp_path: P
     (root / "train" / "c").symlink_to(tmp_path / "elsewhere")
     assert index_of(root).classes == ["a", "b", "c"]
     (tmp_path / "elsewhere").rename(tmp_path / "moved")
-    assert f"{root / 'train' / 'c'} cannot be read (a link to nothing)" in refused(root)
+    assert f"{root / 'train' / 'c'} cannot be read (a broken link)" in refused(root)
 
 
 def test_a_link_that_leads_to_itself_is_named(root: Path) -> None:
@@ -71,11 +71,11 @@ def test_a_folder_that_may_not_be_read_is_named(
             folder.chmod(folder.stat().st_mode | 0o055)
     (root / name).chmod(0)
     request.getfixturevalue("unprivileged")
-    assert "cannot be read (Permission denied): mend or remove it" in refused(root, index_dir=str(tmp_path / "index"))
+    assert "cannot be read (Permission denied): repair or delete it" in refused(root, index_dir=str(tmp_path / "index"))
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'train'} is no folder" in refused(tmp_path)
+    assert f"{tmp_path / 'train'} is not a folder" in refused(tmp_path)
 
 
 def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_files_are_not_opened_again(root: Path) -> None:
     assert not index.bad
     assert (index.heights.tolist(), index.widths.tolist()) == ([6] * 4, [8] * 4)
     os.utime(folder)
-    assert "1.png is no JPEG or PNG image" in refused(root)
+    assert "1.png is not a JPEG or PNG image" in refused(root)
 
 
 def test_without_building_there_is_an_index_only_where_one_was_built(root: Path, tmp_path: Path) -> None:

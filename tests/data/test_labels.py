@@ -35,14 +35,14 @@ def test_wordnet_ids_get_the_labels_of_the_relative_of_imagenet(num_classes, lab
     with caplog.at_level("INFO"):
         for _ in ("train", "val"):
             assert class_labels(["n01440764", "n02099601"], num_classes).tolist() == labels
-    assert caplog.text.count("class folders get their places in timm's imagenet-") == 1
+    assert caplog.text.count("class folders get the labels of timm's imagenet-") == 1
 
 
 def test_wordnet_ids_whose_place_is_unknown_are_refused() -> None:
-    with pytest.raises(DataError, match=r"'n04399382' is none of the 21841 classes of timm's imagenet-22k"):
+    with pytest.raises(DataError, match=r"'n04399382' is not one of the 21841 classes of timm's imagenet-22k"):
         class_labels(["n01440764", "n04399382"], 21841)  # a teddy bear, which is not in ImageNet-22k
     for num_classes in (500, 5000):
-        with pytest.raises(DataError, match=rf"in which order the model's {num_classes} classes are is unknown"):
+        with pytest.raises(DataError, match=rf"the order of the model's {num_classes} classes is unknown"):
             class_labels(["n01440764", "n01443537"], num_classes)
 
 
@@ -82,7 +82,7 @@ def test_other_integers_are_in_numeric_order(
     with caplog.at_level("INFO"):
         for _ in ("train", "val"):
             assert class_labels(classes, len(classes) if known else None).tolist() == labels
-    assert caplog.text.count("their places in numeric order") == 1
+    assert caplog.text.count("and so on, in numeric order") == 1
     assert label_space(classes, np.array(labels)) == len(classes)
 
 
@@ -90,7 +90,7 @@ def test_a_model_trained_on_integers_finds_them_by_their_value() -> None:
     trained_on = ["1", "2", "3", "10"]
     assert class_labels(["10", "2"], 4, trained_on).tolist() == [3, 1]
     assert class_labels(["02", "03"], 4, trained_on).tolist() == [1, 2]
-    with pytest.raises(DataError, match=r"'0' is none of the 4 classes"):
+    with pytest.raises(DataError, match=r"'0' is not one of the 4 classes"):
         class_labels(["0"], 4, trained_on)
 
 
@@ -114,7 +114,7 @@ def test_names_the_model_was_trained_on_get_its_labels() -> None:
 
 
 def test_a_name_the_model_was_not_trained_on_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'dog' is none of the 2 classes"):
+    with pytest.raises(DataError, match=r"'dog' is not one of the 2 classes"):
         class_labels(["cat", "dog"], 2, ["cat", "zebra"])
 
 

@@ -40,7 +40,7 @@ def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:
 def test_mixup_shares_are_beta_distributed(alpha: float) -> None:
     drawn = mixes(mixup=alpha)
     assert all(isinstance(mix, Mixup) for mix in drawn)
-    assert stats.kstest([mix.share for mix in drawn], stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert stats.kstest([mix.lam for mix in drawn], stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
@@ -67,4 +67,4 @@ def test_cutmix_share_is_what_the_box_leaves() -> None:
         top, left, height, width = mix.box
         assert 0 <= top <= top + height <= SIDE
         assert 0 <= left <= left + width <= SIDE
-        assert mix.share == pytest.approx(1 - height * width / SIDE**2, abs=1e-12)
+        assert mix.lam == pytest.approx(1 - height * width / SIDE**2, abs=1e-12)

@@ -156,10 +156,10 @@ def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> 
     assert lines[0] == f"train: {total} images checked, 3 bad, 1 greyscale"
     sections = "\n".join(lines).split("\n  3 bad")[1]
     for name in ("short.JPEG", "text.JPEG", "empty.JPEG"):
-        assert f"{first / name} " in sections.split("  1 named unlike")[0]
+        assert f"{first / name} " in sections.split("  1 with an extension that does not match")[0]
     assert f"{first / 'png.JPEG'} is a PNG" in report
-    assert f"1 in CMYK; Pillow decodes them, they train as they are:\n    {first / 'cmyk.JPEG'}" in report
-    assert f"used as stored, as Pillow and torchvision do:\n    {first / 'turned.JPEG'}" in report
+    assert f"1 in CMYK; they can be used as they are, because Pillow decodes them:\n    {first / 'cmyk.JPEG'}" in report
+    assert f"which is ignored, as in Pillow and torchvision:\n    {first / 'turned.JPEG'}" in report
     assert f"val: {len(val_labels(4))} images checked, 0 bad" in done.stdout
 
 
@@ -169,7 +169,7 @@ def test_a_mistake_ends_in_one_line(
     monkeypatch.setattr("sys.argv", command("--tars", tmp_path, "--to", tmp_path / "set")[1:])
     with pytest.raises(SystemExit) as ended:
         prepare_imagenet.main()
-    missing = f"{tmp_path / TRAIN_TAR} is missing: put it there, or prepare the rest alone with --splits val"
+    missing = f"{tmp_path / TRAIN_TAR} is missing: put it there, or prepare only the rest with --splits val"
     assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {missing}\n")
 
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(
     with pytest.raises(DataError, match=r"cannot write .*shard-00000\.tar \(No space left on device\)"):
         write_shard(target.parts[0], None)
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\): make room"):
+    with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\): free space"):
         write_class_folder(Target.folders(tmp_path, target.split, None).parts[0], None)
     assert not list(tmp_path.iterdir())
 
@@ -248,7 +248,7 @@ def test_shards_get_a_lost_index_back(folder: Path, tmp_path: Path) -> None:
     prepare(task(folder=tmp_path, layout="keep"))
     assert (tmp_path / "train" / PACKED_INDEX).read_bytes() == written
     write_arrays(tmp_path / "train" / PACKED_INDEX, {"version": np.array(0)})
-    assert "remove it and write it anew" in refused(task(folder=tmp_path, layout="keep"))
+    assert "delete it and write it again" in refused(task(folder=tmp_path, layout="keep"))
     (tmp_path / "train" / PACKED_INDEX).unlink()
     sorted((tmp_path / "train").glob("shard-*.tar"))[-1].unlink()
     assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))

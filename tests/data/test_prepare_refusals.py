@@ -59,15 +59,15 @@ def test_an_image_without_a_class_is_refused(official: Path, tmp_path: Path) -> 
     [
         ({"folder": "set", "layout": "folder"}, "--layout folder needs --to"),
         ({"tars": "set", "layout": "shards"}, "--layout shards needs --to"),
-        ({"tars": "set", "layout": "keep"}, "--layout keep takes --folder and no --to"),
-        ({"folder": "set", "to": "new", "layout": "keep"}, "--layout keep takes --folder and no --to"),
+        ({"tars": "set", "layout": "keep"}, "--layout keep needs --folder and cannot have --to"),
+        ({"folder": "set", "to": "new", "layout": "keep"}, "--layout keep needs --folder and cannot have --to"),
         ({"folder": "set", "layout": "keep", "shorter_side": 9}, "--shorter-side needs --to"),
-        ({"folder": "set", "to": "set"}, "lies in the source"),
-        ({"folder": "set", "to": "set/train"}, "lies in the source"),
-        ({"folder": "nowhere", "to": "new"}, "nowhere is no folder"),
-        ({"folder": "set", "to": "new", "splits": ["test"]}, "--splits says which"),
+        ({"folder": "set", "to": "set"}, "is inside the source"),
+        ({"folder": "set", "to": "set/train"}, "is inside the source"),
+        ({"folder": "nowhere", "to": "new"}, "nowhere is not a folder"),
+        ({"folder": "set", "to": "new", "splits": ["test"]}, "--splits chooses"),
         ({"tars": "set", "to": "new", "splits": ["test"]}, "no split 'test'"),
-        ({"folder": "set", "to": "full"}, "holds files that this command has not written"),
+        ({"folder": "set", "to": "full"}, "holds files that this command did not write"),
         ({"folder": "set", "to": "new", "layout": "shards", "shard_size": 1}, None),
     ],
 )
@@ -95,10 +95,10 @@ def test_other_options_on_a_begun_set_are_refused(folder: Path, tmp_path: Path) 
     begun = {"folder": folder, "to": tmp_path, "layout": "shards", "shard_size": 20_000, "splits": ["train"]}
     prepare(task(**begun))
     for other in ({"layout": "folder"}, {"shard_size": 10**9}, {"shorter_side": 30}):
-        assert "was begun from another source or with another" in refused(task(**(begun | other)))
+        assert "was prepared from another source or with another" in refused(task(**(begun | other)))
     changed = Path(shutil.copytree(folder, tmp_path / "changed"))
     next(changed.glob("train/*/*.JPEG")).write_bytes(jpeg(77))
-    assert "was begun from another source" in refused(task(**(begun | {"folder": changed})))
+    assert "was prepared from another source" in refused(task(**(begun | {"folder": changed})))
 
 
 def test_a_disk_without_room_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

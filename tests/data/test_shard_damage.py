@@ -59,8 +59,8 @@ def without_index(folder: Path) -> None:
 REFUSALS = {
     cut_short: r"shard-00001\.tar is cut short, 100000 of \d+ bytes",
     missing: r"shard-00001\.tar cannot be read \(No such file",
-    longer: r"shard-00001\.tar is not the one indexed",
-    other_version: r"index\.npz is of another version of this project: .* scripts/prepare_imagenet\.py --folder",
+    longer: r"shard-00001\.tar differs from the index",
+    other_version: r"index\.npz was written by another version .* scripts/prepare_imagenet\.py --folder",
     damaged_index: r"index\.npz is damaged .* scripts/prepare_imagenet\.py --folder",
     without_index: r"holds shards but no index\.npz: .* scripts/prepare_imagenet\.py",
 }

@@ -142,7 +142,7 @@ def test_files_that_are_no_images_mean_the_same_as_in_a_folder(tmp_path: Path) -
         Image.new("RGB", (8, 6)).save(tmp_path / "set" / "train" / name)
     (tmp_path / "set" / "train" / "a" / "1.png").write_text("no image")
     to = pack(tmp_path / "set", tmp_path / "packed")
-    with pytest.raises(DataError, match=r"train/shard-00000\.tar: a/1\.png is no JPEG or PNG image: mend it"):
+    with pytest.raises(DataError, match=r"train/shard-00000\.tar: a/1\.png is not a JPEG or PNG image: repair it"):
         open_at(to)
     assert list(source_of(to, on_bad_image="skip").index.paths) == ["a/2.png", "b/1.png"]
 

@@ -86,7 +86,7 @@ def test_every_source_has_a_backend(config: DataConfig, asked: str) -> None:
 def test_images_without_files_are_not_decoded() -> None:
     cfg = DataConfig(name="synthetic", crop=16)
     for kind in ("torch", "dali"):
-        with pytest.raises(DataError, match=f"data.backend={kind} decodes files, and data=synthetic has none"):
+        with pytest.raises(DataError, match=f"data.backend={kind} decodes files, but data=synthetic has none"):
             build_backend(kind, opened(cfg), cfg, CPU, 0, 4)
 
 
@@ -113,7 +113,7 @@ def test_an_evaluation_set_may_lie_in_such_a_file(config: DataConfig, tmp_path: 
     assert images.answers.tolist() == [0] * EACH + [1] * EACH + [2] * (EACH + 1)
     assert is_set_prepared("v2", sets, config)
     (tmp_path / "other.txt").write_text("no source reads this")
-    with pytest.raises(DataError, match=r"sets\.v2=.*other\.txt is no folder"):
+    with pytest.raises(DataError, match=r"sets\.v2=.*other\.txt is not a folder"):
         open_set("v2", EvalSetsConfig(v2=str(tmp_path / "other.txt")), config)
 
 

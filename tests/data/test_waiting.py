@@ -5,7 +5,7 @@ from threading import Event, current_thread, main_thread
 
 import pytest
 
-from data.waiting import are_threads_abandoned, attentive, look_nowhere
+from data.waiting import are_threads_abandoned, attentive, no_check
 
 
 class Enough(Exception):
@@ -22,13 +22,13 @@ def numbers(log: list[str], count: int = 3) -> Generator[int, None, None]:
 
 def test_items_come_in_their_order_and_the_stream_is_closed() -> None:
     log: list[str] = []
-    assert list(attentive(numbers(log), look_nowhere)) == [0, 1, 2]
+    assert list(attentive(numbers(log), no_check)) == [0, 1, 2]
     assert log == ["closed"]
 
 
 def test_a_stream_that_is_no_longer_wanted_is_closed_at_once() -> None:
     log: list[str] = []
-    stream = attentive(numbers(log), look_nowhere)
+    stream = attentive(numbers(log), no_check)
     assert next(stream) == 0
     stream.close()
     assert log == ["closed"]
@@ -43,7 +43,7 @@ def test_no_item_is_fetched_before_it_is_asked_for() -> None:
             log.append(f"made {number}")
             yield number
 
-    stream = attentive(noted(), look_nowhere)
+    stream = attentive(noted(), no_check)
     assert next(stream) == 0
     assert log == ["made 0"]
     stream.close()
@@ -54,7 +54,7 @@ def test_an_error_of_the_stream_is_raised_here() -> None:
         yield 1
         raise KeyError("gone")
 
-    stream = attentive(failing(), look_nowhere)
+    stream = attentive(failing(), no_check)
     assert next(stream) == 1
     with pytest.raises(KeyError, match="gone"):
         next(stream)

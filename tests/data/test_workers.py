@@ -82,7 +82,7 @@ except DataError as error:
     done = subprocess.run(
         [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
     )
-    assert done.stdout.startswith("a data worker was killed, perhaps for lack of memory: set max_workers lower")
+    assert done.stdout.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
 
 
 def with_little_shared_memory(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -140,7 +140,7 @@ def test_single_options_of_the_model_count_beside_a_checkpoint(trained, tmp_path
     assert losses[0] != losses[1]
     for options, message in (
         ("model.attentoin=certified", "no option 'model.attentoin': did you mean model.attention"),
-        ("model.epsilon=small", "model.epsilon: 'small' is no float"),
+        ("model.epsilon=small", "model.epsilon: 'small' is not a number"),
     ):
         out = run_here("eval.py", f"checkpoint={trained}/checkpoints/last.pt", options, cwd=tmp_path)
         assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") == 1, out.stderr

@@ -49,7 +49,7 @@ def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
     assert 12 <= reached < 30 and checkpoint(folder)["step_in_epoch"] != 0
     again = run_here("train.py", *common, "name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {reached}" in again.stdout
+    assert f"continuing from step {reached}" in again.stdout
     a, b = checkpoint(here / "outputs/whole"), checkpoint(folder)
     assert a["step"] == b["step"] == 30
     assert same_tensors(a["model"], b["model"])

@@ -32,7 +32,7 @@ def fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["epochs=abc"], r"epochs: 'abc' is no integer"),
+        (["epochs=abc"], r"epochs: 'abc' is not a whole number"),
         (["epochss=3"], r"no option 'epochss': did you mean epochs"),
         (["model.embed_dimm=3"], r"no option 'model.embed_dimm': did you mean model.embed_dim"),
         (["model=cswin_tiny", "model.embed_dimm=3"], r"did you mean model.embed_dim"),
@@ -50,9 +50,9 @@ def fails(tmp_path, monkeypatch):
         (["data.mean=[123.675,116.28,103.53]"], r"data\.mean=.* is for pixels from 0 to 255; .*: set \[0\.485, "),
         (["augment.scale=[1.5,3]"], r"augment\.scale=.* must be 2 numbers of more than 0, and 1 at most"),
         (["ema=1"], r"ema=1\.0 must be 0 or more, and less than 1"),
-        (["compile=maybe"], r"compile: 'maybe' is neither true nor false"),
+        (["compile=maybe"], r"compile: 'maybe' is not true or false"),
         (["data.mean=0.5"], r"data\.mean takes a list of values in brackets"),
-        (["checkpoint=https://a.b/c.pth"], r"is an address: download the file"),
+        (["checkpoint=https://a.b/c.pth"], r"is a web address: download the file"),
         (["--config-name=eval"], r"train\.py reads conf/train\.yaml: leave out --config-name"),
         (["data=imagnet"], r"data=imagnet is unknown: did you mean imagenet"),
         (["data.backend=dalli"], r"data.backend=dalli is unknown: did you mean dali"),
@@ -61,7 +61,7 @@ def fails(tmp_path, monkeypatch):
         (["resume=atuo"], r"resume=atuo is unknown: choose auto, never"),
         (["optim.betas=[0.9,1.5]"], r"optim.betas=\[0.9, 1.5\] must be 2 numbers of 0 or more, and less than 1"),
         (["augment.scale=[1,0.08]"], r"augment.scale=\[1.0, 0.08\] must begin with the smaller"),
-        (["data=synthetic", "data.synthetic_classes=1"], r"images are of one class: a classifier needs 2 or more"),
+        (["data=synthetic", "data.synthetic_classes=1"], r"images have only one class: a classifier needs 2 or more"),
         (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be 2 numbers"),
         (["data.std=[1,0,1]"], r"data.std=\[1.0, 0.0, 1.0\] must be 3 numbers of more than 0"),
         (["micro_batch_size=8"], r"micro_batch_size=8 is smaller than augment.mix_group=32"),
@@ -97,12 +97,12 @@ def fails(tmp_path, monkeypatch):
         (["augment.repeats=0"], r"augment.repeats=0 must be more than 0"),
         (["data=synthetic", "batch_size=20480"], r"batch_size=20480 is more than the 10240 training images"),
         ([], r"no images for data=imagenet: set data.root=.* or the environment variable IMAGENET_DIR.*quickstart"),
-        (["data.root=/no/such/place"], r"data.root=/no/such/place is no folder"),
+        (["data.root=/no/such/place"], r"data.root=/no/such/place is not a folder"),
         (["epochs"], r"'epochs' cannot be read: type epochs=VALUE"),
         (["checkpoint=none.pth"], r"there is no file \S*/none.pth"),
         (["checkpoint={every_steps:0}"], r"checkpoint.every_steps=0 must be more than 0"),
         (["checkpoint=runs/epoch=3.ckpt", "data=synthetic"], r"there is no file \S*/runs/epoch=3.ckpt"),
-        (["data.root=/tmp/a(b)"], r"data.root=/tmp/a\(b\) is no folder"),
+        (["data.root=/tmp/a(b)"], r"data.root=/tmp/a\(b\) is not a folder"),
         (["data.root=/tmp/" + "x" * 300], r"data.root=\S* is too long: .* a name in it 255"),
         (["name=" + "x" * 300], r"name=x*… is too long"),
         (["name="], r"name is empty: leave it out"),
@@ -111,8 +111,8 @@ def fails(tmp_path, monkeypatch):
         (["name=${foo}"], r"Interpolation key 'foo' not found"),
         (["name=a${foo"], r"name=a\$\{foo cannot be read: '\$\{' stands for the value of another option"),
         (["optim.betas=[0.9,"], r"optim.betas=\[0.9, cannot be read: brackets must be closed"),
-        (["data.root=1.10,b"], r"""=1.10,b are several values: add -m .* or type 'data.root="1.10,b"' for one"""),
-        (["optim.betas=0.9,0.98"], r"add -m for a run of each, or type 'optim.betas=\[0.9,0.98\]' for a list"),
+        (["data.root=1.10,b"], r"""=1.10,b has several values: add -m .* or type 'data.root="1.10,b"' for one"""),
+        (["optim.betas=0.9,0.98"], r"add -m to run each of them, or type 'optim.betas=\[0.9,0.98\]' for a list"),
         ([""], r"'' cannot be read: type OPTION=VALUE"),
         (["=x"], r"'=x' cannot be read: type OPTION=VALUE"),
         (["epochs =3"], r"'epochs =3' cannot be read: type OPTION=VALUE, without spaces"),
@@ -127,7 +127,7 @@ def fails(tmp_path, monkeypatch):
         (["epochs=9223372036854775808"], r"epochs=9223372036854775808 must be 9223372036854775807 or less"),
         (["schedule.warmup_epochs=inf"], r"schedule.warmup_epochs=inf must be finite"),
         (["optim.betas=[0.9,nan]"], r"optim.betas=.* is not a number"),
-        (["-m", "seed=1,1"], r"the sweep over seed holds 1 twice"),
+        (["-m", "seed=1,1"], r"the sweep over seed contains 1 twice"),
         (["seed=1,2", "-m", "output_dir=x"], r"output_dir=x would be the directory of every run"),
         (["-m", "seed=1,2", "hydra.sweeper.max_batch_size=0"], r"AssertionError"),
     ],
@@ -157,7 +157,7 @@ def test_mistakes_of_eval_get_one_line(overrides, message, fails):
 
 def test_weights_alone_ask_for_their_model(fails, tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
-    assert "w.pt holds weights alone: add model=NAME, such as" in fails("checkpoint=w.pt", entry="eval")
+    assert "w.pt holds only weights: add model=NAME, such as" in fails("checkpoint=w.pt", entry="eval")
     assert "model.name is not set" in fails("checkpoint=w.pt", "model=timm", entry="eval")
 
 
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_p
     bad = next((images / "train").iterdir()) / "zz.jpg"
     bad.write_text("this is text")
     common = (*SMALL, f"data.root={images}", "name=a", "max_steps=1")
-    with pytest.raises(DataError, match=r"zz.jpg is no JPEG or PNG image: .*data.on_bad_image=skip"):
+    with pytest.raises(DataError, match=r"zz.jpg is not a JPEG or PNG image: .*data.on_bad_image=skip"):
         train_here(*common)
     assert not Path("outputs").exists(), "nothing is left behind"
     train_here(*common, "data.on_bad_image=skip")

@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_more_processes(small_images, here):
     train_here(*common, "output_dir=part", "max_steps=13")
     two = run("train.py", *common, "output_dir=part", cwd=here, processes=2)
     assert two.returncode == 0, two.stderr
-    assert "going on from step 13" in two.stdout
+    assert "continuing from step 13" in two.stdout
     a, b = losses(here / "whole"), losses(here / "part")
     assert a.keys() == b.keys()
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_falls_back(small_images, here, capsys):
         last.write_bytes(damaged)
         train_here(*common, "max_steps=7")
         said = capsys.readouterr().out
-        assert "is damaged" in said and "going on from step 6" in said
+        assert "is damaged" in said and "continuing from step 6" in said
         assert checkpoint(here / "outputs/a")["step"] == 7
 
 
@@ -86,7 +86,7 @@ def test_a_finished_run_says_so(small_images, here, capsys):
     weights = checkpoint(here / "outputs/a")["model"]
     capsys.readouterr()
     train_here(*common)
-    assert "the run had ended at step 2" in capsys.readouterr().out
+    assert "the run has already ended at step 2" in capsys.readouterr().out
     assert same_tensors(weights, checkpoint(here / "outputs/a")["model"])
 
 
@@ -107,11 +107,11 @@ def test_a_run_can_be_rewound_and_branched(small_images, here, capsys):
     (folder / "step_00000002.pt").write_bytes(earlier)
     capsys.readouterr()
     train_here(*rewind)
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "continuing from step 2" in capsys.readouterr().out
     assert same_tensors(whole["model"], checkpoint(here / "outputs/a")["model"])
     assert checkpoint(here / "outputs/a", "before_rewind.pt")["step"] == 6
     train_here(*rewind)
-    assert "the run had ended at step 6" in capsys.readouterr().out, "the same command does not rewind twice"
+    assert "the run has already ended at step 6" in capsys.readouterr().out, "the same command does not rewind twice"
     with pytest.raises(UserError, match=r"best\.pt cannot rewind its own run"):
         train_here(*common, "name=a", f"resume={folder / 'best.pt'}")
 

@@ -41,7 +41,7 @@ def test_other_images_are_refused(small_images, here):
     common = (*SMALL, f"data.root={images}", "name=a")
     train_here(*common, "max_steps=2")
     next((images / "train").glob("*/*.png")).unlink()
-    with pytest.raises(UserError, match="training images are not those the run began with"):
+    with pytest.raises(UserError, match="training images have changed since the run began"):
         train_here(*common, "max_steps=3")
 
 
@@ -80,4 +80,4 @@ def test_checkpoints_of_different_steps_are_refused(small_images, here):
         timeout=200,
     )
     assert out.returncode != 0
-    assert re.search("error: the processes would go on from different steps", out.stderr), out.stderr
+    assert re.search("error: the processes would continue from different steps", out.stderr), out.stderr

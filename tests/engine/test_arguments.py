@@ -89,7 +89,7 @@ def test_null_in_a_list_is_refused_by_the_option(typed):
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), pytest.raises(Exception) as caught:
         hydra.compose("train", overrides=[typed])
-    assert explain(caught.value, "train") == f"{typed.partition('=')[0]} cannot hold null"
+    assert explain(caught.value, "train") == f"{typed.partition('=')[0]} cannot contain null"
 
 
 def test_flags_may_stand_anywhere():

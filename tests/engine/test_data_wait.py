@@ -39,7 +39,7 @@ def test_once_and_not_at_the_start(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
     texts = heard(watch(), (0.9, 0.0, 0.05, 0.051, 0.9), caplog)
     assert [bool(text) for text in texts] == [False, False, False, True, False]
-    assert texts[3].startswith("5% of the time goes to waiting for data. To change that: ")
+    assert texts[3].startswith("5% of the time is spent waiting for data. To change this: ")
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
@@ -47,9 +47,7 @@ def test_once_and_not_at_the_start(caplog, monkeypatch):
 def test_advice_is_for_the_backend_and_the_device(backend, device):
     text = said(backend=backend, device=device, workers=CORES)
     assert ("data.backend=dali, which decodes on the GPU" in text) == (backend == "torch" and device == "cuda")
-    assert ("data.backend=dali, which decodes no more than the crops" in text) == (
-        backend == "torch" and device == "cpu"
-    )
+    assert ("data.backend=dali, which decodes only the crops" in text) == (backend == "torch" and device == "cpu")
     assert "max_workers" not in text and "fewer" not in text and "faster disk" in text
 
 

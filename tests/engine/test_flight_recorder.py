@@ -130,7 +130,7 @@ def test_processes_replay_what_as_many_processes_did(small_images, here):
     common = (*BREAKS, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4")
     run("train.py", *common, cwd=here, processes=2)
     alone = replay("outputs/a", cwd=here)
-    assert alone.returncode == 2 and "the run had 2 processes and this replay 1: use torchrun" in alone.stderr
+    assert alone.returncode == 2 and "the run had 2 processes, but this replay has 1: use torchrun" in alone.stderr
     together = replay("outputs/a", cwd=here, processes=2)
     assert together.returncode == 0, together.stderr
     assert re.search(r"\d recorded steps replayed: equal bit for bit", together.stdout)

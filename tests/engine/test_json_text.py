@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from engine.callbacks.plots import draw_curves
-from engine.json_text import spelt, to_json
+from engine.json_text import to_json, with_text_for_nonfinite
 from engine.run_dir import RunDirectory
 from optim import OptimConfig
 from scripts.compare_runs import main as compare_runs
@@ -37,7 +37,7 @@ def test_what_is_not_finite_becomes_null():
 
 def test_settings_come_back_from_words():
     settings = {"name": "adamw2", "eps": 1e-8, "clip": math.inf}
-    found = strictly(to_json(spelt(settings)))
+    found = strictly(to_json(with_text_for_nonfinite(settings)))
     assert OmegaConf.merge(OmegaConf.structured(OptimConfig), found).clip == math.inf
 
 

@@ -95,7 +95,7 @@ def test_training_goes_on_where_the_server_cannot_be_reached(small_images, here)
     arguments = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "logger=wandb", "logger.mode=online")
     out = run("train.py", *arguments, cwd=here, **unreachable)
     assert out.returncode == 0, out.stderr
-    assert "Weights & Biases cannot be reached at http://127.0.0.1:9: going on offline" in out.stdout
+    assert "Weights & Biases cannot be reached at http://127.0.0.1:9: continuing offline" in out.stdout
     assert read_run(here / "outputs/a")["history"]["train/loss"]
     everything = out.stdout + out.stderr + "".join(p.read_text() for p in (here / "outputs/a").rglob("*.log"))
     assert not re.search("0{40}", everything), "no secrets in logs"
@@ -164,7 +164,7 @@ def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, ca
     common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.engine.test_loggers.Failing")
     train_here(*common, "max_steps=1")
     train_here(*common, "max_steps=2")
-    assert capsys.readouterr().out.count("mine failed (of all things): the run goes on without it") == 1
+    assert capsys.readouterr().out.count("mine failed (of all things): the run continues without it") == 1
     assert checkpoint(here / "outputs/a")["callbacks"]["mine"] == {"starts": 2}
-    with pytest.raises(UserError, match=r"callbacks: tests\.nothing\.Here cannot be imported .*: name package"):
+    with pytest.raises(UserError, match=r"callbacks: tests\.nothing\.Here cannot be imported .*: write it as package"):
         train_here(*common, "callbacks.mine=tests.nothing.Here", "max_steps=3")

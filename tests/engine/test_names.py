@@ -98,7 +98,7 @@ def test_sweeps_in_a_config_file_count():
 
 @pytest.mark.parametrize("sweep", ["seed=1,1", "name=a,'a'", "optim.lr=0.001,1e-3", "output_dir=x,./x"])
 def test_a_value_given_twice_is_refused(sweep):
-    with pytest.raises(UserError, match="twice, which would be two runs in one directory"):
+    with pytest.raises(UserError, match="twice, so two runs would share one directory"):
         jobs(sweep)
 
 
@@ -133,7 +133,7 @@ def test_names_that_are_no_folder_below_outputs(name):
 def test_the_limit_is_in_bytes():
     assert named([], name="x" * 255).output_dir == "outputs/" + "x" * 255
     for name in ("x" * 256, "ü" * 128, "a/" + "x" * 256):
-        with pytest.raises(UserError, match=r"^name=.{20}… is too long: a folder's name has 255 bytes at most$"):
+        with pytest.raises(UserError, match=r"^name=.{20}… is too long: a folder name can have at most 255 bytes$"):
             named([], name=name)
 
 

@@ -26,7 +26,7 @@ OPTIONS = ("checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_worker
 def test_it_has_every_image_once_and_agrees_with_the_scores(trained):
     done = run_here("eval.py", *OPTIONS, "predictions=p.csv", cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert "every answer is in p.csv" in done.stdout
+    assert "the predictions are in p.csv" in done.stdout
     found, scores = rows(trained / "p.csv"), json.loads((trained / "eval.json").read_text())
     assert len({row["path"] for row in found}) == len(found) == scores["images"]
     right = [row["label"] == row["top1"] for row in found]

@@ -52,7 +52,7 @@ def test_every_model_of_timm_is_prepared_as_timm_does():
         theirs = resolve_data_config(pretrained_cfg=registered.to_dict(), use_test_size=True)
         _, height, width = theirs.pop("input_size")
         if height != width:
-            with pytest.raises(UserError, match=f"{height} × {width} pixels, and images here are square"):
+            with pytest.raises(UserError, match=f"{height} × {width} pixels, but images here are square"):
                 registered_options(name)
             continue
         ours = registered_options(name)
@@ -102,20 +102,19 @@ def test_what_is_typed_comes_first_and_the_rest_follows(typed, expected, bare):
         (
             "volo_d5_512",
             (),
-            "volo_d5_512 is registered with data.crop_ratio=1.15, which is not offered here: "
+            "volo_d5_512 is registered with data.crop_ratio=1.15, which is not supported here: "
             "data.crop_ratio=1.0 is used instead",
         ),
         (
             "deepseek_vit_412m",
             (),
-            "deepseek_vit_412m is registered with data.crop_mode=border, which is not offered here: "
+            "deepseek_vit_412m is registered with data.crop_mode=border, which is not supported here: "
             "data.crop_mode=center is used instead",
         ),
         (
             "vit_tiny_patch16_384",
             ("data=folder", "data.mean=[0,0,0]", "data.std=[1,1,1]"),
-            "vit_tiny_patch16_384 is registered with data.crop=384, data.crop_ratio=1.0, and data=folder was chosen "
-            "instead",
+            "vit_tiny_patch16_384 is registered with data.crop=384, data.crop_ratio=1.0, but data=folder was chosen",
         ),
     ],
 )
@@ -130,11 +129,11 @@ def test_an_interpolation_that_is_not_taken_is_said(monkeypatch, capsys, bare):
     registered = dataclasses.replace(registration("cswin_tiny"), interpolation="lanczos")
     monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: registered)
     assert bare("cswin_tiny").data.interpolation == "bicubic"
-    assert "registered with data.interpolation=lanczos, which is not offered here" in capsys.readouterr().out
+    assert "registered with data.interpolation=lanczos, which is not supported here" in capsys.readouterr().out
 
 
 def test_images_that_cannot_be_made_are_refused(bare):
-    with pytest.raises(UserError, match=r"of 1024 × 768 pixels, and images here are square: add data.crop=768"):
+    with pytest.raises(UserError, match=r"of 1024 × 768 pixels, but images here are square: add data.crop=768"):
         bare("vit_base_patch16_sapiens2")
     assert bare("vit_base_patch16_sapiens2", "data.crop=512").data.crop == 512
 

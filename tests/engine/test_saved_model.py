@@ -36,7 +36,7 @@ def read(path: Path, content: dict[str, Any] | None, *typed: str) -> dict[str, t
 def test_a_checkpoint_that_does_not_tell_its_model_is_read_as_weights(whole, changes, lacks, tmp_path):
     path = tmp_path / "w.pt"
     torch.save({key: value for key, value in (whole | changes).items() if value is not None}, path)
-    with pytest.raises(UserError, match=rf"w.pt lacks {lacks}: add model=NAME, which reads its weights alone"):
+    with pytest.raises(UserError, match=rf"w.pt lacks {lacks}: add model=NAME to read only its weights"):
         open_trained(str(path))
     assert open_trained(str(path), has_model=True) is None
     if lacks == "family":

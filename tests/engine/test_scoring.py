@@ -37,7 +37,7 @@ def test_answers_that_are_not_finite_are_wrong(classes, capsys):
     found = score(Table(), [batch], DeviceAugment([0.0] * 3, [1.0] * 3, 3), runtime, classes)
     bad = 4 if classes is None else 3
     assert found.not_finite == bad and found.top1 == found.top5 == pytest.approx(100 * (6 - bad) / 6)
-    assert f"answers on {bad} of 6 images are not finite" in capsys.readouterr().out
+    assert f"outputs for {bad} of 6 images are not finite" in capsys.readouterr().out
 
 
 def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
@@ -49,7 +49,7 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
     state["ema"] = {name: torch.full_like(value, torch.nan) for name, value in state["ema"].items()}
     torch.save(state, here / "outputs/a/checkpoints/last.pt")
     train_here(*common, "max_steps=2")
-    assert "on 80 of 80 images are not finite: they count as wrong" in capsys.readouterr().out
+    assert "for 80 of 80 images are not finite: they count as wrong" in capsys.readouterr().out
     assert "NaN" not in (here / "outputs/a/metrics.jsonl").read_text()
     assert [(v["top1"], v["loss"], v["not_finite"]) for v in metrics(here / "outputs/a", "val")[1:]] == [(0, None, 80)]
     assert checkpoint(here / "outputs/a")["best"] == best
@@ -57,7 +57,7 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
 
     typed = ["checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0"]
     trained = open_trained(typed[0].removeprefix("checkpoint="))
-    with pytest.raises(RunStopped, match=r"last.pt: the model gives answers that are not finite") as stopped:
+    with pytest.raises(RunStopped, match=r"last.pt: the outputs of the model are not finite") as stopped:
         evaluate_checkpoint(eval_settings(composed(*typed), trained, typed), trained)
     found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
     assert stopped.value.exit_code == 1

@@ -53,7 +53,9 @@ def test_a_device_that_has_nothing_to_do(tmp_path):
     assert times.shares["data wait"] == 0.25
 
 
-@pytest.mark.parametrize(("content", "message"), [("{}", "is no trace"), ("[1]", "is no trace"), ("no", "is no trace")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "is not a trace"), ("[1]", "is not a trace"), ("no", "is not a trace")]
+)
 def test_what_is_no_trace(content, message, tmp_path):
     (tmp_path / "trace.json").write_text(content)
     with pytest.raises(ValueError, match=message):

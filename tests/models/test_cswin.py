@@ -93,7 +93,7 @@ def test_models_of_other_image_sizes_work(name):
         ({"mlp_ratio": -1.0}, "model.mlp_ratio=-1 gives no valid hidden width for 8 channels"),
         ({"embed_dim": 0}, "model.embed_dim=0 must be 1 or more"),
         ({"stripes": (1, 2)}, "model.depths has 3 stages and model.stripes has 2: give both the same length"),
-        ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be halved"),
+        ({"num_heads": (1, 2, 4)}, "stage 1: 1 heads cannot be split in two"),
         ({"num_heads": (2, 3, 4)}, "stage 2: 3 heads do not divide 16 channels"),
         ({"num_heads": (2, 2)}, "model.depths has 3 stages and model.num_heads has 2"),
     ],

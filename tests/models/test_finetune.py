@@ -155,7 +155,7 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     (tmp_path / "start.pt").unlink()
     again = run_here("train.py", *command, "max_steps=2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on from step 1" in again.stdout and "starting from" not in again.stdout
+    assert "continuing from step 1" in again.stdout and "starting from" not in again.stdout
 
 
 def test_the_starting_weights_are_part_of_a_runs_recipe(pretrained, small_images, here):

@@ -46,7 +46,7 @@ FOREIGN = {
     "lfs": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "run git lfs pull"),
     "gz": (lambda p: p.write_bytes(gzip.compress(b"weights")), "compressed with gzip: unpack it with gunzip"),
     "html": (lambda p: p.write_text("<!DOCTYPE html><title>404</title>"), "an HTML or XML page.* download it again"),
-    "json": (lambda p: p.write_text('{"weight_map": {}}'), "a JSON file: name the weight file itself"),
+    "json": (lambda p: p.write_text('{"weight_map": {}}'), "a JSON file: give the path of the weight file"),
     "npy": (lambda p: np.save(p.open("wb"), np.ones(2)), "a NumPy array"),
     "npz": (lambda p: np.savez(p.open("wb"), a=np.ones(2)), "NumPy arrays"),
     "text": (lambda p: p.write_text("no weights"), r"damaged or holds no weights \(torch.save did not write it\)"),
@@ -110,7 +110,7 @@ def test_a_resume_falls_back_to_the_earlier_checkpoint_after_a_flipped_bit(folde
     flip(folder / "last.pt")
     state = Checkpoints(folder, keep=1).load_last()
     assert state is not None and state["step"] == 1
-    assert "differs from its checksum: use another copy of the file; trying the one before" in caplog.text
+    assert "differs from its checksum: use another copy of the file; trying the previous one" in caplog.text
 
 
 def test_every_other_reader_refuses_a_flipped_bit(folder):

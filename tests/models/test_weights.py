@@ -130,7 +130,7 @@ def test_files_without_weights_are_refused_in_one_line(tmp_path):
         **dict.fromkeys(
             ("numbers.pth", "unnamed.pth", "nothing.pth", "list.pth"), "holds no weights: expected a dictionary"
         ),
-        "folder.pth": "is a folder: name a weight file",
+        "folder.pth": "is a folder: give the path of a weight file",
         "missing.pth": "there is no file",
     }
     for name, message in expected.items():

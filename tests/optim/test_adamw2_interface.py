@@ -85,7 +85,7 @@ def test_parameters_without_gradients_wait_and_go_on_as_if_alone():
 def test_another_optimizer_s_state_is_refused():
     model = small_model()
     state = torch.optim.AdamW(param_groups(model)).state_dict()
-    with pytest.raises(ValueError, match="state is of another optimizer than AdamW2"):
+    with pytest.raises(ValueError, match="state belongs to another optimizer: AdamW2"):
         AdamW2(param_groups(model)).load_state_dict(state | {"param_groups": [{"params": []}]})
 
 

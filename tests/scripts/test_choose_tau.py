@@ -31,7 +31,7 @@ def test_other_runs_are_refused_in_one_line(small_images, here, monkeypatch, cap
     assert chosen(monkeypatch, "outputs/a") == 2
     assert "was not trained with optim=adamw2 optim.tau=1e9" in capsys.readouterr().err
     assert chosen(monkeypatch, "outputs/none") == 2
-    assert "error: outputs/none is no run" in capsys.readouterr().err
+    assert "error: outputs/none is not a run" in capsys.readouterr().err
 
 
 def test_a_run_that_ended_in_its_warmup_says_so():

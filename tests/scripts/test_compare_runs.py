@@ -73,7 +73,7 @@ def test_a_run_is_read_as_it_was_written(small_images, here, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (None, "is no run: it has no metrics.jsonl"),
+        (None, "is not a run: it has no metrics.jsonl"),
         ("", "has no training steps in its metrics.jsonl yet"),
         ('{"split": "val", "step": 1, "top1": 10}\n', "has no training steps in its metrics.jsonl yet"),
         ('{"split": "train", "step": 1, "loss": 2.3}\n{"spl\n', "line 2 of"),

@@ -59,7 +59,7 @@ def test_a_checkpoint_brings_its_options(tmp_path):
     images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"])
     assert side == sizes["img_size"] and torch.equal(read(images), model(images))
     with pytest.raises(
-        models.ModelError, match=r"last.pt is of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
+        models.ModelError, match=r"last.pt is a checkpoint of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
     ):
         trained("cswin_tiny", tmp_path / "last.pt", None, None)
 
@@ -84,12 +84,12 @@ def test_sizes_are_1_or_more(option, value, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
-    assert f"argument {option}: '{value}' is no whole number of 1 or more" in capsys.readouterr().err
+    assert f"argument {option}: '{value}' is not a whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_tell_its_model_is_refused(tmp_path):
     torch.save({"format": FORMAT, "step": 1, "model": {}, "config": {}}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"w.pt lacks family, classes, model, data: save its weights alone"):
+    with pytest.raises(UserError, match=r"w.pt lacks family, classes, model, data: save only its weights"):
         trained("lipsformer_swin_mini", tmp_path / "w.pt", None, None)
 
 
@@ -135,4 +135,4 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, 
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["export.py", "--model", "none", "--out", str(tmp_path / "file/x")])
     assert main() == 2
-    assert "file/x cannot be written (Not a directory): name another folder" in capsys.readouterr().err
+    assert "file/x cannot be written (Not a directory): choose another folder" in capsys.readouterr().err

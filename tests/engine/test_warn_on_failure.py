@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.beside import LineFile, beside
 from engine.callbacks.plots import draw_batch
+from engine.warn_on_failure import LineFile, warn_on_failure
 
 
 @contextmanager
@@ -39,15 +39,15 @@ def warnings(monkeypatch) -> list[str]:
 
 def test_a_failure_is_said_once_and_goes_no_further(tmp_path, warnings):
     for _ in range(2):
-        with beside(f"{tmp_path} cannot be drawn"):
+        with warn_on_failure(f"{tmp_path} cannot be drawn"):
             raise OSError(28, "No space left on device")
-    with beside(f"{tmp_path} cannot be read"):
+    with warn_on_failure(f"{tmp_path} cannot be read"):
         raise ValueError
     assert warnings == [
-        f"{tmp_path} cannot be drawn (No space left on device): the run goes on without it",
-        f"{tmp_path} cannot be read (ValueError): the run goes on without it",
+        f"{tmp_path} cannot be drawn (No space left on device): the run continues without it",
+        f"{tmp_path} cannot be read (ValueError): the run continues without it",
     ]
-    with pytest.raises(KeyboardInterrupt), beside("it"):
+    with pytest.raises(KeyboardInterrupt), warn_on_failure("it"):
         raise KeyboardInterrupt
 
 

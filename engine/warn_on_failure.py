@@ -14,7 +14,7 @@ _said: set[str] = set()
 
 
 @contextmanager
-def beside(what: str) -> Iterator[None]:
+def warn_on_failure(what: str) -> Iterator[None]:
     """Turn an exception into a warning, so that it does not end the run. Each ``what`` warns once.
 
     Args:
@@ -25,7 +25,7 @@ def beside(what: str) -> Iterator[None]:
     except Exception as error:  # whatever it is, it must not end a training run
         if what not in _said:
             _said.add(what)
-            log.warning("%s (%s): the run goes on without it", what, reason(error))
+            log.warning("%s (%s): the run continues without it", what, reason(error))
 
 
 class LineFile:
@@ -42,7 +42,7 @@ class LineFile:
     def add(self, line: str) -> None:
         """Write this line and the lines kept from failed attempts: either all of them or none."""
         self.waiting.append(line)
-        with beside(f"{self.path} cannot be written"):
+        with warn_on_failure(f"{self.path} cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             size = self.path.stat().st_size if self.path.exists() else 0
             try:
