@@ -128,7 +128,9 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
 
 def _nearest(name: str, names: list[str]) -> str:
     leaf = name.rsplit(".", 1)[-1]
-    near = [n for n in get_close_matches(name, names, n=3, cutoff=0.6) if _are_alike(n.rsplit(".", 1)[-1], leaf)]
+    near = [n for n in get_close_matches(name, names, n=3, cutoff=0.6) if _alike(n.rsplit(".", 1)[-1], leaf) >= 0.5]
+    if near and _alike(near[0], name) >= 0.9:  # so alike that other names would only distract
+        near = near[:1]
     if not near:  # perhaps the right name in the wrong group
         near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
     if near:
@@ -136,8 +138,9 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"choose {', '.join(names)}" if 0 < len(names) < 30 else "--help lists all"
 
 
-def _are_alike(name: str, other: str) -> bool:
-    return SequenceMatcher(None, name, other).ratio() >= 0.5
+def _alike(name: str, other: str) -> float:
+    """Return how similar two names are, from 0 to 1."""
+    return SequenceMatcher(None, name, other).ratio()
 
 
 def _all_keys(entry: str) -> set[str]:

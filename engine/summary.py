@@ -23,8 +23,9 @@ def describe(run: Run) -> None:
     warmup = f"{cfg.schedule.warmup_epochs:g} epochs of warm-up" if cfg.schedule.warmup_epochs else "no warm-up"
     log.info("%s: %s, %.2f M parameters, on %d × %s", cfg.name, cfg.model.name, parameters / 1e6, world.size, where)
     log.info(
-        "data: %s, %d training and %d validation images, %d classes, read by %s",
+        "data: %s, %d training and %d validation images, %d classes, read by %s from %s",
         *(cfg.data.name, len(data.plan.rows), len(data.val_set), len(data.names), cfg.data.backend),
+        data.train_set.source.layout,
     )
     log.info("recipe: %s", described(cfg))
     log.info(
@@ -32,6 +33,8 @@ def describe(run: Run) -> None:
         *(cfg.epochs, run.length.steps_per_epoch, cfg.batch_size, world.size, data.geometry.micro_steps),
         *(peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
     )
+    if run.runtime.device.type == "cpu" and cfg.amp != "fp32":
+        log.info("most CPUs compute much faster in fp32: add amp=fp32, unless you train here in %s on purpose", cfg.amp)
 
 
 def conclude(directory: RunDirectory, scores: Scores | None, best: dict[str, Any] | None) -> None:

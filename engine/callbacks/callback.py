@@ -14,7 +14,7 @@ class Callback:
 
     Attributes:
         state: saved with every checkpoint, and passed to the callback of the same name when the run resumes. It may
-            contain only numbers and text.
+            contain only numbers, text, lists and dicts.
         exchanges: whether the methods exchange numbers with the other processes. Then an exception ends the run,
             because the other processes would wait for this one.
     """
@@ -35,7 +35,7 @@ class Callback:
         - ``stability``, ``layers``: after a reading of the instruments; ``layers`` has one number per layer;
         - ``crash``: ``step`` is the first step whose loss or gradient was not finite.
 
-        All processes get the lines ``train``, ``val`` and ``crash``; only the first process gets the others.
+        Callbacks that a user chose exist only in the first process.
         """
 
     def on_picture(self, name: str, path: Path, step: int) -> None:

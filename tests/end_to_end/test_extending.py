@@ -87,7 +87,7 @@ def test_the_table_counts_the_files() -> None:
     said = {name: (int(touched), int(new)) for name, touched, new in rows}
     files = {name[0].lower() + name[1:]: {(f, new) for f, new, *_ in blocks(s)} for name, s in SECTIONS.items()}
     assert said == {name: (len(found), sum(new for _, new in found)) for name, found in files.items()}
-    assert len(said) == 6 and max(touched for touched, _ in said.values()) <= 4
+    assert len(said) == 7 and max(touched for touched, _ in said.values()) <= 4
     assert all(sum(new and f.endswith(".py") for f, new in found) == 1 for found in files.values())
 
 
@@ -136,7 +136,7 @@ def test_every_command_trains(extended: Path, small_images: Path) -> None:
     for number, typed in enumerate(COMMAND.findall(TEXT)):
         options = {"data.root": str(small_images)} | dict(option.split("=", 1) for option in shlex.split(typed))
         commands.append([f"{key}={value}" for key, value in ({"name": f"run{number}"} | TINY | options).items()])
-    assert len(commands) == 7
+    assert len(commands) == 8
     program = (
         "import json, sys; from pathlib import Path; from tests.runs import run_here\n"
         "for command in json.load(sys.stdin):\n"

@@ -37,7 +37,7 @@ def fails(tmp_path, monkeypatch):
         (["model.embed_dimm=3"], r"no option 'model.embed_dimm': did you mean model.embed_dim"),
         (["model=cswin_tiny", "model.embed_dimm=3"], r"did you mean model.embed_dim"),
         (["model=swin_tiny", "model.attention=certified"], r"no option 'model.attention'(?!.*did you mean model.att)"),
-        (["model.init_scal=3"], r"did you mean model.init_scale\?$"),
+        (["model.pach_size=3"], r"did you mean model.patch_size\?$"),
         (["model=timm", "model.kwargs.width=3"], r"type \+model.kwargs.width=…, with a \+ in front"),
         (["model="], r"model= is unknown: choose cswin_base, "),
         (
