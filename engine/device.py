@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 from pathlib import Path
 
 import torch
@@ -96,6 +97,13 @@ def peak_flops(device: torch.device, amp: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Return the peak memory so far in GiB: GPU memory of this process, or its resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def device_name(device: torch.device) -> str:

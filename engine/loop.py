@@ -6,9 +6,10 @@ from contextlib import closing
 from typing import Any
 
 from engine.callbacks import Callbacks
+from engine.device import memory_gb
 from engine.distributed import is_lost_peer
 from engine.errors import USER_ERRORS, RunStopped, UserError
-from engine.meter import Meter, Reading, memory_gb
+from engine.meter import Meter, Reading
 from engine.run import Run
 from engine.scoring import Scores, score
 from engine.settings import as_container

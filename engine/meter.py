@@ -1,6 +1,5 @@
 """Sum up losses and times between two lines of metrics. The sums stay on the device until they are read."""
 
-import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -104,10 +103,3 @@ class Meter:
         )
         self.restart()
         return reading
-
-
-def memory_gb(device: torch.device) -> float:
-    """Return the peak memory so far in GiB: GPU memory of this process, or its resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

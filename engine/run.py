@@ -1,14 +1,47 @@
-"""The parts of a training run."""
+"""The parts of a training run, and its length."""
 
 from dataclasses import dataclass
 
+from data import TrainPlan
 from engine.checkpoint import Checkpoints
 from engine.config import TrainConfig
 from engine.run_dir import RunDirectory
-from engine.run_length import RunLength
 from engine.runtime import Runtime
 from engine.step import TrainStep
 from engine.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """The steps and epochs of a run. Optimizer steps count from 1; step 0 means that no step is done.
+
+    Attributes:
+        epochs: epochs of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+        stop_at: the step after which the run ends.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    stop_at: int
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, plan: TrainPlan) -> "RunLength":
+        """Compute the length from the settings. ``max_steps`` may end the run early."""
+        total = cfg.epochs * plan.steps_per_epoch
+        return cls(cfg.epochs, plan.steps_per_epoch, min(total, cfg.max_steps or total))
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch that a step belongs to, counted from 1."""
+        return -(-step // self.steps_per_epoch)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step is the last of an epoch."""
+        return step % self.steps_per_epoch == 0
+
+    def place(self, step: int) -> dict[str, float]:
+        """Return step and epoch for a line of metrics. The epoch is fractional: 2.5 means two and a half epochs."""
+        return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
 
 
 @dataclass(frozen=True)

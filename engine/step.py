@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from data import Batch, DeviceAugment, soft_cross_entropy
 from engine.config import TrainConfig
 from engine.errors import RunStopped
-from engine.runtime import Runtime
+from engine.runtime import Runtime, seed_step
 from engine.span import span
 from models import load_weights
 
@@ -257,19 +256,6 @@ class TrainStep:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step, so that drop path and the noise of random erasing depend only on (seed, step, rank).
-
-    A resume is therefore exact without the state of a random generator.
-
-    Args:
-        seed: seed of the run.
-        step: number of the step, counted from 0.
-        rank: rank of this process.
-    """
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 def _distributed(model: nn.Module, runtime: Runtime) -> DistributedDataParallel | None:

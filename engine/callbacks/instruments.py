@@ -11,8 +11,8 @@ from torch import Tensor
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_heat_maps
 from engine.json_text import to_json
+from engine.run import RunLength
 from engine.run_dir import RunDirectory
-from engine.run_length import RunLength
 from engine.step import StepOutcome
 from engine.warn_on_failure import LineFile, warn_on_failure
 from stability import StabilityMonitor, StabilityReport

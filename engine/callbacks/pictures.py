@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_batch, draw_curves
 from engine.run import Run
-from engine.step import StepOutcome, seed_step
+from engine.runtime import seed_step
+from engine.step import StepOutcome
 from engine.warn_on_failure import warn_on_failure
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from engine.callbacks.callback import Callback
 from engine.log import discard
-from engine.run_length import RunLength
+from engine.run import RunLength
 from engine.step import StepOutcome
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from engine.callbacks.instruments import Instruments
+from engine.run import RunLength
 from engine.run_dir import RunDirectory
-from engine.run_length import RunLength
 from stability import StabilityReport, collapsed_heads
 from tests.monitored import reading, small
 
