@@ -2,7 +2,6 @@
 
 import re
 import sys
-from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 import hydra
@@ -15,6 +14,7 @@ from engine.config import CONF, MODEL_SCHEMA
 from engine.options import ENTRIES, declared
 from engine.renamed import RENAMED
 from engine.settings import flatten
+from engine.similar import nearest
 
 KINDS = {"Integer": "a whole number", "Float": "a number"}
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
@@ -43,7 +43,7 @@ def explain(error: BaseException, entry: str) -> str:
         return _unknown_key(match[1] or match[2], message, entry)
     if match := re.search(r"Could not find '(.+)/([^']*)'", message):
         names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
-        return f"{match[1]}={match[2]} is unknown: {_nearest(match[2], names)}"
+        return f"{match[1]}={match[2]} is unknown: {nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
         return f"{_key_in(message)}: '{match[1]}' is not {KINDS.get(match[2], match[2].lower())}"
     if match := re.search(r"Value '(.*?)' is not a valid bool", message):
@@ -97,6 +97,8 @@ def _unreadable(argument: str, entry: str) -> str:
             f"{argument} cannot be read: brackets must be closed, values between commas cannot be empty, and an "
             f"argument with spaces needs quotes around it, such as 'optim.betas=[0.9, 0.98]'"
         )
+    if key in groups() and value.count("[") != value.count("]"):
+        return f"{argument} cannot be read: brackets must be closed, such as 'logger=[wandb,tensorboard]'"
     if "," in value:
         several = in_shell(key, value.split(","))
         return f"{argument} cannot be read: type {in_shell(key, [value])}, or for a sweep -m {several}"
@@ -123,24 +125,7 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
         return f"{key} has a new name: type {RENAMED[key]}=…"
     if key.startswith(NEW_KEYS):
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
-    return f"there is no option '{key}': {_nearest(key, sorted(_all_keys(entry)))}"
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    leaf = name.rsplit(".", 1)[-1]
-    near = [n for n in get_close_matches(name, names, n=3, cutoff=0.6) if _alike(n.rsplit(".", 1)[-1], leaf) >= 0.5]
-    if near and _alike(near[0], name) >= 0.9:  # so alike that other names would only distract
-        near = near[:1]
-    if not near:  # perhaps the right name in the wrong group
-        near = [n for n in names if n.rsplit(".", 1)[-1] == leaf][:3]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"choose {', '.join(names)}" if 0 < len(names) < 30 else "--help lists all"
-
-
-def _alike(name: str, other: str) -> float:
-    """Return how similar two names are, from 0 to 1."""
-    return SequenceMatcher(None, name, other).ratio()
+    return f"there is no option '{key}': {nearest(key, sorted(_all_keys(entry)))}"
 
 
 def _all_keys(entry: str) -> set[str]:

@@ -10,6 +10,7 @@ from engine.arguments import typed_values
 from engine.config import CONF, TrainConfig
 from engine.errors import UserError
 from engine.settings import as_container, defaults_of, flatten
+from engine.similar import nearest
 from models import refuse_unknown
 
 GROUPS = ("optim.", "schedule.", "augment.")  # in these groups, a recipe uses defaults for options it does not set
@@ -43,6 +44,8 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
         composed.recipe = f"experiment/{experiment}"
     elif name is not None and recipe_file(f"recipe/{name}") is not None:
         composed.recipe = f"recipe/{name}"
+    elif name is not None and name != choices.get("model"):  # the default is the recipe with the model's name
+        raise UserError(f"recipe={name} is unknown: {nearest(name, all_recipes())}")
     elif not OmegaConf.is_missing(composed.model, "name"):  # a name that is missing has an error of its own
         refuse_unknown(composed.model.name)
         what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
@@ -55,7 +58,12 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
 def general_recipes() -> list[str]:
     """Return the recipes that do not belong to a single model."""
     models = {path.stem for path in (CONF / "model").glob("*.yaml")}
-    return sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem not in models)
+    return [name for name in all_recipes() if name not in models]
+
+
+def all_recipes() -> list[str]:
+    """Return the names of all recipes, sorted."""
+    return sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 
 
 def recipe_file(name: str) -> Path | None:

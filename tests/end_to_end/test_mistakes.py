@@ -39,6 +39,9 @@ def fails(tmp_path, monkeypatch):
         (["model=swin_tiny", "model.attention=certified"], r"no option 'model.attention'(?!.*did you mean model.att)"),
         (["model.pach_size=3"], r"did you mean model.patch_size\?$"),
         (["model=timm", "model.kwargs.width=3"], r"type \+model.kwargs.width=…, with a \+ in front"),
+        (["optim=adamw3"], r"did you mean adamw or adamw2\?$"),
+        (["recipe=deitt"], r"recipe=deitt is unknown: did you mean deit"),
+        (["logger=[wandb,none"], r"brackets must be closed"),
         (["model="], r"model= is unknown: choose cswin_base, "),
         (
             ["model.name=cswin_tiny"],
