@@ -1,0 +1,98 @@
+"""Compare the training speed of models: images per second of a step with forward, backward and optimizer.
+
+python scripts/bench/step_speed.py lipsformer_swin_tiny swin_tiny_patch4_window7_224 --amp bf16 --batch-size 128
+
+The images are random and already on the device, so neither loading nor augmentation counts. The models run one after
+the other, each for --seconds after five steps that are not timed. ``--compile`` compiles them, ``--optim adamw2`` uses
+AdamW².
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import models  # noqa: F401  (registers the models)
+from engine.device import AMP_DTYPES, device_name, memory_gb, tune
+from optim import AdamW2, param_groups
+
+UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
+
+
+class Step:
+    """A training step of a model on random images."""
+
+    def __init__(self, name: str, device: torch.device, args: argparse.Namespace):
+        torch.manual_seed(0)
+        self.device, self.dtype = device, AMP_DTYPES[args.amp]
+        model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device).train()
+        self.network = torch.compile(model) if args.compile else model
+        self.optimizer = optimizer(args.optim, model)
+        self.images = torch.randn(args.batch_size, 3, 224, 224, device=device)
+        self.labels = torch.randint(1000, (args.batch_size,), device=device)
+
+    def __call__(self) -> None:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(self.images)
+        nn.functional.cross_entropy(logits.float(), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self, duration: float) -> float:
+        """Return the mean time of a step over about ``duration`` seconds."""
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() - started < duration:
+            self()
+            steps += 1
+            if steps % 5 == 0:  # so that the queue of a GPU stays short
+                self.wait()
+        self.wait()
+        return (time.perf_counter() - started) / steps
+
+    def wait(self) -> None:
+        """Wait until the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def optimizer(name: str, model: nn.Module) -> Optimizer:
+    """Return AdamW or AdamW² for a model."""
+    groups = param_groups(model, 0.05, 0.0)
+    return AdamW2(groups, 1e-3) if name == "adamw2" else AdamW(groups, 1e-3, fused=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="models of this project or of timm")
+    parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune(device)
+    print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}, {args.optim}\n")
+    print("| model | step, ms | images/s | peak memory, GiB |\n| --- | --- | --- | --- |")
+    for name in args.models:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        step = Step(name, device, args)
+        for _ in range(UNTIMED):
+            step()
+        step.wait()
+        seconds = step.seconds(args.seconds)
+        print(
+            f"| {name} | {1e3 * seconds:.1f} | {args.batch_size / seconds:.0f} | {memory_gb(device):.1f} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
