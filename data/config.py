@@ -62,6 +62,8 @@ class DataConfig:
                 raise DataError(
                     f"data.{name}={values} is for pixels from 0 to 255; here they go from 0 to 1: set {scaled}"
                 )
+        if (self.archive is None) != (self.archive_sha256 is None):
+            raise DataError("data.archive and data.archive_sha256 belong together: set both")
         if self.resize is not None and self.resize < self.crop:
             raise DataError(
                 f"data.resize={self.resize} is smaller than data.crop={self.crop}: set data.resize={self.crop} or more"

@@ -20,7 +20,7 @@ from data.errors import DataError
 from data.index import ImageIndex
 from data.labels import IMAGENET_CLASSES, wnids
 from data.sources import Source, accepted, source_kind
-from data.sources.folder import FolderSource
+from data.sources.folder import FolderSource, unreadable_folder
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,10 @@ def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise unreadable_folder(error) from error
 
 
 def _is_flat(place: Path, data: DataConfig) -> bool:

@@ -19,8 +19,8 @@ class BatchGeometry:
         mix_group: images in a group; the last group of a batch may be smaller.
         world_size: number of processes.
         rank: number of this process.
-        micro_batch_size: most images a process takes at once, in whole groups; ``None``: its whole share. If processes
-            have unequal shares of very few groups, a micro-batch may have one group more.
+        micro_batch_size: most images a process takes at once, in whole groups; ``None``: its whole share. All
+            processes take equally many micro-batches, so a process with a larger share may take one group more.
 
     Raises:
         DataError: if there are fewer groups than processes.
@@ -47,7 +47,7 @@ class BatchGeometry:
         return -(-self.batch_size // self.mix_group)
 
     def _groups_of(self, rank: int) -> range:
-        return range(rank * self.groups // self.world_size, (rank + 1) * self.groups // self.world_size)
+        return shard(self.groups, self.world_size, rank)
 
     @property
     def micro_steps(self) -> int:

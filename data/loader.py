@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -79,14 +80,16 @@ class Loader:
         places = (place for step in range(first_step, last_step) for place in plan.positions(step))
         replaced = 0
         try:
-            for place, crops, batch in self._batches(places, lambda place: plan.crops(*place, self.bad), self._replace):
+            handle = partial(self._replace, len(plan.rows))
+            for place, crops, batch in self._batches(places, lambda place: plan.crops(*place, self.bad), handle):
                 replaced += plan.count_replaced(*place, self.bad)
                 yield Batch(*batch, index=crops.index, draws=plan.device_draws(*place))
         finally:
             if replaced:
                 log.error(
                     "%d times an image was replaced by another, because %d images cannot be read",
-                    *(replaced, len(self.bad)),
+                    replaced,
+                    len(self.bad),
                 )
 
     def evaluate(self, plan: EvalPlan, batch_size: int, world_size: int, rank: int) -> Generator[Batch, None, None]:
@@ -99,14 +102,14 @@ class Loader:
         for _, crops, batch in self._batches(rows, plan.crops, self._refuse):
             yield Batch(*batch, index=crops.index, draws=None)
 
-    def _replace(self, error: BadImage) -> None:
-        """Leave a bad image out from now on, or raise the error."""
+    def _replace(self, images: int, error: BadImage) -> None:
+        """Leave a bad image out from now on, or raise the error. ``images`` is the number of images to train on."""
         if error.row is None or not self.skip_bad:
             raise error
         if not self.bad:
             log.error("%s. Until then another image replaces it (data.on_bad_image=skip)", error)
         self.bad |= {error.row}
-        if len(self.bad) > 1 + MOST_BAD * len(self.labels):
+        if len(self.bad) > min(1 + MOST_BAD * images, images - 1):
             raise DataError(
                 f"{len(self.bad)} of the training images cannot be read, which is too many to leave out: {error}"
             )

@@ -168,6 +168,18 @@ def lacking(state: dict[str, Any]) -> list[str]:
     return [name for name, place in needed if not place.get(name)]
 
 
+def resumable(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the state itself if a run can continue from it.
+
+    Raises:
+        UserError: if it holds only weights, because somebody has removed the rest.
+    """
+    missing = {"stepper", "ema", "validated", "fingerprint"} - state.keys()
+    if missing or not isinstance(state["config"], dict):
+        raise UserError(f"no run can continue from {path}, which holds only weights: set checkpoint={path} instead")
+    return state
+
+
 def is_ours(content: Any) -> bool:
     """Whether a file's content is a checkpoint of this project."""
     return isinstance(content, dict) and {"format", "step", "model", "config"} <= content.keys()

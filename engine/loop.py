@@ -20,7 +20,7 @@ from models import family_of
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_NOTICE = 5.0  # most time until all processes learn of a signal to one of them
+SECONDS_TO_NOTICE = 5.0  # one process gets a signal: the others learn of it within this time
 
 
 class TrainLoop:
@@ -105,7 +105,7 @@ class TrainLoop:
         return self.last_scores
 
     def _train_to_the_end(self) -> None:
-        if 0 < self.first != self.validated and self._validation_is_due():
+        if self.first > 0 and self.first != self.validated and self._validation_is_due():
             self._validate()  # the run was stopped between a save and its validation
         with closing(self.run.data.training_batches(self.first, self.length.stop_at)) as batches:
             self.meter.restart()
@@ -225,7 +225,7 @@ class TrainLoop:
         if isinstance(error, WaitGivenUp):
             return self._stopped_by_signal()
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
-            return RunStopped(str(error), 2)  # a mistake in the command would have stopped all processes at the start
+            return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so
         if self.world.size > 1 and is_lost_peer(error):
             return RunStopped(
                 "another process exited, and its message says why: run the same command again to continue", 1
@@ -233,7 +233,7 @@ class TrainLoop:
         return None
 
     def _stopped_by_signal(self) -> RunStopped:
-        what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before the first step was done"
+        what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before a step was saved"
         return RunStopped(
             f"stopped by a signal {what}: run the same command again to continue", 128 + (self.stop.signal or 15)
         )

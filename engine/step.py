@@ -101,8 +101,8 @@ class TrainStep:
         self.statistics_before = [torch.empty_like(value) for value in self.statistics]
         self.stage = "between steps"  # | "gradients" | "update"
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=cfg.amp == "fp16")
+        self.ddp = _distributed(model, runtime)  # first: it gives all processes the same weights
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
-        self.ddp = _distributed(model, runtime)
         network: nn.Module = self.ddp if self.ddp is not None else model
         self.network: Any = torch.compile(network) if cfg.compile else network
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from data import DeviceAugment, differing, resolve_backend
 from engine.batch_norm import refuse_lone_images, wants_sync_bn
-from engine.callbacks import build_callbacks, callback_class
-from engine.checkpoint import Checkpoints, load_checkpoint
+from engine.callbacks import build_callbacks, refuse_unusable
+from engine.checkpoint import Checkpoints, load_checkpoint, resumable
 from engine.config import TrainConfig
 from engine.device import peak_flops
 from engine.errors import UserError
@@ -41,8 +41,7 @@ def train(cfg: TrainConfig) -> None:
         RunStopped: if the run ended early.
     """
     refuse_unknown(cfg.model.name)
-    for path in cfg.callbacks.values():
-        callback_class(path)
+    refuse_unusable(cfg.callbacks)
     runtime = Runtime.start(cfg)
     directory = RunDirectory(str(cfg.output_dir))
     directory.refuse_conflict(cfg)
@@ -103,7 +102,12 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
 def _seconds_at_peak(model: nn.Module, cfg: TrainConfig, runtime: Runtime) -> float | None:
     """Return the seconds for one image, forward and backward, at the device's peak FLOP/s; None if it is unknown."""
     peak = peak_flops(runtime.device, cfg.amp)
-    return 3 * forward_flops(model, cfg.data.crop) / peak if peak else None  # backward costs twice the forward pass
+    if peak is None:
+        return None
+    try:
+        return 3 * forward_flops(model, cfg.data.crop) / peak  # backward costs twice the forward pass
+    except RuntimeError:  # some models cannot run on the meta device
+        return None
 
 
 def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:
@@ -161,7 +165,7 @@ def _find_checkpoint(
     """
     named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
     if named is not None and not directory.has_checkpoints():
-        state: dict[str, Any] | None = load_checkpoint(named) | {"callbacks": {}, "best": None}
+        state: dict[str, Any] | None = resumable(load_checkpoint(named), named) | {"callbacks": {}, "best": None}
     else:
         state = checkpoints.load_last()
         is_own = named is not None and named.is_file() and named.resolve().parent == directory.checkpoints.resolve()

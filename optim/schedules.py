@@ -41,12 +41,14 @@ class Schedule(Scheduler):
         if steps - self.warmup - cooldown <= 0:
             raise OptimError(
                 f"schedule.warmup_epochs={cfg.warmup_epochs:g} and schedule.cooldown_epochs={cfg.cooldown_epochs:g} "
-                f"are as long as the run: make them shorter"
+                f"are as long as the run or longer: make them shorter"
             )
         wanted = cfg.decay_epochs
         self.decay = round(wanted * steps_per_epoch) if wanted is not None else max(self.length // 5, 1)
         if cfg.name == "trapezoid" and self.decay > self.length:
-            raise OptimError(f"schedule.decay_epochs={wanted:g} is longer than the run: make it shorter")
+            raise OptimError(
+                f"schedule.decay_epochs={wanted:g} is longer than the run without warm-up and cool-down: shorten it"
+            )
 
     def _get_lr(self, t: int) -> list[float]:
         return [self.rate(t, peak) for peak in self.base_values]

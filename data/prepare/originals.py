@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from data.errors import DataError
 from data.index.building import THREADS
 from data.prepare.tars import members
-from data.sources.folder import class_folders, walk
+from data.sources.folder import class_folders, unreadable_folder, walk
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
@@ -223,7 +223,14 @@ def image_folder(root: Path, split: str) -> Split:
 
 def is_flat(folder: Path) -> bool:
     """Whether a folder holds validation images and no class folders."""
-    return folder.is_dir() and not class_folders(folder) and any(VAL_IMAGE.fullmatch(p.name) for p in folder.iterdir())
+    try:
+        return (
+            folder.is_dir()
+            and not class_folders(folder)
+            and any(VAL_IMAGE.fullmatch(file.name) for file in folder.iterdir())
+        )
+    except OSError as error:
+        raise unreadable_folder(error) from error
 
 
 def _find(tars: Path, name: str, split: str) -> Path:

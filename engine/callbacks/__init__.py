@@ -17,9 +17,11 @@ from engine.run import Run
 from optim import spectral_norms
 from stability import StabilityMonitor
 
-__all__ = ["Callback", "Callbacks", "build_callbacks", "callback_class"]
+__all__ = ["Callback", "Callbacks", "build_callbacks", "refuse_unusable"]
 
 log = logging.getLogger(__name__)
+
+OF_EVERY_RUN = {"flight_recorder", "metrics", "progress", "data_wait", "pictures", "instruments", "profiler"}
 
 
 def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
@@ -66,12 +68,24 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
 def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
     """Add a callback from the settings. If it cannot start, a warning says so and the run continues without it."""
     try:
-        callbacks.add(name, callback_class(path)(run, callbacks.states.get(name)))
+        callbacks.add(name, _class_of(path)(run, callbacks.states.get(name)))
     except Exception as error:  # whatever it is, it must not end a training run
         log.warning("%s cannot start (%s): continuing without it; metrics.jsonl holds everything", name, reason(error))
 
 
-def callback_class(path: str) -> Any:
+def refuse_unusable(chosen: dict[str, str]) -> None:
+    """Refuse callbacks that cannot be imported, or that would take the place of one that every run has.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, path in chosen.items():
+        if name in OF_EVERY_RUN:
+            raise UserError(f"callbacks.{name}: every run has a callback of this name, choose another name")
+        _class_of(path)
+
+
+def _class_of(path: str) -> Any:
     """Import the class ``package.module.Class``. Its constructor gets the :class:`Run` and the callback's saved state.
 
     Raises:

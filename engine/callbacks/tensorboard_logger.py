@@ -16,13 +16,14 @@ class TensorBoardLogger(Callback):
 
     Args:
         run: the parts of the run.
-        state: not used. A resumed run writes another event file, and TensorBoard joins the files.
+        state: the ``best_top1`` so far; None for a new run. A resumed run writes another event file, and TensorBoard
+            joins the files.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
         self.cfg = run.cfg
         self.writer = SummaryWriter(str(run.directory.path / "tensorboard"))
-        self.best_top1: float | None = None
+        self.state: dict[str, Any] = state or {"best_top1": None}
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Write the numbers of a line, with its kind as prefix: ``train/loss``."""
@@ -33,7 +34,7 @@ class TensorBoardLogger(Callback):
             if isinstance(value, int | float) and name not in ("step", "epoch"):
                 self.writer.add_scalar(f"{prefix}{name}", value, line["step"])
         if line["split"] == "val" and not line.get("not_finite"):
-            self.best_top1 = max(line["top1"], self.best_top1 or 0.0)
+            self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
         """Write the picture."""
@@ -42,8 +43,9 @@ class TensorBoardLogger(Callback):
     def on_end(self) -> None:
         """Write the settings and the best accuracy for TensorBoard's table of hyperparameters, and close the file."""
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._settings().items()}
-        if self.best_top1 is not None:
-            self.writer.add_hparams(settings, {"hparam/best_top1": self.best_top1}, run_name=".")
+        best = self.state["best_top1"]
+        if best is not None:
+            self.writer.add_hparams(settings, {"hparam/best_top1": best}, run_name=".")
         self.writer.close()
 
     def _settings(self) -> dict[str, Any]:

@@ -137,6 +137,17 @@ def test_too_many_are_an_error(root: Path) -> None:
         batches(root, "torch", damage=all_gone)
 
 
+def test_where_no_image_of_the_subset_can_be_read_it_is_an_error(root: Path) -> None:
+    cfg = DataConfig(name="folder", root=str(root), crop=16, subset=0.02)  # one image of each class
+    images = open_split(cfg, "train")
+    plan = TrainPlan(images.index, 5, cfg, AugmentConfig(mix_group=1), BatchGeometry(2, 1))
+    for row in plan.rows:
+        os.truncate(path_of(images.source, row), 40)
+    loader = Loader(build_backend("torch", images.source, cfg, CPU, 0, 2), images.labels, CPU, skip_bad=True)
+    with pytest.raises(DataError, match="2 of the training images cannot be read, which is too many"):
+        list(loader.train(plan, 0, 1))
+
+
 def test_an_evaluation_takes_no_other_image(root: Path) -> None:
     cfg = DataConfig(name="folder", root=str(root), crop=16, split="train")
     images = open_split(cfg, "train")

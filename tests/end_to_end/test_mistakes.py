@@ -42,6 +42,8 @@ def fails(tmp_path, monkeypatch):
         (["optim=adamw3"], r"did you mean adamw or adamw2\?$"),
         (["recipe=deitt"], r"recipe=deitt is unknown: did you mean deit"),
         (["logger=[wandb,none"], r"brackets must be closed"),
+        (["+callbacks.metrics=engine.callbacks.progress.Progress"], r"choose another name"),
+        (["data.archive=a.tar", "data.archive_sha256=null"], r"belong together: set both"),
         (["model="], r"model= is unknown: choose cswin_base, "),
         (
             ["model.name=cswin_tiny"],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.checkpoint import resumable
 from engine.errors import UserError
 from engine.saved_model import open_trained, trained_model
 from engine.settings import as_container, eval_settings
@@ -48,3 +49,10 @@ def test_a_checkpoint_needs_no_average(whole, tmp_path):
     config = {key: value for key, value in whole["config"].items() if key in ("model", "data")}
     torch.save({key: value for key, value in (whole | {"config": config}).items() if key != "ema"}, path)
     assert same_tensors(read(path, open_trained(str(path))), whole["model"])
+
+
+def test_a_run_does_not_continue_from_weights_alone(whole, tmp_path):
+    path = tmp_path / "w.pt"
+    with pytest.raises(UserError, match=rf"no run can continue from {path}, .*: set checkpoint={path} instead"):
+        resumable(whole, path)
+    assert resumable(whole | {"stepper": {}, "validated": 0, "fingerprint": ""}, path)["step"] == 1
