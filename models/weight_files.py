@@ -1,6 +1,7 @@
 """Read weight files from any source without running code in them."""
 
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -62,7 +63,8 @@ def _read(path: Path) -> Any:
     if head.startswith(ZIP):
         _check_sums(path)
     # Pass the open file and not its path, because torch would decide by the name.
-    with open(path, "rb") as file, torch.serialization.safe_globals(STAND_INS):
+    with open(path, "rb") as file, torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about how the file was pickled; an error says what is wrong with it
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

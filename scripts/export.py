@@ -7,6 +7,7 @@ the model's options, classes and image size come from the checkpoint. Needs requ
 """
 
 import argparse
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
+ROOM = 16 * 2**20  # bytes for the graphs of operations
 
 
 def difference(outputs: Tensor, expected: Tensor) -> float:
@@ -101,7 +103,12 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     cfg.img_size = img_size or cfg.img_size or own_size
     model = models.build_model(cfg, own_classes, cfg.img_size).eval()
     if weights is not None:
-        models.load_weights(model, weights)
+        try:
+            models.load_weights(model, weights)
+        except models.ModelError as error:
+            if num_classes or "head" not in str(error):
+                raise
+            raise models.ModelError(f"{error}; --num-classes sets the number of classes") from error
     return model, cfg.img_size
 
 
@@ -129,6 +136,21 @@ def make_folder(path: Path) -> None:
         raise UserError(f"--out {path} cannot be written ({error.strerror}): choose another folder") from error
 
 
+def refuse_full_disk(folder: Path, model: nn.Module) -> None:
+    """Refuse to begin if the files would not fit. torch would end the process in the middle of a file.
+
+    Raises:
+        UserError: if the folder's disk has less free space than two copies of the weights and some room need.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    needed, free = 2.2 * weights + ROOM, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"the files need about {needed / 1e6:.0f} MB, but the disk of {folder} has {free / 1e6:.0f} MB free: "
+            "free space, or choose another folder with --out"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model of this project or of timm")
@@ -142,6 +164,7 @@ def main() -> int:
     try:
         make_folder(args.out)
         model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
+        refuse_full_disk(args.out, model)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

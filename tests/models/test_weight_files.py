@@ -142,6 +142,15 @@ def test_a_checkpoint_that_would_run_code_is_refused(here):
     assert "weights_only" not in str(error.value) and not (here / "ran").exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_python_s_own_is_refused_in_one_line(protocol, here):
+    Path("evil.pt").write_bytes(pickle.dumps(Evil(), protocol))
+    with pytest.raises(UserError, match=r"^evil.pt cannot be read: [^\n]*$"):
+        load_checkpoint(Path("evil.pt"))
+    assert not (here / "ran").exists()
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.97])
 def test_a_full_disk_gives_the_message_of_the_system(share, tmp_path):
     """At any position in the file. torch raises its own error later, about a position in its archive."""

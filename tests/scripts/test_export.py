@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import namedtuple
 
 import pytest
 import timm
@@ -136,3 +137,12 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["export.py", "--model", "none", "--out", str(tmp_path / "file/x")])
     assert main() == 2
     assert "file/x cannot be written (Not a directory): choose another folder" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    usage = namedtuple("usage", ("total", "used", "free"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(2, 0, 2_000_000))
+    monkeypatch.setattr(sys, "argv", ["export.py", "--model", "lipsformer_swin_mini", "--out", str(tmp_path / "out")])
+    assert main() == 2
+    assert "MB, but the disk of" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
