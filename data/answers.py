@@ -52,7 +52,10 @@ def read_list(file: str) -> list[list[str]]:
 
 
 def listed_answers(source: Source, lines: list[list[str]], file: str) -> NDArray[np.int64]:
-    """The label of each image from the lines of a list, which is in the order of the image names or gives the names.
+    """The label of each image, from the lines of a list.
+
+    A line with one word belongs to the image at the same place in the order of names. A line with two words names its
+    image.
 
     Raises:
         DataError: if there are more or fewer lines than images, an image has no label, or a label is unknown.

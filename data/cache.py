@@ -56,7 +56,7 @@ def unpacked(archive: Path, sha256: str) -> Path:
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"cannot unpack {archive.name} into {target.parent} ({getattr(error, 'strerror', None) or error}): "
-            "set XDG_CACHE_HOME to a folder with space that can be written"
+            "set XDG_CACHE_HOME to a writable folder with free space"
         ) from error
     log.info("unpacked %s into %s", archive.name, target)
     return target

@@ -14,7 +14,7 @@ _abandoned: list[Thread] = []
 
 
 def no_check() -> None:
-    """The ``look`` of a caller that waits as long as it takes."""
+    """Do nothing: the ``look`` of a caller that waits without a limit."""
 
 
 def attentive(stream: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:

@@ -74,7 +74,7 @@ def as_typed(argument: str, text: Collection[str]) -> str:
     if not equals or not any(name == option or name.startswith(f"{option}.") for name in text):
         return argument
     try:
-        plain = _parse(argument)
+        plain = parsed(argument)
     except HydraException:
         return f"{key}={_quoted(raw)}" if option in text and not UNCLEAR.search(raw.strip()) else argument
     try:
@@ -89,7 +89,8 @@ def as_typed(argument: str, text: Collection[str]) -> str:
     return f"{key}={_typed(_merged(option, typed._value, plain._value, text))}"
 
 
-def _parse(argument: str) -> Override:
+def parsed(argument: str) -> Override:
+    """Return an option as Hydra's grammar reads it."""
     return OverridesParser.create().parse_override(argument)
 
 
@@ -135,7 +136,7 @@ def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
     values = {}
     for argument in arguments:
         try:
-            override = _parse(argument)
+            override = parsed(argument)
         except HydraException:
             continue
         values[override.key_or_group] = override.value()
@@ -144,7 +145,7 @@ def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
 
 def values_of(argument: str) -> list[Any]:
     """Return the values of an argument that has several."""
-    return [_parse(f"x={value}").value() for value in _parse(argument).sweep_string_iterator()]
+    return [parsed(f"x={value}").value() for value in parsed(argument).sweep_string_iterator()]
 
 
 def in_shell(key: str, values: Iterable[str]) -> str:

@@ -147,7 +147,7 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     """
     rank, who = os.environ.get("LOCAL_RANK", "0"), ""
     if rank != "0":
-        time.sleep(patience)  # if torchrun has not ended this process by then, only this process has the error
+        time.sleep(patience)  # torchrun ends this process meanwhile, unless only this process has the error
         who = f" (process {os.environ.get('RANK', rank)})"
     _print_error(f"{message}{who}")
     flush_streams()

@@ -67,7 +67,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
         write_sets(cfg, scores)
     elif world.is_main:
         write_scores(cfg, scores[cfg.data.name], resolve_backend(cfg.data))
-    for name, answer in answers.items():  # after the scores, which an error here must not cost
+    for name, answer in answers.items():  # the scores are written already: an error here cannot lose them
         if answer is not None:
             path = predictions_path(cfg, name)
             write_predictions(path, sets[name], *answer, _names(sets[name], trained, num_classes))

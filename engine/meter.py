@@ -61,7 +61,6 @@ class Meter:
         """Start a new interval, for example after a validation or a checkpoint."""
         self.totals.zero_()
         self.steps = 0
-        self.images = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -73,7 +72,6 @@ class Meter:
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm) if self.judge_gradient else torch.isfinite(loss)
         self.bad_step = torch.minimum(self.bad_step, torch.where(finite, NEVER, float(outcome.step)))
         self.steps += 1
-        self.images += self.batch_size
         self.waited += waited
 
     def is_sound(self) -> bool:
@@ -95,7 +93,7 @@ class Meter:
         reading = Reading(
             loss=sum(row[0] for row in rows) / steps,
             grad_norm=rows[0][1] / steps,
-            images_per_second=self.images / elapsed,
+            images_per_second=self.steps * self.batch_size / elapsed,
             seconds_per_step=rows[0][4] / steps,
             data_wait=max(row[3] for row in rows) / elapsed,
             bad_step=int(bad) if bad != NEVER else None,

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from engine.arguments import parsed
 from engine.errors import UserError
 from engine.paths import LONGEST_NAME
 
@@ -31,25 +31,21 @@ def swept_options(job: Sequence[str], typed: Iterable[str], is_sweep: bool, is_a
         UserError: if a sweep contains the same value twice.
     """
     if is_array and not is_sweep:
-        named = any(_parse(option).key_or_group in ("name", "output_dir", "output") for option in job)
+        named = any(parsed(option).key_or_group in ("name", "output_dir", "output") for option in job)
         return [] if named else list(job)
     if not is_sweep:
         return []
     fixed: dict[str, bool] = {}  # if an option is typed twice, the last one counts, as in Hydra
-    for override in map(_parse, typed):
+    for override in map(parsed, typed):
         fixed[override.get_key_element()] = not override.is_sweep_override()
         _refuse_twice(override)
-    return [option for option in job if not fixed.get(_parse(option).get_key_element(), False)]
-
-
-def _parse(option: str) -> Override:
-    return OverridesParser.create().parse_override(option)
+    return [option for option in job if not fixed.get(parsed(option).get_key_element(), False)]
 
 
 def _refuse_twice(override: Override) -> None:
     if not override.is_discrete_sweep() or "glob(" in str(override.input_line):
         return
-    values = [_text(_parse(f"x={value}")) for value in override.sweep_string_iterator()]
+    values = [_text(parsed(f"x={value}")) for value in override.sweep_string_iterator()]
     places = [os.path.abspath(value) for value in values] if override.key_or_group == "output_dir" else values
     if twice := [value for value, place in zip(values, places, strict=True) if places.count(place) > 1]:
         raise UserError(
@@ -95,7 +91,7 @@ def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
         swept: ``key=value`` of each swept option.
         told: options to leave out, because ``name`` already contains their values.
     """
-    options = [(o.key_or_group, _text(o)) for o in map(_parse, swept) if o.key_or_group not in told]
+    options = [(o.key_or_group, _text(o)) for o in map(parsed, swept) if o.key_or_group not in told]
     if not options:
         return name
     parts = [f"{key}_{value}" for key, value in options]
@@ -136,7 +132,7 @@ def _refuse_shared(output_dir: str, swept: Sequence[str]) -> None:
         output_dir: the directory before interpolation.
         swept: ``key=value`` of each swept option.
     """
-    keys = {_parse(option).key_or_group for option in swept} - {"output_dir"}
+    keys = {parsed(option).key_or_group for option in swept} - {"output_dir"}
     if "${name}" not in output_dir and not all(f"${{{key}}}" in output_dir for key in keys):
         raise UserError(
             f"output_dir={output_dir} would be the directory of every run of the sweep: leave it out, or type "

@@ -151,12 +151,10 @@ def _check_value(key: str, value: Any, rules: Rules) -> None:
         largest = max(LARGEST, rules.most or 0)
         if isinstance(number, int) and abs(number) > largest:
             raise UserError(f"{key}={value} must be {largest} or less")
-    if isinstance(value, list) and rules.length not in (None, len(value)):
-        raise UserError(f"{key}={value} must be {rules.length} numbers{_of(rules)}")
-    if not all(map(rules.allow, numbers)):
-        raise UserError(
-            f"{key}={value} must be {f'{rules.length} numbers of ' if rules.length else ''}{rules.limits()}"
-        )
+    has_other_length = isinstance(value, list) and rules.length not in (None, len(value))
+    if has_other_length or not all(map(rules.allow, numbers)):
+        what = f"{rules.length} numbers{_of(rules)}" if rules.length else rules.limits()
+        raise UserError(f"{key}={value} must be {what}")
 
 
 def _of(rules: Rules) -> str:

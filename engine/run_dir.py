@@ -79,7 +79,7 @@ class RunDirectory:
         return before["data"]["backend"] if before and settings.data.backend == "auto" else None
 
     def _settings_before(self) -> dict[str, Any] | None:
-        """Return the settings of the run in this directory; None without a checkpoint: it then starts at step 0."""
+        """Return the settings of the run in this directory; None without a checkpoint."""
         if not self.has_checkpoints() or not self.config.is_file():
             return None
         found: Any = OmegaConf.to_container(OmegaConf.load(self.config))

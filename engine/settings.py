@@ -46,7 +46,7 @@ def eval_settings(
 
     For a checkpoint of this project, model and data come from its run, unless the user chose others with ``model=`` or
     ``data=``. For other weights, images are prepared as the model's timm registration says, unless the user typed
-    ``data=``. Single options that the user typed, such as ``data.crop``, come first in both cases.
+    ``data=``. Single options that the user typed, such as ``data.crop``, override both.
 
     Args:
         composed: the config from Hydra.

@@ -43,7 +43,7 @@ def conclude(directory: RunDirectory, scores: Scores | None, best: dict[str, Any
     Args:
         directory: directory of the run.
         scores: scores of the last validation; None if the run had already ended: the last ones in the metrics are used.
-        best: step and top-1 of the best validation; None if no validation had only finite logits.
+        best: step and top-1 of the best validation; None if every validation had logits that are not finite.
     """
     lines = [line for line in directory.read_metrics() if line["split"] == "val"]
     if scores is None and not lines:

@@ -158,7 +158,7 @@ def _find_checkpoint(
     other run's best accuracy and callback states are not taken over.
 
     If it names a checkpoint of this run, the run is rewound to it, once. When the same command runs again, it continues
-    from the last checkpoint. The rewind has renamed the named file, so a missing file also means that it is done.
+    from the last checkpoint. A rewind renames the named file. So a missing file means that it is done.
 
     Raises:
         UserError: if the checkpoint cannot be read, or was made with another recipe or other training images.

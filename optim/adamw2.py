@@ -137,7 +137,7 @@ class AdamW2(Optimizer):
         return Stack(group, parameters, both.view(len(parameters), 2, splits, len(first) // splits, -1))
 
     def _measure(self, stacks: list[Stack], least: int) -> None:
-        """Update σ₁ of all steps and weights, and the vectors that estimate them, by at least ``least`` iterations."""
+        """Run at least ``least`` iterations. Store σ₁ of all steps and weights, and the vectors that estimate them."""
         states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
         matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
         vectors = [torch.stack([self.state[p]["vectors"] for p in s.parameters]).flatten(0, 2) for s in stacks]
@@ -248,9 +248,12 @@ class AdamW2(Optimizer):
         ratio, factor = torch.cat(ratios).cpu(), torch.cat(factors).cpu()
         median, high, most = ratio.quantile(torch.tensor([0.5, 0.99, 1])).tolist()
         return {
-            **{"capped": (factor < 1).double().mean().item()},
-            **{"lr_factor_min": factor.min().item(), "lr_factor_median": factor.median().item()},
-            **{"step_ratio_median": median, "step_ratio_p99": high, "step_ratio_max": most},
+            "capped": (factor < 1).double().mean().item(),
+            "lr_factor_min": factor.min().item(),
+            "lr_factor_median": factor.median().item(),
+            "step_ratio_median": median,
+            "step_ratio_p99": high,
+            "step_ratio_max": most,
             "step_ratio_max_of": names[int(ratio.argmax())],
         }
 

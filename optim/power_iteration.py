@@ -36,8 +36,8 @@ def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
 def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Estimate the largest singular values, and turn the vectors towards the singular vectors.
 
-    The estimate is ‖yM‖ / ‖y‖, where y is the dominant combination of Y's rows (a Rayleigh-Ritz step). It can only be
-    too low. A high power of YYᵀ gives the weights of this combination without computing eigenvectors.
+    The estimate is ‖yM‖ / ‖y‖, where y is the dominant combination of Y's rows (a Rayleigh-Ritz step). A high power of
+    YYᵀ gives the weights of this combination, so no eigenvectors are computed. The estimate never exceeds σ₁.
 
     Args:
         matrices: stacks of matrices, ``(count, rows, columns)`` each, float32.
@@ -49,15 +49,15 @@ def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor]
     counts = [len(stack) for stack in matrices]
     tiny = torch.finfo(torch.float32).tiny
     with _full_precision():
-        columns = [torch.bmm(stack, old.mT) for stack, old in zip(matrices, vectors, strict=True)]  # Yᵀ
-        images = [column.mT for column in columns]  # Y
-        products = [torch.bmm(image, stack) for image, stack in zip(images, matrices, strict=True)]  # Z
-        before = torch.cat([torch.bmm(*pair) for pair in zip(images, columns, strict=True)])  # YYᵀ
-        after = torch.cat([torch.bmm(product, product.mT) for product in products])  # ZZᵀ
-        weights = _power(before)
-        squares = (weights * after).sum((1, 2)) / (weights * before).sum((1, 2)).clamp_min(tiny)  # σ₁²
+        y_t = [torch.bmm(stack, old.mT) for stack, old in zip(matrices, vectors, strict=True)]  # Yᵀ
+        y = [transposed.mT for transposed in y_t]
+        z = [torch.bmm(image, stack) for image, stack in zip(y, matrices, strict=True)]
+        yy = torch.cat([torch.bmm(*pair) for pair in zip(y, y_t, strict=True)])  # YYᵀ
+        zz = torch.cat([torch.bmm(product, product.mT) for product in z])  # ZZᵀ
+        weights = _power(yy)
+        squares = (weights * zz).sum((1, 2)) / (weights * yy).sum((1, 2)).clamp_min(tiny)  # σ₁²
         scales = (KEPT * squares.clamp_min(tiny**0.5))[:, None, None].split(counts)
-        mixed = [torch.addcdiv(*three) for three in zip(vectors, products, scales, strict=True)]  # V + Z / (KEPT·σ₁²)
+        mixed = [torch.addcdiv(*three) for three in zip(vectors, z, scales, strict=True)]  # V + Z / (KEPT·σ₁²)
         turns = _gram_schmidt(torch.cat([torch.bmm(mix, mix.mT) for mix in mixed]))
         following = [torch.bmm(turn, mix) for turn, mix in zip(turns.split(counts), mixed, strict=True)]
     return list(squares.sqrt().split(counts)), following

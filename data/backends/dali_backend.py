@@ -106,9 +106,10 @@ class DaliBackend:
 
 
 def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]:
-    """Keep a reference to each batch until the GPU has finished the work queued before the next batch was taken.
+    """Keep a reference to each batch until the GPU has done the work that reads it.
 
-    DALI reuses a buffer as soon as nothing refers to it. It does not know about queued work that will still read it.
+    DALI reuses a buffer as soon as nothing refers to it, and does not know of work in the GPU's queue. When the next
+    batch is taken, an event is put into the queue. The GPU has done the last batch's work when it reaches the event.
     """
     held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
     try:

@@ -55,7 +55,8 @@ def clean_start(preload: list[str]) -> BaseContext:
     # The new processes inherit the blocked signals. A signal for this process arrives when they are unblocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
     try:
-        resource_tracker.ensure_running()  # else forkserver.ensure_running starts it, which unblocks signals
+        # Starting the tracker unblocks signals. Start it before forkserver.ensure_running does, and block them again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, OUTLIVED)
         with _project_on_path():
             forkserver.ensure_running()

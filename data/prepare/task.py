@@ -177,7 +177,7 @@ def _keep(task: Task, name: str) -> list[Written]:
 def _write(target: Target, workers: int) -> list[Written]:
     """Write a split. The first result holds what the source left out, the others what each job wrote."""
     sizes = [part.size for part in target.parts]
-    label, others = f"write {target.split.name}", Written(0, 0, target.split.left_out)
+    label, others = f"write {target.split.name}", Written(target.split.left_out)
     with target.begun():
         remove_partial(target.folder)
         if target.packed:

@@ -32,8 +32,6 @@ QUALITY = 95  # of JPEGs that are written smaller
 class Written:
     """What a job has written, or what was already there."""
 
-    images: int
-    size: int
     left_out: list[str]
     kept: bool = False  # whether it was already there
 
@@ -55,19 +53,17 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
         DataError: if an image cannot be read or written.
     """
     if part.path.is_dir():
-        files = [path for path in part.path.rglob("*") if path.is_file()]
-        return Written(len(files), sum(path.stat().st_size for path in files), [], kept=True)
+        return Written([], kept=True)
     (source,) = part.sources
     found, left_out = _listing(source)
-    size = 0
     with _partial(part.path) as scratch:
         for member in found:
             path = scratch / os.path.relpath(member.path, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            size += path.write_bytes(_content(member, shorter_side))
+            path.write_bytes(_content(member, shorter_side))
         # A folder that exists after a power cut must be complete. One sync covers all files; there may be 1300.
         os.sync()
-    return Written(len(found), size, left_out)
+    return Written(left_out)
 
 
 def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRows]:
@@ -91,7 +87,7 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRow
             file.flush()
             os.fsync(file.fileno())
     rows = read_shard(part.path)
-    return Written(len(rows.offsets), rows.size, left_out, kept), rows
+    return Written(left_out, kept), rows
 
 
 def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:

@@ -18,13 +18,13 @@ SHARES = ("diversity", "entropy", "rank", "sec")  # kinds of numbers between 0 a
 CAPTIONS = {
     "sigma": "σ₁ of weights",
     "gradient": "norm of the gradient, before clipping",
-    "update": "length of the step over that of the weight",
+    "update": "norm of the step ÷ norm of the weight",
     "gain": "gain of norms (rms)",
     "alpha": "scale of residual branches (rms)",
     "activation": "size of what leaves a block (rms)",
     "diversity": "diversity of tokens after a block",
-    "entropy": "entropy of attention, of its largest (least head)",
-    "rank": "effective rank of attention, of its largest (least head)",
+    "entropy": "entropy of attention ÷ its maximum (lowest head)",
+    "rank": "effective rank of attention ÷ its maximum (lowest head)",
     "sec": "energy of W_qᵀW_k in few directions (highest head)",
 }
 
