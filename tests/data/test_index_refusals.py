@@ -86,7 +86,7 @@ def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:
 def test_validation_images_side_by_side_are_told_of_what_sorts_them(root: Path) -> None:
     paint(root / "val" / "ILSVRC2012_val_00000001.JPEG")
     message = refused(root, split="val")
-    assert f"{root / 'val'} has no class folders: it must hold <class>/<image>; python scripts" in message
+    assert f"{root / 'val'} has no class folders: it must hold <class>/<image>" in message
     assert f"python scripts/prepare_imagenet.py --folder {root} --to NEW_FOLDER" in message
     assert "data.root=NEW_FOLDER" in message
 
