@@ -1,5 +1,6 @@
 """The file with the model's answer for every image."""
 
+import contextlib
 import csv
 import json
 
@@ -8,11 +9,13 @@ import pytest
 from tests.runs import SMALL, run, run_here, train_here
 
 
-@pytest.fixture
-def trained(small_images, here):
-    """A run of a few steps in outputs/a."""
-    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=3")
-    return here
+@pytest.fixture(scope="module")
+def trained(small_images, tmp_path_factory):
+    """A folder with a run of a few steps in outputs/a."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=3")
+    return folder
 
 
 def rows(path) -> list[dict[str, str]]:
@@ -56,10 +59,10 @@ def test_a_place_that_cannot_be_written_is_told_before_the_evaluation(trained):
 
 
 def test_a_full_disk_costs_the_answers_and_not_the_scores(trained):
-    done = run_here("eval.py", *OPTIONS, "predictions=/dev/full", cwd=trained)
+    done = run_here("eval.py", *OPTIONS, "predictions=/dev/full", "output=full.json", cwd=trained)
     assert done.returncode == 2
     assert "/dev/full could not be written (No space left on device): set predictions to another" in done.stderr
-    assert json.loads((trained / "eval.json").read_text())["images"] == 80
+    assert json.loads((trained / "full.json").read_text())["images"] == 80
 
 
 def test_a_benchmark_has_no_answers(here):
