@@ -145,6 +145,7 @@ def real_by_timm(logits: torch.Tensor, names: list[str]) -> tuple[float, float]:
     return judge.get_accuracy(1), judge.get_accuracy(5)
 
 
+@pytest.mark.slow
 def test_every_set_in_one_command(sets, real, logits, weights, tmp_path):
     """Two processes, and a batch size that divides no set: the scores are those counted by hand; for ReaL, timm's."""
     folder, names = real

@@ -133,6 +133,7 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str
     assert whole[0].replace("whole", "set") == done.stdout.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(folder, tmp_path / "set"))
     first = sorted((root / "train").iterdir())[0]
