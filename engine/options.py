@@ -4,7 +4,6 @@ The rules of one option are in the ``metadata`` of its field. Rules that involve
 ``check`` of their class.
 """
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,6 +11,7 @@ from typing import Any, get_type_hints
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
+from engine.similar import nearest
 
 ENTRIES: dict[str, type[RunConfig]] = {"train": TrainConfig, "eval": EvalConfig}
 LARGEST = 2**63 - 1  # largest signed 64-bit integer
@@ -139,9 +139,7 @@ def _groups(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_value(key: str, value: Any, rules: Rules) -> None:
     if rules.choices and value is not None and value not in rules.choices:
-        near = difflib.get_close_matches(str(value), rules.choices, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(rules.choices)}"
-        raise UserError(f"{key}={value} is unknown: {hint}")
+        raise UserError(f"{key}={value} is unknown: {nearest(str(value), list(rules.choices))}")
     numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
     for number in numbers:
         if math.isnan(number):

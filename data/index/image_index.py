@@ -46,8 +46,7 @@ class Strings:
         return len(self.ends)
 
     def __getitem__(self, i: int) -> str:
-        i = range(len(self))[i]  # counts a negative i from the end, and raises IndexError as a list does
-        start = self.ends[i - 1] if i > 0 else 0
+        start = self.ends[i - 1] if i else 0
         return os.fsdecode(self.blob[start : self.ends[i]].tobytes())
 
     def __iter__(self) -> Iterator[str]:

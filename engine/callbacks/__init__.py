@@ -47,6 +47,7 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
     callbacks.add("instruments", _instruments(run, callbacks))
     if cfg.profile:
         callbacks.add("profiler", StepProfiler(directory.path))
+    assert callbacks.members.keys() <= OF_EVERY_RUN, "a new callback of every run belongs into OF_EVERY_RUN"
     for name, path in cfg.callbacks.items():
         _add_chosen(callbacks, name, path, run)
     return callbacks

@@ -3,13 +3,11 @@
 python scripts/bench/step_speed.py lipsformer_swin_tiny swin_tiny_patch4_window7_224 --amp bf16 --batch-size 128
 
 The images are random and already on the device, so neither loading nor augmentation counts. The models run one after
-the other, each for --seconds after five steps that are not timed. ``--compile`` compiles them, ``--optim adamw2`` uses
-AdamW².
+the other, and the table gives the median step of each. ``--compile`` compiles them, ``--optim adamw2`` uses AdamW².
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import timm
@@ -22,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, tune
 from optim import AdamW2, param_groups
+from scripts.model_table import seconds
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
 
@@ -45,22 +44,6 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def seconds(self, duration: float) -> float:
-        """Return the mean time of a step over about ``duration`` seconds."""
-        steps, started = 0, time.perf_counter()
-        while time.perf_counter() - started < duration:
-            self()
-            steps += 1
-            if steps % 5 == 0:  # so that the queue of a GPU stays short
-                self.wait()
-        self.wait()
-        return (time.perf_counter() - started) / steps
-
-    def wait(self) -> None:
-        """Wait until the device has done its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
 
 def optimizer(name: str, model: nn.Module) -> Optimizer:
     """Return AdamW or AdamW² for a model."""
@@ -74,7 +57,7 @@ def main() -> None:
     parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,11 +70,9 @@ def main() -> None:
         step = Step(name, device, args)
         for _ in range(UNTIMED):
             step()
-        step.wait()
-        seconds = step.seconds(args.seconds)
-        print(
-            f"| {name} | {1e3 * seconds:.1f} | {args.batch_size / seconds:.0f} | {memory_gb(device):.1f} |", flush=True
-        )
+        time = seconds(step, device, args.turns)
+        speed, memory = args.batch_size / time, memory_gb(device)
+        print(f"| {name} | {1e3 * time:.1f} | {speed:.0f} | {memory:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from scripts.bench.step_speed import main
 @pytest.mark.parametrize("optim", ["adamw", "adamw2"])
 def test_each_model_has_a_row(optim: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     names = ["test_byobnet", "test_resnet"]
-    typed = ["--optim", optim, "--amp", "fp32", "--batch-size", "2", "--seconds", "0.1"]
+    typed = ["--optim", optim, "--amp", "fp32", "--batch-size", "2", "--turns", "2"]
     monkeypatch.setattr(sys, "argv", ["step_speed.py", *names, *typed])
     main()
     rows = re.findall(r"^\| (test_\w+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \|$", capsys.readouterr().out, re.MULTILINE)
