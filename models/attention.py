@@ -13,6 +13,8 @@ from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
 from models.tokenwise import TokenLinear
 
+UNIT_EPSILON = 1e-24  # the square of F.normalize's
+
 
 class Similarity(nn.Module):
     """How queries, keys and values are normalised and scaled before the softmax, and the output after it.
@@ -23,7 +25,7 @@ class Similarity(nn.Module):
         scale: constant that multiplies the logits.
         normalise: ``"none"`` changes nothing; ``"qk"`` gives queries and keys unit length; ``"qkv"`` replaces every
             query, key and value x by x / √(‖x‖² + ε).
-        epsilon: ε of ``"qkv"``; it limits the slope of the normalisation near zero.
+        epsilon: ε of the normalisation; it limits its slope near zero.
         gain: constant that multiplies the output.
     """
 
@@ -38,18 +40,26 @@ class Similarity(nn.Module):
         """Normalise over the last dimension. Shapes and the common dtype do not change."""
         if self.normalise == "none":
             return q, k, v
-        if self.normalise == "qk":
-            return F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
-        return _soft_unit(q, self.epsilon), _soft_unit(k, self.epsilon), _soft_unit(v, self.epsilon)
+        q, k = unit_rows(q, self.epsilon), unit_rows(k, self.epsilon)
+        return q, k, unit_rows(v, self.epsilon) if self.normalise == "qkv" else v
 
     def extra_repr(self) -> str:
         return f"{self.scale}, {self.normalise!r}, {self.epsilon}, {self.gain}"
 
 
-@torch.fx.wrap  # FX traces it as one node, because the branch depends on the tensor's dtype
-def _soft_unit(x: Tensor, epsilon: float) -> Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
-    return (wide * (wide.square().sum(dim=-1, keepdim=True) + epsilon).rsqrt()).to(x.dtype)
+@torch.fx.wrap  # FX traces it as one node, because the branch depends on the tensor
+def unit_rows(x: Tensor, epsilon: float) -> Tensor:
+    """``x / √(‖x‖² + epsilon)`` over the last dimension, with sums in float32; the dtype does not change.
+
+    It is RMSNorm with other constants, for which torch has a fused kernel on GPUs.
+    """
+    dim = x.shape[-1]
+    gain = x.new_full((dim,), dim**-0.5)
+    if torch.jit.is_scripting():
+        return F.rms_norm(x, (dim,), gain, epsilon / dim).to(x.dtype)
+    else:
+        with torch.autocast(x.device.type, enabled=False):  # autocast would make a float32 copy of the map
+            return F.rms_norm(x, (dim,), gain, epsilon / dim)
 
 
 def lipsformer_similarity(
@@ -69,7 +79,7 @@ def lipsformer_similarity(
         ModelError: if the name is unknown, or if ε or ν gives no finite bound.
     """
     if attention == "released":
-        return Similarity(temperature, "qk", gain=gain)
+        return Similarity(temperature, "qk", UNIT_EPSILON, gain)
     if attention != "certified":
         raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
     if not 0 < epsilon < math.inf:  # nor NaN

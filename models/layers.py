@@ -50,9 +50,9 @@ class CenterNorm(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` to ``(..., dim)``."""
+        """``(..., dim)`` to the same shape and dtype."""
         centred = x - x.mean(dim=-1, keepdim=True)
-        return torch.addcmul(self.bias, centred, self.weight * self.gain)
+        return torch.addcmul(self.bias.to(x.dtype), centred, (self.weight * self.gain).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
@@ -81,8 +81,11 @@ class WeightedResidual(nn.Module):
         nn.init.constant_(self.scale, self.init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` to ``(..., dim)``."""
-        return x + self.drop_path(self.scale * self.branch(x))
+        """``(batch, ..., dim)`` to the same shape and dtype."""
+        branch = self.branch(x)
+        # Dropping scales instead of maps saves a pass over the map.
+        scale = self.drop_path(self.scale.expand(len(x), *(1,) * (x.ndim - 2), -1))
+        return torch.addcmul(x, branch, scale.to(x.dtype))
 
 
 class ConvBranch(nn.Module):
