@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
+from models.kernels import depthwise_gelu, depthwise_gelu_residual, plain, residual_center_norm, wants_triton
 from models.sizes import check_image
 from models.tokenwise import tokenwise
+
+CONVOLUTION = "depthwise_gelu_residual"
 
 torch.fx.wrap("check_image")
 torch.fx.wrap("tokenwise")
@@ -51,18 +53,17 @@ class CenterNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to the same shape and dtype."""
-        centred = x - x.mean(dim=-1, keepdim=True)
-        return torch.addcmul(self.bias.to(x.dtype), centred, (self.weight * self.gain).to(x.dtype))
+        return plain.center_norm(x, self.weight, self.bias, self.gain)
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
 
 
 class WeightedResidual(nn.Module):
-    """``x + DropPath(scale * branch(x))`` with one learned scale per channel (LipsFormer, section 4.1.3).
+    """``x + drop * scale * branch(x)`` with stochastic depth and one learned scale per channel (LipsFormer, section 4.1.3).
 
     Args:
-        branch: maps ``(..., dim)`` to the same shape.
+        branch: maps ``(batch, ..., dim)`` to the same shape.
         dim: channels.
         init_scale: initial value of the scales: ``1 / number of blocks`` in LipsFormer-Swin, 0.2 in LipsFormer-CSwin.
         drop_path: probability that a sample skips the branch in training.
@@ -75,17 +76,44 @@ class WeightedResidual(nn.Module):
         self.branch = branch
         self.scale = nn.Parameter(torch.empty(dim, **factory))
         self.reset_parameters()
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = drop_path
+        self.kernels = "auto"
+        self.convolves = isinstance(branch, ConvBranch) and branch.pointwise is None
+        self.kernel_size = branch.depthwise.kernel_size[0] if isinstance(branch, ConvBranch) else 0
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.scale, self.init_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(batch, ..., dim)`` to the same shape and dtype."""
+    def forward(self, x: Tensor, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None) -> Tensor:
+        """``(batch, ..., dim)`` to the same shape and dtype.
+
+        Args:
+            x: feature map.
+            norm_weight: weight of a CenterNorm of the result. On a GPU one kernel adds the branch and normalises.
+            norm_bias: bias of the CenterNorm.
+        """
+        if self.training and self.convolves and wants_triton(self.kernels, CONVOLUTION, x, self.kernel_size):
+            return self._fused_convolution(x)
         branch = self.branch(x)
-        # Dropping scales instead of maps saves a pass over the map.
-        scale = self.drop_path(self.scale.expand(len(x), *(1,) * (x.ndim - 2), -1))
-        return torch.addcmul(x, branch, scale.to(x.dtype))
+        if norm_weight is None or norm_bias is None:
+            return plain.residual(x, branch, self.scale, self._drop(x))
+        gain = x.shape[-1] / (x.shape[-1] - 1)
+        if self.training and wants_triton(self.kernels, "residual_center_norm", x):
+            return residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias, gain)
+        return plain.residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias, gain)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Draw a factor per image, ``(batch,)``: 0 where it skips the branch. The expected value is 1."""
+        drop = torch.ones(x.shape[0], dtype=self.scale.dtype, device=x.device)
+        if not self.training or self.drop_path == 0:
+            return drop
+        kept = 1 - self.drop_path
+        return drop.bernoulli_(kept).div_(max(kept, 1e-9))
+
+    @torch.jit.unused
+    def _fused_convolution(self, x: Tensor) -> Tensor:
+        convolution: Any = self.branch.depthwise
+        return depthwise_gelu_residual(x, convolution.weight, convolution.bias, self.scale, self._drop(x))
 
 
 class ConvBranch(nn.Module):
@@ -102,10 +130,14 @@ class ConvBranch(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv2d(dim, kernel_size, **factory)
         self.pointwise = nn.Conv2d(dim, dim, 1, **factory) if pointwise else None
+        self.kernels = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
-        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if self.training and wants_triton(self.kernels, "depthwise_gelu", x, self.depthwise.kernel_size[0]):
+            x = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
+        else:
+            x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if self.pointwise is not None:
             # A 1x1 convolution is a linear layer on every token.
             x = F.gelu(tokenwise(x, self.pointwise.weight.flatten(1), self.pointwise.bias))

@@ -66,7 +66,8 @@ class LipsFormerCSwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *size, dim)`` to the same shape."""
-        return self.norm(self.mlp(self.attn(self.conv2(self.conv1(x)))))
+        x = self.attn(self.conv2(self.conv1(x)))
+        return self.mlp(x, self.norm.weight, self.norm.bias)
 
 
 class LipsFormerCSwin(CSwinPyramid):

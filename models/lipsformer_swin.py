@@ -66,8 +66,8 @@ class LipsFormerSwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
         x = self.conv2(self.conv1(x))
-        x = self.norm1(self.attn(x))
-        return self.norm2(self.mlp(x))
+        x = self.attn(x, self.norm1.weight, self.norm1.bias)
+        return self.mlp(x, self.norm2.weight, self.norm2.bias)
 
 
 class PatchMerging(nn.Module):

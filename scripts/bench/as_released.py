@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,7 +57,7 @@ class AsReleased(nn.Module):
         return checkpoint(function, *inputs, use_reentrant=False) if self.recompute else function(*inputs)
 
     def residual(self, residual: WeightedResidual, compute: Callable, x: Tensor) -> Tensor:
-        return x + residual.drop_path(residual.scale * compute(residual.branch, x))
+        return x + drop_path(residual.scale * compute(residual.branch, x), residual.drop_path, residual.training)
 
     def convolutions(self, block: LipsFormerSwinBlock | LipsFormerCSwinBlock, x: Tensor) -> Tensor:
         """Apply both convolution branches, on channels-first maps."""
@@ -68,7 +69,7 @@ class AsReleased(nn.Module):
             y = self.maybe_recomputed(F.gelu, y)
             if branch.pointwise is not None:
                 y = self.maybe_recomputed(F.gelu, branch.pointwise(y))
-            maps = maps + residual.drop_path(residual.scale.view(1, -1, 1, 1) * y)
+            maps = maps + drop_path(residual.scale.view(1, -1, 1, 1) * y, residual.drop_path, residual.training)
         return maps.permute(0, 2, 3, 1).contiguous()
 
     def mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
