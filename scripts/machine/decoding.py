@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from data import DataConfig, EncodedSource, EvalPlan, build_backend, open_source
-from engine.device import default_workers
+from engine.device import default_workers, tune
 from scripts.machine.row import TRAINED, Row, verdict
 
 IMAGES = 64  # in a batch; all batches are the same
-UNTIMED, TIMED = 5, 30  # batches
+UNTIMED, TIMED = 3, 20  # batches
 TOLERANCE = 2.0  # mean absolute difference of an image, in steps of 1/255, as in tests/data/test_backend_pixels.py
 
 
@@ -26,6 +26,7 @@ def check() -> Iterator[Row]:
         return  # the versions say so
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device, workers = torch.device("cuda", 0) if gpus else torch.device("cpu"), default_workers(max(1, gpus))
+    tune(device)  # as training does
     with TemporaryDirectory() as folder:
         cfg = DataConfig(name="folder", root=folder)
         write_images(Path(folder) / "train" / "noise")
