@@ -9,6 +9,8 @@
 #     -v /path/to/imagenet:/data:ro -v "$PWD/outputs:/outputs" coldstart model=lipsformer_swin_tiny
 # The first four GPUs: --gpus 4. Evaluation: … coldstart --nproc-per-node=1 eval.py checkpoint=outputs/NAME/checkpoints/best.pt
 #
+# What this machine lacks: docker run --rm --gpus all --ipc=host --entrypoint python coldstart scripts/check_machine.py
+#
 # Two machines of eight GPUs, the same command on each, HOST being the name of either:
 #   docker run --rm --gpus all --ipc=host --network=host --stop-timeout=120 --user "$(id -u):$(id -g)" \
 #     -v /path/to/imagenet:/data:ro -v /path/to/shared/outputs:/outputs coldstart \

@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format
+.PHONY: help setup check train test test-slow lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ $(STAMP): requirements.txt requirements-dev.txt
 
 train: setup ## train a small model on the embedded images, with or without a GPU
 	$(BIN)/python train.py experiment=quickstart $(ARGS)
+
+check: setup ## check this machine in about two minutes: ARGS="--data-root /path/to/imagenet"
+	$(BIN)/python scripts/check_machine.py $(ARGS)
 
 test: setup ## run all but the slow tests
 	$(PYTEST) -m "not slow" $(ARGS)

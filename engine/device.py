@@ -1,29 +1,45 @@
-"""Choose the device of a process, set it up for speed, and tell its peak performance."""
+"""Choose the device of a process, set it up for speed, and tell the peaks of known GPUs."""
 
 import ctypes
 import os
 import re
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine.errors import UserError
 
-# Peak FLOP/s of dense 16-bit tensor-core products, from NVIDIA's data sheets. The first name that matches counts.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU can do at most.
+
+    Attributes:
+        flops: FLOP/s of dense 16-bit tensor-core products.
+        bandwidth: bytes per second to and from its memory.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+# From NVIDIA's data sheets. The keys are regular expressions; the first one that matches the GPU's name counts.
+GPUS: dict[str, Gpu] = {
+    "H200": Gpu(989e12, 4800e9),
+    "H100 PCIe": Gpu(756e12, 2000e9),
+    "H100": Gpu(989e12, 3350e9),
+    "A100.*40GB": Gpu(312e12, 1555e9),
+    "A100": Gpu(312e12, 2039e9),
+    "L40S": Gpu(362e12, 864e9),
+    "L4": Gpu(121e12, 300e9),
+    "A10G": Gpu(70e12, 600e9),
+    "A10": Gpu(125e12, 600e9),
+    "V100": Gpu(125e12, 900e9),
+    "T4": Gpu(65e12, 320e9),
+    "RTX 4090": Gpu(165e12, 1008e9),
+    "RTX 3090": Gpu(71e12, 936e9),
 }
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants of mallopt in glibc's malloc.h
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -91,12 +107,19 @@ def tune(device: torch.device) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def known_gpu(name: str) -> Gpu | None:
+    """Return the peaks of a GPU by its name in CUDA; None if it is unknown, or a part of a GPU (MIG)."""
+    if "MIG" in name:
+        return None
+    return next((gpu for part, gpu in GPUS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
 def peak_flops(device: torch.device, amp: str) -> float | None:
     """Return the device's peak FLOP/s in 16 bits; None for fp32, a CPU, or an unknown GPU."""
     if device.type != "cuda" or amp == "fp32":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+    gpu = known_gpu(torch.cuda.get_device_name(device))
+    return gpu.flops if gpu else None
 
 
 def memory_gb(device: torch.device) -> float:

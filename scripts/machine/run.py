@@ -1,0 +1,38 @@
+"""A real run of three steps, and its continuation."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from scripts.machine.row import Row
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+PATIENCE = 300  # seconds for each part
+
+
+def check() -> Iterator[Row]:
+    """Yield the rows of this subject."""
+    with TemporaryDirectory() as folder:
+        yield part("run of 3 steps", Path(folder), 3)
+        yield part("resumed for a 4th", Path(folder), 4)
+
+
+def part(name: str, folder: Path, steps: int) -> Row:
+    """Train the smallest model up to a step, as a user would."""
+    options = ["experiment=quickstart", f"max_steps={steps}", "log_every=1", "logger=none", f"output_dir={folder}/run"]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *options], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
+    )
+    if done.returncode != 0:
+        said = done.stderr.splitlines() or ["no message"]
+        return Row(name, f"exit code {done.returncode} ({said[-1]})", "bad", "start make train to see all messages")
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [line["step"] for line in lines if line["split"] == "train"]
+    if trained != list(range(1, steps + 1)):
+        return Row(name, f"the run has the steps {trained}", "bad", "start make train to see all messages")
+    return Row(name, f"works, in {time.perf_counter() - started:.0f} s")

@@ -1,0 +1,48 @@
+"""The peaks of known GPUs."""
+
+import pytest
+import torch
+
+from engine.device import GPUS, known_gpu, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA A100-SXM4-40GB", "A100.*40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100.*40GB"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+    ],
+)
+def test_a_gpu_is_known_by_its_name_in_cuda(name: str, key: str) -> None:
+    assert known_gpu(name) is GPUS[key]
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA B200", "NVIDIA GH200 480GB", "NVIDIA A1000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+)
+def test_other_gpus_and_parts_of_a_gpu_are_unknown(name: str) -> None:
+    assert known_gpu(name) is None
+
+
+def test_peaks_are_in_flops_and_bytes_per_second() -> None:
+    assert all(1e13 < gpu.flops < 1e16 and 1e11 < gpu.bandwidth < 1e13 for gpu in GPUS.values())
+
+
+def test_only_16_bit_on_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    assert peak_flops(torch.device("cuda"), "bf16") == 312e12
+    assert peak_flops(torch.device("cuda"), "fp32") is None
+    assert peak_flops(torch.device("cpu"), "bf16") is None
