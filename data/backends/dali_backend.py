@@ -19,6 +19,7 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 
 from data.backends import unreadable
+from data.backends.dali_errors import gpu_failure
 from data.backends.dali_pipelines import Feed, cpu_pipeline, gpu_pipeline
 from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.backends.resizing import in_threads
@@ -80,14 +81,19 @@ class DaliBackend:
         pipeline = self._pipeline(feed)
         # Without a stream, the host would wait for the GPU. This one only waits; the images stay on DALI's own stream.
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        pipeline.build()
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            if failure := gpu_failure(error):
+                raise failure from error
+            raise
         while True:
             try:
                 made, shapes = pipeline.run(stream)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise unreadable(self.source, _merge(ahead), error) from error
+                raise gpu_failure(error) or unreadable(self.source, _merge(ahead), error) from error
             crops = ahead.pop(0)
             sizes = np.stack([index.heights[crops.index], index.widths[crops.index]], axis=1)
             if not np.array_equal(shapes.as_array()[:, :2], sizes):
