@@ -19,6 +19,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.geometry import shard
 from data.plan import EvalPlan, TrainPlan
+from data.transfer import send
 from data.waiting import no_check
 
 log = logging.getLogger(__name__)
@@ -79,11 +80,14 @@ class Loader:
         """This process's micro-batches of the optimizer steps ``first_step … last_step - 1``, in order."""
         places = (place for step in range(first_step, last_step) for place in plan.positions(step))
         replaced = 0
+
+        def draws_at(place: tuple[int, range]) -> tuple[Crops, DeviceDraws]:
+            return plan.crops(*place, self.bad), plan.device_draws(*place)
+
         try:
-            handle = partial(self._replace, len(plan.rows))
-            for place, crops, batch in self._batches(places, lambda place: plan.crops(*place, self.bad), handle):
+            for place, batch in self._batches(places, draws_at, partial(self._replace, len(plan.rows))):
                 replaced += plan.count_replaced(*place, self.bad)
-                yield Batch(*batch, index=crops.index, draws=plan.device_draws(*place))
+                yield batch
         finally:
             if replaced:
                 log.error(
@@ -99,8 +103,8 @@ class Loader:
         """
         mine = shard(len(plan.index), world_size, rank)
         rows = (range(start, min(start + batch_size, mine.stop)) for start in range(mine.start, mine.stop, batch_size))
-        for _, crops, batch in self._batches(rows, plan.crops, self._refuse):
-            yield Batch(*batch, index=crops.index, draws=None)
+        for _, batch in self._batches(rows, lambda rows: (plan.crops(rows), None), self._refuse):
+            yield batch
 
     def _replace(self, images: int, error: BadImage) -> None:
         """Leave a bad image out from now on, or raise the error. ``images`` is the number of images to train on."""
@@ -118,32 +122,36 @@ class Loader:
         raise error
 
     def _batches(
-        self, places: Iterator[P], crops_at: Callable[[P], Crops], handle: Callable[[BadImage], None]
-    ) -> Generator[tuple[P, Crops, tuple[Tensor, Tensor]], None, None]:
-        """Images and labels at each place, with the place and its crops.
+        self,
+        places: Iterator[P],
+        draws_at: Callable[[P], tuple[Crops, DeviceDraws | None]],
+        handle: Callable[[BadImage], None],
+    ) -> Generator[tuple[P, Batch], None, None]:
+        """Each place with its batch. A backend makes the draws ahead, so steps do not wait for them.
 
-        If the backend stops at a bad image, ``handle`` either raises or makes ``crops_at`` leave that image out. The
+        If the backend stops at a bad image, ``handle`` either raises or makes ``draws_at`` leave that image out. The
         backend then starts again from the first place whose batch is missing. It also starts again, once for each
         place, if all images of the failed batch can be read after all: a disk or network may have failed for a moment.
         """
-        asked: deque[tuple[P, Crops]] = deque()
+        asked: deque[tuple[P, Crops, DeviceDraws | None]] = deque()
         again: deque[P] = deque()
         excused: P | None = None
 
         def requests() -> Iterator[Crops]:
             while (place := again.popleft() if again else next(places, None)) is not None:
-                asked.append((place, crops_at(place)))
+                asked.append((place, *draws_at(place)))
                 yield asked[-1][1]
 
         while True:
             try:
                 with closing(self.backend.batches(requests(), self.look)) as stream:
                     for images in stream:
-                        place, crops = asked.popleft()
-                        yield place, crops, self._to_device(images, torch.from_numpy(self.labels[crops.index]))
+                        place, crops, draws = asked.popleft()
+                        images, labels = self._to_device(images, self.labels[crops.index])
+                        yield place, Batch(images, labels, crops.index, draws)
                 return
             except BadImage as error:
-                again.extendleft(place for place, _ in reversed(asked))
+                again.extendleft(place for place, *_ in reversed(asked))
                 asked.clear()
                 if error.row is None and again[0] != excused:
                     excused = again[0]
@@ -151,12 +159,12 @@ class Loader:
                 else:
                     handle(error)
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _to_device(self, images: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""
         if self.copies is None:
-            return images.to(self.device), labels.to(self.device)
+            return images.to(self.device), send(labels, self.device)
         with torch.cuda.stream(self.copies):
-            moved = images.to(self.device, non_blocking=True), labels.pin_memory().to(self.device, non_blocking=True)
+            moved = images.to(self.device, non_blocking=True), send(labels, self.device)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.copies)
         for tensor in moved:

@@ -17,11 +17,16 @@ def no_check() -> None:
     """Do nothing: the ``look`` of a caller that waits without a limit."""
 
 
-def attentive(stream: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
+def attentive(stream: Generator[T, None, None], look: Callable[[], object], ahead: int = 0) -> Generator[T, None, None]:
     """The items of a stream. A second thread fetches each item, while this thread calls ``look`` every second.
 
     If ``look`` raises, the second thread is abandoned: a thread that waits for a disk that does not answer can neither
     be stopped nor joined.
+
+    Args:
+        stream: the items.
+        look: may raise to stop the waiting.
+        ahead: number of items that are fetched before they are asked for, while the caller uses an earlier one.
     """
     asked: SimpleQueue[bool] = SimpleQueue()
     given: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
@@ -29,6 +34,8 @@ def attentive(stream: Generator[T, None, None], look: Callable[[], object]) -> G
     thread.start()
     waits = False
     try:
+        for _ in range(ahead):
+            asked.put(True)
         while True:
             asked.put(waits := True)
             is_item, item = _answer(given, look)

@@ -1,9 +1,12 @@
 """The images of a training run: both splits, the plan of which images each step uses, and the batches."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
+from typing import Any
+
+import torch
 
 from data import (
     Batch,
@@ -70,7 +73,7 @@ class TrainingData:
 
     def training_batches(self, first: int, last: int) -> "TimedBatches":
         """Return this process's micro-batches of the steps ``first`` + 1 to ``last``."""
-        return TimedBatches(self._train.train(self.plan, first, last))
+        return TimedBatches(self._train.train(self.plan, first, last), self.runtime.device)
 
     def validation_batches(self) -> Iterator[Batch]:
         """Yield this process's batches of the validation images."""
@@ -81,36 +84,52 @@ class TrainingData:
             yield batch
 
 
-@dataclass
 class TimedBatches:
-    """An iterator over batches that measures the time spent waiting for them.
+    """An iterator over batches that measures how long steps wait for them.
 
-    Attributes:
-        waited: seconds waited since the last :meth:`pop_waited`.
+    On a GPU this is the time in which it has nothing to compute for the model because the next batch is missing. A host
+    that waits while the GPU is busy loses nothing.
+
+    Args:
+        batches: the batches.
+        device: where the steps are computed.
     """
 
-    batches: Generator[Batch, None, None]
-    waited: float = 0.0
+    def __init__(self, batches: Generator[Batch, None, None], device: torch.device):
+        self.batches = batches
+        self.on_gpu = device.type == "cuda"
+        self.waits: deque[tuple[Any, Any]] = deque()  # when each wait began and ended
 
     def take(self, count: int) -> Iterator[Batch]:
         """Yield the next ``count`` batches."""
         return islice(self, count)
 
     def pop_waited(self) -> float:
-        """Return the seconds waited since the last call."""
-        waited, self.waited = self.waited, 0.0
+        """Return the seconds waited since the last call. Waits that the GPU has yet to reach count in a later call."""
+        waited = 0.0
+        while self.waits and (not self.on_gpu or self.waits[0][1].query()):
+            began, ended = self.waits.popleft()
+            waited += began.elapsed_time(ended) / 1000 if self.on_gpu else ended - began
         return waited
+
+    def _now(self) -> float | torch.cuda.Event:
+        """Return the time; on a GPU an event, which gets its time when the GPU's queue reaches it."""
+        if not self.on_gpu:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        started = perf_counter()
+        began = self._now()
         try:
             with span("data wait"):
                 return next(self.batches)
         finally:
-            self.waited += perf_counter() - started
+            self.waits.append((began, self._now()))
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from data.augment import image_ops, warps
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
 from data.threads import in_parallel
+from data.transfer import send
 
 PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: image_ops.autocontrast,
@@ -54,9 +54,9 @@ def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None,
     orders = np.argsort(draws.ops, axis=0, kind="stable").T  # for each layer: the image at each place
     places = np.argsort(orders, axis=1)  # and the place of each image
     moves = [orders[0], *(before[order] for before, order in zip(places[:-1], orders[1:], strict=True)), places[-1]]
-    on_device = _send(np.stack(moves), images.device)
+    on_device = send(np.stack(moves), images.device)
     numbers = np.stack([draws.args.T, np.ones(orders.shape) if cubic is None else cubic.T])
-    args, cubics = _send(np.take_along_axis(numbers, orders[None], axis=2), images.device)
+    args, cubics = send(np.take_along_axis(numbers, orders[None], axis=2), images.device)
     for layer, order in enumerate(orders):
         images = images.index_select(0, on_device[layer])
         _operate_on(images, draws.ops[order, layer], args[layer], cubics[layer], fill)
@@ -94,8 +94,3 @@ def _operate(op: Op, images: Tensor, args: Tensor, cubic: Tensor, fill: Tensor) 
     if op in GRADED:
         return GRADED[op](images, args)
     return MOVING[op](images, args, cubic, fill)
-
-
-def _send(array: NDArray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -70,7 +70,7 @@ def build_backend(
         kind: ``"dali"``, ``"torch"`` or ``"synthetic"``.
         source: the images.
         cfg: the crop size and more.
-        device: where the model is; DALI decodes there.
+        device: where the model is; DALI decodes there, and synthetic images are made there.
         workers: most threads or processes to use.
         max_batch: number of images in the largest request.
         processes: number of processes of this run on this machine.
@@ -82,7 +82,7 @@ def build_backend(
     if kind == "synthetic":
         from data.backends.synthetic import SyntheticBackend
 
-        return SyntheticBackend(cfg)
+        return SyntheticBackend(cfg, device)
     if kind not in BACKENDS:
         raise DataError(f"data.backend={kind} is unknown: choose auto, dali or torch")
     if not isinstance(source, EncodedSource):

@@ -19,6 +19,7 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 
 from data.backends import unreadable
+from data.backends.dali_errors import gpu_failure
 from data.backends.dali_pipelines import Feed, cpu_pipeline, gpu_pipeline
 from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.backends.resizing import in_threads
@@ -27,7 +28,7 @@ from data.crops import Crops
 from data.sources import EncodedSource
 from data.waiting import attentive, no_check
 
-PREFETCH = 2  # batches decoded ahead
+PREFETCH = 3  # batches decoded ahead
 
 
 class DaliBackend:
@@ -52,9 +53,10 @@ class DaliBackend:
         self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
-        with closing(attentive(self._decoded(requests), look)) as decoded:
+        with closing(attentive(self._decoded(requests), look, ahead=1)) as decoded:
             if self.device.type == "cuda":
-                # No copy is needed: the dynamic executor does not reuse a buffer while something refers to it.
+                # No copy is needed: the dynamic executor does not reuse a buffer while something refers to it. The
+                # current stream waits for DALI's work on the batch (the DLPack protocol); the host does not.
                 yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
             else:
                 yield from in_threads(decoded, self.cfg.crop, self.workers)
@@ -77,14 +79,21 @@ class DaliBackend:
             return encoded, crops
 
         pipeline = self._pipeline(feed)
-        pipeline.build()
+        # Without a stream, the host would wait for the GPU. This one only waits; the images stay on DALI's own stream.
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            if failure := gpu_failure(error):
+                raise failure from error
+            raise
         while True:
             try:
-                made, shapes = pipeline.run()
+                made, shapes = pipeline.run(stream)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise unreadable(self.source, _merge(ahead), error) from error
+                raise gpu_failure(error) or unreadable(self.source, _merge(ahead), error) from error
             crops = ahead.pop(0)
             sizes = np.stack([index.heights[crops.index], index.widths[crops.index]], axis=1)
             if not np.array_equal(shapes.as_array()[:, :2], sizes):
@@ -121,8 +130,7 @@ def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]
             while held and held[0][1].query():
                 held.popleft()
     finally:
-        if held:
-            held[-1][1].synchronize()
+        torch.cuda.current_stream().synchronize()  # the last batches may still be in use
 
 
 def _merge(requests: list[Crops]) -> Crops:

@@ -7,13 +7,13 @@ image is given as its path or as its file's content; DALI reads paths in its own
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
 from data.backends.encoded import Encoded
 from data.crops import Crops
 
 CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
-Columns = list[list[np.ndarray]]
 Feed = Callable[[], tuple[Encoded, Crops]]
 
 
@@ -49,7 +49,8 @@ def gpu_pipeline(feed: Feed, from_paths: bool, side: int, hw_decoder_load: float
     # An external source cannot give values of INTERP_TYPE, so it gives integers, which are reinterpreted here.
     interpolation = fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
     images = fn.resize(images, size=size, interp_type=interpolation, antialias=True)
-    images = fn.slice(images, window, [side, side], axes=[0, 1], out_of_bounds_policy="pad")
+    # Named arguments stay on the host. As inputs, these numbers would be copied to the GPU and back for each batch.
+    images = fn.slice(images, start=window, shape=[side, side], axes=[0, 1], out_of_bounds_policy="pad")
     return fn.crop_mirror_normalize(images, mirror=flip, dtype=types.UINT8, output_layout="CHW"), shapes
 
 
@@ -69,14 +70,11 @@ def _decoded(image, from_paths: bool, device: str, start, extent, **options):
     return images, fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
-def _boxes(crops: Crops) -> Columns:
-    return _by_image(crops.box[:, :2], crops.box[:, 2:])
+# DALI takes one array with a row for each image in a seventh of the time that it takes for a list of arrays.
+def _boxes(crops: Crops) -> tuple[NDArray, ...]:
+    return np.ascontiguousarray(crops.box[:, :2]), np.ascontiguousarray(crops.box[:, 2:])
 
 
-def _changes(crops: Crops) -> Columns:
+def _changes(crops: Crops) -> tuple[NDArray, ...]:
     interpolation = np.where(crops.cubic, CUBIC, LINEAR)
-    return _by_image(crops.size.astype(np.float32), crops.window, crops.flip.astype(np.int32), interpolation)
-
-
-def _by_image(*columns: np.ndarray) -> Columns:
-    return [list(np.ascontiguousarray(column)) for column in columns]
+    return crops.size.astype(np.float32), crops.window, crops.flip.astype(np.int32), interpolation

@@ -1,13 +1,15 @@
 """Images without files: fixed noise, which depends on the image's place in the index. For trying out and timing."""
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.waiting import no_check
+from data.transfer import send
+from data.waiting import attentive, no_check
 
 POOL = 64  # number of different images
 
@@ -17,18 +19,20 @@ class SyntheticBackend:
 
     Args:
         cfg: the crop size.
+        device: where the pool is and the batches are made.
     """
 
-    def __init__(self, cfg: DataConfig):
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, cfg: DataConfig, device: torch.device):
+        generator = torch.Generator().manual_seed(0)  # on the host, so that the noise is the same on every device
         shape = (POOL, 3, cfg.crop, cfg.crop)
-        self.pool = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        self.pool = torch.cat([images, images.flip(-1)]).to(device)  # the mirrored images are the second half
 
     def batches(
         self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
-        """See :class:`data.backends.Backend`."""
-        for crops in requests:
-            images = self.pool[torch.from_numpy(crops.index % POOL)]
-            flip = torch.from_numpy(crops.flip).view(-1, 1, 1, 1)
-            yield torch.where(flip, images.flip(-1), images)
+        """See :class:`data.backends.Backend`. Only the requests are made ahead: a batch takes the device no time."""
+        with closing(attentive((crops for crops in requests), look, ahead=1)) as planned:
+            for crops in planned:
+                rows = crops.index % POOL + POOL * crops.flip
+                yield self.pool.index_select(0, send(rows, self.pool.device))

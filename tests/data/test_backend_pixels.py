@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.backends import dali_pipelines
+from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.config import DataConfig
 from data.crops import Crops
 from data.index.headers import EXTENSIONS
@@ -72,9 +74,14 @@ def compare(kind: str, source: EncodedSource, cfg: DataConfig, mode: str, device
     crops = make_crops(source, cfg, mode)
     images = torch.cat(run(build(kind, source, cfg, device=device), in_batches(crops, 8)))
     assert (images.dtype, images.device.type) == (torch.uint8, device.type)
-    off = np.abs(images.cpu().numpy().astype(np.int16) - by_pillow(source, cfg, crops)).mean((1, 2, 3))
+    print(f"{kind} {device.type} {mode} {cfg.interpolation} {cfg.crop}")
+    check_pixels(images.cpu().numpy(), source, cfg, crops, bound)
+
+
+def check_pixels(images: NDArray[np.uint8], source: EncodedSource, cfg: DataConfig, crops: Crops, bound: float) -> None:
+    off = np.abs(images.astype(np.int16) - by_pillow(source, cfg, crops)).mean((1, 2, 3))
     worst = int(off.argmax())
-    print(f"{kind} {device.type} {mode} {cfg.interpolation} {cfg.crop}: at most {off[worst]:.3f}/255")
+    print(f"at most {off[worst]:.3f}/255")
     assert off[worst] <= bound, f"{source.index.paths[worst]} is {off[worst]:.2f}/255 off, box {crops.box[worst]}"
 
 
@@ -90,6 +97,31 @@ def test_pixels_are_pillows(source: EncodedSource, kind: str, mode: str, interpo
 @pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
 def test_pixels_of_dali_on_a_gpu_are_pillows(source: EncodedSource, mode: str, interpolation: str, crop: int) -> None:
     compare("dali", source, options(interpolation, crop), mode, GPU, GPU_BOUND)
+
+
+@pytest.mark.parametrize(("mode", "resize"), [("train", 73), ("eval", 73), ("eval", 61)])
+def test_the_pipeline_for_a_gpu_makes_these_pixels_on_a_cpu_too(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, resize: int
+) -> None:
+    """Its crops, sizes, windows and flips are right; only the device differs."""
+    decode = dali_pipelines._decoded
+
+    def on_a_cpu(image, from_paths: bool, _: str, start, extent, **__: float):
+        return decode(image, from_paths, "cpu", start, extent)
+
+    monkeypatch.setattr(dali_pipelines, "_decoded", on_a_cpu)
+    source = images_of(photographs)
+    cfg = DataConfig(name="photographs", crop=64, resize=resize, interpolation="random")
+    crops = make_crops(source, cfg, mode)
+    images = encoded_images(source, iter([crops]), tmp_path)
+
+    def feed() -> tuple[Encoded, Crops]:
+        return next(images)[1], crops
+
+    sizes = {"batch_size": len(crops), "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
+    made, shapes = dali_pipelines.gpu_pipeline(feed, has_paths(source), cfg.crop, 0.0, exec_dynamic=True, **sizes).run()
+    assert np.array_equal(shapes.as_array()[:, 0], source.index.heights)
+    check_pixels(made.as_array(), source, cfg, crops, GPU_BOUND)
 
 
 @needs_gpu

@@ -1,5 +1,7 @@
 """Loaders: images have their labels, evaluation sees each image once, and a resumed run gets the same batches."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,36 @@ def test_ranks_get_together_what_one_process_gets(photographs: Path) -> None:
     whole = step(1)
     for world in (2, 3, 5):
         assert all(torch.equal(a, b) for a, b in zip(step(world), whole, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["dali", "synthetic"])
+def test_a_step_does_not_wait_for_the_plan(kind: str, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread makes it, while the step before is computed."""
+    cfg, images = open_images(photographs, "train")
+    plan = TrainPlan(images.index, 3, cfg, AugmentConfig(mix_group=2), BatchGeometry(10, 2))
+    planned: list[threading.Thread] = []
+
+    def noted(method: Callable[..., object]) -> Callable[..., object]:
+        def note(*args: object) -> object:
+            planned.append(threading.current_thread())
+            return method(*args)
+
+        return note
+
+    monkeypatch.setattr(plan, "crops", noted(plan.crops))
+    monkeypatch.setattr(plan, "device_draws", noted(plan.device_draws))
+    assert len(list(make_loader(kind, cfg, images).train(plan, 0, 5))) == 5
+    assert len(planned) == 10
+    assert threading.main_thread() not in planned
+
+
+def test_synthetic_images_are_made_where_the_model_is() -> None:
+    """On the meta device nothing has values, so any detour by way of the host is an error."""
+    cfg = DataConfig(name="synthetic", crop=16, synthetic_images=200, synthetic_classes=10)
+    images = open_split(cfg, cfg.train_split)
+    plan = TrainPlan(images.index, 0, cfg, AugmentConfig(), BatchGeometry(50, 1))
+    for batch in make_loader("synthetic", cfg, images, torch.device("meta")).train(plan, 0, 2):
+        assert (batch.images.device.type, batch.images.shape) == ("meta", (50, 3, 16, 16))
 
 
 def test_synthetic_images_are_fixed_and_flipped(tmp_path: Path) -> None:

@@ -49,6 +49,34 @@ def test_no_item_is_fetched_before_it_is_asked_for() -> None:
     stream.close()
 
 
+def test_the_next_item_is_fetched_while_the_last_one_is_used() -> None:
+    made = [Event() for _ in range(3)]
+
+    def noted() -> Generator[int, None, None]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+
+    stream = attentive(noted(), no_check, ahead=1)
+    assert next(stream) == 0
+    assert made[1].wait(10)
+    assert not made[2].is_set()
+    assert list(stream) == [1, 2]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_items_fetched_ahead_come_before_the_error_after_them(ahead: int) -> None:
+    def failing() -> Generator[int, None, None]:
+        yield from range(3)
+        raise KeyError("gone")
+
+    stream = attentive(failing(), no_check, ahead)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="gone"):
+        next(stream)
+    assert not are_threads_abandoned()
+
+
 def test_an_error_of_the_stream_is_raised_here() -> None:
     def failing() -> Generator[int, None, None]:
         yield 1
