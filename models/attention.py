@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -58,7 +59,9 @@ def unit_rows(x: Tensor, epsilon: float) -> Tensor:
     if torch.jit.is_scripting():
         return F.rms_norm(x, (dim,), gain, epsilon / dim).to(x.dtype)
     else:
-        with torch.autocast(x.device.type, enabled=False):  # autocast would make a float32 copy of the map
+        # Autocast would make a float32 copy of the map. The meta device has no autocast.
+        has_autocast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
             return F.rms_norm(x, (dim,), gain, epsilon / dim)
 
 

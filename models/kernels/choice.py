@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -80,12 +80,12 @@ def _runs_triton(device: torch.device) -> bool:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
-def is_faster(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int
-) -> bool:
+@cache
+def is_faster(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int) -> bool:
     """Whether the Triton kernel trains faster than the plain operations. It is measured once for each shape."""
-    kernel, operations = (_milliseconds(operation, name, shape, dtype, device, kernel_size) for operation in PAIRS[name])
+    kernel, operations = (
+        _milliseconds(operation, name, shape, dtype, device, kernel_size) for operation in PAIRS[name]
+    )
     return kernel < operations
 
 

@@ -173,8 +173,6 @@ def backward(
     _backward_x[grid](grad, grad_z, weight, grad_x, *sizes)
     each = triton.cdiv(PIXELS_OF_SUM, height * width)
     taps = x.new_empty(triton.cdiv(n, each), k * k, channels, dtype=torch.float32)
-    _backward_weight[len(taps), k * k, groups](
-        x, grad_z, taps, n, each, height, width, channels, k, PIXELS, CHANNELS
-    )
+    _backward_weight[len(taps), k * k, groups](x, grad_z, taps, n, each, height, width, channels, k, PIXELS, CHANNELS)
     grad_weight = taps.sum(dim=0).t().reshape(weight.shape).to(weight.dtype)
     return grad_x, grad_weight, sums.sum(dim=(0, 1)).to(bias.dtype)

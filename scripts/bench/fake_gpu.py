@@ -5,7 +5,6 @@ Autograd cannot run on fake CUDA tensors if there is no GPU. So the tensors here
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -124,12 +123,28 @@ def _fused_attention(
 
 # --- counting -------------------------------------------------------------------------------------------------------
 
-FREE = ("empty", "new_empty", "view", "detach", "alias", "_unsafe_view", "reshape")  # they launch nothing, beside all views
+FREE = (
+    "empty",
+    "new_empty",
+    "view",
+    "detach",
+    "alias",
+    "_unsafe_view",
+    "reshape",
+)  # they launch nothing, beside all views
 WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
 # A foreach kernel takes so many tensors at once, by the number of lists, and so many blocks of so many elements (torch's
 # MultiTensorApply.cuh).
 TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 BLOCKS_AT_ONCE, BLOCK = 320, 65536
+# What our operators do inside: further launches, and passes over the map beside their inputs and outputs. The backward
+# pass of a convolution writes ∂z, reads it twice and x once more, and adds up two sums; a residual reads its gradient
+# twice.
+INSIDE = {
+    "depthwise_gelu_backward": (5, 4),
+    "depthwise_gelu_residual_backward": (5, 5),
+    "residual_center_norm_backward": (1, 0),
+}
 
 
 @dataclass
@@ -153,6 +168,16 @@ class Cost:
         return self
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a step, with the stage and the part that it belongs to, and its cost."""
+
+    stage: str
+    part: str
+    name: str
+    cost: Cost
+
+
 class CostCounter(TorchDispatchMode):
     """Adds up the costs of operations by the part of the step that they belong to.
 
@@ -163,7 +188,7 @@ class CostCounter(TorchDispatchMode):
 
     Attributes:
         stage: the part of operations outside the model's modules.
-        operations: the cost of every operation, with its stage and part.
+        operations: every operation so far.
     """
 
     def __init__(self, model: nn.Module, parts: tuple[tuple[str, str], ...]):
@@ -173,7 +198,7 @@ class CostCounter(TorchDispatchMode):
         self.part_of = {name: _part(type(module).__name__, parts) for name, module in named.items()}
         self.tracker = ModuleTracker()
         self.stage = ""
-        self.operations: list[tuple[str, str, str, Cost]] = []
+        self.operations: list[Operation] = []
 
     def __enter__(self) -> "CostCounter":
         self.tracker.__enter__()
@@ -187,7 +212,8 @@ class CostCounter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if func.namespace != "prim" and not func.is_view and not name.startswith(FREE):
-            self.operations.append((self.stage, self._part(), name, _cost(func, name, args, kwargs or {}, result)))
+            cost = _cost(func, name, args, kwargs or {}, result)
+            self.operations.append(Operation(self.stage, self._part(), name, cost))
         return result
 
     def _part(self) -> str:
@@ -209,8 +235,20 @@ def _cost(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Cost:
     elif name in WRITE_ONLY:
         read = read[1:]
     moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
-    flops = flop_registry.get(func.overloadpacket)
-    return Cost(_launches(name, args, written), moved, flops(*args, **kwargs, out_val=result) if flops else 0)
+    launches = _launches(name, args, written)
+    if name in INSIDE:
+        more_launches, passes = INSIDE[name]
+        launches, moved = launches + more_launches, moved + passes * _bytes(read[1])
+    return Cost(launches, moved, _flops(func, name, args, kwargs, result))
+
+
+def _flops(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> int:
+    if name == "convolution_backward":  # torch's formula does not know groups
+        grad, _, weight = args[:3]
+        gradients = sum(part is not None for part in result[:2])
+        return 2 * gradients * grad.numel() * math.prod(weight.shape[1:])
+    formula = flop_registry.get(func.overloadpacket)
+    return formula(*args, **kwargs, out_val=result) if formula else 0
 
 
 def _launches(name: str, args: Any, written: list[Tensor]) -> int:
