@@ -2,16 +2,20 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2, param_groups
 from tests.dispatches import Dispatches
 from tests.twins import set_gradients, small_model
+
+assert_equal = partial(assert_close, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_mode_of_these_tests_finds_what_reads_a_number():
@@ -42,6 +46,35 @@ def test_a_step_reads_no_number_and_takes_few_operations(device, tau):
         counts.append(mode.count)
     assert counts[0] == counts[1] == counts[2] <= 1500
     print(f"{device}, tau {tau}: {counts[0]} operations")
+
+
+@pytest.mark.parametrize("is_unscaled", [True, False], ids=["unscaled before", "unscaled by the step"])
+@pytest.mark.parametrize("tau", [0.01, float("inf")])
+def test_under_a_gradient_scaler_it_reads_no_number_and_a_step_that_overflows_changes_nothing(tau, is_unscaled):
+    """Only a step with new matrices waits. Scales are powers of two, so scaling loses no precision."""
+    plain, scaled = small_model(), small_model()
+    plain.load_state_dict(scaled.state_dict())
+    ours, theirs = (AdamW2(param_groups(model), 1e-2, tau=tau) for model in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step, overflows in enumerate((True, False, False, True, True, False)):
+        scale = scaler.scale(torch.ones(())).item()
+        set_gradients(scaled, plain, step=step)
+        torch._foreach_mul_([p.grad for p in scaled.parameters()], scale)
+        if overflows:
+            next(scaled.parameters()).grad[0] = torch.inf
+        before = copy.deepcopy((scaled.state_dict(), ours.state_dict()["state"]))
+        with Dispatches() if step > 1 or tau == float("inf") else nullcontext():
+            if is_unscaled:
+                scaler.unscale_(ours)
+            scaler.step(ours)
+            scaler.update()
+        assert scaler.get_scale() == (scale / 2 if overflows else scale)
+        if not overflows:
+            theirs.step()
+        elif step > 0:
+            assert_equal(before, (scaled.state_dict(), ours.state_dict()["state"]))
+        assert_equal(scaled.state_dict(), plain.state_dict())
+    assert_equal(ours.state_dict()["state"], theirs.state_dict()["state"])
 
 
 def test_all_that_changes_stays_where_it_is_in_memory():
