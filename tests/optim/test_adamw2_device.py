@@ -4,21 +4,22 @@ import copy
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2, param_groups
-from tests.dispatches import Dispatches
+from tests.dispatches import Dispatches, NoHostCopies
 from tests.twins import set_gradients, small_model
 
 assert_equal = partial(assert_close, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_mode_of_these_tests_finds_what_reads_a_number():
+def test_the_modes_of_these_tests_find_what_reads_a_number():
     for read in (
         lambda: torch.ones(()).item(),
         lambda: bool(torch.ones(()) > 0),
@@ -26,6 +27,9 @@ def test_the_mode_of_these_tests_finds_what_reads_a_number():
     ):
         with pytest.raises(AssertionError, match="wait"), Dispatches():
             read()
+    for copy_to_host in (Tensor.tolist, Tensor.cpu, Tensor.numpy, np.asarray):
+        with pytest.raises(AssertionError, match="wait"), NoHostCopies():
+            copy_to_host(torch.ones(3))
 
 
 @pytest.mark.parametrize("tau", [0.03, float("inf")])
