@@ -123,6 +123,8 @@ class TrainConfig(RunConfig):
     # Decay of the moving average of the weights, such as 0.9998; null: no average. At 1 it would never change.
     ema: float | None = field(default=None, metadata={"least": 0, "below": 1})
     sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs only
+    # MiB of gradients that processes exchange at once; null: torch's choice, 25 after a first exchange of 1.
+    ddp_bucket_mb: int | None = field(default=None, metadata={"above": 0, "may_change": True})
     log_every: int = field(default=50, metadata={"above": 0, "may_change": True})  # optimizer steps
     eval_every: int = field(default=1, metadata={"above": 0, "may_change": True})  # epochs
     profile: bool = field(default=False, metadata={"may_change": True})  # save a profiler trace of a few steps

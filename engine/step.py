@@ -101,10 +101,23 @@ class TrainStep:
         self.statistics_before = [torch.empty_like(value) for value in self.statistics]
         self.stage = "between steps"  # | "gradients" | "update"
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=cfg.amp == "fp16")
-        self.ddp = _distributed(model, runtime)  # first: it gives all processes the same weights
+        self.ddp = self._distributed()  # before the moving average: it gives all processes the same weights
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         network: nn.Module = self.ddp if self.ddp is not None else model
         self.network: Any = torch.compile(network) if cfg.compile else network
+
+    def _distributed(self) -> DistributedDataParallel | None:
+        """Wrap the model so that processes sum their gradients; None for a single process."""
+        if self.runtime.world.size == 1:
+            return None
+        return DistributedDataParallel(
+            self.model,
+            device_ids=[self.runtime.device.index] if self.runtime.device.type == "cuda" else None,
+            # A model whose only buffers are tables, such as indices of relative positions, has nothing to send.
+            forward_sync_buffers=any(value.is_floating_point() for value in self.statistics),
+            bucket_cap_mb=self.cfg.ddp_bucket_mb,
+            gradient_as_bucket_view=True,
+        )
 
     # --- the step -------------------------------------------------------------------------------------------------
 
@@ -176,11 +189,12 @@ class TrainStep:
     def _clip(self) -> Tensor:
         """Clip the gradients as ``optim.clip`` and ``optim.clip_mode`` say. Returns their norm before clipping."""
         limit, mode = self.cfg.optim.clip, self.cfg.optim.clip_mode
-        if limit is None or mode == "norm":
-            return nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else float("inf"))
+        if limit is not None and mode == "norm":
+            return nn.utils.clip_grad_norm_(self.parameters, limit)
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # As in timm, adaptive clipping leaves out the classifier (Brock et al., 2021, section 4.1).
-        dispatch_clip_grad(model_parameters(self.model, exclude_head=mode == "agc"), limit, mode)
+        if limit is not None:
+            # As in timm, adaptive clipping leaves out the classifier (Brock et al., 2021, section 4.1).
+            dispatch_clip_grad(model_parameters(self.model, exclude_head=mode == "agc"), limit, mode)
         return grad_norm
 
     @torch.no_grad()
@@ -256,10 +270,3 @@ class TrainStep:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-
-
-def _distributed(model: nn.Module, runtime: Runtime) -> DistributedDataParallel | None:
-    if runtime.world.size == 1:
-        return None
-    ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

@@ -135,13 +135,18 @@ class ConvBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
         if self.training and wants_triton(self.kernels, "depthwise_gelu", x, self.depthwise.kernel_size[0]):
-            x = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
+            x = self._fused_convolution(x)
         else:
             x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if self.pointwise is not None:
             # A 1x1 convolution is a linear layer on every token.
             x = F.gelu(tokenwise(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
         return x
+
+    @torch.jit.unused
+    def _fused_convolution(self, x: Tensor) -> Tensor:
+        bias: Any = self.depthwise.bias
+        return depthwise_gelu(x, self.depthwise.weight, bias)
 
 
 class ConvEmbed(nn.Module):

@@ -6,7 +6,7 @@ from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.groups import param_groups
 from optim.schedules import SCHEDULES
-from optim.spectral_norms import spectral_norms
+from optim.spectral_norms import SpectralNorms
 
 __all__ = [
     "SCHEDULES",
@@ -14,9 +14,9 @@ __all__ = [
     "OptimConfig",
     "OptimError",
     "ScheduleConfig",
+    "SpectralNorms",
     "build_optimizer",
     "build_schedule",
     "param_groups",
     "peak_lr",
-    "spectral_norms",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from optim.adamw2_checks import check, refuse_other_state
 from optim.power_iteration import iterate, start_vectors
 
 FIRST_ITERATIONS = 12  # power iterations in a step where some matrix has new vectors
@@ -39,7 +40,8 @@ class AdamW2(Optimizer):
     has its own cap. A tensor with more than two dimensions counts as a matrix ``(out, -1)``.
 
     A step reads no number back to the host. So it does not wait for a GPU, and can be captured in a CUDA graph. torch's
-    own ``AdamW(fused=True)`` kernel updates the moments.
+    own ``AdamW(fused=True)`` kernel updates the moments. Under a gradient scaler, too, a step that overflows is skipped
+    on the device. Only a step with new matrices waits: the host must know when they have taken their first step.
 
     Args:
         params: parameters, named parameters or groups of them.
@@ -54,6 +56,9 @@ class AdamW2(Optimizer):
         ValueError: if a number is out of range, or ``splits`` does not divide the rows of a matrix.
     """
 
+    # torch's GradScaler then sets the tensors found_inf and grad_scale for each step instead of reading found_inf.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -66,7 +71,7 @@ class AdamW2(Optimizer):
     ):
         numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tau": tau}
         defaults = numbers | {"power_iterations": power_iterations, "cap": True, "splits": 1}
-        _check(defaults)
+        check(defaults)
         super().__init__(params, defaults)
 
     # --- Algorithm 1 ----------------------------------------------------------------------------------------------
@@ -79,13 +84,16 @@ class AdamW2(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        is_new = any(self._lacks_vectors(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None)
+        if is_new and found_inf is not None and found_inf.item():
+            return loss
         stacks: dict[torch.device, list[Stack]] = defaultdict(list)
-        is_new = False
         for group in self.param_groups:
             others, shapes = [], defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    is_new |= self._begin(group, parameter)
+                    self._begin(group, parameter)
                     if _is_capped(group, parameter):
                         shapes[parameter.device, parameter.dtype, parameter.shape].append(parameter)
                     else:
@@ -93,10 +101,11 @@ class AdamW2(Optimizer):
             self._adamw(group, others, others, group["weight_decay"])
             for (device, *_), members in shapes.items():
                 stacks[device].append(self._proposal(group, members))
-        for beside in stacks.values():
-            self._measure(beside, FIRST_ITERATIONS if is_new else 1)
+        for device, beside in stacks.items():
+            is_skipped = found_inf.to(device, non_blocking=True) > 0 if found_inf is not None else None
+            self._measure(beside, FIRST_ITERATIONS if is_new else 1, is_skipped)
             for stack in beside:
-                self._move(stack)
+                self._move(stack, is_skipped)
         return loss
 
     def _adamw(self, group: Group, parameters: list[Tensor], targets: list[Tensor], decay: float) -> None:
@@ -121,6 +130,8 @@ class AdamW2(Optimizer):
             beta2=group["betas"][1],
             eps=group["eps"],
             weight_decay=decay,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
         )
         for target, moved in zip(targets, dense, strict=True):
             if target is not moved:
@@ -136,24 +147,32 @@ class AdamW2(Optimizer):
         self._adamw(group, parameters, list(steps.unbind()), decay=0.0)
         return Stack(group, parameters, both.view(len(parameters), 2, splits, len(first) // splits, -1))
 
-    def _measure(self, stacks: list[Stack], least: int) -> None:
+    def _measure(self, stacks: list[Stack], least: int, is_skipped: Tensor | None) -> None:
         """Run at least ``least`` iterations. Store σ₁ of all steps and weights, and the vectors that estimate them."""
+
+        def kept(key: str) -> list[Tensor]:
+            return [torch.stack([self.state[p][key] for p in s.parameters]).flatten(0, 2) for s in stacks]
+
         states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
         matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
-        vectors = [torch.stack([self.state[p]["vectors"] for p in s.parameters]).flatten(0, 2) for s in stacks]
+        vectors = kept("vectors")
         for _ in range(max(least, *(stack.group["power_iterations"] for stack in stacks))):
             sizes, vectors = iterate(matrices, vectors)
         for key, found in (("sizes", sizes), ("vectors", vectors)):
+            if is_skipped is not None:
+                found = [torch.where(is_skipped, old, new) for old, new in zip(kept(key), found, strict=True)]
             each = [f.view(*s.matrices.shape[:3], *f.shape[1:]) for f, s in zip(found, stacks, strict=True)]
             torch._foreach_copy_([state[key] for state in states], [one for f in each for one in f.unbind()])
 
-    def _move(self, stack: Stack) -> None:
-        """Scale each matrix's step down to the cap, and apply it."""
+    def _move(self, stack: Stack, is_skipped: Tensor | None) -> None:
+        """Scale each matrix's step down to the cap, or to zero if it is skipped, and apply it."""
         group = stack.group
         steps, weights = stack.matrices.unbind(1)
         step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in stack.parameters]).unbind(1)
         # α / lr. A factor of exactly 1 gives AdamW's own step, so capped and uncapped matrices need no separate code.
         factors = torch.where(weight_sizes > 0, group["tau"] * weight_sizes / step_sizes, 1).clamp(max=1)
+        if is_skipped is not None:
+            factors = torch.where(is_skipped, 0, factors)
         factors = factors[..., None, None]
         weights.mul_(1 - group["lr"] * group["weight_decay"] * factors)
         weights.addcmul_(steps, factors.to(steps.dtype))
@@ -161,12 +180,12 @@ class AdamW2(Optimizer):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, group: Group, parameter: Tensor) -> bool:
-        """Create a parameter's state if it has none, on the parameter's device and with contiguous moments.
+    def _lacks_vectors(self, group: Group, parameter: Tensor) -> bool:
+        """Whether a parameter needs vectors for power iteration, and has none yet."""
+        return _is_capped(group, parameter) and "sizes" not in self.state.get(parameter, {})
 
-        Returns:
-            Whether the vectors for power iteration are new.
-        """
+    def _begin(self, group: Group, parameter: Tensor) -> None:
+        """Create what a parameter's state lacks, on the parameter's device and with contiguous moments."""
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise RuntimeError("AdamW2 does not support sparse gradients")
         state = self.state[parameter]
@@ -176,12 +195,10 @@ class AdamW2(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         for name in ("exp_avg", "exp_avg_sq"):  # a loaded state may have other strides
             state[name] = state[name].contiguous()
-        if not _is_capped(group, parameter) or "sizes" in state:
-            return False
-        splits, columns = group["splits"], parameter[0].numel()
-        state["vectors"] = start_vectors(2 * splits, columns, parameter.device).unflatten(0, (2, splits))
-        state["sizes"] = torch.zeros(2, splits, dtype=torch.float32, device=parameter.device)  # σ₁ of lr·u and of W
-        return True
+        if self._lacks_vectors(group, parameter):
+            splits, columns = group["splits"], parameter[0].numel()
+            state["vectors"] = start_vectors(2 * splits, columns, parameter.device).unflatten(0, (2, splits))
+            state["sizes"] = torch.zeros(2, splits, dtype=torch.float32, device=parameter.device)  # σ₁ of lr·u and of W
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group.
@@ -192,7 +209,7 @@ class AdamW2(Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups[-1])
+            check(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -203,7 +220,7 @@ class AdamW2(Optimizer):
         Raises:
             ValueError: if the state belongs to another optimizer.
         """
-        with self.register_load_state_dict_pre_hook(_refuse_other_state):  # after hooks that may convert it
+        with self.register_load_state_dict_pre_hook(refuse_other_state):  # after hooks that may convert it
             super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -261,39 +278,3 @@ class AdamW2(Optimizer):
 def _is_capped(group: Group, parameter: Tensor) -> bool:
     """Whether a parameter of a group is one or more matrices with a cap."""
     return bool(group["cap"]) and parameter.ndim >= 2 and parameter.numel() > 0 and not math.isinf(group["tau"])
-
-
-def _check(options: Group) -> None:
-    """Check the options of a group or the defaults.
-
-    Raises:
-        ValueError: if an option or a parameter is not valid.
-    """
-    lr, betas, splits = options["lr"], options["betas"], options["splits"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("lr as a tensor must be a single number")
-    for name in ("lr", "eps", "weight_decay"):
-        if not isinstance(options[name], Tensor) and not options[name] >= 0:
-            raise ValueError(f"{name}={options[name]} must be 0 or more")
-    if any(isinstance(beta, Tensor) for beta in betas) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={betas} must be two numbers of at least 0 and less than 1")
-    if not options["tau"] > 0:
-        raise ValueError(f"tau={options['tau']} must be more than 0")
-    for name in ("power_iterations", "splits"):
-        if not isinstance(options[name], int) or options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be a whole number of 1 or more")
-    for parameter in options.get("params", []):
-        if parameter.is_complex():
-            raise ValueError("AdamW2 does not support complex parameters")
-        if options["cap"] and parameter.ndim >= 2 and len(parameter) % splits:
-            raise ValueError(f"splits={splits} does not divide the {len(parameter)} rows of a matrix")
-
-
-def _refuse_other_state(_: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Refuse the state of another optimizer.
-
-    Raises:
-        ValueError: if it lacks AdamW²'s options.
-    """
-    if not all({"tau", "cap", "splits"} <= group.keys() for group in state_dict["param_groups"]):
-        raise ValueError("the state belongs to another optimizer: AdamW2 also needs singular vectors")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from optim import param_groups, spectral_norms
+from optim import SpectralNorms, param_groups
 from stability import StabilityMonitor, StabilityReport
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -26,7 +26,7 @@ def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
     """A model, its weights before a step, its gradients, the batch, the reading of the step and the optimizer."""
     model, images = small(name)
     optimizer = build(param_groups(model), lr=1e-2)
-    monitor = StabilityMonitor(model, lambda: spectral_norms(optimizer), most_images=4)
+    monitor = StabilityMonitor(model, SpectralNorms(optimizer), most_images=4)
     nn.functional.cross_entropy(model(images), torch.arange(6) % 5).backward()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

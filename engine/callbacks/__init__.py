@@ -14,7 +14,7 @@ from engine.callbacks.profiler import StepProfiler
 from engine.callbacks.progress import Progress
 from engine.errors import UserError, reason
 from engine.run import Run
-from optim import spectral_norms
+from optim import SpectralNorms
 from stability import StabilityMonitor
 
 __all__ = ["Callback", "Callbacks", "build_callbacks", "refuse_unusable"]
@@ -57,7 +57,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
     """Build the instruments, and let the training step call them before and after each update."""
     monitor = StabilityMonitor(
         run.step.model,
-        spectral_norms=lambda: spectral_norms(run.step.optimizer),
+        spectral_norms=SpectralNorms(run.step.optimizer),
         precision=run.runtime.autocast,
         most_images=run.cfg.monitor.images,
     )

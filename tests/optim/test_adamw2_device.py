@@ -2,40 +2,24 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
+from torch.testing import assert_close
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2, param_groups
+from tests.dispatches import Dispatches, NoHostCopies
 from tests.twins import set_gradients, small_model
 
-
-class Dispatches(TorchDispatchMode):
-    """Counts operations. Raises an error if one reads a number back to the host, or needs values to continue."""
-
-    READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "item")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.overloadpacket.__name__
-        by_mask = name.startswith("index") and any(x is not None and x.dtype == torch.bool for x in args[1])
-        assert name not in self.READS and not by_mask, f"{name} makes the host wait for the device"
-        found = operation(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_"):
-            devices = {x.device.type for x in (args[0], args[1] if name == "copy_" else found)}
-            assert len(devices) == 1, "a copy from device to device"
-        self.count += 1
-        return found
+assert_equal = partial(assert_close, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_mode_of_these_tests_finds_what_reads_a_number():
+def test_the_modes_of_these_tests_find_what_reads_a_number():
     for read in (
         lambda: torch.ones(()).item(),
         lambda: bool(torch.ones(()) > 0),
@@ -43,6 +27,9 @@ def test_the_mode_of_these_tests_finds_what_reads_a_number():
     ):
         with pytest.raises(AssertionError, match="wait"), Dispatches():
             read()
+    for copy_to_host in (Tensor.tolist, Tensor.cpu, Tensor.numpy, np.asarray):
+        with pytest.raises(AssertionError, match="wait"), NoHostCopies():
+            copy_to_host(torch.ones(3))
 
 
 @pytest.mark.parametrize("tau", [0.03, float("inf")])
@@ -63,6 +50,35 @@ def test_a_step_reads_no_number_and_takes_few_operations(device, tau):
         counts.append(mode.count)
     assert counts[0] == counts[1] == counts[2] <= 1500
     print(f"{device}, tau {tau}: {counts[0]} operations")
+
+
+@pytest.mark.parametrize("is_unscaled", [True, False], ids=["unscaled before", "unscaled by the step"])
+@pytest.mark.parametrize("tau", [0.01, float("inf")])
+def test_under_a_gradient_scaler_it_reads_no_number_and_a_step_that_overflows_changes_nothing(tau, is_unscaled):
+    """Only a step with new matrices waits. Scales are powers of two, so scaling loses no precision."""
+    plain, scaled = small_model(), small_model()
+    plain.load_state_dict(scaled.state_dict())
+    ours, theirs = (AdamW2(param_groups(model), 1e-2, tau=tau) for model in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step, overflows in enumerate((True, False, False, True, True, False)):
+        scale = scaler.scale(torch.ones(())).item()
+        set_gradients(scaled, plain, step=step)
+        torch._foreach_mul_([p.grad for p in scaled.parameters()], scale)
+        if overflows:
+            next(scaled.parameters()).grad[0] = torch.inf
+        before = copy.deepcopy((scaled.state_dict(), ours.state_dict()["state"]))
+        with Dispatches() if step > 1 or tau == float("inf") else nullcontext():
+            if is_unscaled:
+                scaler.unscale_(ours)
+            scaler.step(ours)
+            scaler.update()
+        assert scaler.get_scale() == (scale / 2 if overflows else scale)
+        if not overflows:
+            theirs.step()
+        elif step > 0:
+            assert_equal(before, (scaled.state_dict(), ours.state_dict()["state"]))
+        assert_equal(scaled.state_dict(), plain.state_dict())
+    assert_equal(ours.state_dict()["state"], theirs.state_dict()["state"])
 
 
 def test_all_that_changes_stays_where_it_is_in_memory():

@@ -1,0 +1,131 @@
+"""One optimizer step: nothing makes the host wait, and nothing is sent or launched in vain."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from timm.optim import Lamb, Muon
+from torch import Tensor, nn
+
+from data import Batch, BatchGeometry, DeviceAugment, TrainPlan
+from engine.distributed import World
+from engine.meter import Meter
+from engine.runtime import Runtime
+from engine.step import TrainStep
+from models import build_model
+from optim import build_optimizer, build_schedule
+from tests.dispatches import Dispatches, NoHostCopies
+from tests.plans import image_index
+from tests.runs import ALL_AUGMENTATION, SMALL, settings
+
+CLASSES, SIDE = 10, 28
+ALONE, CPU = World(0, 1, 0, 1), torch.device("cpu")
+PLAIN_VIT = (
+    *("model=vit_preln_small", "model.patch_size=7", "model.embed_dim=12", "model.depth=1", "model.num_heads=2"),
+    *("data=folder", "data.crop=28", "data.resize=28", "batch_size=32", "augment.mix_group=8"),
+)
+OPTIMIZERS = ("adamw", "adamw2", "sgd", "lion", "lamb", "muon")
+
+
+def new_step(*options: str, world: World = ALONE) -> TrainStep:
+    """A new run's step on the CPU."""
+    cfg = settings(*options, "data.root=unused")
+    model = build_model(cfg.model, CLASSES, cfg.data.crop)
+    optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
+    schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, 100, 10)
+    augment = DeviceAugment(cfg.data.mean, cfg.data.std, CLASSES, cfg.augment.label_smoothing)
+    return TrainStep(cfg, Runtime(world, CPU, cfg.amp), model, optimizer, schedule, augment)
+
+
+def batches(step: TrainStep, number: int) -> list[Batch]:
+    """Random images with the draws of a step, counted from 1."""
+    cfg = step.cfg
+    plan = TrainPlan(
+        image_index(), cfg.seed, cfg.data, cfg.augment, BatchGeometry(cfg.batch_size, cfg.augment.mix_group, 1, 0, None)
+    )
+    found = []
+    for epoch, positions in plan.positions(number - 1):
+        images = torch.randint(256, (len(positions), 3, SIDE, SIDE), dtype=torch.uint8)
+        labels = torch.randint(CLASSES, (len(positions),))
+        draws = plan.device_draws(epoch, positions)
+        assert draws.auto is not None and draws.erase is not None and draws.mix
+        found.append(Batch(images, labels, np.arange(len(positions)), draws))
+    return found
+
+
+def counted_on_host(step: TrainStep) -> list[Tensor]:
+    """The step numbers that timm's LAMB and Muon hold on the host, also if the parameters are on a GPU."""
+    if not isinstance(step.optimizer, Lamb | Muon):
+        return []
+    holders = [*step.optimizer.param_groups, *step.optimizer.state.values()]
+    return [holder["step"] for holder in holders if "step" in holder]
+
+
+@pytest.mark.parametrize("kind", [Lamb, Muon])
+def test_lamb_and_muon_count_their_steps_on_the_host(kind):
+    weights = [nn.Parameter(torch.ones(shape, device="meta")) for shape in ((4, 4), (4,))]
+    optimizer = kind(weights, lr=0.1, **({"max_grad_norm": None} if kind is Lamb else {}))
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    holders = [*optimizer.param_groups, *optimizer.state.values()]
+    assert {holder["step"].device.type for holder in holders if "step" in holder} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "amp"),
+    [(name, "bf16") for name in OPTIMIZERS] + [(name, "fp16") for name in ("adamw", "adamw2", "sgd")],
+)
+def test_a_whole_step_reads_nothing_from_the_device(optimizer, amp, set_threads):
+    """Augmentation, forward, backward, clipping, the update, the moving average and the sums for the metrics."""
+    set_threads(1)  # so that the images are augmented in this thread: the modes see nothing of others
+    step = new_step(*SMALL, f"optim={optimizer}", f"amp={amp}", *ALL_AUGMENTATION, "optim.clip=1", "batch_size=16")
+    if optimizer in ("lion", "lamb"):  # as timm chooses on a GPU
+        for options in step.optimizer.param_groups:
+            options["foreach"] = True
+    if amp == "fp16":
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    meter = Meter(step.runtime, step.cfg.batch_size)
+    before = [p.detach().clone() for p in step.parameters]
+    for number in (1, 2):
+        made, may_wait = batches(step, number), number == 1 and (optimizer, amp) == ("adamw2", "fp16")
+        with NoHostCopies(), nullcontext() if may_wait else Dispatches(lambda: counted_on_host(step)) as mode:
+            meter.add(step.take(number, made, 1), waited=0.0)
+    print(f"{optimizer}, {amp}: {mode.count} operations")
+    assert meter.is_sound() and not any(torch.equal(p, q) for p, q in zip(before, step.parameters, strict=True))
+
+
+def test_without_clipping_no_gradient_is_multiplied():
+    """The norm is the same as with a limit that is never reached, and also says if a gradient is not finite."""
+    step, counts, norms = new_step(*SMALL, "optim.clip=null"), [], []
+    for parameter in step.parameters:
+        parameter.grad = torch.randn_like(parameter)
+    gradients = [p.grad.clone() for p in step.parameters]
+    for limit in (None, 1e9):
+        step.cfg.optim.clip = limit
+        with Dispatches() as mode:
+            norms.append(step._clip())
+        counts.append(mode.count)
+    assert torch.equal(*norms) and counts[0] < counts[1]
+    assert all(torch.equal(p.grad, before) for p, before in zip(step.parameters, gradients, strict=True))
+    step.cfg.optim.clip = None
+    for bad in (torch.inf, torch.nan):
+        step.parameters[0].grad.view(-1)[0] = bad
+        assert not step._clip().isfinite()
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("stabilizer", "is_shared"), [("none", False), ("sigma_reparam", True)])
+def test_processes_share_buffers_before_a_forward_pass_only_if_it_changes_them(stabilizer, is_shared, group):
+    step = new_step(*PLAIN_VIT, f"model.stabilizer={stabilizer}", "ddp_bucket_mb=3", world=World(0, 2, 0, 2))
+    assert step.ddp.forward_sync_buffers is is_shared
+    assert step.ddp.bucket_bytes_cap == 3 * 2**20
