@@ -168,7 +168,7 @@ class TrainLoop:
         """Score the model on the validation images, and save it if it is the best so far."""
         step, runtime = self.run.step, self.run.runtime
         step.share_buffers()
-        scores = score(step.evaluated_model, self.run.data.validation_batches(), step.augment, runtime)
+        scores = score(step.evaluated_network, self.run.data.validation_batches(), step.augment, runtime)
         self.last_scores, self.validated = scores, self.done
         is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
         if is_best:
