@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from data import IMAGENET_CLASSES
+from engine.compiling import Compiler
 from engine.config import EvalConfig
 from engine.device import device_name
 from engine.errors import UserError
@@ -71,18 +72,17 @@ def measure_speed(cfg: EvalConfig, trained: dict[str, Any] | None) -> Speed:
     classes = len(trained["classes"]) if trained else cfg.model.num_classes or IMAGENET_CLASSES
     model = trained_model(cfg, trained, classes)
     gmacs = forward_flops(model, cfg.data.crop) / 2e9
-    speed = _measure(model.to(runtime.device).eval(), cfg, runtime, gmacs)
+    compiler = Compiler(cfg, runtime.device)
+    speed = _measure(compiler.wrap(model.to(runtime.device).eval()), cfg, runtime, gmacs)
     where = {"model": cfg.model.name, "device": device_name(runtime.device), "amp": cfg.amp}
-    how = {"compile": cfg.compile, "channels_last": cfg.channels_last}
+    how = {"compile": compiler.is_on, "channels_last": cfg.channels_last}
     write_json(cfg, {"benchmark": where | how | asdict(speed)})
-    _say(cfg, speed, where["device"])
+    _say(cfg, speed, where["device"], how)
     return speed
 
 
-def _measure(model: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) -> Speed:
+def _measure(network: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) -> Speed:
     device = runtime.device
-    # The large batch comes first. torch.compile compiles a second batch size for dynamic shapes, except a size of 1.
-    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     batch = _times(network, cfg.eval.batch_size, cfg, runtime)
@@ -93,7 +93,7 @@ def _measure(model: nn.Module, cfg: EvalConfig, runtime: Runtime, gmacs: float) 
         latency_ms=1e3 * median(single),
         latency_p90_ms=1e3 * (quantiles(single, n=10, method="inclusive")[-1] if len(single) > 1 else single[0]),
         memory_gb=memory,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in network.parameters()),
         gmacs=gmacs,
         batch_size=cfg.eval.batch_size,
         crop=cfg.data.crop,
@@ -130,13 +130,13 @@ def time_runs(work: Callable[[], object], runs: int | None) -> list[float]:
     return times
 
 
-def _say(cfg: EvalConfig, speed: Speed, where: str) -> None:
+def _say(cfg: EvalConfig, speed: Speed, where: str, how: dict[str, bool]) -> None:
     weights = cfg.checkpoint or "random weights"
     log.info(
         "%s (%s): %.2f M parameters, %.2f GMACs at %d pixels",
         *(cfg.model.name, weights, speed.parameters / 1e6, speed.gmacs, speed.crop),
     )
-    extra = "".join(f", {name}" for name in ("compile", "channels_last") if getattr(cfg, name))
+    extra = "".join(f", {name}" for name, is_on in how.items() if is_on)
     log.info("%s, %s%s", where, cfg.amp, extra)
     log.info("%.1f images/s at batch %d (%d runs)", speed.images_per_second, speed.batch_size, speed.runs[0])
     log.info(

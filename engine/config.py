@@ -79,9 +79,20 @@ class RunConfig:
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "may_change": True})
     amp: str = field(default="bf16", metadata={"choices": ("bf16", "fp16", "fp32")})
     channels_last: bool = False  # torch.channels_last, a memory layout for convolutional networks
-    compile: bool = False  # torch.compile
+    # torch.compile. auto: on GPUs, for models that are known to compile well
+    compile: str = field(default="auto", metadata={"choices": ("auto", "true", "false"), "may_change": True})
+    compile_mode: str = field(
+        default="default",
+        metadata={
+            "choices": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+            "may_change": True,
+        },
+    )
     # Data workers (threads or processes) of each process; null: the process's share of the cores.
     max_workers: int | None = field(default=None, metadata={"least": 0, "may_change": True})
+
+    def __post_init__(self) -> None:
+        self.compile = self.compile.lower()  # True in a YAML file arrives as the text "True"
 
     def check(self) -> None:
         """Refuse a model whose image size differs from ``data.crop``."""

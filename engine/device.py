@@ -95,13 +95,18 @@ def check_amp(amp: str, device: torch.device) -> None:
 def tune(device: torch.device) -> None:
     """Set up the device for speed.
 
-    On a GPU this allows TF32 and lets cuDNN choose its kernels by timing them. On a CPU it makes glibc keep freed
-    memory for the next step: each page returned to the system costs a page fault when it is needed again.
+    On a GPU this allows TF32, lets cuDNN choose its kernels by timing them, and leaves attention to torch's own
+    kernels. On a CPU it makes glibc keep freed memory for the next step: each page returned to the system costs a page
+    fault when it is needed again.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        # On Hopper and Blackwell torch prefers cuDNN's attention, whose backward pass has given NaN for some lengths
+        # (https://github.com/pytorch/pytorch/issues/196678). It cannot compute the gradient of a bias, so training and
+        # evaluation in windows would use different kernels.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     elif hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from data import (
     refuse_other_than_imagenet,
     resolve_backend,
 )
+from engine.compiling import Compiler
 from engine.config import EvalConfig
 from engine.distributed import World
 from engine.errors import RunStopped
@@ -53,7 +54,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
     refuse_unwritable(cfg)
     sets, num_classes = _open_images(cfg, trained, world)
     model = trained_model(cfg, trained, num_classes).to(runtime.device)
-    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
+    network = Compiler(cfg, runtime.device).wrap(model, cfg.eval.batch_size)
     augment = DeviceAugment(cfg.data.mean, cfg.data.std, num_classes).to(runtime.device)
     scores, answers = {}, {}
     with world.joined(runtime.device):

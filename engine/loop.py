@@ -5,6 +5,9 @@ import time
 from contextlib import closing
 from typing import Any
 
+import torch
+
+from data import BatchGeometry
 from engine.callbacks import Callbacks
 from engine.device import memory_gb
 from engine.distributed import is_lost_peer
@@ -96,8 +99,9 @@ class TrainLoop:
         except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
             raise
         except Exception as error:
+            in_step = self.run.step.stage != "between steps"
             self._save_whole_steps()
-            if said := self._in_one_line(error):
+            if said := self._in_one_line(error, in_step):
                 raise said from error
             raise
         finally:
@@ -164,7 +168,7 @@ class TrainLoop:
         """Score the model on the validation images, and save it if it is the best so far."""
         step, runtime = self.run.step, self.run.runtime
         step.share_buffers()
-        scores = score(step.evaluated_model, self.run.data.validation_batches(), step.augment, runtime)
+        scores = score(step.evaluated_network, self.run.data.validation_batches(), step.augment, runtime)
         self.last_scores, self.validated = scores, self.done
         is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
         if is_best:
@@ -220,10 +224,12 @@ class TrainLoop:
                 self.saved = self.done
                 log.warning("the run ends early: step %d is saved", self.done)
 
-    def _in_one_line(self, error: Exception) -> RunStopped | None:
+    def _in_one_line(self, error: Exception, in_step: bool) -> RunStopped | None:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
         if isinstance(error, WaitGivenUp):
             return self._stopped_by_signal()
+        if in_step and isinstance(error, torch.OutOfMemoryError):
+            return RunStopped(too_many_at_once(self.run.data.geometry), 1)
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so
         if self.world.size > 1 and is_lost_peer(error):
@@ -237,3 +243,15 @@ class TrainLoop:
         return RunStopped(
             f"stopped by a signal {what}: run the same command again to continue", 128 + (self.stop.signal or 15)
         )
+
+
+def too_many_at_once(geometry: BatchGeometry) -> str:
+    """Return the message for a training step that needs more memory than the device has.
+
+    It suggests the next smaller power of two in whole mix groups. How much would fit is unknown after such an error.
+    """
+    images, group = geometry.largest_micro_batch, geometry.mix_group
+    power = 1 << (images - 1).bit_length() >> 1
+    smaller = max(power // group * group, group)
+    what = f"micro_batch_size={smaller}" if smaller < images else "model.grad_checkpointing=true, or use more GPUs"
+    return f"the GPU has too little memory for {images} images at once: set {what}"

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from data import Batch, DeviceAugment, soft_cross_entropy
+from engine.compiling import Compiler
 from engine.config import TrainConfig
 from engine.errors import RunStopped
 from engine.runtime import Runtime, seed_step
@@ -80,6 +81,7 @@ class TrainStep:
         augment: turns uint8 batches into augmented images and soft targets.
 
     Attributes:
+        evaluated_network: what validation scores: the moving average if there is one and ``eval.weights`` is ``ema``.
         watcher: called before and after every update; None: nothing is called.
     """
 
@@ -103,8 +105,10 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=cfg.amp == "fp16")
         self.ddp = self._distributed()  # before the moving average: it gives all processes the same weights
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
-        network: nn.Module = self.ddp if self.ddp is not None else model
-        self.network: Any = torch.compile(network) if cfg.compile else network
+        compiler = Compiler(cfg, runtime.device)
+        self.network = compiler.wrap(self.ddp if self.ddp is not None else model)
+        evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
+        self.evaluated_network = compiler.wrap(evaluated, cfg.eval.batch_size)
 
     def _distributed(self) -> DistributedDataParallel | None:
         """Wrap the model so that processes sum their gradients; None for a single process."""
@@ -233,13 +237,6 @@ class TrainStep:
             if found["loss_scale"] < LEAST_LOSS_SCALE:
                 raise RunStopped("gradients overflow in fp16 at any scale: set amp=bf16, or a lower optim.lr", 1)
         return found
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The model that validation scores: the moving average if there is one and ``eval.weights`` is ``ema``."""
-        if self.ema is not None and self.cfg.eval.weights == "ema":
-            return self.ema.module
-        return self.model
 
     def share_buffers(self) -> None:
         """Copy the first process's buffers to all processes, so that all evaluate the model that the first one saves.

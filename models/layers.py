@@ -17,8 +17,6 @@ from models.kernels import depthwise_gelu, depthwise_gelu_residual, plain, resid
 from models.sizes import check_image
 from models.tokenwise import tokenwise
 
-CONVOLUTION = "depthwise_gelu_residual"
-
 torch.fx.wrap("check_image")
 torch.fx.wrap("tokenwise")
 
@@ -60,7 +58,7 @@ class CenterNorm(nn.Module):
 
 
 class WeightedResidual(nn.Module):
-    """``x + drop * scale * branch(x)`` with stochastic depth and one learned scale per channel (LipsFormer, section 4.1.3).
+    """``x + drop * scale * branch(x)``: stochastic depth and a learned scale per channel (LipsFormer, section 4.1.3).
 
     Args:
         branch: maps ``(batch, ..., dim)`` to the same shape.
@@ -92,7 +90,8 @@ class WeightedResidual(nn.Module):
             norm_weight: weight of a CenterNorm of the result. On a GPU one kernel adds the branch and normalises.
             norm_bias: bias of the CenterNorm.
         """
-        if self.training and self.convolves and wants_triton(self.kernels, CONVOLUTION, x, self.kernel_size):
+        fused = "depthwise_gelu_residual"
+        if self.training and self.convolves and wants_triton(self.kernels, fused, x, self.kernel_size):
             return self._fused_convolution(x)
         branch = self.branch(x)
         if norm_weight is None or norm_bias is None:

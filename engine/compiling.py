@@ -1,0 +1,132 @@
+"""Run networks through torch.compile: when to, what the log says about it, and what to do if the compiler fails."""
+
+import logging
+import subprocess
+import time
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from engine.config import RunConfig
+from engine.errors import UserError
+from models import family_of
+
+log = logging.getLogger(__name__)
+
+# The models of timm that compile=auto compiles, by the beginnings of their names. The tests trace one of each.
+TIMM_MODELS = ("vit_", "deit", "swin_")
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that record CUDA graphs
+
+
+class Compiler:
+    """Decides once for a process whether its networks are compiled, and wraps them.
+
+    ``compile=auto`` compiles on a GPU, if the model is of a family that compiles as one graph. After a failure of the
+    compiler, all networks run eagerly.
+
+    Args:
+        cfg: the settings.
+        device: the device of the networks.
+    """
+
+    def __init__(self, cfg: RunConfig, device: torch.device):
+        self.mode = cfg.compile_mode
+        self.may_fall_back = cfg.compile == "auto"
+        self.is_on = cfg.compile == "true"
+        if cfg.compile == "auto" and device.type == "cuda":
+            self.is_on = family_of(cfg.model) != "timm" or cfg.model.name.startswith(TIMM_MODELS)
+            if not self.is_on:
+                log.info(
+                    "%s runs without torch.compile, as it may not compile well: compile=true tries it", cfg.model.name
+                )
+
+    def wrap(self, network: nn.Module, pad_to: int | None = None) -> nn.Module:
+        """Return a compiled form of a network with the same weights; the network itself if nothing is compiled.
+
+        Args:
+            network: takes a batch of images and returns logits.
+            pad_to: number of images to fill smaller batches up to, so that only one batch size is compiled. This
+                is for evaluation only.
+        """
+        return Compiled(network, self, pad_to) if self.is_on else network
+
+    def give_up(self, error: Exception) -> None:
+        """Let all networks run eagerly from now on.
+
+        Raises:
+            UserError: if ``compile=true`` and no network has been compiled before.
+        """
+        cause = getattr(error, "inner_exception", error)  # the compiler wraps errors in longer ones
+        why = str(cause).partition("\n")[0]
+        if not self.may_fall_back:
+            raise UserError(f"the model cannot be compiled ({why}): set compile=false") from error
+        self.is_on = False
+        log.warning("the model cannot be compiled (%s): it runs without torch.compile, as with compile=false", why)
+
+
+class Compiled(nn.Module):
+    """A network that is compiled at its first batch, and again at the first batch of every other size.
+
+    Args:
+        network: the network.
+        compiler: how to compile it, and whether to.
+        pad_to: see :meth:`Compiler.wrap`.
+    """
+
+    def __init__(self, network: nn.Module, compiler: Compiler, pad_to: int | None = None):
+        super().__init__()
+        self.network, self.compiler, self.pad_to = network, compiler, pad_to
+        # Every size gets kernels of its own. They are faster than kernels for any size, and there are few sizes.
+        self.compiled = torch.compile(network, mode=compiler.mode, dynamic=False)
+        self.sizes: set[int] = set()  # the batch sizes that are compiled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(n, classes)`` of ``n`` images."""
+        count = len(images)
+        if not self.compiler.is_on:
+            return self.network(images)
+        if self.pad_to is not None and count < self.pad_to:
+            images = torch.cat([images] * -(-self.pad_to // count))[: self.pad_to]
+        logits = self.compiled(images) if len(images) in self.sizes else self._first(images)
+        return logits if len(logits) == count else logits[:count]
+
+    def _first(self, images: Tensor) -> Tensor:
+        """Compile the network for this number of images, and run it."""
+        log.info("compiling the model for %d images at once: this takes a minute or two", len(images))
+        started = time.perf_counter()
+        try:
+            # Compile the backward pass here too, and not inside the first backward(): a failure comes before any work.
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                logits = self.compiled(images)
+        except Exception as error:
+            if not _is_from_compiler(error):
+                raise
+            self.compiler.give_up(error)
+            return self.network(images)
+        log.info("compiled in %.0f s", time.perf_counter() - started)
+        self.sizes.add(len(images))
+        self.compiler.may_fall_back = True  # a later failure must not end a run that has begun
+        return logits
+
+
+def refuse_overwritten_gradients(cfg: RunConfig, device: torch.device, micro_steps: int) -> None:
+    """Refuse CUDA graphs if gradients of several micro-batches are added.
+
+    A CUDA graph writes its gradients to the same memory every time, so the second micro-batch would overwrite those of
+    the first: https://github.com/pytorch/pytorch/issues/169545
+
+    Raises:
+        UserError: if the settings ask for both.
+    """
+    if device.type == "cuda" and micro_steps > 1 and cfg.compile != "false" and cfg.compile_mode in CUDA_GRAPHS:
+        raise UserError(
+            f"compile_mode={cfg.compile_mode} cannot add the gradients of {micro_steps} micro-batches: set "
+            "compile_mode=max-autotune-no-cudagraphs, or a larger micro_batch_size"
+        )
+
+
+def _is_from_compiler(error: Exception) -> bool:
+    """Whether an error comes from the compiler, and not from the network: Triton raises plain errors without a gcc."""
+    return isinstance(error, TorchDynamoException | subprocess.CalledProcessError) or "C compiler" in str(error)
