@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.errors import ModelError
+from models.kernels import set_kernels
 from models.registry import registration
 
 # Exceptions of timm's models for options they cannot be built with.
 _REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError)
-_NOT_ARGUMENTS = {"name", "num_classes", "img_size", "grad_checkpointing", "kwargs"}
+_NOT_ARGUMENTS = {"name", "num_classes", "img_size", "grad_checkpointing", "kernels", "kwargs"}
 
 
 def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
@@ -44,6 +45,7 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
         model = _create(cfg.name, arguments)
         if cfg.grad_checkpointing:
             model.set_grad_checkpointing(True)
+        set_kernels(model, getattr(cfg, "kernels", "auto"))
     except ModelError:
         raise
     except _REFUSALS as error:

@@ -1,7 +1,6 @@
 """Triton kernels: a weighted residual and the CenterNorm behind it, in one pass over the map.
 
-With ``s = x + drop · scale · branch``, the result is ``gain · weight · (s - mean(s)) + bias``; the mean is over channels.
-All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
+With ``s = x + drop · scale · branch``, the result is ``gain · weight · (s - mean(s)) + bias``, means over channels. All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
 instead of storing it.
 """
 
@@ -42,7 +41,7 @@ def _backward(
     grad, x, branch, scale, drop, weight, grad_x, grad_branch, sums,
     gain, tokens, tokens_of_image, channels, blocks, T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """The maps' gradients, and each program's sums over its tokens for scale, weight, bias, ``(programs, 3, channels)``."""
+    """The maps' gradients, and each program's sums over tokens for scale, weight, bias: ``(programs, 3, channels)``."""
     c = tl.arange(0, C)
     a = tl.load(scale + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[None, :] * gain

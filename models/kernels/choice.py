@@ -39,7 +39,7 @@ def set_kernels(model: nn.Module, kernels: str) -> None:
         raise ModelError("model.kernels=triton needs an NVIDIA GPU and the package triton: set model.kernels=auto")
     for module in model.modules():
         if hasattr(module, "kernels"):
-            module.kernels = kernels
+            setattr(module, "kernels", kernels)  # noqa: B010  (mypy takes modules' attributes for tensors)
 
 
 def wants_triton(kernels: str, name: str, x: Tensor, kernel_size: int = 0) -> bool:

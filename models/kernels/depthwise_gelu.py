@@ -29,7 +29,7 @@ def _gelu_slope(z):
 
 @triton.jit
 def _convolve(x, weight, first, p, c, height, width, channels, K: tl.constexpr, TURNED: tl.constexpr):
-    """The convolution at pixels p and channels c of the image that begins at pixel ``first``; TURNED: by 180 degrees."""
+    """The convolution at pixels p, channels c of the image that begins at pixel ``first``; TURNED by 180 degrees."""
     row, column = p // width, p % width
     in_map, in_channels = p < height * width, c < channels
     total = tl.zeros((p.shape[0], c.shape[0]), dtype=tl.float32)
@@ -71,7 +71,7 @@ def _backward_z(
     grad, x, weight, bias, scale, drop, grad_z, sums, height, width, channels,
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """∂z of every pixel, and each program's sums over pixels for the bias and the scale, ``(programs, 2, channels)``."""
+    """∂z of every pixel, and each program's sums over pixels for bias and scale, ``(programs, 2, channels)``."""
     image, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * P + tl.arange(0, P)
     c = tl.program_id(2) * C + tl.arange(0, C)
     first = image * height * width

@@ -24,8 +24,8 @@ aten = torch.ops.aten
 
 # --- the GPU path ---------------------------------------------------------------------------------------------------
 
-# Autocast on GPUs computes these in float32 by casting the input, or by setting `dtype`, or promotes to the widest input
-# (ATen/autocast_mode.h). Autocast on CPUs does not.
+# Autocast on GPUs computes these in float32, by casting the input or by setting `dtype`, or promotes to the widest
+# input (ATen/autocast_mode.h). Autocast on CPUs does not.
 CAST_TO_FLOAT32 = ("layer_norm", "group_norm", "exp", "log", "rsqrt", "reciprocal", "nll_loss", "pow.Tensor_Scalar")
 FLOAT32_RESULT = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "linalg_vector_norm", "cumsum", "prod")
 PROMOTED = ("addcmul", "addcdiv")
@@ -131,10 +131,10 @@ FREE = (
     "alias",
     "_unsafe_view",
     "reshape",
-)  # they launch nothing, beside all views
+)  # like views, they launch nothing
 WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
-# A foreach kernel takes so many tensors at once, by the number of lists, and so many blocks of so many elements (torch's
-# MultiTensorApply.cuh).
+# A foreach kernel takes so many tensors at once, by the number of lists, and so many blocks of so many elements
+# (MultiTensorApply.cuh).
 TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 BLOCKS_AT_ONCE, BLOCK = 320, 65536
 # What our operators do inside: further launches, and passes over the map beside their inputs and outputs. The backward

@@ -1,11 +1,11 @@
-"""Count what a training step asks of a GPU, without a GPU: kernel launches, bytes moved and FLOPs, by part of the model.
+"""Count what a training step asks of a GPU, without a GPU: launches, bytes moved and FLOPs, by part of the model.
 
 python scripts/bench/trace_step.py lipsformer_swin_tiny --vs swin_tiny_patch4_window7_224
 python scripts/bench/trace_step.py lipsformer_swin_tiny --optim adamw2 --kernels torch --operations 20
 
-The step runs eagerly on fake tensors, which have shapes but no values. An operation that computes or copies counts as one
-launch; a view counts as none. Its bytes are the sizes of the tensors that it reads and writes, as if no cache kept them.
-The last columns are lower bounds of the time on a GPU, where no operation is faster than its bytes or its FLOPs at the
+The step runs eagerly on fake tensors, which have shapes but no values. An operation that computes or copies counts as
+one launch; a view counts as none. Its bytes are the sizes of the tensors that it reads and writes, as if no cache kept
+them. The last columns are lower bounds of the time on a GPU, where no operation is faster than its bytes or its FLOPs at the
 GPU's peak. They leave out the time in which the host launches the kernels.
 """
 
@@ -95,7 +95,7 @@ def by_part(counter: CostCounter) -> Costs:
 
 
 def milliseconds(counter: CostCounter, gpu: str, stage: str, part: str) -> float:
-    """Return the least time of a part: for each operation the longer one of its bytes and its FLOPs at the GPU's peak."""
+    """Return the least time of a part: each operation takes at least its bytes and its FLOPs at the GPU's peak."""
     peak = GPUS[gpu]
     chosen = (o.cost for o in counter.operations if stage == "all" or (o.stage, o.part) == (stage, part))
     return 1e3 * sum(max(cost.bytes / peak.bandwidth, cost.flops / peak.flops) for cost in chosen)
