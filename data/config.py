@@ -11,6 +11,12 @@ from omegaconf import MISSING
 
 from data.errors import DataError
 
+# The options of "augment" that mix images with one another; each is 0 where it is off.
+MIXES = (
+    "mixup",
+    "cutmix",
+)
+
 
 @dataclass
 class DataConfig:
@@ -92,8 +98,8 @@ class AugmentConfig:
     repeats: int = field(default=1, metadata={"above": 0})
     mixup: float = field(default=0.0, metadata={"least": 0})  # alpha of mixup's Beta distribution, 0 = off
     cutmix: float = field(default=0.0, metadata={"least": 0})  # alpha of cutmix's Beta distribution, 0 = off
-    mixup_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # probability that a group is mixed
-    mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix if both are on
+    mixup_prob: float = field(default=1.0, metadata={"least": 0, "most": 1})  # probability that a group is mixed at all
+    mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix if mixup is on too
     # Number of consecutive images that share one mixing draw and are mixed with one another.
     mix_group: int = field(default=32, metadata={"above": 0})
     random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; fills with noise
@@ -102,7 +108,7 @@ class AugmentConfig:
     @property
     def mixes(self) -> bool:
         """Whether images are mixed with one another."""
-        return self.mixup > 0 or self.cutmix > 0
+        return any(getattr(self, name) > 0 for name in MIXES)
 
     def check(self) -> None:
         """Refuse ranges that begin with the larger number.

@@ -1,9 +1,8 @@
 """Backbones. Importing this package registers them in timm. Nothing here depends on the training code."""
 
-from models import cswin as cswin
-from models import lipsformer_cswin as lipsformer_cswin
-from models import lipsformer_swin as lipsformer_swin
-from models import vit as vit
+from importlib import import_module
+from pkgutil import iter_modules
+
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
@@ -13,6 +12,9 @@ from models.lipschitz_report import LipschitzReport
 from models.registry import registration
 from models.weight_files import read_file
 from models.weights import load_weights, read_weights
+
+for _module in iter_modules(__path__):  # "@register_model" acts when its file is imported
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "FAMILIES",

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from engine.config import TrainConfig, register
 from engine.settings import train_settings
 from engine.training_run import train
+from tests.plans import SWITCHED_ON
 
 PROJECT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -29,18 +30,18 @@ SMALL = (
 )
 # All sources of randomness.
 ALL_AUGMENTATION = (
-    *("augment.mixup=0.8", "augment.cutmix=1.0", "augment.random_erasing=0.5", "augment.label_smoothing=0.1"),
+    *(f"augment.{name}={value}" for name, value in (SWITCHED_ON | {"mixup": 0.8, "cutmix": 1.0}).items()),
+    "augment.label_smoothing=0.1",
     *("augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.repeats=2", "data.interpolation=random"),
     *("model.drop_path_rate=0.3", "augment.scale=[0.3,1.0]", "ema=0.9"),
 )
 # For runs that must learn in a few steps: RandAugment changes images of 28 pixels too much.
 PLAIN_IMAGES = (
     "augment.auto_augment=null",
-    "augment.color_jitter=0",
     "augment.repeats=1",
     "data.interpolation=bicubic",
 )
-NO_LOCAL_NOISE = ("augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0", "model.drop_path_rate=0")
+NO_LOCAL_NOISE = (*(f"augment.{name}=0" for name in SWITCHED_ON), "model.drop_path_rate=0")
 
 
 def command(entry: str, *overrides: str, processes: int = 1) -> list[str]:

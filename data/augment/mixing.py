@@ -71,7 +71,9 @@ def draw_mix(augment: AugmentConfig, rng: Generator, rows: range, side: int) -> 
         return None
     if augment.cutmix > 0 and (augment.mixup == 0 or rng.random() < augment.mixup_switch_prob):
         return _cutmix(augment.cutmix, rng, rows, side)
-    return Mixup(rows, float(rng.beta(augment.mixup, augment.mixup)))
+    if augment.mixup > 0:
+        return Mixup(rows, float(rng.beta(augment.mixup, augment.mixup)))
+    return None
 
 
 def _cutmix(alpha: float, rng: Generator, rows: range, side: int) -> Cutmix:

@@ -1,6 +1,6 @@
 """The plan: the same images, changed in the same way, for any number of processes and in any order of calls."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -58,6 +58,11 @@ def test_nor_do_subsets_balanced_classes_and_repeats(world: int) -> None:
     assert np.array_equal(cut, whole)
     assert len(np.unique(whole[:, 0])) in (26, 27)  # 76 / 3, and an image whose first copies are in the batch before
     assert len(np.unique(whole, axis=0)) == 76  # each copy is changed differently
+
+
+def test_these_plans_use_every_augmentation() -> None:
+    unused = [f"augment.{o.name}" for o in fields(AugmentConfig) if o.default in (0, None) and not getattr(ALL, o.name)]
+    assert not unused, f"give {', '.join(unused)} a value in NAMED of tests/plans.py: the tests of plans take it"
 
 
 def test_epochs_of_a_subset_are_shorter() -> None:

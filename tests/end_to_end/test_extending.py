@@ -18,8 +18,10 @@ from tests.runs import PROJECT, SMALL, environment, metrics, train_here
 TEXT = (PROJECT / "docs/extending.md").read_text()
 SECTIONS = {part.split("\n", 1)[0]: part for part in TEXT.split("\n## ")[1:]}
 BLOCK = re.compile(r"^`(?P<file>[^`\n]+)`(?P<new>, new)?:\n|^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+DIFF = re.compile(r"(?: (?P<before>[^\n]+\n))?(?P<added>(?:\+[^\n]*\n)+)(?: (?P<after>[^\n]+\n))?")
 COMMAND = re.compile(r"^    python train.py (.*)$", re.M)
-CODE = ("train.py", "conf", "data", "engine", "models", "optim", "stability", "tests")
+CODE = ("pyproject.toml", "train.py", "conf", "data", "engine", "models", "optim", "stability", "tests")
+RUFF = (sys.executable, "-m", "ruff")
 
 # Two steps of any model on few images, in a run without instruments.
 TINY = {
@@ -41,18 +43,22 @@ def blocks(section: str) -> list[tuple[str, bool, str, str]]:
 
 
 def apply(root: Path, file: str, new: bool, kind: str, text: str) -> None:
-    """Write a new file, or put the lines of a diff in their place."""
+    """Write a new file, or put the lines of a diff after the line before them; if that is gone, before the next one."""
     path = root / file
     if new:
         assert not path.exists() and kind != "diff", file
         path.write_text(text)
         return
     assert kind == "diff", f"{file} is no new file: show a diff"
-    lines = [(line[:1] or " ", line[1:]) for line in text.splitlines()]
-    before, after = ("".join(f"{line}\n" for sign, line in lines if sign in keep) for keep in (" -", " +"))
+    match = DIFF.fullmatch(text)
+    assert match, f"show one line, the lines to add and one line, not\n{text}"
+    added = re.sub(r"^\+", "", match["added"], flags=re.M)
     content = path.read_text()
-    assert content.count(before) == 1, f"{file} holds the lines around {after!r} {content.count(before)} times"
-    path.write_text(content.replace(before, after))
+    for anchor, both in ((match["before"], "{0}{1}"), (match["after"], "{1}{0}")):
+        if anchor and len(places := re.split(f"^{re.escape(anchor)}", content, flags=re.M)) == 2:
+            path.write_text(both.format(anchor, added).join(places))
+            return
+    raise AssertionError(f"in {file}, these lines have no neighbour of the page that stands there once:\n{added}")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for section in SECTIONS.values():
         for block in blocks(section):
             apply(root, *block)
+    # Where an import stands depends on those around it, which are not of the page.
+    changed = [file for section in SECTIONS.values() for file, new, *_ in blocks(section) if not new]
+    subprocess.run([*RUFF, "check", "--select", "I", "--fix", *changed], cwd=root, check=True, capture_output=True)
     return root
 
 
@@ -95,9 +104,24 @@ def test_the_blocks_fit_the_project_as_it_is(extended: Path) -> None:
     """And keep to its style."""
     files = [file for section in SECTIONS.values() for file, *_ in blocks(section) if file.endswith(".py")]
     for check in (["check"], ["format", "--check"]):
-        ruff = [sys.executable, "-m", "ruff", *check, "--config", PROJECT / "pyproject.toml", *files]
-        result = subprocess.run(ruff, cwd=extended, capture_output=True, text=True)
+        result = subprocess.run([*RUFF, *check, *files], cwd=extended, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_lines_of_others_beside_an_anchor_do_not_matter(tmp_path: Path) -> None:
+    diff = " a\n+new\n z\n"
+    for before, after in (
+        ("a\nz\n", "a\nnew\nz\n"),
+        ("a\nmine\nz\n", "a\nnew\nmine\nz\n"),
+        ("mine\nz\n", "mine\nnew\nz\n"),
+        ("a\na\nmine\nz\n", "a\na\nmine\nnew\nz\n"),
+    ):
+        (tmp_path / "file").write_text(before)
+        apply(tmp_path, "file", False, "diff", diff)
+        assert (tmp_path / "file").read_text() == after
+    (tmp_path / "file").write_text("a \nmine\n")
+    with pytest.raises(AssertionError, match="no neighbour of the page"):
+        apply(tmp_path, "file", False, "diff", diff)
 
 
 def test_the_logger_and_the_callback_watch_a_run(
@@ -149,9 +173,22 @@ def test_every_command_trains(extended: Path, small_images: Path) -> None:
         **{"cwd": extended, "env": environment(), "input": json.dumps(commands), "capture_output": True, "text": True},
     )
     assert out.returncode == 0, out.stdout + out.stderr
-    for text in ("patch_mlp, 0.00 M", "conf/recipe/patch_mlp.yaml", "augment.auto_augment=gamma", "optim.lr=0.001"):
+    for text in ("mean_vit, ", "conf/recipe/plain.yaml", "augment.auto_augment=gamma", "optim.lr=0.001"):
         assert text in out.stdout, text
     assert "data: folder, 320 training and 80 validation images, 10 classes, read by torch" in out.stdout
     runs = sorted(path.parent for path in (extended / "outputs").glob("*/metrics.jsonl"))
     assert len(runs) == len(commands)
     assert all([line["step"] for line in metrics(run, "train")] == [1, 2] for run in runs), runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_projects_tests_take_what_was_added(extended: Path) -> None:
+    files = (
+        *("models/test_families.py", "models/test_timm_citizens.py", "models/test_models.py"),
+        *("data/test_plan.py", "optim/test_torch_optimizer_cases.py"),
+    )
+    named = "mean_vit or signum or these_are_all or every_family or these_plans or global_batch"
+    command = ["-m", "pytest", "-q", "-m", "not slow", "-k", named, *(f"tests/{file}" for file in files)]
+    out = subprocess.run([sys.executable, *command], cwd=extended, env=environment(), capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr

@@ -1,11 +1,13 @@
 """timm's own model tests, applied to our models. A comment at each test names timm's test in its tests/test_models.py.
 
-The fast tests run one small variant of each family. The slow tests run every registered model, with fewer blocks.
+The fast tests run a small form of each family. The slow tests run every registered model, with fewer blocks.
 """
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import timm
@@ -15,33 +17,26 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-import models  # noqa: F401  # registers them
+from tests.families import FORMS, SMALL
 
-SWIN = {"img_size": 28, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
-CSWIN = {"img_size": 16, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "stripes": (1, 2)}
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-SMALL = {
-    "lipsformer_swin_tiny": SWIN,
-    "lipsformer_cswin_tiny": CSWIN | {"attention": "certified"},
-    "cswin_tiny": CSWIN,
-    "deit_small_convstem": VIT | {"stem_width": 8, "norm_position": "post"},
+# Of these two families, options that replace more of timm.
+CASES = SMALL | {
+    "lipsformer_cswin": FORMS["lipsformer_cswin, certified"],
+    "vit": FORMS["vit, convolutional stem"].but(norm_position="post"),
 }
-OURS = sorted({*timm.list_models("lipsformer_*"), *timm.list_models("cswin_*")}) + sorted(
-    name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == "models.vit"
-)
+OURS = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("models.")]
 
 
 @dataclass
 class Case:
     """A model that is built once for all tests, and images for it."""
 
-    name: str
-    options: dict
+    build: Callable[..., nn.Module]
     model: nn.Module
     images: Tensor
 
     def create(self, **options) -> nn.Module:
-        return timm.create_model(self.name, **(self.options | options)).eval()
+        return self.build(**options).eval()
 
     def copy(self) -> nn.Module:
         return copy.deepcopy(self.model)
@@ -59,17 +54,17 @@ def few_blocks(name: str) -> dict:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param((name, SMALL[name]), id=f"{name}, small") for name in SMALL]
-    + [pytest.param((name, None), id=name, marks=pytest.mark.slow) for name in OURS],
+    params=[pytest.param(small, id=f"{family}, small") for family, small in CASES.items()]
+    + [pytest.param(name, id=name, marks=pytest.mark.slow) for name in OURS],
 )
 def case(request):
-    name, options = request.param
-    if options is None:
-        options = few_blocks(name)
+    if isinstance(request.param, str):
+        build = partial(timm.create_model, request.param, **few_blocks(request.param))
+        side = timm.get_pretrained_cfg(request.param).input_size[-1]
+    else:
+        build, side = request.param.create, request.param.side
     torch.manual_seed(0)
-    model = timm.create_model(name, **options).eval()
-    side = options.get("img_size", model.default_cfg["input_size"][-1])
-    return Case(name, options, model, torch.randn(2, 3, side, side))
+    return Case(build, build().eval(), torch.randn(2, 3, side, side))
 
 
 def finite(*outputs: Tensor) -> bool:
@@ -120,7 +115,7 @@ def test_default_cfg_is_correct(case):  # test_model_default_cfgs, test_model_de
         assert features.shape[-1] == model.num_features  # tokens
     else:
         assert features.shape[get_channel_dim(output_fmt)] == model.num_features
-        if "img_size" not in case.options:
+        if case.images.shape[1:] == cfg["input_size"]:
             assert tuple(features.shape[dim] for dim in get_spatial_dim(output_fmt)) == cfg["pool_size"]
 
 

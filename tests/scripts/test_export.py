@@ -12,53 +12,36 @@ import models
 from engine.checkpoint import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, export, main, trained
+from tests.families import FORMS, SMALL, Small
 from tests.runs import run_here
-from tests.scripts.test_model_speed import SMALL
 
-CASES = {
-    "lipsformer_swin": ("lipsformer_swin_tiny", SMALL["lipsformer_swin_tiny"]),
-    "lipsformer_swin, certified": (
-        "lipsformer_swin_tiny",
-        SMALL["lipsformer_swin_tiny"] | {"attention": "certified", "epsilon": 0.1},
-    ),
-    "lipsformer_cswin": ("lipsformer_cswin_tiny", SMALL["lipsformer_cswin_tiny"]),
-    "cswin": ("cswin_tiny", SMALL["lipsformer_cswin_tiny"]),
-    "vit": ("deit_tiny", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}),
-    "vit, convolutional stem": (
-        "deit_small_convstem",
-        {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "stem_width": 8},
-    ),
-    "vit, sigma_reparam": (
-        "deit_tiny",
-        {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3, "stabilizer": "sigma_reparam"},
-    ),
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 32, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4},
-    ),
+SWIN = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
+CASES = FORMS | {
+    "vit, sigma_reparam": SMALL["vit"].but(stabilizer="sigma_reparam"),
+    "swin": Small("swin_tiny_patch4_window7_224", 32, SWIN),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", CASES)
-def test_every_family_exports(family, tmp_path):
-    name, sizes = CASES[family]
-    found = export(timm.create_model(name, num_classes=5, **sizes).eval(), sizes["img_size"], tmp_path / "model")
+@pytest.mark.parametrize("form", CASES)
+def test_every_family_exports(form, tmp_path):
+    small = CASES[form]
+    found = export(small.create(num_classes=5).eval(), small.side, tmp_path / "model")
     assert max(found.values()) < TOLERANCE
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "model.onnx"}
 
 
 def test_a_checkpoint_brings_its_options(tmp_path):
     """Certified attention has the same weights as the released form, but computes something else."""
-    name, sizes = CASES["lipsformer_swin, certified"]
-    model = timm.create_model(name, num_classes=5, **sizes).eval()
-    options = {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
-    config = {"model": {"name": name} | options | {"img_size": None}, "data": {"crop": sizes["img_size"]}}
+    small = SMALL["lipsformer_swin"].but(attention="certified", epsilon=0.1)
+    model = small.create(num_classes=5).eval()
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in small.options.items()}
+    config = {"model": {"name": small.name} | options | {"img_size": None}, "data": {"crop": small.side}}
     state = {"format": FORMAT, "step": 1, "model": model.state_dict(), "ema": None, "config": config}
     torch.save(state | {"family": "lipsformer_swin", "classes": list("abcde")}, tmp_path / "last.pt")
-    read, side = trained(name, tmp_path / "last.pt", None, None)
-    images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"])
-    assert side == sizes["img_size"] and torch.equal(read(images), model(images))
+    read, side = trained(small.name, tmp_path / "last.pt", None, None)
+    images = torch.randn(2, 3, small.side, small.side)
+    assert side == small.side and torch.equal(read(images), model(images))
     with pytest.raises(
         models.ModelError, match=r"last.pt is a checkpoint of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
     ):
