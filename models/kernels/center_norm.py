@@ -1,6 +1,7 @@
 """Triton kernels: a weighted residual and the CenterNorm behind it, in one pass over the map.
 
-With ``s = x + drop · scale · branch``, the result is ``gain · weight · (s - mean(s)) + bias``, means over channels. All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
+With ``s = x + drop · scale · branch``, the result is ``gain · weight · (s - mean(s)) + bias``; means are over channels.
+All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
 instead of storing it.
 """
 

@@ -65,7 +65,9 @@ def _decide(kernels: str, name: str, x: Any, kernel_size: int) -> bool:
         return False
     if kernels == "triton":
         return True
-    if not _runs_triton(x.device) or (name == "residual_center_norm" and torch.compiler.is_compiling()):
+    if x.device.type != "cuda" or not _runs_triton(x.device):
+        return False
+    if name == "residual_center_norm" and torch.compiler.is_compiling():
         return False  # the compiler fuses a norm with the operations around it by itself
     return is_faster(name, tuple(x.shape), x.dtype, x.device, kernel_size)
 

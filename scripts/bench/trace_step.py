@@ -5,7 +5,7 @@ python scripts/bench/trace_step.py lipsformer_swin_tiny --optim adamw2 --kernels
 
 The step runs eagerly on fake tensors, which have shapes but no values. An operation that computes or copies counts as
 one launch; a view counts as none. Its bytes are the sizes of the tensors that it reads and writes, as if no cache kept
-them. The last columns are lower bounds of the time on a GPU, where no operation is faster than its bytes or its FLOPs at the
+them. The last columns are lower bounds of the time on a GPU: no operation is faster than its bytes or its FLOPs at the
 GPU's peak. They leave out the time in which the host launches the kernels.
 """
 
