@@ -162,9 +162,9 @@ class Loader:
     def _to_device(self, images: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""
         if self.copies is None:
-            return images.to(self.device), send(labels, self.device)
+            return images.to(self.device), send(self.device, labels)[0]
         with torch.cuda.stream(self.copies):
-            moved = images.to(self.device, non_blocking=True), send(labels, self.device)
+            moved = images.to(self.device, non_blocking=True), send(self.device, labels)[0]
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.copies)
         for tensor in moved:

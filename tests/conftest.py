@@ -1,5 +1,6 @@
 """What every test gets: the same random numbers, and real images in the formats that image folders contain."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from data.cache import unpacked
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
+
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter. It reads this when it is imported, which other libraries may do.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples in every run, and no time limit for each, because machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
+
+from data.augment.auto_augment import FUNCTIONS
+from data.augment.layer import Layer
+from data.augment.levels import Op
 
 SIDE = 96
 FILL = (124, 116, 104)
@@ -55,6 +60,14 @@ def images() -> list[Image.Image]:
 def as_batch(images: list[Image.Image], device: str = "cpu") -> Tensor:
     """uint8 ``(n, 3, height, width)``."""
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]).to(device)
+
+
+def operated(images: Tensor, op: Op, args: ArrayLike = 0.0, cubic: ArrayLike = True) -> Tensor:
+    """The images after one operation, all done together."""
+    n = len(images)
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
+    layer = Layer(np.full(n, op), np.broadcast_to(args, n).astype(float), np.broadcast_to(cubic, n), fill)
+    return FUNCTIONS[op](images, layer).byte()
 
 
 def difference(made: Tensor, expected: list[Image.Image]) -> Tensor:

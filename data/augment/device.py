@@ -1,12 +1,16 @@
 """What happens to a batch on the device: augment, normalise, erase, mix, and make the targets."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data.mixup import mixup_target
+from numpy.typing import NDArray
+from timm.data.mixup import one_hot
 from torch import Tensor, nn
 
-from data.augment.auto_augment import carry_out
+from data.augment.auto_augment import AT_ONCE, carry_out
 from data.augment.device_draws import DeviceDraws
+from data.augment.mixing import Mix
+from data.transfer import send
 
 
 class DeviceAugment(nn.Module):
@@ -38,7 +42,7 @@ class DeviceAugment(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``(n, 3, side, side)`` to float32 of the same shape."""
-        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+        return (images - self.mean).div_(self.std)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`, clipped to uint8."""
@@ -51,23 +55,40 @@ class DeviceAugment(nn.Module):
             images = carry_out(images, draws.auto, draws.cubic, self.fill)
         images = self.normalise(images)
         if draws.erase is not None:
-            self._erase(images, draws.erase)
-        targets = self._targets(labels, 1.0)
+            at_once = AT_ONCE[images.device.type]
+            for start in range(0, len(images), at_once):
+                _erase(images[start : start + at_once], draws.erase[start : start + at_once])
         for mix in draws.mix:
+            mix.apply(images[mix.rows.start : mix.rows.stop])
+        return images, self._targets(labels, draws.mix)
+
+    def _targets(self, labels: Tensor, mixes: list[Mix]) -> Tensor:
+        """timm's ``mixup_target`` of each group, computed for all groups together."""
+        off = self.smoothing / self.num_classes
+        own = one_hot(labels, self.num_classes, 1 - self.smoothing + off, off)
+        if not mixes:
+            return own
+        lam, other = np.ones((len(labels), 1)), np.arange(len(labels))
+        for mix in mixes:
             rows = slice(mix.rows.start, mix.rows.stop)
-            mix.apply(images[rows])
-            targets[rows] = self._targets(labels[rows], mix.lam)
-        return images, targets
+            lam[rows], other[rows] = mix.lam, mix.rows[::-1]
+        weight, rest = send(labels.device, lam.astype(np.float32), (1 - lam).astype(np.float32))
+        return own * weight + own.index_select(0, send(labels.device, other)[0]) * rest
 
-    def _targets(self, labels: Tensor, lam: float) -> Tensor:
-        return mixup_target(labels, self.num_classes, lam, self.smoothing)
 
-    @staticmethod
-    def _erase(images: Tensor, boxes) -> None:
-        for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
-            if height > 0:
-                noise = torch.randn(len(image), height, width, device=image.device)
-                image[:, top : top + height, left : left + width] = noise
+def _erase(images: Tensor, boxes: NDArray[np.int32]) -> None:
+    """Fill a box in each image with noise, which is drawn for the smallest area that holds all boxes."""
+    some = boxes[:, 2] > 0
+    if not some.any():
+        return
+    first, last = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    (top, left), (bottom, right) = first[some].min(axis=0).tolist(), last[some].max(axis=0).tolist()
+    y, x = np.arange(top, bottom), np.arange(left, right)
+    rows, columns = (first[:, :1] <= y) & (y < last[:, :1]), (first[:, 1:] <= x) & (x < last[:, 1:])
+    inside_y, inside_x = send(images.device, rows[:, None, :, None], columns[:, None, None, :])
+    area = images[:, :, top:bottom, left:right]
+    noise = torch.randn(area.shape, device=images.device)
+    area.copy_(torch.where(inside_y & inside_x, noise, area))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ STEPS = 10  # timm's magnitudes count tenths of an operation's range
 
 
 class Op(IntEnum):
-    """An operation of :mod:`data.augment.image_ops` or :mod:`data.augment.warps`, and the unit of its argument."""
+    """An operation of :mod:`data.augment.image_ops` or :mod:`data.augment.warps`, and the unit of its argument.
+
+    Operations that the device does together are neighbours. Those up to ``ROTATE`` move pixels along x, and those from
+    ``ROTATE`` on along y.
+    """
 
     NONE = 0
     AUTOCONTRAST = auto()  # no argument; the next two have none either
@@ -22,15 +26,15 @@ class Op(IntEnum):
     POSTERIZE = auto()  # bits kept, 0 to 8
     SOLARIZE = auto()  # first value that is inverted, 0 to 256
     SOLARIZE_ADD = auto()  # what is added to values below 128, 0 to 128
-    COLOR = auto()  # factor, 1 = unchanged; the same for the next three
+    BRIGHTNESS = auto()  # factor, 1 = unchanged; the same for the next three
+    COLOR = auto()
     CONTRAST = auto()
-    BRIGHTNESS = auto()
     SHARPNESS = auto()
     BLUR = auto()  # Pillow's radius, 0 to 2 pixels
-    ROTATE = auto()  # degrees, counter-clockwise
     SHEAR_X = auto()  # shift in pixels from one row to the next
-    SHEAR_Y = auto()  # shift in pixels from one column to the next
     TRANSLATE_X = auto()  # share of the image's width
+    ROTATE = auto()  # degrees, counter-clockwise
+    SHEAR_Y = auto()  # shift in pixels from one column to the next
     TRANSLATE_Y = auto()  # share of the image's height
 
 

@@ -1,125 +1,124 @@
-"""Pillow's affine transformations for uint8 batches; each image has its own argument.
+"""Pillow's affine transformations for uint8 batches; each image has its own operation and argument.
 
-They run on CPU and GPU; the host does not wait for the GPU. Images are ``(n, 3, height, width)``, arguments ``(n,)``
-float64. ``cubic`` ``(n,)`` is 1 for bicubic interpolation (Pillow's transforms have a = -1) and 0 for bilinear.
-``fill`` ``(1, 3, 1, 1)`` is the colour of pixels that come from outside the image. Source: ``Geometry.c`` of Pillow 12.
+They run on CPU and GPU; the host does not wait for the GPU. A pixel comes from a place that is the sum of a number for
+its column and a number for its row. The host computes these numbers, because each operation has its own formula. The
+device samples the places of all operations together. Source: ``Geometry.c`` of Pillow 12.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment.image_ops import choose, column, to_uint8
+from data.augment.image_ops import truncate
+from data.augment.layer import Layer
+from data.augment.levels import Op
+from data.transfer import send
 
-TAPS = 4
 # Pillow truncates. In an area of one colour its weighted sums are exact, but ours may be a little too small: without
 # this guard they would be truncated to the next lower value.
 GUARD = 1e-3
 
 
-def shear_x(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move each row by ``factor`` pixels more than the row above."""
-    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 2), 3, cubic, fill)
-
-
-def shear_y(images: Tensor, factors: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move each column by ``factor`` pixels more than the column to its left."""
-    return _shift(images, factors.view(-1, 1, 1, 1) * _centres(images, 3), 2, cubic, fill)
-
-
-def translate_x(images: Tensor, shares: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move the image to the left, by a share of its width."""
-    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[3], 3, cubic, fill)
-
-
-def translate_y(images: Tensor, shares: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Move the image up, by a share of its height."""
-    return _shift(images, shares.view(-1, 1, 1, 1) * images.shape[2], 2, cubic, fill)
-
-
-def _centres(images: Tensor, dim: int) -> Tensor:
-    """Centres of the pixels along a dimension, float64, to broadcast over images."""
-    shape = [1, 1, 1, 1]
-    shape[dim] = -1
-    return (torch.arange(images.shape[dim], device=images.device, dtype=torch.float64) + 0.5).view(shape)
-
-
-def _shift(images: Tensor, shifts: Tensor, dim: int, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Shift whole rows (``dim`` 3) or columns (``dim`` 2), each by its number of pixels, float64.
-
-    All pixels of a line have the same weights, and each tap is the line itself, moved by whole pixels.
-    """
-    size = images.shape[dim]
-    whole = shifts.floor()
-    weights = _weights(shifts - whole, cubic)
-    shape = [1, 1, 1, 1]
-    shape[dim] = -1
-    taps = torch.arange(-1, size + TAPS - 2, device=images.device).view(shape)
-    places = (taps + whole.long()).clamp_(0, size - 1)
-    sizes = [*images.shape]
-    sizes[dim] = size + TAPS - 1
-    lines = images.gather(dim, places.expand(sizes)).float()
-    moved = _weighted((lines.narrow(dim, tap, size) for tap in range(TAPS)), weights)
-    where = _centres(images, dim).float() + shifts.float()
-    return choose((where >= 0) & (where < size), _cut(moved), fill)
-
-
-def rotate(images: Tensor, degrees: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """Rotate around the centre, counter-clockwise."""
+def warp(images: Tensor, layer: Layer) -> Tensor:
+    """Shear, translate or rotate each image: uint8 ``(n, 3, height, width)`` to int16."""
     height, width = images.shape[2:]
-    angle = -degrees.double().view(-1, 1, 1) * (math.pi / 180)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    x = torch.arange(width, device=images.device) + (0.5 - width / 2)
-    y = (torch.arange(height, device=images.device) + (0.5 - height / 2)).unsqueeze(1)
-    from_x = cos * x + sin * y + width / 2
-    from_y = -sin * x + cos * y + height / 2
-    return _sample(images, from_x, from_y, cubic, fill)
+    limits = np.array([width, height], dtype=np.float32).reshape(2, 1, 1, 1)
+    centres = limits / 2 * (layer.ops == Op.ROTATE).reshape(-1, 1, 1)
+    cubic = layer.cubic.astype(np.float32).reshape(-1, 1, 1)
+    numbers = (*_places(layer, height, width), limits, limits - 1, centres, -cubic)
+    p, q, size, last, centre, minus_a = send(images.device, *numbers)
+
+    # Along an axis in which no image moves, one of the four taps has all the weight.
+    along_x, along_y = layer.ops[0] <= Op.ROTATE, layer.ops[-1] >= Op.ROTATE
+    across, down = (range(4) if moves else range(1, 2) for moves in (along_x, along_y))
+    place, whole = p[:2] + q[:2]
+    beyond = p[2, ..., : width if along_y else 1] + q[2, ..., : height if along_x else 1, :]
+    place += centre
+    inside = (place >= 0) & (place < size)
+    for rows in layer.rows(Op.ROTATE):
+        from_first_centre = place[:, rows] - 0.5
+        torch.floor(from_first_centre, out=whole[:, rows])
+        torch.sub(from_first_centre, whole[:, rows], out=beyond[:, rows])
+    by_column, by_row = _weights(beyond, minus_a).unsqueeze(3).unbind(1)
+
+    x, y = torch.minimum(whole.clamp_(min=-1), last).int()
+    lines = _weighted(_taps(images, x, y, across, down), by_column[across.start :])
+    moved = _weighted(lines, by_row[down.start :]).add_(GUARD).clamp_(0, 255)
+    return truncate(torch.where(inside.all(dim=0).unsqueeze(1), moved, layer.fill))
 
 
-def _sample(images: Tensor, x: Tensor, y: Tensor, cubic: Tensor, fill: Tensor) -> Tensor:
-    """The images sampled at these places, ``(n, height, width)`` in pixels."""
-    n, channels, height, width = images.shape
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    x, y = x - 0.5, y - 0.5
-    left, top = x.floor(), y.floor()
-    by_column = _weights((x - left).unsqueeze(1), cubic)
-    by_row = _weights((y - top).unsqueeze(1), cubic)
+def _places(layer: Layer, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where pixels come from: a number for each column, ``(3, 2, n, 1, width)``, and row, ``(3, 2, n, height, 1)``.
 
+    The second axis is x and y. The first axis has three quantities, each the sum of both numbers: the place in pixels,
+    the last pixel whose centre is not beyond the place, and how far the place is beyond that centre. Shears and
+    translations have all three, split in float64. Rotations only have the place, relative to the image's centre.
+    """
+    x, y, args = np.arange(width), np.arange(height), layer.args[:, None]
+    exact = np.zeros((2, len(args), width + height))  # the places, from the centre of the first pixel
+    by_column, by_row = exact[..., :width], exact[..., width:]
+    by_column[0], by_row[1] = x, y
+    for op, shifts, factor in (
+        (Op.SHEAR_X, by_row[0], y + 0.5),
+        (Op.TRANSLATE_X, by_row[0], np.array(width)),
+        (Op.SHEAR_Y, by_column[1], x + 0.5),
+        (Op.TRANSLATE_Y, by_column[1], np.array(height)),
+    ):
+        for rows in layer.rows(op):
+            shifts[rows] = args[rows] * factor
+    whole = np.floor(exact)
+    numbers = np.stack([exact, whole, exact - whole]).astype(np.float32)
+    p, q = numbers[..., :width], numbers[..., width:]
+    p[0, 0] += 0.5
+    q[0, 1] += 0.5
+    for rows in layer.rows(Op.ROTATE):
+        angle = -args[rows] * (math.pi / 180)
+        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        right, below = (x + 0.5 - width / 2).astype(np.float32), (y + 0.5 - height / 2).astype(np.float32)
+        p[0, :, rows] = cos * right, -sin * right
+        q[0, :, rows] = sin * below, cos * below
+    return np.expand_dims(p, -2), np.expand_dims(q, -1)
+
+
+def _taps(images: Tensor, x: Tensor, y: Tensor, across: range, down: range) -> Iterator[Tensor]:
+    """The pixels at each distance in ``across`` and ``down`` from the pixel left of and above these whole places.
+
+    Yields a tensor ``(len(down), n, channels, height, width)`` for each distance in ``across``.
+    """
     # Pad with repeated borders and store all channels of all images in one flat row. Every other tap then has the same
     # distance from the first tap at all places.
+    n, channels, height, width = images.shape
     high, wide = height + 4, width + 4
     row = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").flatten()
-    first = (top.int().clamp_(-1, height - 1) + 1) * wide + left.int().clamp_(-1, width - 1) + 1
-    start = torch.arange(0, len(row), high * wide, device=images.device, dtype=torch.int32)
-    first = (first.unsqueeze(1) + start.view(n, channels, 1, 1)).flatten()
-    moved = torch.zeros(images.shape, device=images.device)
-    for down in range(TAPS):
-        taps = (row[down * wide + right :].index_select(0, first).view_as(images) for right in range(TAPS))
-        moved.addcmul_(_weighted(taps, by_column), by_row[down])
-    return choose(inside.unsqueeze(1), _cut(moved), fill)
+    starts = np.arange(wide + 1, len(row), high * wide, dtype=np.int32).reshape(n, channels, 1, 1)
+    (starts_down,) = send(images.device, starts + np.array(down, dtype=np.int32).reshape(-1, 1, 1, 1, 1) * wide)
+    first = torch.add(x, y, alpha=wide).unsqueeze(1) + starts_down
+    for right in across:
+        yield row[right:].index_select(0, first.flatten()).view(first.shape)
 
 
-def _weighted(taps: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
+def _weighted(taps: Iterable[Tensor], weights: Tensor) -> Tensor:
     """The weighted sum. The taps are taken one at a time, so that the caches hold only few of them."""
     total: Tensor | None = None
-    for tap, weight in zip(taps, weights, strict=True):
+    for tap, weight in zip(taps, weights, strict=False):
         total = tap * weight if total is None else total.addcmul_(tap, weight)
     assert total is not None
     return total
 
 
-def _weights(d: Tensor, cubic: Tensor) -> list[Tensor]:
-    """Weights of the four pixels around places that are ``d`` pixels beyond the second one, ``(n, 1, …, …)``; float32.
+def _weights(beyond: Tensor, minus_a: Tensor) -> Tensor:
+    """Weights of the four pixels around places that are so far beyond the second one: float32 ``(4, …)``.
 
-    Bilinear interpolation is the same formula with a = 0: the outer two pixels get the weight 0.
+    Pillow's bicubic interpolation has a = -1. Bilinear interpolation is the same formula with a = 0: the outer two
+    pixels get the weight 0.
     """
-    d = d.float()
-    e, a = 1 - d, column(cubic, torch.float32)
-    return [-a * d * e * e, e * (1 + a * d * e), d * (1 + a * d * e), -a * d * d * e]
-
-
-def _cut(values: Tensor) -> Tensor:
-    return to_uint8(values.add_(GUARD).clamp_(0, 255))
+    before = 1 - beyond
+    outer = minus_a * beyond
+    both = outer * before
+    inner = 1 - both
+    return torch.stack([both * before, before * inner, beyond * inner, outer * beyond * before])

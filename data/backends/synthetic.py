@@ -35,4 +35,4 @@ class SyntheticBackend:
         with closing(attentive((crops for crops in requests), look, ahead=1)) as planned:
             for crops in planned:
                 rows = crops.index % POOL + POOL * crops.flip
-                yield self.pool.index_select(0, send(rows, self.pool.device))
+                yield self.pool.index_select(0, send(self.pool.device, rows)[0])

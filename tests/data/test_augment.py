@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 from timm.data.mixup import Mixup as TimmMixup
@@ -12,6 +13,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
+from data.augment.auto_augment import AT_ONCE
 from data.augment.device import DeviceAugment, soft_cross_entropy
 from data.augment.device_draws import DeviceDraws
 from data.augment.levels import Op
@@ -21,7 +23,9 @@ from data.config import AugmentConfig, DataConfig
 from data.geometry import BatchGeometry
 from data.plan import TrainPlan
 from data.sources.synthetic import SyntheticSource
+from tests.launches import Launches, fake_gpu
 from tests.pictures import FILL, as_batch, difference, pictures
+from tests.runs import PROJECT
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLASSES, SIDE = 10, 32
@@ -70,16 +74,22 @@ def test_the_batch_given_stays_as_it_is(augment: DeviceAugment) -> None:
     assert torch.equal(labels, make_batch()[1])
 
 
-def test_erasing_changes_only_the_box_and_fills_it_with_noise(augment: DeviceAugment) -> None:
+@pytest.mark.parametrize("at_once", [1, 5, 64])  # as on a CPU, and as on a GPU
+def test_erasing_changes_only_the_box_and_fills_it_with_noise(
+    augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
     images, labels = make_batch(64)
     boxes = np.tile(np.array([3, 5, 20, 11], dtype=np.int32), (64, 1))
     boxes[1::2] = 0
+    boxes[2::4] = 0, 9, 6, 23
     plain, _ = augment(images, labels, NOTHING)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         erased, _ = augment(images, labels, DeviceDraws(boxes, []))
     inside = torch.zeros(64, SIDE, SIDE, dtype=torch.bool)
-    inside[::2, 3:23, 5:16] = True
+    inside[::4, 3:23, 5:16] = True
+    inside[2::4, :6, 9:] = True
     inside = inside.unsqueeze(1).expand(-1, 3, -1, -1)
     assert torch.equal(erased[~inside], plain[~inside])
     noise = erased[inside].double()
@@ -182,6 +192,24 @@ def test_a_batch_augmented_in_parts_is_the_whole_one(
     (whole, whole_targets), (cut, cut_targets) = parts(1, None), parts(world, micro)
     assert torch.equal(cut, whole)
     assert torch.equal(cut_targets, whole_targets)
+
+
+def test_the_full_recipe_launches_at_most_250_kernels_a_batch_and_never_waits_for_the_gpu() -> None:
+    config = AugmentConfig(**OmegaConf.load(PROJECT / "conf/recipe/lipsformer.yaml").augment)
+    data, batch = DataConfig(name="any"), 128
+    index, geometry = SyntheticSource(10 * batch, 1000, data.crop).index, BatchGeometry(batch, config.mix_group)
+    plan = TrainPlan(index, 0, data, config, geometry)
+    with fake_gpu():
+        augment = DeviceAugment(MEAN, STD, 1000, config.label_smoothing).to("cuda")
+        images = torch.empty(batch, 3, data.crop, data.crop, dtype=torch.uint8, device="cuda")
+        labels = torch.empty(batch, dtype=torch.int64, device="cuda")
+        for step in range(10):
+            ((epoch, positions),) = plan.positions(step)
+            draws = plan.device_draws(epoch, positions)
+            assert draws.auto is not None and draws.erase is not None and len(draws.mix) == batch // config.mix_group
+            with Launches() as launches:
+                augment(images, labels, draws)
+            assert 150 < launches.counts.total() <= 250
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

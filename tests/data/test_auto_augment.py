@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import auto_augment as timm
 from torch import Tensor
 
-from data.augment.auto_augment import carry_out
+from data.augment.auto_augment import AT_ONCE, carry_out
 from data.augment.levels import LEVELS, Op, operations
 from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
@@ -90,6 +90,17 @@ def test_an_image_does_not_see_the_others(images, device, auto) -> None:
     assert torch.equal(whole[torch.from_numpy(untouched)], batch[torch.from_numpy(untouched)])
     changed = (whole != batch).flatten(1).any(dim=1).cpu().numpy()
     assert changed.mean() > 0.5 * (~untouched).mean()
+
+
+@pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "rand-n4-mstd101", "trivial", "3a"])
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_operations_done_together_as_on_a_gpu_change_no_pixel(images, monkeypatch, auto, at_once) -> None:
+    batch = as_batch([*images, *(image.rotate(180) for image in images)]).repeat(6, 1, 1, 1)
+    draws, fill = drawn(auto, len(batch)), torch.tensor(FILL, dtype=torch.uint8).view(1, 3, 1, 1)
+    cubic = np.random.default_rng(0).random(draws.ops.shape) < 0.5
+    alone = carry_out(batch, draws, cubic, fill)
+    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
+    assert torch.equal(carry_out(batch, draws, cubic, fill), alone)
 
 
 @pytest.mark.parametrize("auto", ["rand-m9-mstd0.5-inc1", "3a"])

@@ -1,12 +1,12 @@
 """Rotations, shears and translations of batches give Pillow's pixels."""
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from data.augment import warps
+from data.augment.levels import Op
 from tests import pictures as shown
-from tests.pictures import FILL, SIDE, as_batch, difference
+from tests.pictures import FILL, SIDE, as_batch, difference, operated
 
 device, images = shown.device, shown.images
 # Mean difference from the few values where a sum is rounded past an integer. It is largest for bilinear interpolation
@@ -41,29 +41,22 @@ def moved_by_pillow(image: Image.Image, name: str, value: float, resample: Image
 def test_movements(images, device, size, interpolation, name, least, most) -> None:
     resized = [image.resize(size) for image in images]
     resample = Image.Resampling[interpolation.upper()]
-    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
     for shift in (0, 1):  # another amount for each image
-        values = torch.linspace(least, most, len(images), dtype=torch.float64).roll(shift)
+        values = np.roll(np.linspace(least, most, len(images)), shift)
         expected = [moved_by_pillow(i, name, v, resample) for i, v in zip(resized, values.tolist(), strict=True)]
-        cubic = torch.full_like(values, interpolation == "bicubic").to(device)
-        made = getattr(warps, name)(as_batch(resized, device), values.to(device), cubic, fill)
+        made = operated(as_batch(resized, device), Op[name.upper()], values, interpolation == "bicubic")
         assert difference(made, expected).max() < ROUNDING
 
 
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.5, -3.0, 90.0, 180.0])
 def test_whole_pixels_quarter_turns_and_beyond_the_border(images, device, name, value) -> None:
-    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
     expected = [moved_by_pillow(image, name, value, Image.Resampling.BICUBIC) for image in images]
-    values = torch.full((len(images),), value, dtype=torch.float64, device=device)
-    cubic = torch.ones_like(values)
-    assert difference(getattr(warps, name)(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING
+    assert difference(operated(as_batch(images, device), Op[name.upper()], value), expected).max() < ROUNDING
 
 
 def test_each_image_has_an_interpolation_of_its_own(images, device) -> None:
-    fill = torch.tensor(FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
-    values = torch.full((len(images),), 12.3, dtype=torch.float64, device=device)
-    cubic = torch.arange(len(images), device=device) % 2
+    cubic = np.arange(len(images)) % 2
     resample = [Image.Resampling.BICUBIC if c else Image.Resampling.BILINEAR for c in cubic.tolist()]
     expected = [moved_by_pillow(image, "rotate", 12.3, r) for image, r in zip(images, resample, strict=True)]
-    assert difference(warps.rotate(as_batch(images, device), values, cubic, fill), expected).max() < ROUNDING
+    assert difference(operated(as_batch(images, device), Op.ROTATE, 12.3, cubic), expected).max() < ROUNDING

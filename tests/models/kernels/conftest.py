@@ -4,10 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def triton_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device that runs the kernels. The kernels are imported by the first call, when the variable is set."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return torch.device("cpu")
+@pytest.fixture
+def triton_device() -> torch.device:
+    """The device that runs the kernels; see the top of ``tests/conftest.py``."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

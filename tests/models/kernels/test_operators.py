@@ -43,4 +43,6 @@ def test_a_strided_input_is_copied_first(triton_device: torch.device):
     x, weight, bias = (tensor.to(triton_device) for tensor in INPUTS["depthwise_gelu"])
     turned = x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     assert not turned.is_contiguous()
-    torch.testing.assert_close(operators.depthwise_gelu(turned, weight, bias), operators.depthwise_gelu(x, weight, bias))
+    torch.testing.assert_close(
+        operators.depthwise_gelu(turned, weight, bias), operators.depthwise_gelu(x, weight, bias)
+    )
