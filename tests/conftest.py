@@ -12,14 +12,14 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
 
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU, Triton's kernels run in its interpreter. It reads this when it is imported, as torch.compile does.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from data.cache import unpacked
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
-
-if not torch.cuda.is_available():
-    # Triton's kernels then run in its interpreter. It reads this when it is imported, which other libraries may do.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples in every run, and no time limit for each, because machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -48,7 +48,7 @@ def test_all_layers_of_a_model_get_the_choice():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_triton_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ModelError, match="model.kernels=triton needs an NVIDIA GPU"):
+    with pytest.raises(ModelError, match=r"model\.kernels=triton needs an NVIDIA GPU"):
         set_kernels(nn.Identity(), "triton")
 
 
