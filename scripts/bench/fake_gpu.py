@@ -29,13 +29,18 @@ aten = torch.ops.aten
 CAST_TO_FLOAT32 = ("layer_norm", "group_norm", "exp", "log", "rsqrt", "reciprocal", "nll_loss", "pow.Tensor_Scalar")
 FLOAT32_RESULT = ("softmax.int", "log_softmax.int", "sum", "sum.dim_IntList", "linalg_vector_norm", "cumsum", "prod")
 PROMOTED = ("addcmul", "addcdiv")
+UNCHANGED = ("cat", "stack")  # on CPUs autocast promotes their inputs
 
 
 @contextmanager
-def as_on_a_gpu(dtype: torch.dtype) -> Iterator[FakeTensorMode]:
-    """Return a context in which tensors are fake and operations are those of a GPU under autocast with ``dtype``."""
+def as_on_a_gpu(model: nn.Module) -> Iterator[None]:
+    """Return a context in which tensors are fake and operations are those of a GPU. The model's parameters become fake.
+
+    Autocast of the CPU is then autocast of the GPU.
+    """
     library = torch.library.Library("aten", "IMPL")
-    for names, policy in ((CAST_TO_FLOAT32, _cast), (FLOAT32_RESULT, _with_dtype), (PROMOTED, _promote)):
+    policies = {_cast: CAST_TO_FLOAT32, _with_dtype: FLOAT32_RESULT, _promote: PROMOTED, _unchanged: UNCHANGED}
+    for policy, names in policies.items():
         for name in names:
             library.impl(name, _outside_autocast(policy, _overload(name)), "AutocastCPU")
     with ExitStack() as stack:
@@ -43,7 +48,12 @@ def as_on_a_gpu(dtype: torch.dtype) -> Iterator[FakeTensorMode]:
         stack.enter_context(patch("models.onednn._AVAILABLE", False))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _fused_attention))
         stack.enter_context(patch.object(F, "rms_norm", _FusedRMSNorm.apply))
-        yield stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        for module in model.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+        yield
 
 
 def _overload(name: str) -> Any:
@@ -61,6 +71,10 @@ def _outside_autocast(policy: Callable[..., Tensor], operation: Any) -> Callable
 
 def _cast(operation: Any, *args: Any, **kwargs: Any) -> Tensor:
     return operation(*(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args), **kwargs)
+
+
+def _unchanged(operation: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return operation(*args, **kwargs)
 
 
 def _with_dtype(operation: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -115,10 +129,14 @@ def _fused_attention(
         attn_mask = attn_mask.to(dtype) if attn_mask is not None else None
     if attn_mask is None:
         return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
-    tokens = k.shape[-2]
-    # The kernel wants rows of 16 bytes, so torch pads the mask and passes a view of it.
-    padded = F.pad(attn_mask, (0, -tokens % 8))[..., :tokens].expand(*q.shape[:-1], tokens)
-    return aten._scaled_dot_product_efficient_attention(q, k, v, padded, True, dropout_p, is_causal, scale=scale)[0]
+    mask = mask_of_kernel(attn_mask, q)
+    return aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, dropout_p, is_causal, scale=scale)[0]
+
+
+def mask_of_kernel(mask: Tensor, q: Tensor) -> Tensor:
+    """The mask as the kernel takes it: with rows of 16 bytes, so torch pads it and passes a view for each image."""
+    tokens = mask.shape[-1]
+    return F.pad(mask, (0, -tokens % 8))[..., :tokens].expand(*q.shape[:-1], tokens)
 
 
 # --- counting -------------------------------------------------------------------------------------------------------

@@ -48,12 +48,8 @@ Costs = dict[tuple[str, str], Cost]
 def traced(name: str, args: argparse.Namespace) -> CostCounter:
     """Return the counter of a model's training step: forward, backward, clipping and optimizer."""
     model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH).train()
-    with patch("models.kernels.choice._runs_triton", lambda device: True), as_on_a_gpu(AMP_DTYPES[args.amp]):
+    with patch("models.kernels.choice._runs_triton", lambda device: True), as_on_a_gpu(model):
         set_kernels(model, args.kernels)
-        for module in model.modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[key] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
         steps = optimizer(args.optim, model)
         images, targets = torch.empty(args.batch_size, 3, SIDE, SIDE), torch.empty(args.batch_size, CLASSES)
         counter = CostCounter(model, PARTS)
