@@ -103,10 +103,10 @@ class WeightedResidual(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         """Draw a factor per image, ``(batch,)``: 0 where it skips the branch. The expected value is 1."""
-        drop = torch.ones(x.shape[0], dtype=self.scale.dtype, device=x.device)
         if not self.training or self.drop_path == 0:
-            return drop
+            return torch.ones(x.shape[0], dtype=self.scale.dtype, device=x.device)
         kept = 1 - self.drop_path
+        drop = torch.empty(x.shape[0], dtype=self.scale.dtype, device=x.device)
         return drop.bernoulli_(kept).div_(max(kept, 1e-9))
 
     @torch.jit.unused
