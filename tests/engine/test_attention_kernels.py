@@ -1,7 +1,8 @@
 """Which attention kernels a GPU uses, and whether they compute what they should."""
 
 import math
-from collections.abc import Iterator
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,28 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.runs import PROJECT
+
+
+SETTINGS = """
+import torch
 from engine.device import tune
 
-
-@pytest.fixture(autouse=True)
-def settings_restored() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
-    attention = torch.backends.cuda.cudnn_sdp_enabled()
-    yield
-    torch.set_float32_matmul_precision(before[0])
-    cudnn.allow_tf32, cudnn.benchmark = before[1:]
-    torch.backends.cuda.enable_cudnn_sdp(attention)
+settings = torch.backends.cuda
+tune(torch.device("cpu"))
+assert settings.cudnn_sdp_enabled()
+tune(torch.device("cuda"))
+assert not settings.cudnn_sdp_enabled()
+assert settings.flash_sdp_enabled() and settings.mem_efficient_sdp_enabled()
+"""
 
 
-def test_a_gpu_gets_torch_s_attention_and_not_cudnn_s():
-    """The flags exist without a GPU, too. The other kernels stay on."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    tune(torch.device("cpu"))
-    assert torch.backends.cuda.cudnn_sdp_enabled()
-    tune(torch.device("cuda"))
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+def test_a_gpu_gets_torch_s_attention_and_not_cudnn_s() -> None:
+    """The flags exist without a GPU, too. They are set in a process of its own, because they hold for all tests."""
+    subprocess.run([sys.executable, "-c", SETTINGS], cwd=PROJECT, check=True)
 
 
 def in_windows(batch: int, heads: int, tokens: int, width: int) -> Tensor:

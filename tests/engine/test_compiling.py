@@ -96,6 +96,7 @@ def test_a_boolean_in_a_file_is_a_choice_too():
     assert OmegaConf.to_object(OmegaConf.merge(composed("model=deit_tiny"), {"compile": False})).compile == "false"
 
 
+@pytest.mark.slow
 def test_a_run_compiles_once_to_train_and_once_to_evaluate(use, small_images, here, capsys):
     """Four steps, validated in batches of 64 and 16 images after every second one. The numbers are the eager ones."""
     common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "batch_size=160", "ema=0.9")

@@ -69,6 +69,7 @@ def test_activations_have_the_size_of_the_theory():
             assert all(0.95 * (1 + depth / 2) < size < 1 + 1.5 * depth for depth, size in enumerate(sizes, 1))
 
 
+@pytest.mark.slow
 def test_the_last_layers_gradient_depends_on_depth_as_in_the_theory():
     """It does not depend on depth for Post-LN, and falls as 1 / sqrt(depth) for Pre-LN."""
     depths = [4, 16]

@@ -62,7 +62,7 @@ def test_without_the_packages_it_says_what_to_do() -> None:
         [sys.executable, "-S", SCRIPT], capture_output=True, text=True, env=environment(PYTHONPATH="")
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "No module named 'torch'" in done.stderr and "make setup" in done.stderr
+    assert "No module named" in done.stderr and "make setup" in done.stderr
 
 
 # --- versions

@@ -64,6 +64,7 @@ def test_a_run_that_stopped_in_a_line_or_lost_an_accuracy_is_read(tmp_path, monk
     assert "1.2500 | – | 61.50 |" in said and "1.2500 | 60.25 | 60.25 |" in said and "1.2500 | – | – |" in said
 
 
+@pytest.mark.slow
 def test_a_run_is_read_as_it_was_written(small_images, here, monkeypatch, capsys):
     train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=1")
     assert compared(monkeypatch, "outputs/a") == 0

@@ -51,7 +51,7 @@ def test_a_convolution_as_a_residual_is_exact_in_every_precision(dtype: torch.dt
     check("depthwise_gelu_residual", convolution_inputs((3, 4, 3, 6), 3, residual=True), dtype, triton_device)
 
 
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("residual", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kernels_larger_than_the_map_and_several_programs_are_exact(residual: bool, triton_device: torch.device):
     """7x7 kernels; 66 pixels and 33 channels, one program more than fits each."""
     name = "depthwise_gelu_residual" if residual else "depthwise_gelu"
