@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.runs import PROJECT
 
-
 SETTINGS = """
 import torch
 from engine.device import tune
