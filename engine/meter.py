@@ -21,7 +21,7 @@ class Reading:
         grad_norm: mean norm of the gradient before clipping.
         images_per_second: sum over all processes.
         seconds_per_step: time of the first process, so that all processes use the same number.
-        data_wait: share of the time spent waiting for data, on the process that waited longest.
+        data_wait: share of the time in which the device had no data, on the process that waited longest.
         bad_step: the first step whose loss or gradient was not finite, counted from 1; None if all were finite.
         votes: for each yes-no question, whether any process answered yes.
     """

@@ -87,8 +87,8 @@ class TrainingData:
 class TimedBatches:
     """An iterator over batches that measures how long steps wait for them.
 
-    On a GPU this is the time in which it has nothing to compute for the model because the next batch is missing. A host
-    that waits while the GPU is busy loses nothing.
+    On a GPU this is the time in which the GPU has nothing to compute for the model because the next batch is missing.
+    A host that waits while the GPU is busy loses nothing.
 
     Args:
         batches: the batches.

@@ -60,6 +60,8 @@ class CenterNorm(nn.Module):
 class WeightedResidual(nn.Module):
     """``x + drop * scale * branch(x)``: stochastic depth and a learned scale per channel (LipsFormer, section 4.1.3).
 
+    A CenterNorm of the result can be part of it.
+
     Args:
         branch: maps ``(batch, ..., dim)`` to the same shape.
         dim: channels.
@@ -87,11 +89,12 @@ class WeightedResidual(nn.Module):
 
         Args:
             x: feature map.
-            norm_weight: weight of a CenterNorm of the result. On a GPU one kernel adds the branch and normalises.
+            norm_weight: weight of a CenterNorm of the result. In eager training on a GPU one kernel does both.
             norm_bias: bias of the CenterNorm.
         """
         fused = "depthwise_gelu_residual"
-        if self.training and self.convolves and wants_triton(self.kernels, fused, x, self.kernel_size):
+        is_alone = self.convolves and norm_weight is None
+        if self.training and is_alone and wants_triton(self.kernels, fused, x, self.kernel_size):
             return self._fused_convolution(x)
         branch = self.branch(x)
         if norm_weight is None or norm_bias is None:

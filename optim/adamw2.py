@@ -41,7 +41,7 @@ class AdamW2(Optimizer):
 
     A step reads no number back to the host. So it does not wait for a GPU, and can be captured in a CUDA graph. torch's
     own ``AdamW(fused=True)`` kernel updates the moments. Under a gradient scaler, too, a step that overflows is skipped
-    on the device. Only a step with new matrices waits: the host must know when they have taken their first step.
+    on the device. Only a step with new matrices waits then: the host must know when they have taken their first step.
 
     Args:
         params: parameters, named parameters or groups of them.

@@ -18,8 +18,9 @@ class SpectralNorms:
     """Reads the largest singular value of every matrix by the name of its layer, without changing the optimizer.
 
     A fused qkv weight has one value each for queries, keys and values. Power iteration starts from AdamW²'s vectors,
-    or for other optimizers from those of the last reading. Checkpoints do not hold these, so the first reading of a
-    resumed run starts from random ones. A reading stacks the matrices of one shape, and the host does not wait.
+    or for other optimizers from those of the last reading. Checkpoints do not hold the vectors of readings, so the
+    first reading of a resumed run starts from random ones. A reading stacks the matrices of one shape, and the host
+    does not wait.
 
     Args:
         optimizer: an optimizer whose groups come from :func:`optim.param_groups`.

@@ -15,8 +15,8 @@ from data.threads import in_parallel
 from data.transfer import send
 
 Function = Callable[[Tensor, Layer], Tensor]
-# What carries out each operation: from uint8 images to the new values, of any type. Operations with the same function
-# are neighbours in Op. A GPU does them together, because it takes longer to start an operation than to do it.
+# Each operation's function: from uint8 images to new values of any type. Operations with the same function are
+# neighbours in Op. A GPU does them together, because it takes longer to start an operation than to do it.
 FUNCTIONS: dict[Op, Function] = {
     **dict.fromkeys((Op.AUTOCONTRAST, Op.EQUALIZE, *image_ops.TABLES), image_ops.look_up),
     **dict.fromkeys((Op.COLOR, Op.CONTRAST, Op.SHARPNESS), image_ops.blend),

@@ -57,7 +57,8 @@ class DaliBackend:
             if self.device.type == "cuda":
                 # No copy is needed: the dynamic executor does not reuse a buffer while something refers to it. The
                 # current stream waits for DALI's work on the batch (the DLPack protocol); the host does not.
-                yield from _held_while_used(torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
+                on_device = (torch.from_dlpack(batch.as_tensor()) for _, batch in decoded)
+                yield from _held_while_used(on_device, torch.cuda.current_stream(self.device))
             else:
                 yield from in_threads(decoded, self.cfg.crop, self.workers)
 
@@ -114,23 +115,25 @@ class DaliBackend:
         return cpu_pipeline(feed, from_paths, device_id=None, **common)
 
 
-def _held_while_used(batches: Iterator[Tensor]) -> Generator[Tensor, None, None]:
+def _held_while_used(batches: Iterator[Tensor], stream: torch.cuda.Stream) -> Generator[Tensor, None, None]:
     """Keep a reference to each batch until the GPU has done the work that reads it.
 
     DALI reuses a buffer as soon as nothing refers to it, and does not know of work in the GPU's queue. When the next
     batch is taken, an event is put into the queue. The GPU has done the last batch's work when it reaches the event.
+
+    Args:
+        batches: the batches.
+        stream: the queue of the work that reads them.
     """
     held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
     try:
         for batch in batches:
             yield batch
-            done = torch.cuda.Event()
-            done.record()
-            held.append((batch, done))
+            held.append((batch, stream.record_event()))
             while held and held[0][1].query():
                 held.popleft()
     finally:
-        torch.cuda.current_stream().synchronize()  # the last batches may still be in use
+        stream.synchronize()  # the last batches may still be in use
 
 
 def _merge(requests: list[Crops]) -> Crops:

@@ -1,4 +1,4 @@
-"""Tells DALI's errors about the GPU from those about an image: both are a ``RuntimeError``, so by the text."""
+"""Tells DALI's errors about the GPU from those about an image. Both are RuntimeErrors, so the text decides."""
 
 import re
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from statistics import median
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from models.errors import ModelError
 from models.kernels import operators, plain
@@ -29,14 +31,18 @@ def set_kernels(model: nn.Module, kernels: str) -> None:
 
     Args:
         model: a model; only LipsFormers have layers with kernels.
-        kernels: ``"auto"`` takes Triton on GPUs, for each shape for which it is faster; ``"triton"`` takes it always;
-            ``"torch"`` takes plain operations.
+        kernels: ``"auto"`` uses a Triton kernel on a GPU where it measures as faster, for each shape; ``"triton"`` uses
+            it always; ``"torch"`` uses plain operations.
 
     Raises:
         ModelError: if Triton is wanted and cannot run here.
     """
-    if kernels == "triton" and not _runs_triton(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-        raise ModelError("model.kernels=triton needs an NVIDIA GPU and the package triton: set model.kernels=auto")
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kernels == "triton" and not (is_interpreted or suits_triton(torch.device("cuda"))):
+        raise ModelError(
+            "model.kernels=triton needs the package triton and an NVIDIA GPU of compute capability 8.0 or more: "
+            "set model.kernels=auto"
+        )
     for module in model.modules():
         if hasattr(module, "kernels"):
             setattr(module, "kernels", kernels)  # noqa: B010  (mypy takes modules' attributes for tensors)
@@ -65,29 +71,40 @@ def _decide(kernels: str, name: str, x: Any, kernel_size: int) -> bool:
         return False
     if kernels == "triton":
         return True
-    if x.device.type != "cuda" or not _runs_triton(x.device):
-        return False
     if name == "residual_center_norm" and torch.compiler.is_compiling():
         return False  # the compiler fuses a norm with the operations around it by itself
-    return is_faster(name, tuple(x.shape), x.dtype, x.device, kernel_size)
-
-
-def _runs_triton(device: torch.device) -> bool:
-    """Whether Triton kernels run on a device: on NVIDIA GPUs, and in Triton's interpreter."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return suits_triton(x.device) and is_faster(name, tuple(x.shape), x.dtype, x.device, kernel_size)
 
 
 @torch.compiler.assume_constant_result
-@cache
+def suits_triton(device: torch.device) -> bool:
+    """Whether Triton is installed and the device is an NVIDIA GPU that it supports."""
+    return _suits_triton(device)
+
+
+@torch.compiler.assume_constant_result
 def is_faster(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int) -> bool:
-    """Whether the Triton kernel trains faster than the plain operations. It is measured once for each shape."""
-    kernel, operations = (
-        _milliseconds(operation, name, shape, dtype, device, kernel_size) for operation in PAIRS[name]
-    )
+    """Whether the Triton kernel trains faster than the plain operations in eager mode. It is measured once a shape.
+
+    torch.compile calls this while it traces, and keeps the answer.
+    """
+    return _is_faster(name, shape, dtype, device, kernel_size)
+
+
+@cache
+def _suits_triton(device: torch.device) -> bool:
+    if device.type != "cuda" or not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _is_faster(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int) -> bool:
+    try:
+        kernel, operations = (_milliseconds(each, name, shape, dtype, device, kernel_size) for each in PAIRS[name])
+    except Exception as error:  # such as a machine without a C compiler, which Triton needs
+        warnings.warn(f"Triton cannot compile {name}, so plain operations are used: {error}", stacklevel=2)
+        return False
     return kernel < operations
 
 
@@ -95,7 +112,8 @@ def _milliseconds(operation: Operation, name: str, shape: tuple[int, ...], *othe
     """Median time of a forward and backward pass on random numbers."""
     inputs, gradient = _inputs(name, shape, *others)
     times = []
-    with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+    nothing = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # hides those of a checkpointed stage
+    with torch.cuda.device(gradient.device), torch.enable_grad(), torch.autocast("cuda", enabled=False), nothing:
         for _ in range(RUNS + 2):  # the first two compile the kernel and fill the allocator's cache
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

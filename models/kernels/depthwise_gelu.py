@@ -5,7 +5,8 @@ image and one ``scale`` per channel. All maps are contiguous, ``(batch, height, 
 
 The backward pass computes z again instead of storing it, in three kernels: ∂z; the gradient of x, a convolution of ∂z;
 the gradient of the weight. Sums over pixels are written by each program and added up afterwards. So they are added in
-the same order each time, and a resumed run has the same bits.
+the same order each time: the same inputs give the same bits. Programs that run side by side read the same image, so
+that the GPU's cache holds it.
 """
 
 import torch
@@ -53,8 +54,8 @@ def _forward(
     x, weight, bias, scale, drop, out, height, width, channels,
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    image, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * P + tl.arange(0, P)
-    c = tl.program_id(2) * C + tl.arange(0, C)
+    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
+    image = tl.program_id(2).to(tl.int64)
     first = image * height * width
     at = (first + p)[:, None] * channels + c[None, :]
     mask = (p < height * width)[:, None] & (c < channels)[None, :]
@@ -72,15 +73,15 @@ def _backward_z(
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """∂z of every pixel, and each program's sums over pixels for bias and scale, ``(programs, 2, channels)``."""
-    image, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * P + tl.arange(0, P)
-    c = tl.program_id(2) * C + tl.arange(0, C)
+    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
+    image = tl.program_id(2).to(tl.int64)
     first = image * height * width
     at = (first + p)[:, None] * channels + c[None, :]
     mask = (p < height * width)[:, None] & (c < channels)[None, :]
     z = _convolve(x, weight, first, p, c, height, width, channels, K, False)
     z += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    to = (image * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + c
+    to = (image * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + c
     if RESIDUAL:
         g *= tl.load(drop + image)
         tl.store(sums + to + channels, tl.sum(g * _gelu(z), axis=0), mask=c < channels)
@@ -95,8 +96,8 @@ def _backward_x(
     grad, grad_z, weight, grad_x, height, width, channels,
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    image, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * P + tl.arange(0, P)
-    c = tl.program_id(2) * C + tl.arange(0, C)
+    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
+    image = tl.program_id(2).to(tl.int64)
     first = image * height * width
     at = (first + p)[:, None] * channels + c[None, :]
     mask = (p < height * width)[:, None] & (c < channels)[None, :]
@@ -112,12 +113,11 @@ def _backward_weight(
     K: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """One tap of the kernels: each program's sum over its images, ``(programs, K · K, channels)``."""
-    c = tl.program_id(2) * C + tl.arange(0, C)
-    tap = tl.program_id(1)
+    tap, c = tl.program_id(0), tl.program_id(1) * C + tl.arange(0, C)
     down, right = tap // K - K // 2, tap % K - K // 2
     pixels = height * width
     total = tl.zeros((P, C), dtype=tl.float32)
-    start = tl.program_id(0).to(tl.int64) * images_each * pixels
+    start = tl.program_id(2).to(tl.int64) * images_each * pixels
     end = tl.minimum(start + images_each * pixels, images * pixels)
     for block in range(start, end, P):
         q = block + tl.arange(0, P)  # pixels of all images, one after the other
@@ -128,7 +128,7 @@ def _backward_weight(
         g = tl.load(grad_z + q[:, None] * channels + c[None, :], mask=mask, other=0.0)
         v = tl.load(x + (q + down * width + right)[:, None] * channels + c[None, :], mask=mask, other=0.0)
         total += g.to(tl.float32) * v.to(tl.float32)
-    to = (tl.program_id(0).to(tl.int64) * K * K + tap) * channels + c
+    to = (tl.program_id(2).to(tl.int64) * K * K + tap) * channels + c
     tl.store(sums + to, tl.sum(total, axis=0), mask=c < channels)
 
 
@@ -145,9 +145,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, drop:
     n, height, width, channels = x.shape
     out = torch.empty_like(x)
     is_residual = scale is not None
-    grid = (n, triton.cdiv(height * width, PIXELS), triton.cdiv(channels, CHANNELS))
+    grid = (triton.cdiv(height * width, PIXELS), triton.cdiv(channels, CHANNELS), n)
     sizes = (height, width, channels, weight.shape[-1], is_residual, PIXELS, CHANNELS)
-    _forward[grid](x, weight, bias, scale if is_residual else bias, drop if is_residual else bias, out, *sizes)
+    factors = (scale, drop) if is_residual else (bias, bias)
+    _forward[grid](x, weight, bias, *factors, out, *sizes)
     return out
 
 
@@ -167,12 +168,12 @@ def backward(
     grad_z, grad_x = torch.empty_like(x), torch.empty_like(x)
     sums = x.new_empty(n, blocks, 2, channels, dtype=torch.float32)
     sizes = (height, width, channels, k, is_residual, PIXELS, CHANNELS)
-    grid = (n, blocks, groups)
+    grid = (blocks, groups, n)
     factors = (scale, drop) if is_residual else (bias, bias)
     _backward_z[grid](grad, x, weight, bias, *factors, grad_z, sums, *sizes)
     _backward_x[grid](grad, grad_z, weight, grad_x, *sizes)
     each = triton.cdiv(PIXELS_OF_SUM, height * width)
     taps = x.new_empty(triton.cdiv(n, each), k * k, channels, dtype=torch.float32)
-    _backward_weight[len(taps), k * k, groups](x, grad_z, taps, n, each, height, width, channels, k, PIXELS, CHANNELS)
-    grad_weight = taps.sum(dim=0).t().reshape(weight.shape).to(weight.dtype)
+    _backward_weight[k * k, groups, len(taps)](x, grad_z, taps, n, each, height, width, channels, k, PIXELS, CHANNELS)
+    grad_weight = taps.sum(dim=0).t().contiguous().view(weight.shape).to(weight.dtype)
     return grad_x, grad_weight, sums.sum(dim=(0, 1)).to(bias.dtype)

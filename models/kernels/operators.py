@@ -1,8 +1,9 @@
 """The Triton kernels as torch operators with gradients.
 
-To torch.compile, DDP and fake tensors each is one opaque operation. Triton is imported by the first call.
+torch.compile, DDP and fake tensors see each as one opaque operation. Triton is imported by the first call.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ def residual_center_norm(
     return _residual_center_norm(x.contiguous(), branch.contiguous(), scale, drop, weight, bias, gain)
 
 
+def _current(x: Tensor) -> AbstractContextManager:
+    """Make the tensor's GPU the current one, because Triton launches kernels there."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -38,21 +44,24 @@ def residual_center_norm(
 def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     from models.kernels.depthwise_gelu import forward
 
-    return forward(x, weight, bias, None, None)
+    with _current(x):
+        return forward(x, weight, bias, None, None)
 
 
 @torch.library.custom_op("coldstart::depthwise_gelu_backward", mutates_args=())
 def _depthwise_gelu_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from models.kernels.depthwise_gelu import backward
 
-    return backward(grad, x, weight, bias, None, None)
+    with _current(x):
+        return backward(grad, x, weight, bias, None, None)
 
 
 @torch.library.custom_op("coldstart::depthwise_gelu_residual", mutates_args=())
 def _depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
     from models.kernels.depthwise_gelu import forward
 
-    return forward(x, weight, bias, scale, drop)
+    with _current(x):
+        return forward(x, weight, bias, scale, drop)
 
 
 @torch.library.custom_op("coldstart::depthwise_gelu_residual_backward", mutates_args=())
@@ -61,7 +70,8 @@ def _depthwise_gelu_residual_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from models.kernels.depthwise_gelu import backward
 
-    return backward(grad, x, weight, bias, scale, drop)
+    with _current(x):
+        return backward(grad, x, weight, bias, scale, drop)
 
 
 @torch.library.custom_op("coldstart::residual_center_norm", mutates_args=())
@@ -70,7 +80,8 @@ def _residual_center_norm(
 ) -> Tensor:
     from models.kernels.center_norm import forward
 
-    return forward(x, branch, scale, drop, weight, bias, gain)
+    with _current(x):
+        return forward(x, branch, scale, drop, weight, bias, gain)
 
 
 @torch.library.custom_op("coldstart::residual_center_norm_backward", mutates_args=())
@@ -79,7 +90,8 @@ def _residual_center_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from models.kernels.center_norm import backward
 
-    return backward(grad, x, branch, scale, drop, weight, gain)
+    with _current(x):
+        return backward(grad, x, branch, scale, drop, weight, gain)
 
 
 # --- shapes for fake tensors, and gradients ---------------------------------------------------------------------------
@@ -107,7 +119,7 @@ _residual_center_norm_backward.register_fake(_backward_of_norm_like)
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.gain = inputs[-1]
+    ctx.numbers = [value for value in inputs if not isinstance(value, Tensor)]
 
 
 def _backward_of_gelu(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,7 +134,7 @@ def _backward_of_residual(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_of_norm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, branch, scale, drop, weight, _ = ctx.saved_tensors
-    found = _residual_center_norm_backward(grad.contiguous(), x, branch, scale, drop, weight, ctx.gain)
+    found = _residual_center_norm_backward(grad.contiguous(), x, branch, scale, drop, weight, *ctx.numbers)
     grad_x, grad_branch, sums = found
     return grad_x, grad_branch, sums[0], None, sums[1], sums[2], None
 

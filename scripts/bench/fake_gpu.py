@@ -36,7 +36,7 @@ UNCHANGED = ("cat", "stack")  # on CPUs autocast promotes their inputs
 def as_on_a_gpu(model: nn.Module) -> Iterator[None]:
     """Return a context in which tensors are fake and operations are those of a GPU. The model's parameters become fake.
 
-    Autocast of the CPU is then autocast of the GPU.
+    Autocast of the CPU then casts as that of the GPU does. The parameters stay fake afterwards.
     """
     library = torch.library.Library("aten", "IMPL")
     policies = {_cast: CAST_TO_FLOAT32, _with_dtype: FLOAT32_RESULT, _promote: PROMOTED, _unchanged: UNCHANGED}
@@ -151,8 +151,8 @@ FREE = (
     "reshape",
 )  # like views, they launch nothing
 WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
-# A foreach kernel takes so many tensors at once, by the number of lists, and so many blocks of so many elements
-# (MultiTensorApply.cuh).
+# One launch of a foreach kernel takes at most so many tensors, by the number of lists, and so many blocks of BLOCK
+# elements (MultiTensorApply.cuh).
 TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 BLOCKS_AT_ONCE, BLOCK = 320, 65536
 # What our operators do inside: further launches, and passes over the map beside their inputs and outputs. The backward

@@ -48,7 +48,7 @@ Costs = dict[tuple[str, str], Cost]
 def traced(name: str, args: argparse.Namespace) -> CostCounter:
     """Return the counter of a model's training step: forward, backward, clipping and optimizer."""
     model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH).train()
-    with patch("models.kernels.choice._runs_triton", lambda device: True), as_on_a_gpu(model):
+    with patch("models.kernels.choice.suits_triton", lambda device: True), as_on_a_gpu(model):
         set_kernels(model, args.kernels)
         steps = optimizer(args.optim, model)
         images, targets = torch.empty(args.batch_size, 3, SIDE, SIDE), torch.empty(args.batch_size, CLASSES)

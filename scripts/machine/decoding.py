@@ -27,6 +27,8 @@ def check() -> Iterator[Row]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device, workers = torch.device("cuda", 0) if gpus else torch.device("cpu"), default_workers(max(1, gpus))
     tune(device)  # as training does
+    if gpus:
+        torch.cuda.set_device(device)
     with TemporaryDirectory() as folder:
         cfg = DataConfig(name="folder", root=folder)
         write_images(Path(folder) / "train" / "noise")

@@ -9,7 +9,7 @@ TURNS = 20  # operations in a row, so that the start of one costs nothing
 
 
 def seconds_each(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one of several calls in a row: the fastest of three series, after an untimed one."""
+    """Return the seconds per call: TURNS calls in a row, the best of three series after a warm-up."""
     series = []
     for _ in range(4):
         started = time.perf_counter()

@@ -11,7 +11,7 @@ from torch import nn
 
 import models  # noqa: F401
 from models.errors import ModelError
-from models.kernels import set_kernels, wants_triton
+from models.kernels import choice, set_kernels, wants_triton
 from models.layers import ConvBranch
 
 MAP = torch.zeros(1, 2, 2, 4)
@@ -38,6 +38,16 @@ def test_traced_and_exported_programs_keep_plain_operations():
     assert not any("coldstart" in str(node.target) for graph in graphs for node in graph.nodes)
 
 
+def test_a_machine_on_which_triton_fails_uses_plain_operations(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(choice, "_suits_triton", lambda device: True)
+    monkeypatch.setattr(choice, "_milliseconds", fail)
+    with pytest.warns(UserWarning, match="plain operations are used: Failed to find C compiler"):
+        assert not wants_triton("auto", "depthwise_gelu", torch.zeros(1, 2, 2, 5), 7)
+
+
 def test_all_layers_of_a_model_get_the_choice():
     model = timm.create_model("lipsformer_swin_tiny", **SMALL)
     set_kernels(model, "torch")
@@ -48,7 +58,7 @@ def test_all_layers_of_a_model_get_the_choice():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_triton_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ModelError, match=r"model\.kernels=triton needs an NVIDIA GPU"):
+    with pytest.raises(ModelError, match=r"model\.kernels=triton needs the package triton and an NVIDIA GPU"):
         set_kernels(nn.Identity(), "triton")
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from models.kernels import operators
+from models.kernels import choice, operators
 from models.layers import ConvBranch, WeightedResidual
 from tests.models.kernels.test_kernels import convolution_inputs, norm_inputs
 
@@ -37,6 +38,31 @@ def test_compiled_residuals_give_the_gradients_of_eager_ones(triton_device: torc
         block.zero_grad()
     for eager, traced in zip(*results, strict=True):
         torch.testing.assert_close(eager, traced)
+
+
+def test_the_choice_breaks_no_compiled_graph_and_is_measured_once(monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU: ``auto`` asks whether Triton suits the device, and whether it is faster."""
+    measured = []
+
+    def is_faster(*shape_and_so_on) -> bool:
+        torch.Generator().manual_seed(0)  # nothing that the compiler could trace
+        return not measured.append(shape_and_so_on)
+
+    monkeypatch.setattr(choice, "_suits_triton", lambda device: True)
+    monkeypatch.setattr(choice, "_is_faster", is_faster)
+    branch = ConvBranch(4, pointwise=True, kernel_size=3)
+    counter = CompileCounter()
+    compiled = torch.compile(branch, backend=counter, fullgraph=True, dynamic=False)
+    for _ in range(3):
+        compiled(torch.ones(2, 2, 3, 4))
+    assert counter.frame_count == 1 and len(measured) == 1
+    assert measured[0] == ("depthwise_gelu", (2, 2, 3, 4), torch.float32, torch.device("cpu"), 3)
+
+
+def test_gradients_have_the_strides_that_the_compiler_expects(triton_device: torch.device):
+    x, weight, bias = (tensor.to(triton_device) for tensor in INPUTS["depthwise_gelu"])
+    gradients = operators._depthwise_gelu_backward(torch.ones_like(x), x, weight, bias)
+    assert all(gradient.is_contiguous() for gradient in gradients)
 
 
 def test_a_strided_input_is_copied_first(triton_device: torch.device):
