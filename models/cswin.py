@@ -7,11 +7,12 @@ from timm.layers import DropPath, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from models.attention import CrossShapedAttention, Similarity
+from models.attention import CrossShapedAttention
 from models.cswin_pyramid import PATCH, CSwinPyramid
 from models.layers import ConvEmbed, ConvMerge
 from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg
+from models.similarity import Similarity
 from models.sizes import hidden_width
 from models.tokenwise import Mlp
 

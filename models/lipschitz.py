@@ -14,7 +14,7 @@ from timm.layers import Mlp as TimmMlp
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from torch import Tensor, nn
 
-from models.attention import CrossShapedAttention, Similarity, StripeAttention, WindowAttention
+from models.attention import CrossShapedAttention, StripeAttention, WindowAttention
 from models.cswin import CSwinBlock
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
@@ -31,6 +31,7 @@ from models.lipschitz_report import LayerBound, LipschitzReport, chain, infinite
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
 from models.pyramid import Pyramid
+from models.similarity import Similarity
 from models.spectral import largest_singular_value
 from models.tokenwise import Mlp, TokenLinear
 

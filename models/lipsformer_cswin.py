@@ -9,11 +9,12 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from models.attention import CrossShapedAttention, Similarity, lipsformer_similarity
+from models.attention import CrossShapedAttention
 from models.cswin_pyramid import PATCH, CSwinPyramid
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
 from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg
+from models.similarity import Similarity, lipsformer_similarity
 from models.sizes import hidden_width
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp
@@ -82,7 +83,7 @@ class LipsFormerCSwin(CSwinPyramid):
         num_heads: attention heads of each stage; an even number in all stages but the last.
         stripes: stripe width of each stage in tokens; the last stage attends over its whole feature map.
         mlp_ratio: ratio of the MLPs' hidden width to their channels.
-        attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
+        attention: ``"released"`` or ``"certified"``; see :func:`models.similarity.lipsformer_similarity`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
         drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.

@@ -11,10 +11,11 @@ from timm.layers import to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from models.attention import Similarity, WindowAttention, lipsformer_similarity
+from models.attention import WindowAttention
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
 from models.pyramid import Pyramid, build_stages, create_pyramid
 from models.registry import pretrained_cfg
+from models.similarity import Similarity, lipsformer_similarity
 from models.sizes import check_heads, check_positive, check_side, hidden_width, resized_width
 from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
@@ -110,7 +111,7 @@ class LipsFormerSwin(Pyramid):
         num_heads: attention heads of each stage.
         window_size: side of the attention window in tokens.
         mlp_ratio: ratio of the MLPs' hidden width to their channels.
-        attention: ``"released"`` or ``"certified"``; see :func:`models.attention.lipsformer_similarity`.
+        attention: ``"released"`` or ``"certified"``; see :func:`models.similarity.lipsformer_similarity`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
         drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.

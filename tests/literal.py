@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import CrossShapedAttention, Similarity, StripeAttention, WindowAttention
+from models.attention import CrossShapedAttention, StripeAttention, WindowAttention
 from models.layers import CenterNorm, ConvBranch
+from models.similarity import Similarity
 
 
 def logit(q: Tensor, k: Tensor, similarity: Similarity) -> Tensor:

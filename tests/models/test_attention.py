@@ -1,13 +1,11 @@
-"""Window and cross-shaped attention against their formulas, and the forms of similarity."""
-
-import math
+"""Window and cross-shaped attention against their formulas."""
 
 import pytest
 import torch
 from torch import nn
 
-from models import ModelError
-from models.attention import CrossShapedAttention, Similarity, WindowAttention, lipsformer_similarity
+from models.attention import CrossShapedAttention, WindowAttention
+from models.similarity import Similarity, lipsformer_similarity
 from tests import literal
 
 SIMILARITIES = {
@@ -47,13 +45,6 @@ def test_vertical_stripes_come_first_and_horizontal_stripes_second():
     assert [stripe.stripe for stripe in attention.stripes] == [(4, 1), (1, 6)]
 
 
-def test_certified_vectors_are_shorter_than_one_and_smooth_at_zero():
-    q, k, v = (torch.randn(2, 3, 4, dtype=torch.float64) * scale for scale in (0, 1e3, 0.1))
-    for before, after in zip((q, k, v), SIMILARITIES["certified"].prepare(q, k, v), strict=True):
-        assert after.isfinite().all() and (after.norm(dim=-1) < 1).all()
-        torch.testing.assert_close(after * (before.square().sum(-1, keepdim=True) + 0.1).sqrt(), before)
-
-
 @pytest.mark.parametrize("move", [nn.Module.cpu, nn.Module.share_memory, lambda layer: layer.to_empty(device="cpu")])
 def test_the_bias_index_is_correct_after_a_move_in_inference_mode(move):
     attention = WindowAttention(8, 3, 2, Similarity(1.0))
@@ -65,22 +56,3 @@ def test_the_bias_index_is_correct_after_a_move_in_inference_mode(move):
     for parameter in attention.parameters():
         parameter.data = torch.ones(parameter.shape)
     attention(torch.randn(1, 3, 3, 8)).sum().backward()
-
-
-@pytest.mark.parametrize("name", SIMILARITIES)
-def test_bf16_stays_bf16(name):
-    q, k, v = SIMILARITIES[name].prepare(*torch.randn(3, 2, 4, 8, dtype=torch.bfloat16).unbind(0))
-    assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
-
-
-def test_unknown_forms_and_infinite_bounds_are_refused():
-    with pytest.raises(ModelError, match=r"no attention 'certifed': choose model.attention=released or certified"):
-        lipsformer_similarity("certifed", 10.0, 1e-6, 1.0)
-    for epsilon, nu, option in (
-        (0.0, 1.0, "epsilon=0"),
-        (math.nan, 1.0, "epsilon=nan"),
-        (math.inf, 1.0, "epsilon=inf"),
-        (1.0, math.nan, "nu=nan"),
-    ):
-        with pytest.raises(ModelError, match=rf"model\.{option} gives certified attention no finite bound"):
-            lipsformer_similarity("certified", 10.0, epsilon, nu)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 import models
-from models.attention import StripeAttention, lipsformer_similarity
+from models.attention import StripeAttention
 from models.cswin import CSwinBlock
 from models.lipsformer_cswin import LipsFormerCSwinBlock
+from models.similarity import lipsformer_similarity
 from tests import literal
 
 SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}

@@ -11,12 +11,12 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import models
-from models.attention import lipsformer_similarity
 from models.layers import ConvBranch, WeightedResidual
 from models.lipschitz import DOT_PRODUCT, LAYER_NORM, RAW_VALUES
 from models.lipschitz_layers import GELU, depthwise_norm
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock
+from models.similarity import lipsformer_similarity
 from models.spectral import largest_singular_value
 from stability import local_lipschitz
 from tests.jacobians import jacobian, randomise, stretch

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from models.attention import CrossShapedAttention, Similarity, WindowAttention, lipsformer_similarity
+from models.attention import CrossShapedAttention, WindowAttention
 from models.depthwise import DepthwiseConv2d
 from models.lipschitz_layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
+from models.similarity import Similarity, lipsformer_similarity
 from models.spectral import largest_singular_value
 from tests.jacobians import randomise, stretch
 

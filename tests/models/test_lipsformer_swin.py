@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from models import ModelError
-from models.attention import lipsformer_similarity
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
+from models.similarity import lipsformer_similarity
 from tests import literal
 
 

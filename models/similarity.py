@@ -1,0 +1,87 @@
+"""How attention compares queries and keys: by dot products, or by cosines, which are bounded."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.errors import ModelError
+
+UNIT_EPSILON = 1e-24  # the square of F.normalize's
+
+
+class Similarity(nn.Module):
+    """How queries, keys and values are normalised and scaled before the softmax, and the output after it.
+
+    It has no parameters. It is an ``nn.Module`` so that TorchScript can compile it.
+
+    Args:
+        scale: constant that multiplies the logits.
+        normalise: ``"none"`` changes nothing; ``"qk"`` gives queries and keys unit length; ``"qkv"`` replaces every
+            query, key and value x by x / √(‖x‖² + ε).
+        epsilon: ε of the normalisation; it limits its slope near zero.
+        gain: constant that multiplies the output.
+    """
+
+    def __init__(self, scale: float, normalise: str = "none", epsilon: float = 0.0, gain: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.normalise = normalise
+        self.epsilon = epsilon
+        self.gain = gain
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise over the last dimension. Shapes and the common dtype do not change."""
+        if self.normalise == "none":
+            return q, k, v
+        q, k = unit_rows(q, self.epsilon), unit_rows(k, self.epsilon)
+        return q, k, unit_rows(v, self.epsilon) if self.normalise == "qkv" else v
+
+    def extra_repr(self) -> str:
+        return f"{self.scale}, {self.normalise!r}, {self.epsilon}, {self.gain}"
+
+
+@torch.fx.wrap  # FX traces it as one node, because the branch depends on the tensor
+def unit_rows(x: Tensor, epsilon: float) -> Tensor:
+    """``x / √(‖x‖² + epsilon)`` over the last dimension, with sums in float32; the dtype does not change.
+
+    It is RMSNorm with other constants, for which torch has a fused kernel on GPUs.
+    """
+    dim = x.shape[-1]
+    gain = x.new_full((dim,), dim**-0.5)
+    if torch.jit.is_scripting():
+        return F.rms_norm(x, (dim,), gain, epsilon / dim).to(x.dtype)
+    else:
+        # Autocast would make a float32 copy of the map. The meta device has no autocast.
+        has_autocast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
+            return F.rms_norm(x, (dim,), gain, epsilon / dim)
+
+
+def lipsformer_similarity(
+    attention: str, temperature: float, epsilon: float, nu: float, gain: float = 1.0
+) -> Similarity:
+    """The two forms of LipsFormer's attention (section 4.1.2).
+
+    Args:
+        attention: ``"released"`` is the authors' code: cosines of queries and keys, values not normalised.
+            ``"certified"`` is the paper's form: values are normalised too, and its Lipschitz constant is finite.
+        temperature: constant τ that multiplies the cosines.
+        epsilon: ε of the certified form, above 0.
+        nu: factor ν of the certified form's output.
+        gain: factor of the output in both forms.
+
+    Raises:
+        ModelError: if the name is unknown, or if ε or ν gives no finite bound.
+    """
+    if attention == "released":
+        return Similarity(temperature, "qk", UNIT_EPSILON, gain)
+    if attention != "certified":
+        raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
+    if not 0 < epsilon < math.inf:  # nor NaN
+        raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: set it to 1e-6 or so")
+    if not math.isfinite(nu):
+        raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: set it to a number such as 1")
+    return Similarity(temperature, "qkv", epsilon, nu * gain)
