@@ -14,13 +14,13 @@ from torch import Tensor
 
 @torch.jit.unused
 def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``GELU(DWConv(x) + bias)``; see :func:`models.kernels.depthwise_gelu.forward`."""
+    """``GELU(DWConv(x) + bias)``; see :func:`models.kernels.triton_convolution.forward`."""
     return _depthwise_gelu(x.contiguous(), weight, bias)
 
 
 @torch.jit.unused
 def depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
-    """``x + drop · scale · GELU(DWConv(x) + bias)``; see :func:`models.kernels.depthwise_gelu.forward`."""
+    """``x + drop · scale · GELU(DWConv(x) + bias)``; see :func:`models.kernels.triton_convolution.forward`."""
     return _depthwise_gelu_residual(x.contiguous(), weight, bias, scale, drop)
 
 
@@ -28,7 +28,7 @@ def depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tens
 def residual_center_norm(
     x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
 ) -> Tensor:
-    """CenterNorm of ``x + drop · scale · branch``; see :func:`models.kernels.center_norm.forward`."""
+    """CenterNorm of ``x + drop · scale · branch``; see :func:`models.kernels.triton_norm.forward`."""
     return _residual_center_norm(x.contiguous(), branch.contiguous(), scale, drop, weight, bias, gain)
 
 
@@ -42,7 +42,7 @@ def _current(x: Tensor) -> AbstractContextManager:
 
 @torch.library.custom_op("coldstart::depthwise_gelu", mutates_args=())
 def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from models.kernels.depthwise_gelu import forward
+    from models.kernels.triton_convolution import forward
 
     with _current(x):
         return forward(x, weight, bias, None, None)
@@ -50,7 +50,7 @@ def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("coldstart::depthwise_gelu_backward", mutates_args=())
 def _depthwise_gelu_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from models.kernels.depthwise_gelu import backward
+    from models.kernels.triton_convolution import backward
 
     with _current(x):
         return backward(grad, x, weight, bias, None, None)
@@ -58,7 +58,7 @@ def _depthwise_gelu_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tens
 
 @torch.library.custom_op("coldstart::depthwise_gelu_residual", mutates_args=())
 def _depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
-    from models.kernels.depthwise_gelu import forward
+    from models.kernels.triton_convolution import forward
 
     with _current(x):
         return forward(x, weight, bias, scale, drop)
@@ -68,7 +68,7 @@ def _depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Ten
 def _depthwise_gelu_residual_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, drop: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from models.kernels.depthwise_gelu import backward
+    from models.kernels.triton_convolution import backward
 
     with _current(x):
         return backward(grad, x, weight, bias, scale, drop)
@@ -78,7 +78,7 @@ def _depthwise_gelu_residual_backward(
 def _residual_center_norm(
     x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
 ) -> Tensor:
-    from models.kernels.center_norm import forward
+    from models.kernels.triton_norm import forward
 
     with _current(x):
         return forward(x, branch, scale, drop, weight, bias, gain)
@@ -88,7 +88,7 @@ def _residual_center_norm(
 def _residual_center_norm_backward(
     grad: Tensor, x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, gain: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from models.kernels.center_norm import backward
+    from models.kernels.triton_norm import backward
 
     with _current(x):
         return backward(grad, x, branch, scale, drop, weight, gain)
