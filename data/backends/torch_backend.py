@@ -125,7 +125,7 @@ class TorchBackend:
         """What the workers send."""
         try:
             yield from iterator
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if a worker dies while it sends a batch
             if not self.workers or all(worker.is_alive() for worker in iterator._workers):  # type: ignore[attr-defined]
                 raise
             raise DataError(
