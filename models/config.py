@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from models.kernels import KERNELS
+
 
 @dataclass
 class ModelConfig:
@@ -36,7 +38,7 @@ class LipsFormerSwinConfig(ModelConfig):
     epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
     # Training on a GPU. auto: Triton's kernels where they are faster | triton | torch
-    kernels: str = field(default="auto", metadata={"choices": ("auto", "triton", "torch"), "may_change": True})
+    kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
 @dataclass
@@ -59,7 +61,7 @@ class LipsFormerCSwinConfig(CSwinConfig):
     epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
     # Training on a GPU. auto: Triton's kernels where they are faster | triton | torch
-    kernels: str = field(default="auto", metadata={"choices": ("auto", "triton", "torch"), "may_change": True})
+    kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
 @dataclass

@@ -51,7 +51,7 @@ class CenterNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to the same shape and dtype."""
-        return plain.center_norm(x, self.weight, self.bias, self.gain)
+        return plain.center_norm(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
@@ -99,10 +99,9 @@ class WeightedResidual(nn.Module):
         branch = self.branch(x)
         if norm_weight is None or norm_bias is None:
             return plain.residual(x, branch, self.scale, self._drop(x))
-        gain = x.shape[-1] / (x.shape[-1] - 1)
         if self.training and wants_triton(self.kernels, "residual_center_norm", x):
-            return residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias, gain)
-        return plain.residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias, gain)
+            return residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias)
+        return plain.residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias)
 
     def _drop(self, x: Tensor) -> Tensor:
         """Draw a factor per image, ``(batch,)``: 0 where it skips the branch. The expected value is 1."""

@@ -16,8 +16,8 @@ from data.transfer import send
 class DeviceAugment(nn.Module):
     """Makes the model's inputs and the targets from uint8 images and labels; for all backends, on CPU and GPU.
 
-    The arithmetic is timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, one group at a time). The plan
-    says what to do. Only the noise inside erased boxes is drawn here, from torch's default generator.
+    Erasing, mixup and cutmix are timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, a group at a time).
+    The plan says what to do. Only the noise inside erased boxes is drawn here, from torch's default generator.
 
     Args:
         mean: per channel, in [0, 1].

@@ -26,10 +26,10 @@ def depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tens
 
 @torch.jit.unused
 def residual_center_norm(
-    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
+    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """CenterNorm of ``x + drop · scale · branch``; see :func:`models.kernels.triton_norm.forward`."""
-    return _residual_center_norm(x.contiguous(), branch.contiguous(), scale, drop, weight, bias, gain)
+    return _residual_center_norm(x.contiguous(), branch.contiguous(), scale, drop, weight, bias)
 
 
 def _current(x: Tensor) -> AbstractContextManager:
@@ -76,22 +76,22 @@ def _depthwise_gelu_residual_backward(
 
 @torch.library.custom_op("coldstart::residual_center_norm", mutates_args=())
 def _residual_center_norm(
-    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
+    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     from models.kernels.triton_norm import forward
 
     with _current(x):
-        return forward(x, branch, scale, drop, weight, bias, gain)
+        return forward(x, branch, scale, drop, weight, bias)
 
 
 @torch.library.custom_op("coldstart::residual_center_norm_backward", mutates_args=())
 def _residual_center_norm_backward(
-    grad: Tensor, x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, gain: float
+    grad: Tensor, x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     from models.kernels.triton_norm import backward
 
     with _current(x):
-        return backward(grad, x, branch, scale, drop, weight, gain)
+        return backward(grad, x, branch, scale, drop, weight)
 
 
 # --- shapes for fake tensors, and gradients ---------------------------------------------------------------------------
@@ -118,8 +118,7 @@ _residual_center_norm_backward.register_fake(_backward_of_norm_like)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.numbers = [value for value in inputs if not isinstance(value, Tensor)]
+    ctx.save_for_backward(*inputs)
 
 
 def _backward_of_gelu(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -134,9 +133,9 @@ def _backward_of_residual(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_of_norm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, branch, scale, drop, weight, _ = ctx.saved_tensors
-    found = _residual_center_norm_backward(grad.contiguous(), x, branch, scale, drop, weight, *ctx.numbers)
+    found = _residual_center_norm_backward(grad.contiguous(), x, branch, scale, drop, weight)
     grad_x, grad_branch, sums = found
-    return grad_x, grad_branch, sums[0], None, sums[1], sums[2], None
+    return grad_x, grad_branch, sums[0], None, sums[1], sums[2]
 
 
 _depthwise_gelu.register_autograd(_backward_of_gelu, setup_context=_save)

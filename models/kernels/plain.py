@@ -23,13 +23,14 @@ def residual(x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
 
 
 def residual_center_norm(
-    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
+    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """CenterNorm of ``x + drop · scale · branch``."""
-    return center_norm(residual(x, branch, scale, drop), weight, bias, gain)
+    return center_norm(residual(x, branch, scale, drop), weight, bias)
 
 
-def center_norm(x: Tensor, weight: Tensor, bias: Tensor, gain: float) -> Tensor:
-    """``gain · weight · (x - mean(x)) + bias`` over the last dimension."""
+def center_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight · d / (d - 1) · (x - mean(x)) + bias`` over the last dimension, of size d."""
+    gain = x.shape[-1] / (x.shape[-1] - 1)
     centred = x - x.mean(dim=-1, keepdim=True)
     return torch.addcmul(bias.to(x.dtype), centred, (weight * gain).to(x.dtype))

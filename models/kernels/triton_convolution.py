@@ -50,15 +50,21 @@ def _convolve(x, weight, first, p, c, height, width, channels, K: tl.constexpr, 
 
 
 @triton.jit
-def _forward(
-    x, weight, bias, scale, drop, out, height, width, channels,
-    K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
+def _place(height, width, channels, P: tl.constexpr, C: tl.constexpr):
+    """This program's image, the image's first pixel, pixels, channels, and where they lie and whether they exist."""
     p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
     image = tl.program_id(2).to(tl.int64)
     first = image * height * width
     at = (first + p)[:, None] * channels + c[None, :]
-    mask = (p < height * width)[:, None] & (c < channels)[None, :]
+    return image, first, p, c, at, (p < height * width)[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def _forward(
+    x, weight, bias, scale, drop, out, height, width, channels,
+    K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    image, first, p, c, at, mask = _place(height, width, channels, P, C)
     z = _convolve(x, weight, first, p, c, height, width, channels, K, False)
     value = _gelu(z + tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :])
     if RESIDUAL:
@@ -73,11 +79,7 @@ def _backward_z(
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """∂z of every pixel, and each program's sums over pixels for bias and scale, ``(programs, 2, channels)``."""
-    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
-    image = tl.program_id(2).to(tl.int64)
-    first = image * height * width
-    at = (first + p)[:, None] * channels + c[None, :]
-    mask = (p < height * width)[:, None] & (c < channels)[None, :]
+    image, first, p, c, at, mask = _place(height, width, channels, P, C)
     z = _convolve(x, weight, first, p, c, height, width, channels, K, False)
     z += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
@@ -96,11 +98,7 @@ def _backward_x(
     grad, grad_z, weight, grad_x, height, width, channels,
     K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
-    image = tl.program_id(2).to(tl.int64)
-    first = image * height * width
-    at = (first + p)[:, None] * channels + c[None, :]
-    mask = (p < height * width)[:, None] & (c < channels)[None, :]
+    _, first, p, c, at, mask = _place(height, width, channels, P, C)
     value = _convolve(grad_z, weight, first, p, c, height, width, channels, K, True)
     if RESIDUAL:
         value += tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)

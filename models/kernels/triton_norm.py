@@ -1,7 +1,7 @@
 """Triton kernels: a weighted residual and the CenterNorm behind it, in one pass over the map.
 
-With ``s = x + drop · scale · branch``, the result is ``gain · weight · (s - mean(s)) + bias``; means are over channels.
-All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
+With ``s = x + drop · scale · branch``, the result is ``weight · gain · (s - mean(s)) + bias``, where the mean is over
+the d channels and gain = d / (d - 1). All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
 instead of storing it.
 """
 
@@ -76,9 +76,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int, int]:
     return n * height * width, height * width, channels, max(1, ELEMENTS // padded), padded
 
 
-def forward(
-    x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor, gain: float
-) -> Tensor:
+def forward(x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the norm of the weighted residual.
 
     Args:
@@ -88,10 +86,10 @@ def forward(
         drop: float32 ``(batch,)``.
         weight: ``(channels,)``.
         bias: ``(channels,)``.
-        gain: constant of the norm.
     """
     out = torch.empty_like(x)
     tokens, of_image, channels, T, C = _sizes(x)
+    gain = channels / (channels - 1)
     _forward[(triton.cdiv(tokens, T),)](
         x, branch, scale, drop, weight, bias, out, gain, tokens, of_image, channels, T, C
     )
@@ -99,7 +97,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor, gain: float
+    grad: Tensor, x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients, from the result's gradient, which is contiguous.
 
@@ -107,11 +105,27 @@ def backward(
         The gradients of x and of branch, and those of scale, weight and bias, ``(3, channels)``.
     """
     tokens, of_image, channels, T, C = _sizes(x)
+    gain = channels / (channels - 1)
     blocks = triton.cdiv(TOKENS_OF_SUM, T)
     programs = triton.cdiv(tokens, T * blocks)
     grad_x, grad_branch = torch.empty_like(x), torch.empty_like(branch)
     sums = x.new_empty(programs, 3, channels, dtype=torch.float32)
     _backward[(programs,)](
-        grad, x, branch, scale, drop, weight, grad_x, grad_branch, sums, gain, tokens, of_image, channels, blocks, T, C
+        grad,
+        x,
+        branch,
+        scale,
+        drop,
+        weight,
+        grad_x,
+        grad_branch,
+        sums,
+        channels / (channels - 1),
+        tokens,
+        of_image,
+        channels,
+        blocks,
+        T,
+        C,
     )
     return grad_x, grad_branch, sums.sum(dim=0).to(weight.dtype)
