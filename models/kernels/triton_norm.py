@@ -1,8 +1,8 @@
 """Triton kernels: a weighted residual and the CenterNorm behind it, in one pass over the map.
 
 With ``s = x + drop · scale · branch``, the result is ``weight · gain · (s - mean(s)) + bias``, where the mean is over
-the d channels and gain = d / (d - 1). All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32. The backward pass computes s again
-instead of storing it.
+the d channels and gain = d / (d - 1). All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32.
+The backward pass computes s again instead of storing it.
 """
 
 import torch
@@ -120,7 +120,7 @@ def backward(
         grad_x,
         grad_branch,
         sums,
-        channels / (channels - 1),
+        gain,
         tokens,
         of_image,
         channels,
