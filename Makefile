@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check train test test-slow lint format
+.PHONY: help setup check train test test-slow test-gpu lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ test: setup ## run all but the slow tests
 
 test-slow: setup ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)
+
+test-gpu: setup ## run the tests that need a GPU, on one or more, and list what ran
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m gpu $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

@@ -17,6 +17,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from data.cache import unpacked
+from tests import devices
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
@@ -24,6 +25,18 @@ ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
 # The same examples in every run, and no time limit for each, because machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    devices.skip_without_gpus(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After ``make test-gpu``, list what ran."""
+    if config.getoption("markexpr") == "gpu":
+        terminalreporter.section("on the GPU")
+        for line in devices.table(terminalreporter.stats):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from data.augment.levels import Op
 
 SIDE = 96
 FILL = (124, 116, 104)
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def pictures(side: int) -> list[Image.Image]:

@@ -135,7 +135,7 @@ os._exit(0 if (carry_out(batch, draws, None, batch[:1, :, :1, :1]) == 255).all()
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, timeout=60)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_makes_the_same_pixels_without_waiting(images) -> None:
     batch = as_batch(images).repeat(8, 1, 1, 1)
     (policy,) = policies("rand-m9-mstd0.5-inc1", 0.0, SIDE)

@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.sources import EncodedSource
 from tests.crop_requests import (
     BACKENDS,
+    GPU,
     MODES,
     build,
     images_of,
@@ -105,6 +106,15 @@ def test_a_damaged_file_is_named(
     # The lower left corner: missing in the file cut short, but present in a larger or a turned file.
     crops = make_crops(source, cfg, mode) if mode == "eval" else corner_crops(source, cfg, 200, 0)
     assert str(file) in refusal(build(kind, source, cfg, max_batch=2), in_batches(crops, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("damage", "suffix"), DAMAGES)
+def test_a_damaged_file_is_named_by_a_gpu_too(tmp_path: Path, damage: Callable[[Path], None], suffix: str) -> None:
+    source, file = damaged(tmp_path, damage, suffix)
+    cfg = options("bicubic", 64)
+    requests = in_batches(corner_crops(source, cfg, 200, 0), 2)
+    assert str(file) in refusal(build("dali", source, cfg, max_batch=2, device=GPU), requests)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

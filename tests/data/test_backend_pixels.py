@@ -39,7 +39,6 @@ from tests.packing import pack
 
 BOUND, GPU_BOUND = 0.5, 2.0  # mean absolute difference of one image, in steps of 1/255
 PICTURES = (("bicubic", 224), ("bicubic", 64), ("bilinear", 64), ("random", 64))  # interpolation and crop
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="module", params=["photographs", *(["TEST_IMAGES"] if "TEST_IMAGES" in os.environ else [])])
@@ -92,7 +91,7 @@ def test_pixels_are_pillows(source: EncodedSource, kind: str, mode: str, interpo
     compare(kind, source, options(interpolation, crop), mode, CPU, BOUND)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("interpolation", "crop"), PICTURES)
 def test_pixels_of_dali_on_a_gpu_are_pillows(source: EncodedSource, mode: str, interpolation: str, crop: int) -> None:
@@ -124,7 +123,7 @@ def test_the_pipeline_for_a_gpu_makes_these_pixels_on_a_cpu_too(
     check_pixels(made.as_array(), source, cfg, crops, GPU_BOUND)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_batch_stays_until_a_slow_gpu_has_read_it(photographs: Path) -> None:
     source = images_of(photographs)
     cfg = options("bicubic", 224)
@@ -186,7 +185,7 @@ def test_odd_files_are_pillows_in_either_layout(odd: Path, tmp_path: Path, kind:
     compare(kind, source, options("bicubic", 64), mode, CPU, BOUND)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["folder", "shards"])
 @pytest.mark.parametrize("mode", MODES)
 def test_odd_files_are_pillows_on_a_gpu(odd: Path, tmp_path: Path, mode: str, layout: str) -> None:

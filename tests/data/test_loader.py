@@ -21,16 +21,7 @@ from data.plan import EvalPlan, TrainPlan
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "dali")
 COLOURS = {"2": (250, 0, 0), "10": (0, 250, 0), "7": (0, 0, 250), "0": (120, 120, 120)}  # by label
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        CPU,
-        pytest.param(
-            torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-        ),
-    ],
-    ids=str,
-)
+devices = pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str)
 
 
 @pytest.fixture(scope="module")

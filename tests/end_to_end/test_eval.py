@@ -16,6 +16,7 @@ from data.loader import Batch
 from engine.distributed import World
 from engine.runtime import Runtime
 from engine.scoring import score
+from tests.devices import run_on
 from tests.runs import SMALL, checkpoint, run, run_here, scores, train_here
 
 
@@ -78,6 +79,19 @@ def test_raw_and_averaged_weights(trained, tmp_path):
         losses[kind] = scores(tmp_path)["loss"]
     last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()][-1]
     assert losses["ema"] == pytest.approx(last["loss"], abs=1e-6) and losses["ema"] != losses["raw"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_a_gpu_gives_the_scores_of_the_cpu(backend, trained, tmp_path):
+    found = []
+    for device in ("cpu", "cuda"):
+        arguments = (f"checkpoint={trained}/checkpoints/last.pt", f"data.backend={backend}", "max_workers=0")
+        out = run_here("eval.py", *arguments, *run_on(device), cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        found.append(scores(tmp_path))
+    assert found[0]["images"] == found[1]["images"] == 80
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=0.02)
 
 
 def test_only_the_split_is_needed_and_the_folder_may_have_moved(trained, small_images, tmp_path):

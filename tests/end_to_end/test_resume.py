@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from tests.devices import on_devices, run_on, tolerance
 from tests.runs import (
     NO_LOCAL_NOISE,
     SMALL,
@@ -24,18 +25,22 @@ from tests.runs import (
 @pytest.mark.parametrize(
     "optimizer", ["adamw2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "lion", "lamb", "muon"))]
 )
-def test_every_optimizer_goes_on_bit_for_bit(optimizer, small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "name=a", f"optim={optimizer}", "optim.lr=1e-3", "eval_every=9")
+@on_devices
+def test_every_optimizer_goes_on_where_it_stopped(device, optimizer, small_images, here):
+    """Bit for bit on a CPU."""
+    common = (*SMALL, *run_on(device), f"data.root={small_images}", "name=a", f"optim={optimizer}", "optim.lr=1e-3")
     schedule = {"sgd": "step", "lion": "linear", "lamb": "trapezoid", "muon": "inverse_sqrt"}.get(optimizer, "constant")
-    common = (*common, f"schedule={schedule}", "schedule.warmup_epochs=0.5", "epochs=2", "log_every=1")
+    common = (*common, f"schedule={schedule}", "schedule.warmup_epochs=0.5", "epochs=2", "eval_every=9")
     train_here(*common, "output_dir=whole", "max_steps=12")
     train_here(*common, "output_dir=part", "max_steps=7")
     train_here(*common, "output_dir=part", "max_steps=12")
     a, b = checkpoint(here / "whole"), checkpoint(here / "part")
-    assert same_tensors(a["model"], b["model"])
-    assert losses(here / "whole") == losses(here / "part")
+    assert same_tensors(a["model"], b["model"]) or device == "cuda"
+    about = {"rel": tolerance(device), "abs": 0}
+    assert losses(here / "whole") == pytest.approx(losses(here / "part"), **about)
     for line, again in zip(metrics(here / "whole", "train"), metrics(here / "part", "train"), strict=True):
-        assert line["lr"] == again["lr"] and line.get("step_ratio_max") == again.get("step_ratio_max")
+        assert line["lr"] == again["lr"]
+        assert line.get("step_ratio_max", 0) == pytest.approx(again.get("step_ratio_max", 0), **about)
 
 
 @pytest.mark.slow

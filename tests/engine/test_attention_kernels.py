@@ -89,7 +89,7 @@ def check_attention(case: str, dtype: torch.dtype, learns: bool, device: str, ke
         assert a.isfinite().all() and (a.float() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("learns", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES)

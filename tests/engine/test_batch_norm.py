@@ -17,6 +17,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.runtime import Runtime
 from engine.step import TrainStep
+from tests.devices import run_on
 from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run, run_here
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
@@ -34,13 +35,15 @@ def tiny(**changes) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    "chosen",
     [(), ("model.stem=patchify", "model.stabilizer=sigma_reparam")],
     ids=["batch_norm", "sigma_reparam"],
 )
-def test_two_processes_score_the_model_that_is_saved(options, small_images, here):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+def test_two_processes_score_the_model_that_is_saved(device, chosen, small_images, here):
     """DDP finds no unused parameter, the loss falls, and one process gets the same scores as two."""
-    common = (*RUN, *options, f"data.root={small_images}", "name=a", "epochs=3", "ema=0.8", "eval_every=3")
+    common = (*RUN, *run_on(device), *chosen, f"data.root={small_images}")
+    common = (*common, "name=a", "epochs=3", "ema=0.8", "eval_every=3")
     out = run("train.py", *common, cwd=here, processes=2)
     assert out.returncode == 0, out.stderr
     steps, val = metrics(here / "outputs/a", "train"), metrics(here / "outputs/a", "val")[-1]

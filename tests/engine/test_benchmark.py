@@ -10,6 +10,7 @@ import torch
 from engine import benchmark
 from engine.benchmark import measure_speed, time_runs
 from engine.settings import eval_settings
+from tests.devices import on_devices, run_on
 from tests.runs import composed, run_here
 
 SMALL = ("benchmark=true", "device=cpu", "amp=fp32", "data.crop=32", "eval.batch_size=4", "benchmark_runs=4")
@@ -19,16 +20,18 @@ def measured(*options: str):
     return measure_speed(eval_settings(composed(*SMALL, *options), None, [*SMALL, *options]), None)
 
 
-def test_without_a_checkpoint_or_images(tmp_path, monkeypatch):
+@on_devices
+def test_without_a_checkpoint_or_images(device, tmp_path, monkeypatch):
     """Parameters and multiply-adds are those that timm lists for the network at 224 pixels."""
-    options = ("model=timm", "model.name=resnet18", "data.crop=224")
+    chosen = ("model=timm", "model.name=resnet18", "data.crop=224", *run_on(device))
     monkeypatch.setenv("IMAGENET_DIR", "/nowhere")
-    out = run_here("eval.py", *SMALL, *options, cwd=tmp_path)
+    out = run_here("eval.py", *SMALL, *chosen, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     found = json.loads((tmp_path / "eval.json").read_text())["benchmark"]
     assert (found["model"], found["amp"], found["batch_size"], found["crop"]) == ("resnet18", "fp32", 4, 224)
     assert found["parameters"] == 11_689_512 and found["gmacs"] == pytest.approx(1.82, abs=0.01)
-    assert found["runs"] == [4, 4] and found["memory_gb"] is None and found["images_per_second"] > 0
+    assert found["runs"] == [4, 4] and found["images_per_second"] > 0
+    assert (found["memory_gb"] is None) == (device == "cpu")
     assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
     for said in ("11.69 M parameters, 1.81 GMACs at 224 pixels", "images/s at batch 4", "at batch 1, 9 of 10 within"):
         assert said in out.stdout

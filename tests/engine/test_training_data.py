@@ -10,7 +10,6 @@ import torch
 
 from engine.training_data import TimedBatches
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BUSY = 2 * 10**8  # a GPU needs about a tenth of a second for so many cycles
 
 
@@ -25,7 +24,7 @@ def test_the_time_between_asking_and_getting_is_counted_once(monkeypatch: pytest
     assert timed.pop_waited() == 2  # to find out that there are no more is a wait, too
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_gpu_waits_only_while_it_has_nothing_to_compute() -> None:
     elsewhere = torch.cuda.Stream()
 

@@ -151,7 +151,7 @@ def test_a_compiled_step_agrees():
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_cuda_graph_of_a_step_agrees():
     ours = small_model().cuda()
     theirs = copy.deepcopy(ours)

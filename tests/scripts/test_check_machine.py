@@ -20,7 +20,6 @@ from scripts.machine.row import Row, rows_of, verdict
 from tests.runs import PROJECT, environment
 
 SCRIPT = PROJECT / "scripts/check_machine.py"
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 # --- rows and exit status
@@ -152,7 +151,7 @@ def test_slow_links_between_gpus_are_told(rate: float | None, expected: str, mon
     assert row.value == ("NCCL hangs" if rate is None else f"{rate / 1e9:.1f} GB/s of bus bandwidth between 8 GPUs")
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2)
 def test_gpus_sum_and_time_a_tensor() -> None:
     assert exchange.bus_bandwidth(torch.cuda.device_count()) > 0
 
@@ -184,7 +183,7 @@ def test_rates_are_operations_and_bytes_per_second(monkeypatch: pytest.MonkeyPat
     assert gpu.copy_rate(torch.device("cpu")) == (1000 + 1000) / 0.5
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_the_rows_of_a_gpu() -> None:
     rows = {row.name: row for row in gpu.one(0)}
     assert list(rows) == [f"GPU 0{part}" for part in ("", " bf16", " JPEG decoder", " bf16 products", " memory copy")]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture
-def triton_device() -> torch.device:
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else "cpu"])
+def triton_device(request: pytest.FixtureRequest) -> torch.device:
     """The device that runs the kernels; see the top of ``tests/conftest.py``."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(request.param)
