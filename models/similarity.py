@@ -55,8 +55,7 @@ def unit_rows(x: Tensor, epsilon: float) -> Tensor:
         return F.rms_norm(x, (dim,), gain, epsilon / dim).to(x.dtype)
     else:
         # Autocast would make a float32 copy of the map. The meta device has no autocast.
-        has_autocast = torch.amp.is_autocast_available(x.device.type)
-        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             return F.rms_norm(x, (dim,), gain, epsilon / dim)
 
 
