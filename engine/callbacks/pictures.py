@@ -33,10 +33,9 @@ class Pictures(Callback):
     def _draw_training(self, outcome: StepOutcome, path: Path) -> None:
         if path.exists():
             return
-        batch, augment = outcome.first_batch, self.run.step.augment
+        images, targets = outcome.first_batch
         with warn_on_failure(f"{path} cannot be drawn"):
-            images, targets = augment(batch.images, batch.labels, batch.draws)
-            draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
+            draw_batch(self.run.data.augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
             self.callbacks.on_picture("batch", path, 0)
 
     def on_line(self, line: dict[str, Any]) -> None:

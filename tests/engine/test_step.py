@@ -14,6 +14,7 @@ from engine.distributed import World
 from engine.meter import Meter
 from engine.runtime import Runtime
 from engine.step import TrainStep
+from engine.training_batches import prepare
 from models import build_model
 from optim import build_optimizer, build_schedule
 from tests.dispatches import Dispatches, NoHostCopies
@@ -35,8 +36,7 @@ def new_step(*options: str, world: World = ALONE) -> TrainStep:
     model = build_model(cfg.model, CLASSES, cfg.data.crop)
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, 100, 10)
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, CLASSES, cfg.augment.label_smoothing)
-    return TrainStep(cfg, Runtime(world, CPU, cfg.amp), model, optimizer, schedule, augment)
+    return TrainStep(cfg, Runtime(world, CPU, cfg.amp), model, optimizer, schedule)
 
 
 def batches(step: TrainStep, number: int) -> list[Batch]:
@@ -87,12 +87,15 @@ def test_a_whole_step_reads_nothing_from_the_device(optimizer, amp, set_threads)
             options["foreach"] = True
     if amp == "fp16":
         step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    data, smoothing = step.cfg.data, step.cfg.augment.label_smoothing
+    augment = DeviceAugment(data.mean, data.std, CLASSES, smoothing)
     meter = Meter(step.runtime, step.cfg.batch_size)
     before = [p.detach().clone() for p in step.parameters]
     for number in (1, 2):
         made, may_wait = batches(step, number), number == 1 and (optimizer, amp) == ("adamw2", "fp16")
         with NoHostCopies(), nullcontext() if may_wait else Dispatches(lambda: counted_on_host(step)) as mode:
-            meter.add(step.take(number, made, 1), waited=0.0)
+            prepared = [prepare(batch, augment, step.runtime) for batch in made]
+            meter.add(step.take(number, prepared, 1), waited=0.0)
     print(f"{optimizer}, {amp}: {mode.count} operations")
     assert meter.is_sound() and not any(torch.equal(p, q) for p, q in zip(before, step.parameters, strict=True))
 
