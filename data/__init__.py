@@ -14,6 +14,7 @@ from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source, open_source
+from data.transfer import on_stream
 from data.waiting import are_threads_abandoned
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "differing",
     "is_prepared",
     "is_set_prepared",
+    "on_stream",
     "open_set",
     "open_source",
     "open_split",

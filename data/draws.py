@@ -25,6 +25,7 @@ class Stream(IntEnum):
     SUBSET = 7
     BALANCE = 8
     REPLACE = 9  # replacement of images that cannot be read
+    NOISE = 10  # the seed of the noise in erased boxes
 
 
 def _key(seed: int, epoch: int, stream: Stream) -> NDArray[np.uint64]:

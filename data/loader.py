@@ -19,7 +19,7 @@ from data.crops import Crops
 from data.errors import BadImage, DataError
 from data.geometry import shard
 from data.plan import EvalPlan, TrainPlan
-from data.transfer import send
+from data.transfer import on_stream, send
 from data.waiting import no_check
 
 log = logging.getLogger(__name__)
@@ -161,12 +161,4 @@ class Loader:
 
     def _to_device(self, images: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""
-        if self.copies is None:
-            return images.to(self.device), send(self.device, labels)[0]
-        with torch.cuda.stream(self.copies):
-            moved = images.to(self.device, non_blocking=True), send(self.device, labels)[0]
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self.copies)
-        for tensor in moved:
-            tensor.record_stream(computing)  # torch must not reuse the memory before that stream is done with it
-        return moved
+        return on_stream(self.copies, lambda: (images.to(self.device, non_blocking=True), send(self.device, labels)[0]))

@@ -99,17 +99,22 @@ class TrainPlan:
         return uniforms(self.seed, epoch, Stream.INTERPOLATION, positions.start, *shape) < 0.5
 
     def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
-        """What the device augmentation does to the batch at these positions."""
-        erase = None
+        """What the device augmentation does to the batch at these positions.
+
+        The noise has one seed for the whole batch, because a GPU draws it for many images at once. So the pixels in
+        erased boxes also depend on where the global batch is cut.
+        """
+        erase, noise = None, 0
         if self.augment.random_erasing > 0:
             u = uniforms(self.seed, epoch, Stream.ERASE, positions.start, len(positions), 1 + 4 * TRIES)
             erase = random_erase_boxes(u, self.augment.random_erasing, self.side)
+            noise = int(generator_at(self.seed, epoch, Stream.NOISE, positions.start).integers(2**63))
         mix = []
         if self.augment.mixes:
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
         auto = self._auto(epoch, positions)
-        return DeviceDraws(erase, mix, auto, None if auto is None else self._cubic(epoch, positions)[:, 1:])
+        return DeviceDraws(erase, mix, auto, None if auto is None else self._cubic(epoch, positions)[:, 1:], noise)
 
     def _auto(self, epoch: int, positions: range) -> AutoDraws | None:
         if not self.policies:

@@ -1,8 +1,13 @@
-"""Sends the host's numbers to the device."""
+"""Sends the host's numbers to the device, and lets a GPU do this and more beside other work."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Tensors = TypeVar("Tensors", bound=Iterable[Tensor])
 
 
 def send(device: torch.device, *arrays: NDArray) -> list[Tensor]:
@@ -16,3 +21,22 @@ def send(device: torch.device, *arrays: NDArray) -> list[Tensor]:
     packed = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory().to(device, non_blocking=True)
     parts = packed.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def on_stream(stream: torch.cuda.Stream | None, work: Callable[[], Tensors]) -> Tensors:
+    """Let a GPU make tensors on a CUDA stream, beside what it does on the current one.
+
+    The current stream then waits for the tensors; the host does not.
+
+    Args:
+        stream: where ``work`` is done; ``None``, as on a CPU: just do it.
+        work: makes the tensors.
+    """
+    with torch.cuda.stream(stream):
+        made = work()
+    if stream is not None:
+        current = torch.cuda.current_stream(stream.device)
+        current.wait_stream(stream)
+        for tensor in made:
+            tensor.record_stream(current)  # torch must not reuse the memory before that stream is done with it
+    return made

@@ -17,7 +17,7 @@ from engine.run import Run
 from engine.scoring import Scores, score
 from engine.settings import as_container
 from engine.signals import StopRequest, WaitGivenUp
-from engine.training_data import TimedBatches
+from engine.training_batches import TrainBatches
 from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
@@ -117,7 +117,7 @@ class TrainLoop:
                 self._step(batches)
                 self._after_step()
 
-    def _step(self, batches: TimedBatches) -> None:
+    def _step(self, batches: TrainBatches) -> None:
         micro_steps = self.run.data.geometry.micro_steps
         outcome = self.run.step.take(self.done + 1, batches.take(micro_steps), micro_steps)
         self.done += 1
@@ -168,7 +168,7 @@ class TrainLoop:
         """Score the model on the validation images, and save it if it is the best so far."""
         step, runtime = self.run.step, self.run.runtime
         step.share_buffers()
-        scores = score(step.evaluated_network, self.run.data.validation_batches(), step.augment, runtime)
+        scores = score(step.evaluated_network, self.run.data.validation_batches(), self.run.data.augment, runtime)
         self.last_scores, self.validated = scores, self.done
         is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
         if is_best:

@@ -57,7 +57,7 @@ class Runtime:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step, so that drop path and the noise of random erasing depend only on (seed, step, rank).
+    """Seed torch for one step, so that drop path depends only on (seed, step, rank).
 
     A resume is therefore exact without the state of a random generator.
 

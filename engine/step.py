@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from data import Batch, DeviceAugment, soft_cross_entropy
+from data import soft_cross_entropy
 from engine.compiling import Compiler
 from engine.config import TrainConfig
 from engine.errors import RunStopped
 from engine.runtime import Runtime, seed_step
 from engine.span import span
+from engine.training_batches import TrainBatch
 from models import load_weights
 
 LEAST_LOSS_SCALE = 2.0**-20
@@ -59,14 +60,14 @@ class StepOutcome:
         loss: this process's part of the mean loss over the global batch. The sum over all processes is the mean loss.
         grad_norm: norm of the gradient before clipping.
         lr: learning rate of the step.
-        first_batch: this process's first micro-batch of the step, before augmentation.
+        first_batch: this process's first micro-batch of the step.
     """
 
     step: int
     loss: Tensor
     grad_norm: Tensor
     lr: float
-    first_batch: Batch
+    first_batch: TrainBatch
 
 
 class TrainStep:
@@ -78,7 +79,6 @@ class TrainStep:
         model: the model, already on its device.
         optimizer: the optimizer of the model's parameters.
         schedule: sets the optimizer's learning rate.
-        augment: turns uint8 batches into augmented images and soft targets.
 
     Attributes:
         evaluated_network: what validation scores: the moving average if there is one and ``eval.weights`` is ``ema``.
@@ -92,10 +92,9 @@ class TrainStep:
         model: nn.Module,
         optimizer: Optimizer,
         schedule: Scheduler,
-        augment: DeviceAugment,
     ):
         self.cfg, self.runtime, self.model = cfg, runtime, model
-        self.optimizer, self.schedule, self.augment = optimizer, schedule, augment
+        self.optimizer, self.schedule = optimizer, schedule
         self.watcher: UpdateWatcher | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # The values that forward passes change, such as running statistics, and a copy from before the current step.
@@ -125,7 +124,7 @@ class TrainStep:
 
     # --- the step -------------------------------------------------------------------------------------------------
 
-    def take(self, step: int, batches: Iterable[Batch], micro_steps: int) -> StepOutcome:
+    def take(self, step: int, batches: Iterable[TrainBatch], micro_steps: int) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
@@ -144,12 +143,11 @@ class TrainStep:
         for micro, batch in enumerate(batches):
             first_batch = first_batch or batch
             with self._exchange(is_last=micro == micro_steps - 1):
-                part, images = self._backward(batch)
-                loss += part
+                loss += self._backward(batch)
         assert first_batch is not None
         with span("update"):
             self.stage = "update"
-            grad_norm = self._update(step, images)
+            grad_norm = self._update(step, batch.images)
             if self.ema is not None:
                 self.ema.update(self.model, step=step - 1)
         self.stage = "between steps"
@@ -159,23 +157,16 @@ class TrainStep:
         """Return a context in which processes exchange gradients only after the last micro-batch's backward pass."""
         return nullcontext() if is_last or self.ddp is None else self.ddp.no_sync()
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run forward and backward on a micro-batch.
-
-        Returns:
-            The micro-batch's part of the loss, and its augmented images.
-        """
-        with span("augment"):
-            images, targets = self.augment(batch.images, batch.labels, batch.draws)
-            images = self.runtime.laid_out(images)
+    def _backward(self, batch: TrainBatch) -> Tensor:
+        """Run forward and backward on a micro-batch. Returns its part of the loss."""
         with span("forward"):
             with self.runtime.autocast():
-                logits = self.network(images)
-            loss = soft_cross_entropy(logits, targets) / self.cfg.batch_size  # its part of the global mean
+                logits = self.network(batch.images)
+            loss = soft_cross_entropy(logits, batch.targets) / self.cfg.batch_size  # its part of the global mean
         with span("backward"):
             # DDP averages gradients over the processes. They must be summed instead, so multiply by their number.
             self.scaler.scale(loss * self.runtime.world.size).backward()
-        return loss.detach(), images
+        return loss.detach()
 
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""

@@ -1,16 +1,12 @@
 """The images of a training run: both splits, the plan of which images each step uses, and the batches."""
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from itertools import islice
-from time import perf_counter
-from typing import Any
-
-import torch
+from collections.abc import Iterator
+from functools import partial
 
 from data import (
     Batch,
     BatchGeometry,
+    DeviceAugment,
     EvalPlan,
     ImageSet,
     Loader,
@@ -25,7 +21,7 @@ from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.runtime import Runtime
 from engine.signals import StopRequest
-from engine.span import span
+from engine.training_batches import TrainBatches, prepare
 
 
 class TrainingData:
@@ -61,6 +57,8 @@ class TrainingData:
 
     def start(self, stop: StopRequest) -> None:
         """Start the loaders. Call this once. The loaders check ``stop`` while they wait for a batch."""
+        data, smoothing = self.cfg.data, self.cfg.augment.label_smoothing
+        self.augment = DeviceAugment(data.mean, data.std, self.num_classes, smoothing).to(self.runtime.device)
         self._train = self._loader(self.train_set, self.geometry.largest_micro_batch, stop)
         self._val = self._loader(self.val_set, self.cfg.eval.batch_size, stop)
 
@@ -71,9 +69,10 @@ class TrainingData:
         backend = build_backend(kind, images.source, cfg.data, runtime.device, workers, max_batch, processes)
         return Loader(backend, images.labels, runtime.device, cfg.data.on_bad_image == "skip", stop.look)
 
-    def training_batches(self, first: int, last: int) -> "TimedBatches":
+    def training_batches(self, first: int, last: int) -> TrainBatches:
         """Return this process's micro-batches of the steps ``first`` + 1 to ``last``."""
-        return TimedBatches(self._train.train(self.plan, first, last), self.runtime.device)
+        as_input = partial(prepare, augment=self.augment, runtime=self.runtime)
+        return TrainBatches(self._train.train(self.plan, first, last), as_input, self.runtime.device)
 
     def validation_batches(self) -> Iterator[Batch]:
         """Yield this process's batches of the validation images."""
@@ -82,58 +81,6 @@ class TrainingData:
             if self.first_validation_batch is None:
                 self.first_validation_batch = batch
             yield batch
-
-
-class TimedBatches:
-    """An iterator over batches that measures how long steps wait for them.
-
-    On a GPU this is the time in which the GPU has nothing to compute for the model because the next batch is missing.
-    A host that waits while the GPU is busy loses nothing.
-
-    Args:
-        batches: the batches.
-        device: where the steps are computed.
-    """
-
-    def __init__(self, batches: Generator[Batch, None, None], device: torch.device):
-        self.batches = batches
-        self.on_gpu = device.type == "cuda"
-        self.waits: deque[tuple[Any, Any]] = deque()  # when each wait began and ended
-
-    def take(self, count: int) -> Iterator[Batch]:
-        """Yield the next ``count`` batches."""
-        return islice(self, count)
-
-    def pop_waited(self) -> float:
-        """Return the seconds waited since the last call. Waits that the GPU has yet to reach count in a later call."""
-        waited = 0.0
-        while self.waits and (not self.on_gpu or self.waits[0][1].query()):
-            began, ended = self.waits.popleft()
-            waited += began.elapsed_time(ended) / 1000 if self.on_gpu else ended - began
-        return waited
-
-    def _now(self) -> float | torch.cuda.Event:
-        """Return the time; on a GPU an event, which gets its time when the GPU's queue reaches it."""
-        if not self.on_gpu:
-            return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        began = self._now()
-        try:
-            with span("data wait"):
-                return next(self.batches)
-        finally:
-            self.waits.append((began, self._now()))
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self.batches.close()
 
 
 def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet]:

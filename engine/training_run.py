@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data import DeviceAugment, differing, resolve_backend
+from data import differing, resolve_backend
 from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
@@ -112,7 +112,7 @@ def _seconds_at_peak(model: nn.Module, cfg: TrainConfig, runtime: Runtime) -> fl
 
 
 def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:
-    """Move the model to its device, and build the optimizer, schedule and augmentation around it."""
+    """Move the model to its device, and build the optimizer and schedule around it."""
     if wants_sync_bn(cfg.sync_bn, model, runtime.world, runtime.device):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
@@ -122,10 +122,7 @@ def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.
     per_epoch = data.plan.steps_per_epoch
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * per_epoch, per_epoch)
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, data.num_classes, cfg.augment.label_smoothing).to(
-        runtime.device
-    )
-    return TrainStep(cfg, runtime, model, optimizer, schedule, augment)
+    return TrainStep(cfg, runtime, model, optimizer, schedule)
 
 
 def _callback_states(cfg: TrainConfig, state: dict[str, Any] | None) -> dict[str, Any]:

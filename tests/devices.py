@@ -34,7 +34,7 @@ def table(stats: dict[str, list[pytest.TestReport]]) -> list[str]:
     """The lines of a table with what ran on the GPU, by file."""
     rows: dict[str, dict[str, float]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
-        for report in stats.get(outcome, []):
+        for report in (each for each in stats.get(outcome, []) if isinstance(each, pytest.TestReport)):
             row = rows.setdefault(report.nodeid.partition("::")[0], dict.fromkeys(("passed", "failed", "skipped"), 0))
             row[outcome if outcome != "error" else "failed"] += 1
             row["seconds"] = row.get("seconds", 0) + report.duration

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,4 +42,6 @@ def fake_gpu() -> Iterator[None]:
     """Tensors made on the device ``cuda`` are fake. An operation that needs values on the host raises an error."""
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # pages are pinned for a real GPU only
+        generator = torch.Generator
+        patch.setattr(torch, "Generator", lambda device: generator())  # a GPU's generator needs a real GPU
         yield

@@ -16,6 +16,9 @@ from torch.testing._internal import common_optimizers as cases
 from optim import AdamW2
 from optim.fused import FusedAdamW, FusedSGD
 
+# Importing torch's cases forbids to set cuDNN's options in this process, which a run on a GPU does.
+torch.backends.__allow_nonbracketed_mutation_flag = True
+
 
 @dataclass(frozen=True)
 class Offered:

@@ -17,7 +17,8 @@ class DeviceAugment(nn.Module):
     """Makes the model's inputs and the targets from uint8 images and labels; for all backends, on CPU and GPU.
 
     Erasing, mixup and cutmix are timm's (``RandomErasing`` in pixel mode, ``Mixup`` in batch mode, a group at a time).
-    The plan says what to do. Only the noise inside erased boxes is drawn here, from torch's default generator.
+    The plan says what to do, and seeds the noise inside erased boxes. So the result is a pure function of the batch and
+    its draws: it does not depend on when it is computed.
 
     Args:
         mean: per channel, in [0, 1].
@@ -56,8 +57,9 @@ class DeviceAugment(nn.Module):
         images = self.normalise(images)
         if draws.erase is not None:
             at_once = AT_ONCE[images.device.type]
+            generator = torch.Generator(images.device).manual_seed(draws.noise)
             for start in range(0, len(images), at_once):
-                _erase(images[start : start + at_once], draws.erase[start : start + at_once])
+                _erase(images[start : start + at_once], draws.erase[start : start + at_once], generator)
         for mix in draws.mix:
             mix.apply(images[mix.rows.start : mix.rows.stop])
         return images, self._targets(labels, draws.mix)
@@ -76,7 +78,7 @@ class DeviceAugment(nn.Module):
         return own * weight + own.index_select(0, send(labels.device, other)[0]) * rest
 
 
-def _erase(images: Tensor, boxes: NDArray[np.int32]) -> None:
+def _erase(images: Tensor, boxes: NDArray[np.int32], generator: torch.Generator) -> None:
     """Fill a box in each image with noise, which is drawn for the smallest area that holds all boxes."""
     some = boxes[:, 2] > 0
     if not some.any():
@@ -87,7 +89,7 @@ def _erase(images: Tensor, boxes: NDArray[np.int32]) -> None:
     rows, columns = (first[:, :1] <= y) & (y < last[:, :1]), (first[:, 1:] <= x) & (x < last[:, 1:])
     inside_y, inside_x = send(images.device, rows[:, None, :, None], columns[:, None, None, :])
     area = images[:, :, top:bottom, left:right]
-    noise = torch.randn(area.shape, device=images.device)
+    noise = torch.randn(area.shape, device=images.device, generator=generator)
     area.copy_(torch.where(inside_y & inside_x, noise, area))
 
 

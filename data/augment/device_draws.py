@@ -17,3 +17,4 @@ class DeviceDraws:
     mix: list[Mix]
     auto: AutoDraws | None = None
     cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether auto interpolates bicubically
+    noise: int = 0  # seed of the noise in erased boxes

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_batch, draw_curves
 from engine.run import Run
-from engine.runtime import seed_step
 from engine.step import StepOutcome
 from engine.warn_on_failure import warn_on_failure
 
@@ -35,12 +33,9 @@ class Pictures(Callback):
     def _draw_training(self, outcome: StepOutcome, path: Path) -> None:
         if path.exists():
             return
-        batch, runtime, augment = outcome.first_batch, self.run.runtime, self.run.step.augment
-        devices = [runtime.device] if runtime.device.type == "cuda" else []
-        with warn_on_failure(f"{path} cannot be drawn"), torch.random.fork_rng(devices):
-            seed_step(self.run.cfg.seed, outcome.step - 1, runtime.world.rank)  # the same noise as in the step
-            images, targets = augment(batch.images, batch.labels, batch.draws)
-            draw_batch(augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
+        images, targets = outcome.first_batch
+        with warn_on_failure(f"{path} cannot be drawn"):
+            draw_batch(self.run.data.augment.denormalise(images).cpu(), targets.cpu(), self.run.data.names, path)
             self.callbacks.on_picture("batch", path, 0)
 
     def on_line(self, line: dict[str, Any]) -> None:

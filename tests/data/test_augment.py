@@ -84,9 +84,7 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(
     boxes[1::2] = 0
     boxes[2::4] = 0, 9, 6, 23
     plain, _ = augment(images, labels, NOTHING)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        erased, _ = augment(images, labels, DeviceDraws(boxes, []))
+    erased, _ = augment(images, labels, DeviceDraws(boxes, []))
     inside = torch.zeros(64, SIDE, SIDE, dtype=torch.bool)
     inside[::4, 3:23, 5:16] = True
     inside[2::4, :6, 9:] = True
@@ -97,6 +95,16 @@ def test_erasing_changes_only_the_box_and_fills_it_with_noise(
     assert noise.std().item() == pytest.approx(1, abs=5 / len(noise) ** 0.5)
     assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
     assert len(noise.unique()) > 0.99 * len(noise)  # own noise for each pixel and channel
+
+
+def test_noise_depends_on_its_seed_alone(augment: DeviceAugment) -> None:
+    """So batches may be augmented at any time and in any order."""
+    boxes = np.full((8, 4), 8, dtype=np.int32)
+    before = torch.get_rng_state()
+    first, other, again = (augment(*make_batch(), DeviceDraws(boxes, [], noise=seed))[0] for seed in (3, 2**63 - 1, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert (first[:, :, 8:16, 8:16] != other[:, :, 8:16, 8:16]).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

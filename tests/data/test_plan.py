@@ -117,7 +117,15 @@ def test_any_step_can_be_asked_for_at_once() -> None:
             ours, theirs = walked.device_draws(*place), fresh.device_draws(*place)
             assert np.array_equal(ours.erase, theirs.erase)
             assert np.array_equal(ours.auto.args, theirs.auto.args)
-            assert ours.mix == theirs.mix
+            assert (ours.mix, ours.noise) == (theirs.mix, theirs.noise)
+
+
+def test_each_micro_batch_has_noise_of_its_own() -> None:
+    alone = make_plan(micro=16)
+    places = [place for step in range(9) for place in alone.positions(step)]  # of three epochs
+    seeds = [alone.device_draws(*place).noise for place in places]
+    assert len(set(seeds)) == len(seeds) == 45
+    assert make_plan(micro=16, seed=2).device_draws(*places[0]).noise != seeds[0]
 
 
 def test_the_images_of_a_step_are_those_of_all_its_micro_batches() -> None:

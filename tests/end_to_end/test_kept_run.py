@@ -22,8 +22,9 @@ from tests.runs import checkpoint, metrics, run_here
 
 KEPT = Path(__file__).parent / "kept_run"
 TYPED = shlex.split(str(__doc__).partition("train.py ")[2])[:-1]  # without max_steps
-# Steps 94 to 98. Another CPU rounds differently, so they are compared to three digits.
-LOSSES = [1.8992726802825928, 2.103865623474121, 2.1325199604034424, 2.109025239944458, 2.059098243713379]
+# Steps 94 to 98, with today's noise in erased boxes: when the run was made, it came from another generator. Another CPU
+# rounds differently, so they are compared to three digits.
+LOSSES = [1.9038094282150269, 2.102126121520996, 2.137354612350464, 2.1089155673980713, 2.059401035308838]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from data import BatchGeometry, DeviceAugment
+from data import BatchGeometry
 from engine.batch_norm import refuse_lone_images, wants_sync_bn
 from engine.config import TrainConfig
 from engine.distributed import World
@@ -64,9 +64,8 @@ def scramble_and_share(rank: int, folder: Path) -> None:
     model = tiny()
     cfg = TrainConfig(ema=0.9, amp="fp32")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    augment = DeviceAugment([0.5] * 3, [0.5] * 3, 5)
     runtime = Runtime(world, torch.device("cpu"))
-    step = TrainStep(cfg, runtime, model, optimizer, None, augment)  # type: ignore[arg-type]
+    step = TrainStep(cfg, runtime, model, optimizer, None)  # type: ignore[arg-type]
     torch.manual_seed(rank)
     for module in (model, step.ema.module):
         for buffer in module.buffers():

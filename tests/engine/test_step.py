@@ -15,6 +15,7 @@ from engine.distributed import World
 from engine.meter import Meter
 from engine.runtime import Runtime
 from engine.step import TrainStep
+from engine.training_batches import prepare
 from models import build_model
 from optim import build_optimizer, build_schedule
 from tests.devices import on_devices
@@ -37,8 +38,7 @@ def new_step(*options: str, world: World = ALONE, device: torch.device = CPU) ->
     model = build_model(cfg.model, CLASSES, cfg.data.crop).to(device)
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, 100, 10)
-    augment = DeviceAugment(cfg.data.mean, cfg.data.std, CLASSES, cfg.augment.label_smoothing).to(device)
-    return TrainStep(cfg, Runtime(world, device, cfg.amp), model, optimizer, schedule, augment)
+    return TrainStep(cfg, Runtime(world, device, cfg.amp), model, optimizer, schedule)
 
 
 def batches(step: TrainStep, number: int) -> list[Batch]:
@@ -110,13 +110,16 @@ def test_a_whole_step_reads_nothing_from_the_device(optimizer, amp, device, set_
             group["foreach"] = True
     if amp == "fp16":
         step.scaler, resumed.scaler = (torch.amp.GradScaler(device, init_scale=1.0) for _ in range(2))
+    data, smoothing = step.cfg.data, step.cfg.augment.label_smoothing
+    augment = DeviceAugment(data.mean, data.std, CLASSES, smoothing).to(device)
     meter = Meter(step.runtime, step.cfg.batch_size)
     before = [p.detach().clone() for p in step.parameters]
 
     def take(taken: TrainStep, number: int, may_wait: bool = False) -> None:
         made = batches(taken, number)
         with nullcontext() if may_wait else refusing_to_wait(taken):
-            meter.add(taken.take(number, made, 1), waited=0.0)
+            prepared = [prepare(batch, augment, taken.runtime) for batch in made]
+            meter.add(taken.take(number, prepared, 1), waited=0.0)
 
     take(step, 1, may_wait=device == "cuda" or (optimizer, amp) == ("adamw2", "fp16"))
     take(step, 2)
