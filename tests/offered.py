@@ -11,13 +11,14 @@ import torch
 from timm.optim import Lamb, Lion, Muon
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.testing._internal import common_optimizers as cases
 
 from optim import AdamW2
 from optim.fused import FusedAdamW, FusedSGD
 
-# Importing torch's cases forbids to set cuDNN's options in this process, which a run on a GPU does.
-torch.backends.__allow_nonbracketed_mutation_flag = True
+with pytest.MonkeyPatch.context() as patch:
+    # torch's cases would forbid to set cuDNN's options in this process, and other tests run commands that set them.
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal import common_optimizers as cases
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.testing._internal.common_optimizers import ErrorOptimizerInput, OptimizerErrorEnum
 
 from optim import OptimConfig, build_optimizer
 from optim.build import OPTIMIZERS
-from tests.offered import OFFERED, Offered, every_optimizer, every_option
+from tests.offered import OFFERED, Offered, cases, every_optimizer, every_option
 
 LAYOUTS = {
     "contiguous": lambda x: x.clone(),
@@ -34,10 +33,10 @@ def set_grads(members: list[nn.Parameter], step: int, layout: str = "contiguous"
         member.grad = LAYOUTS[layout](torch.randn(member.shape, generator=generator))
 
 
-def refuse(offered: Offered, case: ErrorOptimizerInput) -> None:
+def refuse(offered: Offered, case: cases.ErrorOptimizerInput) -> None:
     given = case.optimizer_error_input
     optimizer = offered.make([nn.Parameter(torch.ones(2, 2))] if given.params is None else given.params, **given.kwargs)
-    if case.error_on is OptimizerErrorEnum.STEP_ERROR:
+    if case.error_on is cases.OptimizerErrorEnum.STEP_ERROR:
         optimizer.step()
 
 
