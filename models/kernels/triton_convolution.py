@@ -3,10 +3,12 @@
 With ``z = DWConv(x) + bias``, the result is ``GELU(z)``, or ``x + drop · scale · GELU(z)`` with one factor ``drop`` per
 image and one ``scale`` per channel. All maps are contiguous, ``(batch, height, width, channels)``. Sums are float32.
 
-The backward pass computes z again instead of storing it, in three kernels: ∂z; the gradient of x, a convolution of ∂z;
-the gradient of the weight. Sums over pixels are written by each program and added up afterwards. So they are added in
-the same order each time: the same inputs give the same bits. Programs that run side by side read the same image, so
-that the GPU's cache holds it.
+The backward pass computes z again instead of storing it: one kernel makes ∂z, another the gradient of x, which is a
+convolution of ∂z. The gradient of the weight is torch's. Sums over pixels are written by each program and added up
+afterwards, in the same order each time.
+
+A program computes four rows of a few columns, so that it uses each value of the map that it loads for up to four
+results.
 """
 
 import torch
@@ -14,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS, CHANNELS = 64, 32  # of a program
-PIXELS_OF_SUM = 1024  # least number of pixels that a program of the weight's gradient adds up
+ROWS = 4  # of a program; the kernels name them one by one
+COLUMNS, CHANNELS, WARPS = 16, 32, 2  # of a program
 
 
 @triton.jit
@@ -29,105 +31,139 @@ def _gelu_slope(z):
 
 
 @triton.jit
-def _convolve(x, weight, first, p, c, height, width, channels, K: tl.constexpr, TURNED: tl.constexpr):
-    """The convolution at pixels p, channels c of the image that begins at pixel ``first``; TURNED by 180 degrees."""
-    row, column = p // width, p % width
-    in_map, in_channels = p < height * width, c < channels
-    total = tl.zeros((p.shape[0], c.shape[0]), dtype=tl.float32)
-    for down in range(K):
-        for right in tl.static_range(K):
-            y, x_ = row + down - K // 2, column + right - K // 2
-            mask = in_map & (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
-            values = tl.load(
-                x + (first + y * width + x_)[:, None] * channels + c[None, :],
-                mask=mask[:, None] & in_channels[None, :],
-                other=0.0,
-            )
-            tap = K * K - 1 - down * K - right if TURNED else down * K + right
-            factors = tl.load(weight + c * K * K + tap, mask=in_channels, other=0.0)
-            total += values.to(tl.float32) * factors.to(tl.float32)[None, :]
-    return total
+def _convolve(x, taps, row, column, c, height, width, channels, K: tl.constexpr, TURNED: tl.constexpr):
+    """The convolution at four rows of the image x, from ``row`` on; its kernel TURNED by 180 degrees."""
+    a0 = tl.zeros((column.shape[0], c.shape[0]), dtype=tl.float32)
+    a1, a2, a3 = a0, a0, a0
+    for right in range(K):
+        x_ = column + right - K // 2
+        at = x_[:, None] * channels + c[None, :]
+        mask = ((x_ >= 0) & (x_ < width))[:, None] & (c < channels)[None, :]
+        w0 = tl.zeros((c.shape[0],), dtype=tl.float32)
+        w1, w2, w3 = w0, w0, w0  # the taps of the rows above
+        for down in tl.static_range(K + 3):
+            y = row + down - K // 2
+            values = tl.load(x + y * width * channels + at, mask=mask & (y >= 0) & (y < height), other=0.0)
+            values = values.to(tl.float32)
+            if down < K:
+                tap = K * K - 1 - down * K - right if TURNED else down * K + right
+                w0 = tl.load(taps + tap * channels + c, mask=c < channels, other=0.0)
+                a0 += values * w0[None, :]
+            if (down >= 1) & (down < K + 1):
+                a1 += values * w1[None, :]
+            if (down >= 2) & (down < K + 2):
+                a2 += values * w2[None, :]
+            if down >= 3:
+                a3 += values * w3[None, :]
+            w1, w2, w3 = w0, w1, w2
+    return a0, a1, a2, a3
 
 
 @triton.jit
-def _place(height, width, channels, P: tl.constexpr, C: tl.constexpr):
-    """This program's image, the image's first pixel, pixels, channels, and where they lie and whether they exist."""
-    p, c = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * C + tl.arange(0, C)
+def _place(height, width, channels, X: tl.constexpr, C: tl.constexpr):
+    """This program's image, the image's first element, row, columns, channels, and the place of the row's elements."""
+    across = tl.cdiv(width, X)
+    row, column = tl.program_id(0) // across * 4, tl.program_id(0) % across * X + tl.arange(0, X)
+    c = tl.program_id(1) * C + tl.arange(0, C)
     image = tl.program_id(2).to(tl.int64)
-    first = image * height * width
-    at = (first + p)[:, None] * channels + c[None, :]
-    return image, first, p, c, at, (p < height * width)[:, None] & (c < channels)[None, :]
+    mask = (column < width)[:, None] & (c < channels)[None, :]
+    return image, image * height * width * channels, row, column, c, column[:, None] * channels + c[None, :], mask
 
 
 @triton.jit
-def _forward(
-    x, weight, bias, scale, drop, out, height, width, channels,
-    K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    image, first, p, c, at, mask = _place(height, width, channels, P, C)
-    z = _convolve(x, weight, first, p, c, height, width, channels, K, False)
-    value = _gelu(z + tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :])
+def _store_result(z, x, out, factor, at, mask, RESIDUAL: tl.constexpr):
+    value = _gelu(z)
     if RESIDUAL:
-        value *= tl.load(drop + image) * tl.load(scale + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-        value += tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        value = value * factor[None, :] + tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _backward_z(
-    grad, x, weight, bias, scale, drop, grad_z, sums, height, width, channels,
-    K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+def _forward(
+    x, taps, bias, scale, drop, out, height, width, channels,
+    K: tl.constexpr, RESIDUAL: tl.constexpr, X: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """∂z of every pixel, and each program's sums over pixels for bias and scale, ``(programs, 2, channels)``."""
-    image, first, p, c, at, mask = _place(height, width, channels, P, C)
-    z = _convolve(x, weight, first, p, c, height, width, channels, K, False)
-    z += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    to = (image * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + c
+    image, first, row, column, c, at, mask = _place(height, width, channels, X, C)
+    z0, z1, z2, z3 = _convolve(x + first, taps, row, column, c, height, width, channels, K, False)
+    b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+    factor = b
     if RESIDUAL:
-        g *= tl.load(drop + image)
-        tl.store(sums + to + channels, tl.sum(g * _gelu(z), axis=0), mask=c < channels)
-        g *= tl.load(scale + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-    g *= _gelu_slope(z)
-    tl.store(sums + to, tl.sum(g, axis=0), mask=c < channels)
-    tl.store(grad_z + at, g.to(grad_z.dtype.element_ty), mask=mask)
+        factor = tl.load(drop + image) * tl.load(scale + c, mask=c < channels, other=0.0).to(tl.float32)
+    line = width * channels
+    at += first + row * line
+    _store_result(z0 + b, x, out, factor, at, mask, RESIDUAL)
+    _store_result(z1 + b, x, out, factor, at + line, mask & (row + 1 < height), RESIDUAL)
+    _store_result(z2 + b, x, out, factor, at + 2 * line, mask & (row + 2 < height), RESIDUAL)
+    _store_result(z3 + b, x, out, factor, at + 3 * line, mask & (row + 3 < height), RESIDUAL)
 
 
 @triton.jit
-def _backward_x(
-    grad, grad_z, weight, grad_x, height, width, channels,
-    K: tl.constexpr, RESIDUAL: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+def _store_slope(z, grad, grad_z, kept, factor, at, mask, RESIDUAL: tl.constexpr):
+    """Store ∂z. Returns this row's sums for bias and scale."""
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+    to_scale = tl.sum(g, axis=0)
+    if RESIDUAL:
+        to_scale = tl.sum(g * kept * _gelu(z), axis=0)
+        g *= kept * factor[None, :]
+    g *= _gelu_slope(z)
+    tl.store(grad_z + at, g.to(grad_z.dtype.element_ty), mask=mask)
+    return tl.sum(g, axis=0), to_scale
+
+
+@triton.jit
+def _backward_z(
+    grad, x, taps, bias, scale, drop, grad_z, sums, height, width, channels,
+    K: tl.constexpr, RESIDUAL: tl.constexpr, X: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    _, first, p, c, at, mask = _place(height, width, channels, P, C)
-    value = _convolve(grad_z, weight, first, p, c, height, width, channels, K, True)
+    """∂z of every pixel, and each program's sums over pixels for bias and scale, ``(programs, 2, channels)``."""
+    image, first, row, column, c, at, mask = _place(height, width, channels, X, C)
+    z0, z1, z2, z3 = _convolve(x + first, taps, row, column, c, height, width, channels, K, False)
+    b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+    kept, factor = 1.0, b
+    if RESIDUAL:
+        kept, factor = tl.load(drop + image), tl.load(scale + c, mask=c < channels, other=0.0).to(tl.float32)
+    line = width * channels
+    at += first + row * line
+    b0, s0 = _store_slope(z0 + b, grad, grad_z, kept, factor, at, mask, RESIDUAL)
+    b1, s1 = _store_slope(z1 + b, grad, grad_z, kept, factor, at + line, mask & (row + 1 < height), RESIDUAL)
+    b2, s2 = _store_slope(z2 + b, grad, grad_z, kept, factor, at + 2 * line, mask & (row + 2 < height), RESIDUAL)
+    b3, s3 = _store_slope(z3 + b, grad, grad_z, kept, factor, at + 3 * line, mask & (row + 3 < height), RESIDUAL)
+    to = (image * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + c
+    tl.store(sums + to, b0 + b1 + b2 + b3, mask=c < channels)
+    if RESIDUAL:
+        tl.store(sums + to + channels, s0 + s1 + s2 + s3, mask=c < channels)
+
+
+@triton.jit
+def _store_gradient(value, grad, grad_x, at, mask, RESIDUAL: tl.constexpr):
     if RESIDUAL:
         value += tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(grad_x + at, value.to(grad_x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _backward_weight(
-    x, grad_z, sums, images, images_each, height, width, channels,
-    K: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+def _backward_x(
+    grad, grad_z, taps, grad_x, height, width, channels,
+    K: tl.constexpr, RESIDUAL: tl.constexpr, X: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """One tap of the kernels: each program's sum over its images, ``(programs, K · K, channels)``."""
-    tap, c = tl.program_id(0), tl.program_id(1) * C + tl.arange(0, C)
-    down, right = tap // K - K // 2, tap % K - K // 2
-    pixels = height * width
-    total = tl.zeros((P, C), dtype=tl.float32)
-    start = tl.program_id(2).to(tl.int64) * images_each * pixels
-    end = tl.minimum(start + images_each * pixels, images * pixels)
-    for block in range(start, end, P):
-        q = block + tl.arange(0, P)  # pixels of all images, one after the other
-        p = q % pixels
-        y, x_ = p // width + down, p % width + right
-        mask = (q < end) & (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
-        mask = mask[:, None] & (c < channels)[None, :]
-        g = tl.load(grad_z + q[:, None] * channels + c[None, :], mask=mask, other=0.0)
-        v = tl.load(x + (q + down * width + right)[:, None] * channels + c[None, :], mask=mask, other=0.0)
-        total += g.to(tl.float32) * v.to(tl.float32)
-    to = (tl.program_id(2).to(tl.int64) * K * K + tap) * channels + c
-    tl.store(sums + to, tl.sum(total, axis=0), mask=c < channels)
+    _, first, row, column, c, at, mask = _place(height, width, channels, X, C)
+    v0, v1, v2, v3 = _convolve(grad_z + first, taps, row, column, c, height, width, channels, K, True)
+    line = width * channels
+    at += first + row * line
+    _store_gradient(v0, grad, grad_x, at, mask, RESIDUAL)
+    _store_gradient(v1, grad, grad_x, at + line, mask & (row + 1 < height), RESIDUAL)
+    _store_gradient(v2, grad, grad_x, at + 2 * line, mask & (row + 2 < height), RESIDUAL)
+    _store_gradient(v3, grad, grad_x, at + 3 * line, mask & (row + 3 < height), RESIDUAL)
+
+
+def _grid(x: Tensor) -> tuple[int, int, int]:
+    n, height, width, channels = x.shape
+    return triton.cdiv(width, COLUMNS) * triton.cdiv(height, ROWS), triton.cdiv(channels, CHANNELS), n
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """Weights ``(channels, 1, k, k)`` as float32 ``(k · k, channels)``, so that a program reads them side by side."""
+    return weight.flatten(1).t().float().contiguous()
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, drop: Tensor | None) -> Tensor:
@@ -140,13 +176,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, drop:
         scale: ``(channels,)`` or None.
         drop: float32 ``(batch,)`` or None.
     """
-    n, height, width, channels = x.shape
     out = torch.empty_like(x)
     is_residual = scale is not None
-    grid = (triton.cdiv(height * width, PIXELS), triton.cdiv(channels, CHANNELS), n)
-    sizes = (height, width, channels, weight.shape[-1], is_residual, PIXELS, CHANNELS)
     factors = (scale, drop) if is_residual else (bias, bias)
-    _forward[grid](x, weight, bias, *factors, out, *sizes)
+    sizes = (*x.shape[1:], weight.shape[-1], is_residual, COLUMNS, CHANNELS)
+    _forward[_grid(x)](x, _taps(weight), bias, *factors, out, *sizes, num_warps=WARPS)
     return out
 
 
@@ -159,19 +193,20 @@ def backward(
         The gradients of x and of weight, and those of bias and scale, ``(2, channels)``. Without a scale the second row
         has no meaning.
     """
-    n, height, width, channels = x.shape
     is_residual = scale is not None
-    k = weight.shape[-1]
-    blocks, groups = triton.cdiv(height * width, PIXELS), triton.cdiv(channels, CHANNELS)
+    k, grid, taps = weight.shape[-1], _grid(x), _taps(weight)
     grad_z, grad_x = torch.empty_like(x), torch.empty_like(x)
-    sums = x.new_empty(n, blocks, 2, channels, dtype=torch.float32)
-    sizes = (height, width, channels, k, is_residual, PIXELS, CHANNELS)
-    grid = (blocks, groups, n)
+    sums = x.new_empty(len(x), grid[0], 2, x.shape[-1], dtype=torch.float32)
+    sizes = (*x.shape[1:], k, is_residual, COLUMNS, CHANNELS)
     factors = (scale, drop) if is_residual else (bias, bias)
-    _backward_z[grid](grad, x, weight, bias, *factors, grad_z, sums, *sizes)
-    _backward_x[grid](grad, grad_z, weight, grad_x, *sizes)
-    each = triton.cdiv(PIXELS_OF_SUM, height * width)
-    taps = x.new_empty(triton.cdiv(n, each), k * k, channels, dtype=torch.float32)
-    _backward_weight[k * k, groups, len(taps)](x, grad_z, taps, n, each, height, width, channels, k, PIXELS, CHANNELS)
-    grad_weight = taps.sum(dim=0).t().contiguous().view(weight.shape).to(weight.dtype)
-    return grad_x, grad_weight, sums.sum(dim=(0, 1)).to(bias.dtype)
+    _backward_z[grid](grad, x, taps, bias, *factors, grad_z, sums, *sizes, num_warps=WARPS)
+    _backward_x[grid](grad, grad_z, taps, grad_x, *sizes, num_warps=WARPS)
+    return grad_x, _weight_gradient(grad_z, x, weight).to(weight.dtype), sums.sum(dim=(0, 1)).to(bias.dtype)
+
+
+def _weight_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    maps = (grad_z.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype))
+    padding, mask = [weight.shape[-1] // 2] * 2, (False, True, False)
+    return torch.ops.aten.convolution_backward(
+        *maps, None, [1, 1], padding, [1, 1], False, [0, 0], len(weight), mask
+    )[1]

@@ -87,7 +87,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models.kernels import triton_convolution, triton_norm
 
-FLOATS = {"weight", "bias", "scale", "drop", "sums"}
+FLOATS = {"weight", "taps", "bias", "scale", "drop", "sums"}
 MAPS = {"x", "grad", "grad_x", "grad_z", "branch", "grad_branch", "out"}
 
 
@@ -101,10 +101,9 @@ def build(kernel, maps, capability, **constants):
 
 for capability in (80, 90):
     for maps in ("bf16", "fp16", "fp32"):
-        sizes = {"K": 7, "P": triton_convolution.PIXELS, "C": triton_convolution.CHANNELS}
+        sizes = {"K": 7, "X": triton_convolution.COLUMNS, "C": triton_convolution.CHANNELS}
         for kernel in (triton_convolution._forward, triton_convolution._backward_z, triton_convolution._backward_x):
             build(kernel, maps, capability, RESIDUAL=True, **sizes)
-        build(triton_convolution._backward_weight, maps, capability, **sizes)
         for kernel in (triton_norm._forward, triton_norm._backward):
             build(kernel, maps, capability, T=32, C=128)
 """
