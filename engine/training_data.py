@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -27,6 +28,9 @@ from engine.runtime import Runtime
 from engine.signals import StopRequest
 from engine.span import span
 
+# Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/memory.py).
+WITHOUT_GPU = 128
+
 
 class TrainingData:
     """Both splits of a run's images. The constructor checks everything that needs no model.
@@ -42,9 +46,8 @@ class TrainingData:
     def __init__(self, cfg: TrainConfig, runtime: Runtime):
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
-        self.geometry = BatchGeometry(
-            cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, cfg.micro_batch_size
-        )
+        at_once = WITHOUT_GPU if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
+        self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
         self.first_validation_batch: Batch | None = None  # for the callback that draws it
@@ -58,6 +61,10 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Return the fingerprint of the training images. A different set of images has a different fingerprint."""
         return self.train_set.index.fingerprint()
+
+    def set_micro_batch_size(self, images: int) -> None:
+        """Split each process's share of a batch into other micro-batches. Call this before :meth:`start`."""
+        self.geometry = self.plan.geometry = replace(self.geometry, micro_batch_size=images)
 
     def start(self, stop: StopRequest) -> None:
         """Start the loaders. Call this once. The loaders check ``stop`` while they wait for a batch."""
