@@ -20,7 +20,7 @@ def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: t
     Raises:
         UserError: if the user chose to share them and the device is not a GPU.
     """
-    if world.size == 1 or not _has_batch_norm(model):
+    if world.size == 1 or not has_batch_norm(model):
         return False
     if chosen and device.type != "cuda":
         raise UserError("sync_bn=true needs GPUs: leave it null, or run a single process with device=cpu")
@@ -41,7 +41,7 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
         UserError: if the model cannot train with these sizes. The message suggests batch sizes that work.
     """
     sizes = geometry.sizes()
-    if min(sizes) > 1 or not _has_batch_norm(model):
+    if min(sizes) > 1 or not has_batch_norm(model):
         return
     try:  # torch raises ValueError for a layer that gets only one value per channel
         with suppress(RuntimeError), torch.no_grad():  # some models cannot run on the meta device
@@ -55,5 +55,6 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
         ) from error
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model has a layer with BatchNorm."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())

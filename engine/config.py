@@ -128,8 +128,11 @@ class TrainConfig(RunConfig):
     # Stop early. The learning-rate schedule still covers all epochs.
     max_steps: int | None = field(default=None, metadata={"above": 0, "may_change": True})
     batch_size: int = field(default=1024, metadata={"above": 0})  # global: sum over all processes and micro-batches
-    # Largest number of images that a process trains on at once; null: its whole share of the batch.
-    micro_batch_size: int | None = field(default=None, metadata={"above": 0, "may_change": True})
+    # Largest number of images that a process trains on at once. auto: what fits the GPUs, up to 256; on a CPU and with
+    # BatchNorm 128. null: the process's whole share of the batch.
+    micro_batch_size: int | str | None = field(
+        default=None, metadata={"choices": ("auto",), "above": 0, "may_change": True}
+    )
     seed: int = field(default=0, metadata={"least": 0, "most": 2**64 - 1})
     # Decay of the moving average of the weights, such as 0.9998; null: no average. At 1 it would never change.
     ema: float | None = field(default=None, metadata={"least": 0, "below": 1})
@@ -146,7 +149,7 @@ class TrainConfig(RunConfig):
         if self.resume not in ("auto", "never") and not self.resume.endswith(".pt"):
             raise UserError(f"resume={self.resume} is unknown: choose auto, never, or the path of a .pt file")
         augment, micro = self.augment, self.micro_batch_size
-        if augment.mixes and micro is not None and micro < augment.mix_group:
+        if augment.mixes and isinstance(micro, int) and micro < augment.mix_group:
             raise UserError(
                 f"micro_batch_size={micro} is smaller than augment.mix_group={augment.mix_group}, whose images are "
                 f"mixed with one another: set micro_batch_size={augment.mix_group} or more"

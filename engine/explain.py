@@ -46,6 +46,8 @@ def explain(error: BaseException, entry: str) -> str:
         return f"{match[1]}={match[2]} is unknown: {nearest(match[2], names)}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
         return f"{_key_in(message)}: '{match[1]}' is not {KINDS.get(match[2], match[2].lower())}"
+    if match := re.search(r"Value '(.*?)' .*is incompatible with type hint 'Optional\[Union", message):
+        return f"{_key_in(message)}: '{match[1]}' is neither a whole number nor a word that --help lists"
     if match := re.search(r"Value '(.*?)' is not a valid bool", message):
         return f"{_key_in(message)}: '{match[1]}' is not true or false"
     if "is not a ListConfig" in message:

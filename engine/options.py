@@ -30,7 +30,7 @@ class Rules:
         below: the number must be less than this.
         infinite: whether infinity is allowed.
         length: required length of a list.
-        choices: the allowed values; empty: any.
+        choices: the allowed texts; empty: any. Beside limits, a number within them is allowed as well.
         path: ``"absolute"`` for a path that a later start from another folder must find again; ``"as typed"`` for any
             other path; None if the option is not a path.
         may_change: whether a resumed run may have another value. For a group it applies to all options in the group.
@@ -66,9 +66,9 @@ class Rules:
         )
 
     def words(self) -> str:
-        """Return the choices or limits in words, for ``--help``; empty if every value of the type is allowed."""
+        """Return the choices and limits in words, for ``--help``; empty if every value of the type is allowed."""
         numbers = f"{self.length} numbers" + (f", each {self.limits()}" if self.limits() else "")
-        return " | ".join(self.choices) or (numbers if self.length else self.limits())
+        return " | ".join(filter(None, (*self.choices, numbers if self.length else self.limits())))
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ def _groups(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_value(key: str, value: Any, rules: Rules) -> None:
-    if rules.choices and value is not None and value not in rules.choices:
-        raise UserError(f"{key}={value} is unknown: {nearest(str(value), list(rules.choices))}")
+    if rules.choices and isinstance(value, str) and value not in rules.choices:
+        others = [f"a number {rules.limits()}"] if rules.limits() else []
+        raise UserError(f"{key}={value} is unknown: {nearest(value, [*rules.choices, *others])}")
     numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
     for number in numbers:
         if math.isnan(number):

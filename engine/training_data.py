@@ -1,6 +1,7 @@
 """The images of a training run: both splits, the plan of which images each step uses, and the batches."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from data import (
@@ -23,6 +24,9 @@ from engine.runtime import Runtime
 from engine.signals import StopRequest
 from engine.training_batches import TrainBatches, prepare
 
+# Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/memory.py).
+WITHOUT_GPU = 128
+
 
 class TrainingData:
     """Both splits of a run's images. The constructor checks everything that needs no model.
@@ -38,9 +42,8 @@ class TrainingData:
     def __init__(self, cfg: TrainConfig, runtime: Runtime):
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
-        self.geometry = BatchGeometry(
-            cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, cfg.micro_batch_size
-        )
+        at_once = WITHOUT_GPU if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
+        self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
         self.first_validation_batch: Batch | None = None  # for the callback that draws it
@@ -54,6 +57,10 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Return the fingerprint of the training images. A different set of images has a different fingerprint."""
         return self.train_set.index.fingerprint()
+
+    def set_micro_batch_size(self, images: int) -> None:
+        """Split each process's share of a batch into other micro-batches. Call this before :meth:`start`."""
+        self.geometry = self.plan.geometry = replace(self.geometry, micro_batch_size=images)
 
     def start(self, stop: StopRequest) -> None:
         """Start the loaders. Call this once. The loaders check ``stop`` while they wait for a batch."""

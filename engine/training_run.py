@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data import differing, resolve_backend
-from engine.batch_norm import refuse_lone_images, wants_sync_bn
+from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
 from engine.compiling import refuse_overwritten_gradients
@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.flops import forward_flops
 from engine.log import log_to
 from engine.loop import TrainLoop
+from engine.memory import fitting_micro_batch
 from engine.run import Run
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.runtime import Runtime
@@ -80,6 +81,9 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
     state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
     seconds_at_peak = _seconds_at_peak(model, cfg, runtime)
+    # BatchNorm's statistics cover a micro-batch: its size is a part of the recipe, and must not depend on the GPU.
+    if cfg.micro_batch_size == "auto" and runtime.device.type == "cuda" and not has_batch_norm(model):
+        data.set_micro_batch_size(fitting_micro_batch(cfg, runtime, model))
     run = Run(cfg, runtime, directory, data, _new_step(cfg, runtime, data, model), checkpoints)
     stop = StopRequest()
     data.start(stop)

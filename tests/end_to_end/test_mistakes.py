@@ -70,6 +70,8 @@ def fails(tmp_path, monkeypatch):
         (["data=synthetic", "data.synthetic_classes=1"], r"images have only one class: a classifier needs 2 or more"),
         (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be 2 numbers"),
         (["data.std=[1,0,1]"], r"data.std=\[1.0, 0.0, 1.0\] must be 3 numbers of more than 0"),
+        (["micro_batch_size=most"], r"micro_batch_size=most is unknown: choose auto, a number more than 0"),
+        (["micro_batch_size=12.5"], r"micro_batch_size: '12.5' is neither a whole number nor a word that --help lists"),
         (["micro_batch_size=8"], r"micro_batch_size=8 is smaller than augment.mix_group=32"),
         (["data.backend=synthetic"], r"data.backend=synthetic is unknown"),
         (["augment.random_erasing=1.5"], r"augment.random_erasing=1.5 must be between 0 and 1"),

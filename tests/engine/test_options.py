@@ -28,10 +28,13 @@ class Ruled:
     pair: list[float] = field(default_factory=lambda: [0.1, 0.2], metadata={"length": 2, "least": 0})
     mode: str = field(default="fast", metadata={"choices": ("fast", "exact")})
     free: int | None = None
+    count: int | str | None = field(default=None, metadata={"above": 0, "choices": ("auto",)})
 
 
 def test_defaults_and_null_keep_to_the_rules():
     check(Ruled(tau=float("inf"), free=None))
+    check(Ruled(count="auto"))
+    check(Ruled(count=1))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,8 @@ def test_defaults_and_null_keep_to_the_rules():
         ({"pair": [1.0, -1.0]}, "pair=[1.0, -1.0] must be 2 numbers of 0 or more"),
         ({"mode": "fats"}, "mode=fats is unknown: did you mean fast?"),
         ({"mode": "x"}, "mode=x is unknown: choose fast, exact"),
+        ({"count": 0}, "count=0 must be more than 0"),
+        ({"count": "x"}, "count=x is unknown: choose auto, a number more than 0"),
         ({"free": 2**63}, "free=9223372036854775808 must be 9223372036854775807 or less"),
     ],
 )
