@@ -206,7 +206,6 @@ def backward(
 
 def _weight_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     maps = (grad_z.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype))
-    padding, mask = [weight.shape[-1] // 2] * 2, (False, True, False)
-    return torch.ops.aten.convolution_backward(
-        *maps, None, [1, 1], padding, [1, 1], False, [0, 0], len(weight), mask
-    )[1]
+    padding = [weight.shape[-1] // 2] * 2
+    options = (None, [1, 1], padding, [1, 1], False, [0, 0], len(weight), (False, True, False))
+    return torch.ops.aten.convolution_backward(*maps, *options)[1]
