@@ -7,10 +7,12 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+import pytest
 import torch
 from omegaconf import DictConfig
 
@@ -68,11 +70,20 @@ def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: flo
     )
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """No run draws pictures in this process: they take longer than a few steps, and a failure to draw ends no run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pictures.draw_batch", "pictures.draw_curves", "instruments.draw_heat_maps"):
+            patch.setattr(f"engine.callbacks.{name}", lambda *_: None)
+        yield
+
+
 def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run an entry as ``run`` does, but in this process, which has already imported all modules."""
+    """Run an entry as ``run`` does, but in this process, which has already imported all modules, and undrawn."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, command(entry, *overrides)[1:]
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with undrawn(), contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             runpy.run_path(str(PROJECT / entry), run_name="__main__")
         except SystemExit as end:
@@ -97,9 +108,10 @@ def composed(*overrides: str) -> DictConfig:
         return hydra.compose("eval", overrides=list(overrides))
 
 
-def train_here(*overrides: str) -> None:
-    """Train in this process, in the current folder."""
-    train(settings(*overrides))
+def train_here(*overrides: str, draws: bool = False) -> None:
+    """Train in this process, in the current folder; with pictures only if ``draws``."""
+    with contextlib.nullcontext() if draws else undrawn():
+        train(settings(*overrides))
 
 
 def metrics(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ def test_instruments_and_pictures_may_fail(small_images, here, monkeypatch, caps
     monkeypatch.setattr("stability.monitor.StabilityMonitor._probe", fail)
     monkeypatch.setattr("engine.callbacks.pictures.draw_batch", fail)
     monkeypatch.setattr("engine.callbacks.pictures.draw_curves", fail)
-    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2")
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2", draws=True)
     said = capsys.readouterr().out
     assert said.count("the instruments cannot be read (CUDA out of memory): the run continues") == 1
     assert "batch.png cannot be drawn" in said and "curves.png cannot be drawn" in said
