@@ -3,11 +3,12 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProc
         finally:
             sys.argv = before
     return subprocess.CompletedProcess(command(entry, *overrides), code, out.getvalue(), err.getvalue())
+
+
+def in_a_fork(target: Callable[[], None]) -> int | None:
+    """The exit code of a function in a copy of this process: 0 if it returns, 1 after an error, None if it hangs."""
+    child = multiprocessing.get_context("fork").Process(target=target)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    return code
 
 
 def settings(*overrides: str) -> TrainConfig:

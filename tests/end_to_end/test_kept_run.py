@@ -27,8 +27,9 @@ LOSSES = [1.8992726802825928, 2.103865623474121, 2.1325199604034424, 2.109025239
 
 
 @pytest.fixture
-def kept(here: Path) -> Path:
+def kept(here: Path, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, where its command looks for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(embedded.parent.parent))
     return Path(shutil.copytree(KEPT, here / "outputs/kept"))
 
 
