@@ -56,11 +56,13 @@ class WindowAttention(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Compute the index into the bias table, which is not in the state dict. The method's name is timm's.
 
+        It has a row for each token, padded with zeros to a multiple of 8.
         A model on the meta device gets a real index too, because its weights may be assigned later.
         """
         table = self.relative_position_bias_table
         with torch.inference_mode(False):  # training could not use an inference tensor
-            index = gen_relative_position_index((self.window_size, self.window_size), device="cpu").flatten()
+            index = gen_relative_position_index((self.window_size, self.window_size), device="cpu")
+            index = F.pad(index, (0, -len(index) % 8)).flatten()
             index = index if table.is_meta else index.to(table.device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
@@ -88,11 +90,16 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
         self.init_non_persistent_buffers()
 
-    def position_bias(self) -> Tensor:
-        """The bias of every pair of tokens in a window: ``(num_heads, tokens, tokens)``."""
+    def position_bias(self, dtype: torch.dtype) -> Tensor:
+        """The bias of every pair of tokens in a window: ``(num_heads, tokens, tokens)``.
+
+        Its rows lie in memory at multiples of 8 elements, as GPUs' attention kernels need them.
+        """
         tokens = self.window_size * self.window_size
         bias = self.relative_position_bias_table[self.relative_position_index]
-        return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
+        # Cast and copied in one operation, because otherwise torch.compile may give the backward pass another layout.
+        bias = bias.view(tokens, -1, self.num_heads).permute(2, 0, 1).to(dtype, memory_format=torch.contiguous_format)
+        return bias[..., :tokens]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape; ``window_size`` must divide height and width."""
@@ -105,7 +112,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         q, k, v = self.similarity.prepare(q, k, v)
         windows = (-1, heads, side * side, dim // heads)
-        bias = self.position_bias().to(q.dtype).unsqueeze(0)
+        bias = self.position_bias(q.dtype).unsqueeze(0)
         out = F.scaled_dot_product_attention(
             q.view(windows),
             k.view(windows),

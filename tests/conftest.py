@@ -86,15 +86,20 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small image folder cut from the embedded set: 32 training and 8 validation images for each class."""
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image folder of the embedded set, two folders below its ``XDG_CACHE_HOME``. Tests must not change it."""
     config = OmegaConf.load("conf/data/fashion_mnist.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        source = unpacked(Path(config.archive), config.archive_sha256)
+        return unpacked(Path(config.archive), config.archive_sha256)
+
+
+@pytest.fixture(scope="session")
+def small_images(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image folder cut from the embedded set: 32 training and 8 validation images for each class."""
     root = tmp_path_factory.mktemp("small")
     for split, count in (("train", 32), ("val", 8)):
-        for folder in sorted((source / split).iterdir()):
+        for folder in sorted((embedded / split).iterdir()):
             (root / split / folder.name).mkdir(parents=True)
             for image in sorted(folder.iterdir())[:count]:
                 shutil.copy(image, root / split / folder.name)

@@ -3,14 +3,17 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+import pytest
 import torch
 from omegaconf import DictConfig
 
@@ -68,11 +71,20 @@ def run(entry: str, *overrides: str, cwd: Path, processes: int = 1, timeout: flo
     )
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """No run draws pictures in this process: they take longer than a few steps, and a failure to draw ends no run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pictures.draw_batch", "pictures.draw_curves", "instruments.draw_heat_maps"):
+            patch.setattr(f"engine.callbacks.{name}", lambda *_: None)
+        yield
+
+
 def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run an entry as ``run`` does, but in this process, which has already imported all modules."""
+    """Run an entry as ``run`` does, but in this process, which has already imported all modules, and undrawn."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, command(entry, *overrides)[1:]
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with undrawn(), contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             runpy.run_path(str(PROJECT / entry), run_name="__main__")
         except SystemExit as end:
@@ -80,6 +92,16 @@ def run_here(entry: str, *overrides: str, cwd: Path) -> subprocess.CompletedProc
         finally:
             sys.argv = before
     return subprocess.CompletedProcess(command(entry, *overrides), code, out.getvalue(), err.getvalue())
+
+
+def in_a_fork(target: Callable[[], None]) -> int | None:
+    """The exit code of a function in a copy of this process: 0 if it returns, 1 after an error, None if it hangs."""
+    child = multiprocessing.get_context("fork").Process(target=target)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    return code
 
 
 def settings(*overrides: str) -> TrainConfig:
@@ -97,9 +119,10 @@ def composed(*overrides: str) -> DictConfig:
         return hydra.compose("eval", overrides=list(overrides))
 
 
-def train_here(*overrides: str) -> None:
-    """Train in this process, in the current folder."""
-    train(settings(*overrides))
+def train_here(*overrides: str, draws: bool = False) -> None:
+    """Train in this process, in the current folder; with pictures only if ``draws``."""
+    with contextlib.nullcontext() if draws else undrawn():
+        train(settings(*overrides))
 
 
 def metrics(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

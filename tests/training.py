@@ -13,14 +13,14 @@ from torchvision.transforms.functional import to_tensor
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def real_batches(root: Path, side: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled batches of 32 images of an image folder, with labels."""
-    classes = sorted(path for path in (root / "train").iterdir())
+def real_batches(root: Path, side: int, most: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Shuffled batches of 32 images of an image folder, with labels; the first ``most`` of them."""
+    classes = sorted(path for path in (root / "train").iterdir() if path.is_dir())
     files = [(file, label) for label, folder in enumerate(classes) for file in sorted(folder.iterdir())]
-    images = [to_tensor(Image.open(file).convert("RGB").resize((side, side))) for file, _ in files]
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([label for _, label in files])
-    return list(zip(torch.stack(images)[order].split(32), labels[order].split(32), strict=True))
+    taken = [files[i] for i in order[: most and 32 * most].tolist()]
+    images = torch.stack([to_tensor(Image.open(file).convert("RGB").resize((side, side))) for file, _ in taken])
+    return list(zip(images.split(32), torch.tensor([label for _, label in taken]).split(32), strict=True))
 
 
 def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> list[float]:
@@ -46,7 +46,7 @@ def twenty_losses(model: nn.Module, amp: str, batches: Batches, lr: float) -> li
 
 
 def losses_on_noise(build: Callable[[], nn.Module], amp: str) -> list[float]:
-    """:func:`twenty_losses` of a model with 5 classes, on one batch of 32 random images of 32 pixels."""
+    """:func:`twenty_losses` of a model with 5 classes, on one batch of 8 random images of 32 pixels."""
     torch.manual_seed(0)
     model = build()
-    return twenty_losses(model, amp, [(torch.randn(32, 3, 32, 32), torch.randint(5, (32,)))], lr=5e-3)
+    return twenty_losses(model, amp, [(torch.randn(8, 3, 32, 32), torch.randint(5, (8,)))], lr=5e-3)

@@ -85,7 +85,7 @@ class AsReleased(nn.Module):
         heads, dim = attention.num_heads, x.shape[-1]
         windows = cut(x, attention.window_size, attention.window_size)
         qkv = linear(attention.qkv, windows).view(*windows.shape[:2], 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-        bias = attention.position_bias().unsqueeze(0)
+        bias = attention.position_bias(torch.float32).unsqueeze(0)
         out = self.attend(*qkv.unbind(0), attention.similarity.scale, bias)
         out = linear(attention.proj, out.transpose(1, 2).reshape(windows.shape))
         return join(out, attention.window_size, attention.window_size, x.shape)

@@ -1,7 +1,8 @@
 """The drawn operations give timm's pixels, whatever other images are in the batch."""
 
+import os
 import random
-import subprocess
+import signal
 import sys
 
 import numpy as np
@@ -17,7 +18,7 @@ from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
 from tests import pictures as shown
 from tests.pictures import FILL, SIDE, as_batch, difference
-from tests.runs import PROJECT
+from tests.runs import in_a_fork
 
 device, images = shown.device, shown.images
 STEP = 1.0  # in units of 1/255: largest mean difference allowed for an image; nearly all are far below
@@ -115,24 +116,20 @@ def test_threads_share_the_images_and_change_no_pixel(images, auto, set_threads)
     assert torch.equal(*made)
 
 
-def test_a_fork_has_threads_of_its_own(images) -> None:
-    code = """
-import os, sys
-import torch
-from data.augment.auto_augment import carry_out
-from data.augment.levels import Op
-from data.augment.policies import AutoDraws
-import numpy as np
-torch.set_num_threads(2)
-draws = AutoDraws(np.full((4, 1), Op.INVERT, dtype=np.int8), np.zeros((4, 1)))
-batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-carry_out(batch, draws, None, batch[:1, :, :1, :1])
-child = os.fork()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-os._exit(0 if (carry_out(batch, draws, None, batch[:1, :, :1, :1]) == 255).all() else 1)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, timeout=60)
+def fork_between_batches() -> None:
+    torch.set_num_threads(2)
+    draws = the_same(Op.INVERT, 0, 4)
+    batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    done(batch, draws)
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    signal.alarm(30)  # ends it if it waits for a thread that it does not have
+    os._exit(0 if (done(batch, draws) == 255).all() else 1)
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    assert in_a_fork(fork_between_batches) == 0
 
 
 @pytest.mark.gpu

@@ -78,14 +78,15 @@ def assert_equally_distributed(ours: AutoDraws, theirs: AutoDraws) -> None:
         assert stats.ks_2samp(mine, other).pvalue > CHANCE, Op(op)
 
 
-@pytest.mark.parametrize(
-    "auto",
-    [
-        *(RECIPE, "rand-m9-mstd0.5", "rand", "rand-m7-n3-p0.8-inc1", "rand-m5-mstd101-inc1", "rand-m15-mmax20-mstd3"),
-        *("rand-m9-mstd0.5-tweights", "rand-m8-n3-t3aw", "rand-m10-n1-p1.0-t3a", "rand-mstd1-tweights-n1"),
-        *("3a", "3a-mstd2", "original", "originalr-mstd0.5", "v0", "v0r-mstd0.5"),
-    ],
+NAMES = (
+    *(RECIPE, "rand-m7-n3-p0.8-inc1", "rand-m5-mstd101-inc1", "rand-m15-mmax20-mstd3"),
+    *("rand-m9-mstd0.5-tweights", "rand-m8-n3-t3aw", "rand-m10-n1-p1.0-t3a", "3a", "original", "v0", "v0r-mstd0.5"),
 )
+# The parts of these names are parts of names above.
+FURTHER = ("rand", "rand-m9-mstd0.5", "rand-mstd1-tweights-n1", "3a-mstd2", "originalr-mstd0.5")
+
+
+@pytest.mark.parametrize("auto", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)])
 def test_draws_are_distributed_as_timms(auto: str) -> None:
     assert_equally_distributed(close_up(draw(named(auto))), drawn_by_timm(auto))
 

@@ -18,10 +18,10 @@ PYTHON = re.compile(r"^```python\n(.*?)^```\n\n((?:    [^\n]*\n)*)", re.M | re.S
 
 
 def test_the_life_of_an_image_is_as_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Losses differ in their last digits from CPU to CPU; all else is equal."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(embedded.parent.parent))
     for room in ("data", "engine"):  # an earlier test may have sent their messages to the console
         monkeypatch.setattr(logging.getLogger(room), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / "life.png")])

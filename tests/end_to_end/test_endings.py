@@ -133,7 +133,7 @@ def test_instruments_and_pictures_may_fail(small_images, here, monkeypatch, caps
     monkeypatch.setattr("stability.monitor.StabilityMonitor._probe", fail)
     monkeypatch.setattr("engine.callbacks.pictures.draw_batch", fail)
     monkeypatch.setattr("engine.callbacks.pictures.draw_curves", fail)
-    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2")
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=4", "monitor.every=2", draws=True)
     said = capsys.readouterr().out
     assert said.count("the instruments cannot be read (CUDA out of memory): the run continues") == 1
     assert "batch.png cannot be drawn" in said and "curves.png cannot be drawn" in said
@@ -188,7 +188,8 @@ def test_sigterm_ends_a_wait_for_data_that_never_comes(workers, small_images, he
     assert "Traceback" not in errors and "stopped by a signal" in errors
 
 
-@pytest.mark.parametrize("sink", ["> /dev/full", pytest.param("2>&1 | head -n 2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sink", ["> /dev/full", "2>&1 | head -n 2"])
 def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
     start = " ".join(f"'{part}'" for part in command("train.py", *SMALL, f"data.root={small_images}", "name=a"))
     out = subprocess.run(
@@ -206,7 +207,8 @@ def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
     assert log.count("the console cannot be written") == 1 and "top-1" in log
 
 
-@pytest.mark.parametrize("start", [[], pytest.param(["nohup"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [[], ["nohup"]])
 def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, here):
     epochs = 12 if start else 90  # each of ten steps
     common = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", f"epochs={epochs}")

@@ -28,8 +28,9 @@ LOSSES = [1.9038094282150269, 2.102126121520996, 2.137354612350464, 2.1089155673
 
 
 @pytest.fixture
-def kept(here: Path) -> Path:
+def kept(here: Path, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, where its command looks for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(embedded.parent.parent))
     return Path(shutil.copytree(KEPT, here / "outputs/kept"))
 
 

@@ -30,7 +30,7 @@ def test_another_recipe_in_the_same_directory_is_refused(small_images, here):
         train_here(*common, "resume=never")
     assert (here / "outputs/a/config.yaml").read_text() == before
     logger = "+callbacks.tensorboard=engine.callbacks.tensorboard_logger.TensorBoardLogger"
-    train_here(*common, "max_steps=3", "log_every=2", "checkpoint.keep=0", "micro_batch_size=16", logger)
+    train_here(*common, "max_steps=3", "log_every=2", "checkpoint.keep=0", "micro_batch_size=16", logger, draws=True)
     assert checkpoint(here / "outputs/a")["step"] == 3
     train_here(*common, "max_steps=4")
     assert checkpoint(here / "outputs/a")["step"] == 4

@@ -50,7 +50,8 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(device, small_images, her
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
 def test_two_processes_follow_one(device, small_images, here):
     """With the same global batch, the losses of 50 steps agree to 1e-4."""
-    common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=5", "eval_every=5")
+    common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}")
+    common = (*common, "epochs=5", "eval_every=5", "monitor.every=40")
     train_here(*common, "name=one")
     two = run("train.py", *common, "name=two", cwd=here, processes=2)
     assert two.returncode == 0, two.stderr
@@ -122,7 +123,7 @@ def test_dali_trains_like_torch(device, small_images, here):
 
 def test_any_model_of_timm_trains(small_images, here):
     small = [o for o in SMALL if not o.startswith("model.")]
-    train_here(*small, f"data.root={small_images}", "model=timm", "model.name=resnet18", "name=r", "max_steps=2")
+    train_here(*small, f"data.root={small_images}", "model=timm", "model.name=test_resnet", "name=r", "max_steps=2")
     assert metrics(here / "outputs/r", "val")[-1]["images"] == 80
 
 

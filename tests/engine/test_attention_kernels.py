@@ -1,8 +1,6 @@
 """Which attention kernels a GPU uses, and whether they compute what they should."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,24 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.runs import PROJECT
-
-SETTINGS = """
-import torch
 from engine.device import tune
+from tests.runs import in_a_fork
 
-settings = torch.backends.cuda
-tune(torch.device("cpu"))
-assert settings.cudnn_sdp_enabled()
-tune(torch.device("cuda"))
-assert not settings.cudnn_sdp_enabled()
-assert settings.flash_sdp_enabled() and settings.mem_efficient_sdp_enabled()
-"""
+
+def only_cudnn_is_switched_off() -> None:
+    settings = torch.backends.cuda
+    settings.enable_cudnn_sdp(True)  # as torch starts
+    tune(torch.device("cpu"))
+    assert settings.cudnn_sdp_enabled()
+    tune(torch.device("cuda"))
+    assert not settings.cudnn_sdp_enabled()
+    assert settings.flash_sdp_enabled() and settings.mem_efficient_sdp_enabled()
 
 
 def test_a_gpu_gets_torch_s_attention_and_not_cudnn_s() -> None:
     """The flags exist without a GPU, too. They are set in a process of its own, because they hold for all tests."""
-    subprocess.run([sys.executable, "-c", SETTINGS], cwd=PROJECT, check=True)
+    assert in_a_fork(only_cudnn_is_switched_off) == 0
 
 
 def in_windows(batch: int, heads: int, tokens: int, width: int) -> Tensor:

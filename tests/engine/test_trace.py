@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from data.backends.torch_backend import CropDataset
 from engine.span import span
 from engine.trace import TRACE, read_trace
-from tests.runs import PROJECT, SMALL, train_here
+from tests.runs import SMALL, run_here, train_here
 
 
 def event(name: str, start: float, duration: float, category: str = "user_annotation") -> dict:
@@ -65,8 +64,7 @@ def test_what_is_no_trace(content, message, tmp_path):
 
 
 def read(run) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(PROJECT / "scripts/read_profile.py"), str(run)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_here("scripts/read_profile.py", str(run), cwd=run)
 
 
 @pytest.mark.parametrize("is_slow", [False, True])

@@ -81,12 +81,19 @@ def test_swin_of_timm_is_built_for_the_crop_size(path):
     assert cfg.schedule.warmup_epochs == 0 and cfg.model.drop_path_rate > 0
 
 
+@pytest.fixture(scope="module")
+def paper():
+    """The settings of the paper."""
+    register()
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return compose("train", overrides=["experiment=deit_small_paper"])
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_recipes_have_no_warm_up_and_the_paper_has(name):
+def test_recipes_have_no_warm_up_and_the_paper_has(name, paper):
     register()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         recipe = compose("train", overrides=[f"model={name}"])
-        paper = compose("train", overrides=["experiment=deit_small_paper"])
     assert recipe.schedule.warmup_epochs == 0
     assert (paper.schedule.warmup_epochs, paper.schedule.warmup_lr) == (5, 1e-6)
     assert recipe.optim == paper.optim and recipe.batch_size == paper.batch_size == 1024

@@ -2,7 +2,6 @@
 
 import copy
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -10,11 +9,9 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
-from data.cache import unpacked
 from optim import AdamW2, param_groups
 from tests.training import Batches, real_batches
 from tests.twins import small_model, step_alike
@@ -151,14 +148,11 @@ class Errors:
 
 
 @pytest.fixture(scope="module")
-def fresh_batches(tmp_path_factory) -> Batches:
+def fresh_batches(embedded) -> Batches:
     """60 batches of 32 embedded images; no image appears twice."""
-    config = OmegaConf.load("conf/data/fashion_mnist.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        batches = real_batches(unpacked(Path(config.archive), config.archive_sha256), 28)
-    assert len(batches) >= 60 and len(batches[59][0]) == 32
-    return batches[:60]
+    batches = real_batches(embedded, 28, most=60)
+    assert len(batches) == 60 and len(batches[59][0]) == 32
+    return batches
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
