@@ -1,19 +1,21 @@
-"""Depthwise convolution whose weight gradient is fast on CPUs too."""
+"""Depthwise convolution whose gradients are fast on CPUs and GPUs."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from models.onednn import suits_onednn
 
 
-class _CpuDepthwise(torch.autograd.Function):
+class _Depthwise(torch.autograd.Function):
     """A depthwise convolution whose gradients are computed by forward convolutions and sums.
 
-    In oneDNN's own backward pass the weight gradient is slow. Here each channel of each image becomes a separate
-    group, and the incoming gradient is its kernel. This is a forward convolution, which is fast.
+    The gradient of the input is a convolution with the turned kernel. cuDNN computes it twice as fast as a forward
+    convolution. On a CPU the weight's gradient is one, too: each channel of each image becomes a separate group, and
+    the incoming gradient is its kernel. oneDNN's own is slow.
     """
 
     generate_vmap_rule = True
@@ -32,12 +34,12 @@ class _CpuDepthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         grad_x = _convolve(grad, weight.flip(2, 3)) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_gradient(x, grad, weight.shape[-1] // 2) if ctx.needs_input_grad[1] else None
+        grad_weight = _weight_gradient(x, grad, weight) if ctx.needs_input_grad[1] else None
         grad_bias = grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias
 
 
-class _EagerCpuDepthwise(_CpuDepthwise):
+class _EagerDepthwise(_Depthwise):
     """Adds forward-mode derivatives. torch.compile refuses a function with ``jvp``, so it uses the base class."""
 
     @staticmethod
@@ -50,8 +52,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, padding: int) -> Tensor:
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     """``(channels, 1, k, k)`` from the input and the output's gradient, both ``(batch, channels, height, width)``."""
+    padding = weight.shape[-1] // 2
+    if not suits_onednn(grad):
+        return conv2d_weight(x, weight.shape, grad, padding=padding, groups=len(weight))
     batch, channels, height, width = grad.shape
     if batch == 0:
         return grad.new_zeros(channels, 1, 2 * padding + 1, 2 * padding + 1)
@@ -83,18 +88,23 @@ class DepthwiseConv2d(nn.Conv2d):
         return _depthwise(x, self.weight, self.bias)
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether a GPU computes; a function of its own for scripts/bench/fake_gpu.py."""
+    return x.is_cuda
+
+
 @torch.fx.wrap  # FX traces it as one node, because the fastest operation depends on the tensor
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_grad_enabled() and suits_onednn(x):
+    if torch.is_grad_enabled() and (on_gpu(x) or suits_onednn(x)):
         return _with_fast_gradients(x, weight, bias)
     return _convolve(x, weight, bias)
 
 
 @torch.jit.unused
 def _with_fast_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(x.device.type):
         # Cast here: autocast is off in the backward pass, where all tensors must have one dtype.
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
-    function = _CpuDepthwise if torch.compiler.is_compiling() else _EagerCpuDepthwise
+    function = _Depthwise if torch.compiler.is_compiling() else _EagerDepthwise
     return function.apply(x, weight, bias)

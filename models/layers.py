@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
-from models.kernels import depthwise_gelu, depthwise_gelu_residual, plain, residual_center_norm, wants_triton
+from models.kernels import plain, residual_center_norm, wants_triton
 from models.sizes import check_image
 from models.tokenwise import tokenwise
 
@@ -78,8 +78,6 @@ class WeightedResidual(nn.Module):
         self.reset_parameters()
         self.drop_path = drop_path
         self.kernels = "auto"
-        self.convolves = isinstance(branch, ConvBranch) and branch.pointwise is None
-        self.kernel_size = branch.depthwise.kernel_size[0] if isinstance(branch, ConvBranch) else 0
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.scale, self.init_scale)
@@ -92,14 +90,10 @@ class WeightedResidual(nn.Module):
             norm_weight: weight of a CenterNorm of the result. In eager training on a GPU one kernel does both.
             norm_bias: bias of the CenterNorm.
         """
-        fused = "depthwise_gelu_residual"
-        is_alone = self.convolves and norm_weight is None
-        if self.training and is_alone and wants_triton(self.kernels, fused, x, self.kernel_size):
-            return self._fused_convolution(x)
         branch = self.branch(x)
         if norm_weight is None or norm_bias is None:
             return plain.residual(x, branch, self.scale, self._drop(x))
-        if self.training and wants_triton(self.kernels, "residual_center_norm", x):
+        if self.training and wants_triton(self.kernels, x):
             return residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias)
         return plain.residual_center_norm(x, branch, self.scale, self._drop(x), norm_weight, norm_bias)
 
@@ -110,11 +104,6 @@ class WeightedResidual(nn.Module):
         kept = 1 - self.drop_path
         drop = torch.empty(x.shape[0], dtype=self.scale.dtype, device=x.device)
         return drop.bernoulli_(kept).div_(max(kept, 1e-9))
-
-    @torch.jit.unused
-    def _fused_convolution(self, x: Tensor) -> Tensor:
-        convolution: Any = self.branch.depthwise
-        return depthwise_gelu_residual(x, convolution.weight, convolution.bias, self.scale, self._drop(x))
 
 
 class ConvBranch(nn.Module):
@@ -131,23 +120,14 @@ class ConvBranch(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv2d(dim, kernel_size, **factory)
         self.pointwise = nn.Conv2d(dim, dim, 1, **factory) if pointwise else None
-        self.kernels = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
-        if self.training and wants_triton(self.kernels, "depthwise_gelu", x, self.depthwise.kernel_size[0]):
-            x = self._fused_convolution(x)
-        else:
-            x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if self.pointwise is not None:
             # A 1x1 convolution is a linear layer on every token.
             x = F.gelu(tokenwise(x, self.pointwise.weight.flatten(1), self.pointwise.bias))
         return x
-
-    @torch.jit.unused
-    def _fused_convolution(self, x: Tensor) -> Tensor:
-        bias: Any = self.depthwise.bias
-        return depthwise_gelu(x, self.depthwise.weight, bias)
 
 
 class ConvEmbed(nn.Module):

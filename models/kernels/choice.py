@@ -1,4 +1,4 @@
-"""Where the Triton kernels replace plain operations."""
+"""Where the Triton kernel replaces plain operations."""
 
 import importlib.util
 import os
@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from models.errors import ModelError
-from models.kernels import operators, plain
+from models.kernels import plain
+from models.kernels.operator import residual_center_norm
 
 KERNELS = ("auto", "triton", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Operation = Callable[..., Tensor]
-PAIRS: dict[str, tuple[Operation, Operation]] = {
-    "depthwise_gelu": (operators.depthwise_gelu, plain.depthwise_gelu),
-    "depthwise_gelu_residual": (operators.depthwise_gelu_residual, plain.depthwise_gelu_residual),
-    "residual_center_norm": (operators.residual_center_norm, plain.residual_center_norm),
-}
 RUNS = 5  # of each operation when their times are compared
 
 
@@ -31,8 +27,8 @@ def set_kernels(model: nn.Module, kernels: str) -> None:
 
     Args:
         model: a model; only LipsFormers have layers with kernels.
-        kernels: ``"auto"`` uses a Triton kernel on a GPU where it measures as faster, for each shape; ``"triton"`` uses
-            it always; ``"torch"`` uses plain operations.
+        kernels: ``"auto"`` uses the Triton kernel on a GPU where it measures as faster, for each shape; ``"triton"``
+            uses it always; ``"torch"`` uses plain operations.
 
     Raises:
         ModelError: if Triton is wanted and cannot run here.
@@ -48,22 +44,20 @@ def set_kernels(model: nn.Module, kernels: str) -> None:
             setattr(module, "kernels", kernels)  # noqa: B010  (mypy takes modules' attributes for tensors)
 
 
-def wants_triton(kernels: str, name: str, x: Tensor, kernel_size: int = 0) -> bool:
-    """Whether a layer in training computes with a Triton kernel.
+def wants_triton(kernels: str, x: Tensor) -> bool:
+    """Whether a layer in training computes with the Triton kernel.
 
     Args:
         kernels: the layer's choice.
-        name: name of the operation in :mod:`models.kernels.operators`.
         x: the layer's input, ``(batch, height, width, channels)``.
-        kernel_size: side of the convolution's kernel.
     """
     if torch.jit.is_scripting():  # TorchScript does not compile the other branch
         return False
     else:
-        return _decide(kernels, name, x, kernel_size)
+        return _decide(kernels, x)
 
 
-def _decide(kernels: str, name: str, x: Any, kernel_size: int) -> bool:
+def _decide(kernels: str, x: Any) -> bool:
     # FX passes a proxy instead of a tensor. Exported programs keep operations that every runtime supports.
     if kernels == "torch" or not isinstance(x, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
@@ -71,50 +65,38 @@ def _decide(kernels: str, name: str, x: Any, kernel_size: int) -> bool:
         return False
     if kernels == "triton":
         return True
-    if name == "residual_center_norm" and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return False  # the compiler fuses a norm with the operations around it by itself
-    return suits_triton(x.device) and is_faster(name, tuple(x.shape), x.dtype, x.device, kernel_size)
-
-
-# The compiler must not look into these two. It looks through a cache, so the caches are functions of their own.
-@torch.compiler.assume_constant_result
-def suits_triton(device: torch.device) -> bool:
-    """Whether Triton is installed and the device is an NVIDIA GPU that it supports."""
-    return _suits_triton(device)
-
-
-@torch.compiler.assume_constant_result
-def is_faster(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int) -> bool:
-    """Whether the Triton kernel trains faster than the plain operations in eager mode. It is measured once a shape.
-
-    torch.compile calls this while it traces, and keeps the answer.
-    """
-    return _is_faster(name, shape, dtype, device, kernel_size)
+    return suits_triton(x.device) and is_faster(tuple(x.shape), x.dtype, x.device)
 
 
 @cache
-def _suits_triton(device: torch.device) -> bool:
+def suits_triton(device: torch.device) -> bool:
+    """Whether Triton is installed and the device is an NVIDIA GPU that it supports."""
     if device.type != "cuda" or not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @cache
-def _is_faster(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int) -> bool:
+def is_faster(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the Triton kernel trains faster than the plain operations in eager mode. It is measured once a shape."""
     try:
-        kernel, operations = (_milliseconds(each, name, shape, dtype, device, kernel_size) for each in PAIRS[name])
+        kernel, operations = (
+            _milliseconds(each, shape, dtype, device) for each in (residual_center_norm, plain.residual_center_norm)
+        )
     except Exception as error:  # such as a machine without a C compiler, which Triton needs
-        warnings.warn(f"Triton cannot compile {name}, so plain operations are used: {error}", stacklevel=2)
+        warnings.warn(f"Triton cannot compile a kernel, so plain operations are used: {error}", stacklevel=2)
         return False
     return kernel < operations
 
 
-def _milliseconds(operation: Operation, name: str, shape: tuple[int, ...], *others: Any) -> float:
+def _milliseconds(operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> float:
     """Median time of a forward and backward pass on random numbers."""
-    inputs, gradient = _inputs(name, shape, *others)
+    inputs, gradient = _inputs(shape, dtype, device)
     times = []
     nothing = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # hides those of a checkpointed stage
-    with torch.cuda.device(gradient.device), torch.enable_grad(), torch.autocast("cuda", enabled=False), nothing:
+    with torch.cuda.device(device), torch.enable_grad(), torch.autocast("cuda", enabled=False), nothing:
         for _ in range(RUNS + 2):  # the first two compile the kernel and fill the allocator's cache
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -125,10 +107,8 @@ def _milliseconds(operation: Operation, name: str, shape: tuple[int, ...], *othe
     return median(times[2:])
 
 
-def _inputs(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kernel_size: int
-) -> tuple[list[Any], Tensor]:
-    """Return random arguments of an operation, and a gradient of its result."""
+def _inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Return random arguments of the operation, and a gradient of its result."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,10 +116,7 @@ def _inputs(
         return drawn.requires_grad_()
 
     n, *_, channels = shape
-    x, drop = random(*shape, dtype=dtype), torch.ones(n, device=device)
-    if name == "residual_center_norm":
-        rest = [random(*shape, dtype=dtype), random(channels), drop, random(channels), random(channels)]
-    else:
-        rest = [random(channels, 1, kernel_size, kernel_size), random(channels)]
-        rest += [random(channels), drop] if name == "depthwise_gelu_residual" else []
-    return [x, *rest], torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    x, branch = (random(*shape, dtype=dtype) for _ in range(2))
+    scale, weight, bias = (random(channels) for _ in range(3))
+    gradient = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    return [x, branch, scale, torch.ones(n, device=device), weight, bias], gradient

@@ -1,20 +1,7 @@
-"""The plain operations that the Triton kernels replace, with the same arguments and results."""
+"""The plain operations that the Triton kernel replaces, with the same arguments and results."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``GELU(DWConv(x) + bias)`` on a map ``(batch, height, width, channels)``; weight ``(channels, 1, k, k)``."""
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    maps = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
-    return F.gelu(maps.permute(0, 2, 3, 1))
-
-
-def depthwise_gelu_residual(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, drop: Tensor) -> Tensor:
-    """``x + drop · scale · GELU(DWConv(x) + bias)``; drop ``(batch,)``, scale ``(channels,)``."""
-    return residual(x, depthwise_gelu(x, weight, bias), scale, drop)
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor, drop: Tensor) -> Tensor:

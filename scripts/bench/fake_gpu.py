@@ -46,6 +46,7 @@ def as_on_a_gpu(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(library._destroy)
         stack.enter_context(patch("models.onednn._AVAILABLE", False))
+        stack.enter_context(patch("models.depthwise.on_gpu", lambda x: True))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _fused_attention))
         stack.enter_context(patch.object(F, "rms_norm", _FusedRMSNorm.apply))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -155,14 +156,8 @@ WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "r
 # elements (MultiTensorApply.cuh).
 TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 BLOCKS_AT_ONCE, BLOCK = 320, 65536
-# What our operators do inside: further launches, and passes over the map beside their inputs and outputs. The backward
-# pass of a convolution writes ∂z, reads it twice and x once more, and adds up two sums; a residual reads its gradient
-# twice.
-INSIDE = {
-    "depthwise_gelu_backward": (5, 4),
-    "depthwise_gelu_residual_backward": (5, 5),
-    "residual_center_norm_backward": (1, 0),
-}
+# Launches inside an operator of ours, beside the first: it adds up the sums of its programs.
+INSIDE = {"residual_center_norm_backward": 1}
 
 
 @dataclass
@@ -253,10 +248,7 @@ def _cost(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Cost:
     elif name in WRITE_ONLY:
         read = read[1:]
     moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
-    launches = _launches(name, args, written)
-    if name in INSIDE:
-        more_launches, passes = INSIDE[name]
-        launches, moved = launches + more_launches, moved + passes * _bytes(read[1])
+    launches = _launches(name, args, written) + INSIDE.get(name, 0)
     return Cost(launches, moved, _flops(func, name, args, kwargs, result))
 
 

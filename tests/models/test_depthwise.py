@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.depthwise import DepthwiseConv2d, _EagerCpuDepthwise
+from models.depthwise import DepthwiseConv2d, _EagerDepthwise
+from tests.devices import on_devices
 
 
 def plain(layer: DepthwiseConv2d) -> nn.Conv2d:
@@ -27,7 +28,7 @@ def test_values_and_gradients_equal_those_of_a_convolution(shape, kernel, layout
     reference = plain(layer)
     x = torch.randn(shape).to(memory_format=layout).requires_grad_()
     y, expected = layer(x), reference(x)
-    assert "CpuDepthwise" in y.grad_fn.name() and "CpuDepthwise" not in expected.grad_fn.name()
+    assert "EagerDepthwise" in y.grad_fn.name() and "EagerDepthwise" not in expected.grad_fn.name()
     torch.testing.assert_close(y, expected)
     direction = torch.randn(shape)
     got = torch.autograd.grad(y, [x, *layer.parameters()], direction)
@@ -36,11 +37,26 @@ def test_values_and_gradients_equal_those_of_a_convolution(shape, kernel, layout
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@on_devices
+def test_without_onednn_too(device, monkeypatch):
+    """As on a GPU, where it has gradients of its own. float64 is exact enough to compare and needs no oneDNN."""
+    monkeypatch.setattr("models.depthwise.on_gpu", lambda x: True)
+    layer = DepthwiseConv2d(6, 7).to(device, torch.float64)
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64, device=device, requires_grad=True)
+    direction, gradients = torch.randn(2, 6, 9, 8, dtype=torch.float64, device=device), []
+    for module in (layer, plain(layer).to(device, torch.float64)):
+        y = module(x)
+        assert ("EagerDepthwise" in y.grad_fn.name()) == (module is layer)
+        gradients.append([y, *torch.autograd.grad(y, [x, *module.parameters()], direction)])
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_backward_forward_mode_and_second_derivatives_are_correct():
     torch.manual_seed(0)
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4, 5), (3, 1, 3, 3), (3,))]
-    assert torch.autograd.gradcheck(_EagerCpuDepthwise.apply, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(_EagerCpuDepthwise.apply, inputs)
+    assert torch.autograd.gradcheck(_EagerDepthwise.apply, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(_EagerDepthwise.apply, inputs)
 
 
 def test_forward_mode_works_if_only_the_input_has_a_tangent():

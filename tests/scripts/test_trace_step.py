@@ -14,7 +14,7 @@ OPTIONS = {"batch_size": 128, "amp": "bf16", "optim": "adamw", "kernels": "trito
 @pytest.mark.slow
 def test_a_step_of_lipsformer_swin_tiny_moves_few_bytes_with_few_launches() -> None:
     """Without the kernels of this project it may move a quarter more."""
-    for kernels, launches, gigabytes in (("triton", 1570, 81), ("torch", 2430, 104)):
+    for kernels, launches, gigabytes in (("triton", 1805, 88), ("torch", 2453, 106)):
         cost = by_part(traced("lipsformer_swin_tiny", Namespace(**OPTIONS | {"kernels": kernels})))["all", ""]
         assert cost.launches <= launches
         assert cost.bytes <= gigabytes * 1e9

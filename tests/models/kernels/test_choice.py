@@ -1,4 +1,4 @@
-"""When layers use the Triton kernels."""
+"""When layers use the Triton kernel."""
 
 import subprocess
 import sys
@@ -12,29 +12,30 @@ from torch import nn
 import models  # noqa: F401
 from models.errors import ModelError
 from models.kernels import choice, set_kernels, wants_triton
-from models.layers import ConvBranch
+from models.layers import WeightedResidual
 
 MAP = torch.zeros(1, 2, 2, 4)
 SMALL = {"img_size": 56, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 3}
 
 
 def test_training_on_a_cpu_uses_plain_operations():
-    assert not wants_triton("auto", "depthwise_gelu", MAP, 7)
+    assert not wants_triton("auto", MAP)
 
 
 def test_a_wanted_kernel_serves_training_in_three_precisions():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert wants_triton("triton", "depthwise_gelu", MAP.to(dtype), 7)
-    assert not wants_triton("triton", "depthwise_gelu", MAP.double(), 7)
-    assert not wants_triton("torch", "depthwise_gelu", MAP, 7)
+        assert wants_triton("triton", MAP.to(dtype))
+    assert not wants_triton("triton", MAP.double())
+    assert not wants_triton("torch", MAP)
     with torch.no_grad():
-        assert not wants_triton("triton", "depthwise_gelu", MAP, 7)
+        assert not wants_triton("triton", MAP)
 
 
 def test_traced_and_exported_programs_keep_plain_operations():
-    branch = ConvBranch(4, pointwise=True)
-    branch.kernels = "triton"
-    graphs = [torch.fx.symbolic_trace(branch).graph, torch.export.export(branch, (MAP,)).graph]
+    layer = WeightedResidual(nn.Identity(), 4, 0.5)
+    layer.kernels = "triton"
+    inputs = (MAP, torch.ones(4), torch.zeros(4))
+    graphs = [torch.fx.symbolic_trace(layer).graph, torch.export.export(layer, inputs).graph]
     assert not any("coldstart" in str(node.target) for graph in graphs for node in graph.nodes)
 
 
@@ -42,10 +43,10 @@ def test_a_machine_on_which_triton_fails_uses_plain_operations(monkeypatch: pyte
     def fail(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(choice, "_suits_triton", lambda device: True)
+    monkeypatch.setattr(choice, "suits_triton", lambda device: True)
     monkeypatch.setattr(choice, "_milliseconds", fail)
     with pytest.warns(UserWarning, match="plain operations are used: Failed to find C compiler"):
-        assert not wants_triton("auto", "depthwise_gelu", torch.zeros(1, 2, 2, 5), 7)
+        assert not wants_triton("auto", torch.zeros(1, 2, 2, 5))
 
 
 def test_all_layers_of_a_model_get_the_choice():
@@ -85,10 +86,10 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from models.kernels import triton_convolution, triton_norm
+from models.kernels import triton_norm
 
-FLOATS = {"weight", "taps", "bias", "scale", "drop", "sums"}
-MAPS = {"x", "grad", "grad_x", "grad_z", "branch", "grad_branch", "out"}
+FLOATS = {"weight", "bias", "scale", "drop", "sums"}
+MAPS = {"x", "grad", "grad_x", "branch", "grad_branch", "out"}
 
 
 def build(kernel, maps, capability, **constants):
@@ -101,16 +102,13 @@ def build(kernel, maps, capability, **constants):
 
 for capability in (80, 90):
     for maps in ("bf16", "fp16", "fp32"):
-        sizes = {"K": 7, "X": triton_convolution.COLUMNS, "C": triton_convolution.CHANNELS}
-        for kernel in (triton_convolution._forward, triton_convolution._backward_z, triton_convolution._backward_x):
-            build(kernel, maps, capability, RESIDUAL=True, **sizes)
         for kernel in (triton_norm._forward, triton_norm._backward):
             build(kernel, maps, capability, T=32, C=128)
 """
 
 
 @pytest.mark.slow
-def test_all_kernels_compile_for_ampere_and_hopper(monkeypatch: pytest.MonkeyPatch):
+def test_the_kernels_compile_for_ampere_and_hopper(monkeypatch: pytest.MonkeyPatch):
     """Triton compiles to machine code without a GPU."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     root = Path(__file__).resolve().parents[3]
