@@ -138,10 +138,11 @@ def test_profile_leaves_a_trace(device, small_images, here):
 @on_devices
 def test_compiled_follows_eager(device, small_images, here):
     common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=5")
+    common = (*common, *(("amp=bf16",) if device == "cuda" else ()))
     train_here(*common, "name=eager")
     train_here(*common, "name=compiled", "compile=true", "monitor.every=2")  # its hooks must not break the graph
     a, b = losses(here / "outputs/eager"), losses(here / "outputs/compiled")
-    assert max(abs(a[step] - b[step]) for step in a) < max(1e-4, tolerance(device))
+    assert max(abs(a[step] - b[step]) for step in a) < (1e-4 if device == "cpu" else 0.05)
 
 
 @pytest.mark.slow

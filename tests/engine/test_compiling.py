@@ -64,6 +64,7 @@ def small_network() -> nn.Sequential:
 def test_by_default_our_models_are_compiled_on_gpus_only(model):
     assert compiler(f"model={model}").is_on
     assert not compiler(f"model={model}", device=CPU).is_on
+    assert not compiler(f"model={model}", "amp=fp32").is_on
     assert not compiler(f"model={model}", compile="false").is_on
 
 
