@@ -74,6 +74,14 @@ def refusal(backend: Backend, requests: list[Crops]) -> str:
     return str(refused.value)
 
 
+def write_rgb(folder: Path, image: Image.Image) -> None:
+    """Write both kinds of JPEG that store RGB: one says so in Adobe's marker, the other in its component ids."""
+    image.save(folder / "rgb.jpg", quality=90, keep_rgb=True)
+    content = (folder / "rgb.jpg").read_bytes()
+    segment = content.index(b"\xff\xee\0\x0eAdobe")
+    (folder / "ids.jpg").write_bytes(content[:segment] + content[segment + 16 :])
+
+
 def write_cmyk(folder: Path, image: Image.Image) -> None:
     """Write each kind of CMYK JPEG: Adobe's with inverted colours, as CMYK and as YCCK, and one that is not Adobe's."""
     colours = np.array(image.convert("CMYK"))

@@ -1,8 +1,8 @@
 """The DALI backend, for training and evaluation. The plan gives it the crops.
 
 With a GPU, DALI decodes JPEGs (``mixed``) and resizes them there. With a CPU, DALI decodes only the crop, and
-torchvision resizes it in a seventh of the time that DALI takes on a CPU. Pillow decodes CMYK images: DALI treats all of
-them like Adobe's, whose colours are inverted.
+torchvision resizes it in a seventh of the time that DALI takes on a CPU. Pillow decodes JPEGs that store CMYK
+or RGB: DALI treats every CMYK image like Adobe's, whose colours are inverted, and on a GPU it takes RGB for YCbCr.
 """
 
 from collections import deque

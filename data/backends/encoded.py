@@ -32,20 +32,20 @@ def encoded_images(
 ) -> Generator[tuple[Crops, Encoded], None, None]:
     """Each request with its images: their paths, or the contents of their files if the source has no paths.
 
-    Pillow decodes CMYK images to PPM, without loss. If DALI reads by path, these PPM files are written to ``folder``,
-    which must exist until DALI has read them.
+    Pillow decodes JPEGs with odd colours (CMYK, RGB) to PPM, without loss. If DALI reads by path, these PPM files are
+    written to ``folder``, which must exist until DALI has read them.
 
     Raises:
         DataError: the message names the image that cannot be read.
     """
-    by_path, cmyk = has_paths(source), source.index.cmyk
+    by_path, odd_colours = has_paths(source), source.index.odd_colours
     with ThreadPoolExecutor(READERS) as pool:
 
         def image(row: int) -> NDArray[np.uint8]:
             if by_path:
-                path = _ppm_file(source, row, folder) if row in cmyk else source.path(row)
+                path = _ppm_file(source, row, folder) if row in odd_colours else source.path(row)
                 return np.frombuffer(os.fsencode(str(path)), dtype=np.uint8)
-            return np.frombuffer(_ppm(source, row) if row in cmyk else source.read(row), dtype=np.uint8)
+            return np.frombuffer(_ppm(source, row) if row in odd_colours else source.read(row), dtype=np.uint8)
 
         waiting: deque[tuple[Crops, Iterator[NDArray[np.uint8]]]] = deque()
 

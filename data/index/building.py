@@ -81,6 +81,7 @@ def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) ->
     try:
         file = ArrayFile(path)
         if not is_of_this_version(file):
+            log.info("%s was indexed by another version of this project", place)
             return None
         index = mapped_index(file)
         if not is_current(index):
@@ -136,7 +137,7 @@ class Rows:
     paths: Strings
     targets: NDArray[np.int32]
     sizes: NDArray[np.int32]  # (n, 2) height, width
-    cmyk: NDArray[np.bool_]
+    odd_colours: NDArray[np.bool_]
     lengths: NDArray[np.int64]
     bad: list[str]
 
@@ -144,9 +145,9 @@ class Rows:
     def of(cls, paths: Sequence[str], targets: Sequence[int], headers: Sequence[Header], bad: list[str]) -> "Rows":
         """Rows of good images; ``bad`` names those that were left out."""
         sizes = np.array([(header.height, header.width) for header in headers], dtype=np.int32).reshape(-1, 2)
-        cmyk = np.array([header.cmyk for header in headers], dtype=bool)
+        odd_colours = np.array([header.odd_colours for header in headers], dtype=bool)
         lengths = np.array([header.length for header in headers], dtype=np.int64)
-        return cls(Strings.pack(paths), np.array(targets, dtype=np.int32), sizes, cmyk, lengths, bad)
+        return cls(Strings.pack(paths), np.array(targets, dtype=np.int32), sizes, odd_colours, lengths, bad)
 
     @classmethod
     def read(cls, place: Path, paths: Sequence[str], headers: Sequence[Header | str], target: int) -> "Rows":
@@ -167,7 +168,7 @@ def joined_index(classes: list[str], rows: Sequence[Rows]) -> ImageIndex:
         targets=np.concatenate([part.targets for part in rows]),
         heights=np.ascontiguousarray(sizes[:, 0]),
         widths=np.ascontiguousarray(sizes[:, 1]),
-        cmyk=frozenset(np.flatnonzero(np.concatenate([part.cmyk for part in rows])).tolist()),
+        odd_colours=frozenset(np.flatnonzero(np.concatenate([part.odd_colours for part in rows])).tolist()),
         bad=[entry for part in rows for entry in part.bad],
         lengths=np.concatenate([part.lengths for part in rows]),
     )

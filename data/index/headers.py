@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
@@ -15,12 +16,13 @@ BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # wha
 class Header(NamedTuple):
     """What an index stores of an image.
 
-    Height and width are in pixels as stored (an EXIF rotation is not applied); ``length`` is the file's size in bytes.
+    Height and width are in pixels as stored (an EXIF rotation is not applied). ``odd_colours`` is what
+    :func:`has_odd_colours` finds. ``length`` is the file's size in bytes.
     """
 
     height: int
     width: int
-    cmyk: bool
+    odd_colours: bool
     length: int
 
 
@@ -34,13 +36,28 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
             # Pillow keeps only 8 of the 16 bits of a channel; that the file has 16 is visible only in its tiles.
             if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
                 return "has 16 bits per channel, which the decoders read differently"
-            return Header(image.height, image.width, image.mode == "CMYK", source.seek(0, os.SEEK_END))
+            return Header(image.height, image.width, has_odd_colours(image), source.seek(0, os.SEEK_END))
     except UnidentifiedImageError:
         return "is not a JPEG or PNG image"
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def has_odd_colours(image: Image.Image) -> bool:
+    """Whether an image is a JPEG that stores CMYK, YCCK or RGB, not YCbCr or grey as nearly all do.
+
+    DALI decodes these differently from Pillow. The rule for three components is libjpeg's
+    (``default_decompress_parms`` in jdapimin.c), which Pillow uses. The mode of the image does not show it.
+    """
+    if not isinstance(image, JpegImageFile) or image.mode != "RGB":
+        return image.mode == "CMYK"
+    if "jfif" in image.info:
+        return False
+    if "adobe_transform" in image.info:
+        return bool(image.info["adobe_transform"] == 0)
+    return bytes(component[0] for component in image.layer) == b"RGB"
 
 
 def _opened_at_once(path: str, flags: int) -> int:

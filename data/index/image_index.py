@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.index.arrays import ArrayFile, Identity
 
-VERSION = 2
+VERSION = 3
 TEXTS = ("paths", "classes", "bad")
-COLUMNS = {"version", "cmyk", "targets", "heights", "widths", "lengths", *TEXTS, *(f"{name}_ends" for name in TEXTS)}
+ENDS = {f"{name}_ends" for name in TEXTS}
+COLUMNS = {"version", "odd_colours", "targets", "heights", "widths", "lengths", *TEXTS, *ENDS}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class ImageIndex:
         targets: index into ``classes`` for each image.
         heights: in pixels as stored (an EXIF rotation is not applied).
         widths: likewise.
-        cmyk: rows of the images whose colours are CMYK.
+        odd_colours: rows of the JPEGs whose colours are neither YCbCr nor grey; Pillow decodes these for every backend.
         bad: files left out, each as ``path reason``.
-        lengths: bytes of each file; ``None`` if there are no files, or in a folder's index from an earlier version.
+        lengths: bytes of each file; ``None`` if there are no files.
         extra: arrays by name that only the source of the images reads, such as where each image begins. No name may be
             that of a column.
         file: the file that is mapped, if there is one.
@@ -76,7 +77,7 @@ class ImageIndex:
     targets: NDArray[np.int32]
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
-    cmyk: frozenset[int] = frozenset()
+    odd_colours: frozenset[int] = frozenset()
     bad: list[str] = field(default_factory=list)
     lengths: NDArray[np.int64] | None = None
     extra: Mapping[str, NDArray] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class ImageIndex:
         if self.file is not None and self.file.is_current():
             return _map_again, (self.file.path, self.file.identity)
         columns = (self.paths, self.targets, self.heights, self.widths)
-        return ImageIndex, (self.classes, *columns, self.cmyk, self.bad, self.lengths, dict(self.extra))
+        return ImageIndex, (self.classes, *columns, self.odd_colours, self.bad, self.lengths, dict(self.extra))
 
     def arrays(self) -> dict[str, NDArray]:
         """The arrays that :func:`data.index.arrays.write_arrays` writes."""
@@ -109,7 +110,7 @@ class ImageIndex:
             f"a source has columns named {taken}, as every index has: rename them"
         )
         columns: dict[str, NDArray] = {"targets": self.targets, "heights": self.heights, "widths": self.widths}
-        small = {"version": np.array(VERSION), "cmyk": np.array(sorted(self.cmyk), dtype=np.int64)}
+        small = {"version": np.array(VERSION), "odd_colours": np.array(sorted(self.odd_colours), dtype=np.int64)}
         if self.lengths is not None:
             columns["lengths"] = self.lengths
         texts = pack_texts(paths=self.paths, classes=self.classes, bad=self.bad)
@@ -155,9 +156,9 @@ def mapped_index(file: ArrayFile) -> ImageIndex:
         targets=arrays["targets"],
         heights=arrays["heights"],
         widths=arrays["widths"],
-        cmyk=frozenset(arrays["cmyk"].tolist()),
+        odd_colours=frozenset(arrays["odd_colours"].tolist()),
         bad=list(texts_of(arrays, "bad")),
-        lengths=arrays.get("lengths", arrays.get("shard_lengths")),  # the latter in shards from an earlier version
+        lengths=arrays.get("lengths"),
         extra={name: array for name, array in arrays.items() if name not in COLUMNS},
     )
     object.__setattr__(index, "file", file)

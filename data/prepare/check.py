@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 from tqdm import tqdm
 
-from data.index.headers import BROKEN, decoded
+from data.index.headers import BROKEN, decoded, has_odd_colours
 from data.prepare.jobs import run_jobs
 from data.sources import EncodedSource
 
@@ -26,7 +26,7 @@ class Findings:
     grey: int = 0
     bad: list[str] = field(default_factory=list)
     misnamed: list[str] = field(default_factory=list)
-    cmyk: list[str] = field(default_factory=list)
+    odd_colours: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
 
     @classmethod
@@ -44,7 +44,10 @@ class Findings:
         lists = (
             ("bad: incomplete or not decodable", self.bad),
             ("with an extension that does not match their content; they can be used as they are", self.misnamed),
-            ("in CMYK; they can be used as they are, because Pillow decodes them", self.cmyk),
+            (
+                "with CMYK or RGB colours in a JPEG; they can be used as they are, because Pillow decodes them",
+                self.odd_colours,
+            ),
             ("with an EXIF rotation, which is ignored, as in Pillow and torchvision", self.turned),
         )
         for title, names in lists:
@@ -81,8 +84,8 @@ def check_rows(source: EncodedSource, rows: range) -> Findings:
             continue
         if PurePath(source.index.paths[row]).suffix.lower() not in ENDINGS[image.format or ""]:
             found.misnamed.append(f"{name} is a {image.format}")
-        if image.mode == "CMYK":
-            found.cmyk.append(name)
+        if has_odd_colours(image):
+            found.odd_colours.append(name)
         if _is_turned(image):
             found.turned.append(name)
         found.grey += image.mode in ("1", "L", "LA")

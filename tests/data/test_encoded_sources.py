@@ -34,7 +34,7 @@ def test_images_are_the_files_that_went_in(config: DataConfig, folder: Path) -> 
     index = source.index
     assert len(source) == len(CLASSES) * EACH + 1
     assert index.lengths is not None
-    assert [index.paths[i] for i in index.cmyk] == ["2/print.jpg"]
+    assert [index.paths[i] for i in index.odd_colours] == ["2/print.jpg"]
     for i, path in enumerate(index.paths):
         content = source.read(i)
         assert content == (folder / "train" / path).read_bytes()
@@ -127,4 +127,4 @@ def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, fol
 def test_the_check_decodes_every_image(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.prepare.check.run_jobs", lambda jobs, workers: ((n, job()) for n, job in enumerate(jobs)))
     found = check_images(encoded(config), 1)
-    assert (found.images, found.bad, len(found.cmyk)) == (len(CLASSES) * EACH + 1, [], 1)
+    assert (found.images, found.bad, len(found.odd_colours)) == (len(CLASSES) * EACH + 1, [], 1)

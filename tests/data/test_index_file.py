@@ -20,6 +20,14 @@ def other_version(path: Path) -> None:
     np.savez(path, **(arrays | {"version": VERSION + 1, "heights": arrays["heights"] * 2}))
 
 
+def earlier_version(path: Path) -> None:
+    """Version 2 noted only the images in CMYK."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["cmyk"] = arrays.pop("odd_colours")
+    np.savez(path, **(arrays | {"version": 2}))
+
+
 def without_a_part(path: Path) -> None:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != "heights"}
@@ -51,7 +59,10 @@ def text(path: Path) -> None:
     path.write_text("this is text")
 
 
-@pytest.mark.parametrize("damage", [other_version, without_a_part, cut_short, changed, encrypted, emptied, text])
+DAMAGES = [other_version, earlier_version, without_a_part, cut_short, changed, encrypted, emptied, text]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_index_that_cannot_be_used_is_built_anew(root: Path, damage: Callable[[Path], None]) -> None:
     (file,) = root.glob(".*.npz")
     damage(file)
@@ -59,6 +70,17 @@ def test_an_index_that_cannot_be_used_is_built_anew(root: Path, damage: Callable
     index = index_of(root)
     assert (len(index), index.heights.tolist()) == (4, [6] * 4)
     assert open_at(root, build=False) is not None
+
+
+def test_the_log_says_why_an_index_of_an_earlier_version_is_built_again(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file,) = root.glob(".*.npz")
+    earlier_version(file)
+    with caplog.at_level("INFO"):
+        index_of(root)
+    place = root / "train"
+    assert caplog.messages == [f"{place} was indexed by another version of this project", f"indexing {place} (once)"]
 
 
 def test_index_lies_in_index_dir(root: Path, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> 
     (first / "empty.JPEG").write_bytes(b"")
     picture.save(first / "png.JPEG", format="PNG")
     picture.convert("CMYK").save(first / "cmyk.JPEG")
+    picture.save(first / "rgb.JPEG", keep_rgb=True)
     picture.convert("L").save(first / "grey.JPEG")
     picture.save(first / "turned.JPEG", exif=turned)
     picture.save(first / "exif.JPEG", exif=b"Exif\0\0garbage garbage", dpi=(72, 72))
@@ -155,14 +156,15 @@ def test_checking_names_every_kind_of_odd_file(folder: Path, tmp_path: Path) -> 
     assert done.returncode == 1
     assert "3 images are bad" in done.stderr
     report = (root / "coldstart-index-train-check.txt").read_text()
-    total = 8 + len(list(folder.glob("train/*/*")))
+    total = 9 + len(list(folder.glob("train/*/*")))
     lines = report.splitlines()
     assert lines[0] == f"train: {total} images checked, 3 bad, 1 greyscale"
     sections = "\n".join(lines).split("\n  3 bad")[1]
     for name in ("short.JPEG", "text.JPEG", "empty.JPEG"):
         assert f"{first / name} " in sections.split("  1 with an extension that does not match")[0]
     assert f"{first / 'png.JPEG'} is a PNG" in report
-    assert f"1 in CMYK; they can be used as they are, because Pillow decodes them:\n    {first / 'cmyk.JPEG'}" in report
+    odd_colours = "with CMYK or RGB colours in a JPEG; they can be used as they are, because Pillow decodes them:"
+    assert f"2 {odd_colours}\n    {first / 'cmyk.JPEG'}\n    {first / 'rgb.JPEG'}" in report
     assert f"which is ignored, as in Pillow and torchvision:\n    {first / 'turned.JPEG'}" in report
     assert f"val: {len(val_labels(4))} images checked, 0 bad" in done.stdout
 

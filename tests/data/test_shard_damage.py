@@ -46,6 +46,13 @@ def other_version(folder: Path) -> None:
     write_arrays(folder / PACKED_INDEX, arrays | {"version": np.array(VERSION + 1)})
 
 
+def earlier_version(folder: Path) -> None:
+    """Version 2 noted only the images in CMYK."""
+    arrays = dict(ArrayFile(folder / PACKED_INDEX).arrays)
+    arrays["cmyk"] = arrays.pop("odd_colours")
+    write_arrays(folder / PACKED_INDEX, arrays | {"version": np.array(2)})
+
+
 def damaged_index(folder: Path) -> None:
     content = bytearray((folder / PACKED_INDEX).read_bytes())
     content[len(content) // 2] ^= 1
@@ -61,6 +68,7 @@ REFUSALS = {
     missing: r"shard-00001\.tar cannot be read \(No such file",
     longer: r"shard-00001\.tar differs from the index",
     other_version: r"index\.npz was written by another version .* scripts/prepare_imagenet\.py --folder",
+    earlier_version: r"index\.npz was written by another version .* --splits train --layout keep",
     damaged_index: r"index\.npz is damaged .* scripts/prepare_imagenet\.py --folder",
     without_index: r"holds shards but no index\.npz: .* scripts/prepare_imagenet\.py",
 }

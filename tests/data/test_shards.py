@@ -16,7 +16,7 @@ from data.config import AugmentConfig, DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
 from data.geometry import BatchGeometry
-from data.index.arrays import ArrayFile, write_arrays
+from data.index.arrays import write_arrays
 from data.index.image_index import VERSION
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
@@ -57,20 +57,9 @@ def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
     assert (list(ours.paths), ours.classes) == (list(theirs.paths), theirs.classes)
     for column in ("targets", "heights", "widths", "lengths"):
         assert np.array_equal(getattr(ours, column), getattr(theirs, column))
-    assert ours.cmyk == theirs.cmyk != frozenset()
+    assert ours.odd_colours == theirs.odd_colours != frozenset()
     for i in range(len(folder)):
         assert shards.read(i) == Path(str(folder.path(i))).read_bytes() == folder.read(i)
-
-
-def test_an_index_of_earlier_days_is_read(own: Path) -> None:
-    """An old index stores the lengths of the images under another name."""
-    new = opened(own)
-    arrays = dict(ArrayFile(own / "train" / PACKED_INDEX).arrays)
-    arrays["shard_lengths"] = arrays.pop("lengths")
-    write_arrays(own / "train" / PACKED_INDEX, arrays)
-    old = opened(own)
-    assert old.index.fingerprint() == new.index.fingerprint()
-    assert [old.read(i) for i in range(len(old))] == [new.read(i) for i in range(len(new))]
 
 
 def test_shards_are_ordinary_tar_files(photographs: Path, packed: Path, tmp_path: Path) -> None:

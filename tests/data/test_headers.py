@@ -1,0 +1,55 @@
+"""What the header of an image says about its colours."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from data.index.headers import Header, decoded, read_header
+
+JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+SIZE = 96
+
+
+def odd_colours(content: bytes) -> bool:
+    header = read_header(BytesIO(content))
+    assert isinstance(header, Header)
+    return header.odd_colours
+
+
+def rgb_jpeg(jfif: bool, transform: int | None, ids: bytes) -> bytes:
+    """A JPEG that stores RGB, with these markers (``transform`` is in Adobe's, if any) and component ids."""
+    file = BytesIO()
+    photograph().save(file, "JPEG", quality=95, keep_rgb=True)
+    content = file.getvalue()
+    start, tables, frame, scan = (content.index(mark) for mark in (b"\xff\xee", b"\xff\xdb", b"\xff\xc0", b"\xff\xda"))
+    assert (start, tables) == (2, 18)  # Adobe's marker is the first segment
+    adobe = b"" if transform is None else content[2:17] + bytes([transform])
+    patched = bytearray(content)
+    for i, new in enumerate(ids):
+        assert patched[frame + 10 + 3 * i] == patched[scan + 5 + 2 * i] == b"RGB"[i]
+        patched[frame + 10 + 3 * i] = patched[scan + 5 + 2 * i] = new
+    return content[:2] + JFIF * jfif + adobe + bytes(patched[18:])
+
+
+def photograph() -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut()[:SIZE, :SIZE])
+
+
+@pytest.mark.parametrize("jfif", [False, True])
+@pytest.mark.parametrize("transform", [None, 0, 1, 2])
+@pytest.mark.parametrize("ids", [b"RGB", b"\1\2\3", b"\0\1\2", b"rgb"])
+def test_the_header_tells_where_pillow_takes_components_for_rgb(jfif: bool, transform: int | None, ids: bytes) -> None:
+    content = rgb_jpeg(jfif, transform, ids)
+    difference = np.abs(np.asarray(decoded(content), dtype=int) - np.asarray(photograph(), dtype=int)).mean()
+    assert difference < 5 or difference > 40
+    assert odd_colours(content) == (difference < 5)
+
+
+def test_photographs_with_odd_colours_are_known(photographs: Path) -> None:
+    files = sorted((photographs / "train" / "chelsea").iterdir())
+    assert [file.name for file in files if odd_colours(file.read_bytes())] == ["cmyk.jpg", "rgb.jpg"]
+    assert {"grey.jpg", "420.jpg", "rgb.png", "png.JPEG"} < {file.name for file in files}
