@@ -89,6 +89,7 @@ def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) ->
     return np.arange(len(classes))
 
 
+@cache  # timm reads a file each time
 def _places_in(subset: str) -> dict[str, int]:
     """The label of each WordNet id in ImageNet or a variant of it; ``subset`` is timm's name of it."""
     return {wnid: label for label, wnid in enumerate(ImageNetInfo(subset).label_names())}
@@ -127,7 +128,7 @@ def _say_once(message: str) -> None:
 
 def label_space(classes: Sequence[str], labels: NDArray[np.int64]) -> int:
     """The number of labels, including those without a folder: ImageNet's 1000, or up to the largest label."""
-    return IMAGENET_CLASSES if set(classes) <= set(ImageNetInfo().label_names()) else int(labels.max()) + 1
+    return IMAGENET_CLASSES if set(classes) <= _places_in(IMAGENET).keys() else int(labels.max()) + 1
 
 
 def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:

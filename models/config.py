@@ -37,7 +37,7 @@ class LipsFormerSwinConfig(ModelConfig):
     attention: str = field(default="released", metadata={"choices": ("released", "certified")})
     epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
-    # Training on a GPU. auto: Triton's kernels where they are faster | triton | torch
+    # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
     kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
@@ -60,7 +60,7 @@ class LipsFormerCSwinConfig(CSwinConfig):
     attention: str = field(default="released", metadata={"choices": ("released", "certified")})
     epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
-    # Training on a GPU. auto: Triton's kernels where they are faster | triton | torch
+    # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
     kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
