@@ -1,0 +1,62 @@
+"""Time a depthwise convolution and its gradients on the maps of a LipsFormer.
+
+python scripts/bench/depthwise_speed.py --batch-size 128 --amp bf16
+
+The gradient of the input is timed twice: as the library computes it, and as ``models/depthwise.py`` does, by a forward
+convolution with the turned kernel.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.utils.benchmark import Timer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.device import AMP_DTYPES, device_name, tune
+
+MAPS = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and channels of the stages of a tiny model at 224 pixels
+KERNEL = 7
+SECONDS = 0.5  # of each measurement
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Return the median time of a call."""
+    return Timer("work()", globals={"work": work}).blocked_autorange(min_run_time=SECONDS).median * 1e3
+
+
+def times(batch: int, side: int, channels: int, device: torch.device, dtype: torch.dtype) -> list[float]:
+    """Return the times in milliseconds, in the order of the table."""
+    x, grad = torch.randn(2, batch, side, side, channels, device=device, dtype=dtype).permute(0, 1, 4, 2, 3)
+    weight = torch.randn(channels, 1, KERNEL, KERNEL, device=device, dtype=dtype)
+    options = {"padding": KERNEL // 2, "groups": channels}
+    return [
+        milliseconds(lambda: F.conv2d(x, weight, **options)),
+        milliseconds(lambda: conv2d_input(x.shape, weight, grad, **options)),
+        milliseconds(lambda: F.conv2d(grad, weight.flip(2, 3), **options)),
+        milliseconds(lambda: conv2d_weight(x, weight.shape, grad, **options)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune(device)
+    print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}; milliseconds\n")
+    print("| map | forward | gradient of the input | the same as a forward convolution | gradient of the weight |")
+    print("| --- | --- | --- | --- | --- |")
+    for side, channels in MAPS:
+        found = times(args.batch_size, side, channels, device, AMP_DTYPES[args.amp])
+        print(f"| {side} x {side} x {channels} | " + " | ".join(f"{time:.2f}" for time in found) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
