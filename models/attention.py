@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Compute the index into the bias table, which is not in the state dict. The method's name is timm's.
 
-        It has a row for each token, padded with zeros to a multiple of 8.
+        The index has a row for each token. Rows are padded with zeros to a multiple of 8 elements.
         A model on the meta device gets a real index too, because its weights may be assigned later.
         """
         table = self.relative_position_bias_table

@@ -13,9 +13,9 @@ from models.onednn import suits_onednn
 class _Depthwise(torch.autograd.Function):
     """A depthwise convolution whose gradients are computed by forward convolutions and sums.
 
-    The gradient of the input is a convolution with the turned kernel. cuDNN computes it twice as fast as a forward
-    convolution. On a CPU the weight's gradient is one, too: each channel of each image becomes a separate group, and
-    the incoming gradient is its kernel. oneDNN's own is slow.
+    The gradient of the input is a forward convolution with the turned kernel. This takes cuDNN half the time of its own
+    gradient. On a CPU the weight's gradient is a forward convolution, too: each channel of each image becomes a
+    separate group, and the incoming gradient is its kernel. oneDNN's own gradient is slow.
     """
 
     generate_vmap_rule = True
@@ -88,14 +88,20 @@ class DepthwiseConv2d(nn.Conv2d):
         return _depthwise(x, self.weight, self.bias)
 
 
-def on_gpu(x: Tensor) -> bool:
-    """Whether a GPU computes; a function of its own for scripts/bench/fake_gpu.py."""
-    return x.is_cuda
+def has_fast_gradients(x: Tensor) -> bool:
+    """Whether forward convolutions make the gradients faster: on GPUs, and with oneDNN.
+
+    Exported and scripted programs keep the plain operation.
+    """
+    if torch.jit.is_scripting():  # TorchScript does not compile the other branch
+        return False
+    else:
+        return suits_onednn(x) or (x.is_cuda and not torch.compiler.is_exporting())
 
 
 @torch.fx.wrap  # FX traces it as one node, because the fastest operation depends on the tensor
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_grad_enabled() and (on_gpu(x) or suits_onednn(x)):
+    if torch.is_grad_enabled() and has_fast_gradients(x):
         return _with_fast_gradients(x, weight, bias)
     return _convolve(x, weight, bias)
 

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 import pytest
 import torch
 
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 # A test with this mark runs on the CPU, and on a GPU where there is one.
-on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+on_devices = pytest.mark.parametrize("device", DEVICES)
+# The same for two processes, each of which needs a GPU of its own.
+in_two_processes = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
 EXACT, ROUNDING = 0.0, 1e-2  # how far apart the losses of two equal runs may be on a CPU and on a GPU
 
 
@@ -32,15 +35,15 @@ def skip_without_gpus(items: Iterable[pytest.Item]) -> None:
 
 def table(stats: dict[str, list[pytest.TestReport]]) -> list[str]:
     """The lines of a table with what ran on the GPU, by file."""
+    columns = {"passed": "passed", "failed": "failed", "error": "failed", "skipped": "skipped"}  # by outcome
     rows: dict[str, dict[str, float]] = {}
-    for outcome in ("passed", "failed", "error", "skipped"):
+    for outcome, column in columns.items():
         for report in (each for each in stats.get(outcome, []) if isinstance(each, pytest.TestReport)):
-            row = rows.setdefault(report.nodeid.partition("::")[0], dict.fromkeys(("passed", "failed", "skipped"), 0))
-            row[outcome if outcome != "error" else "failed"] += 1
-            row["seconds"] = row.get("seconds", 0) + report.duration
+            empty = {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0}
+            row = rows.setdefault(report.nodeid.partition("::")[0], empty)
+            row[column] += 1
+            row["seconds"] += report.duration
     lines = [f"{'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>7}  file"]
     for file, row in sorted(rows.items()):
-        lines.append(
-            f"{row['passed']:6.0f} {row['failed']:6.0f} {row['skipped']:7.0f} {row.get('seconds', 0):7.1f}  {file}"
-        )
+        lines.append("{passed:6} {failed:6} {skipped:7} {seconds:7.1f}  {file}".format(**row, file=file))
     return lines

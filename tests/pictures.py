@@ -14,10 +14,10 @@ from torch import Tensor
 from data.augment.auto_augment import FUNCTIONS
 from data.augment.layer import Layer
 from data.augment.levels import Op
+from tests.devices import DEVICES
 
 SIDE = 96
 FILL = (124, 116, 104)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def pictures(side: int) -> list[Image.Image]:

@@ -15,7 +15,9 @@ from data.sources import EncodedSource
 
 CHUNK = 256  # images in one job
 ORIENTATION = 0x0112  # EXIF tag; any value but 1 asks viewers to rotate or mirror the image
-ENDINGS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
+JPEG_ENDINGS = {".jpg", ".jpeg"}
+# MPO is a JPEG that holds further pictures, as some cameras write them.
+ENDINGS = {"JPEG": JPEG_ENDINGS, "MPO": JPEG_ENDINGS, "PNG": {".png"}}
 
 
 @dataclass

@@ -110,22 +110,6 @@ def backward(
     programs = triton.cdiv(tokens, T * blocks)
     grad_x, grad_branch = torch.empty_like(x), torch.empty_like(branch)
     sums = x.new_empty(programs, 3, channels, dtype=torch.float32)
-    _backward[(programs,)](
-        grad,
-        x,
-        branch,
-        scale,
-        drop,
-        weight,
-        grad_x,
-        grad_branch,
-        sums,
-        gain,
-        tokens,
-        of_image,
-        channels,
-        blocks,
-        T,
-        C,
-    )
+    pointers = (grad, x, branch, scale, drop, weight, grad_x, grad_branch, sums)
+    _backward[(programs,)](*pointers, gain, tokens, of_image, channels, blocks, T, C)
     return grad_x, grad_branch, sums.sum(dim=0).to(weight.dtype)

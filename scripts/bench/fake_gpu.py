@@ -46,7 +46,7 @@ def as_on_a_gpu(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(library._destroy)
         stack.enter_context(patch("models.onednn._AVAILABLE", False))
-        stack.enter_context(patch("models.depthwise.on_gpu", lambda x: True))
+        stack.enter_context(patch("models.depthwise.has_fast_gradients", lambda x: True))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _fused_attention))
         stack.enter_context(patch.object(F, "rms_norm", _FusedRMSNorm.apply))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
 from data import DataConfig, DataError
 from data.backends import build_backend
 from data.index.headers import decoded
 from data.plan import EvalPlan
-from data.prepare.check import check_images
+from data.prepare.check import check_images, check_rows
 from data.sources import EncodedSource, open_source, source_kind
 from data.sources.folder import FolderSource
 from tests import source_kinds
+from tests.crop_requests import images_of
 from tests.joined import JoinedSource, join
 from tests.source_kinds import CLASSES, EACH, ENCODED, encoded, opened
 
@@ -128,3 +131,12 @@ def test_the_check_decodes_every_image(config: DataConfig, monkeypatch: pytest.M
     monkeypatch.setattr("data.prepare.check.run_jobs", lambda jobs, workers: ((n, job()) for n, job in enumerate(jobs)))
     found = check_images(encoded(config), 1)
     assert (found.images, found.bad, len(found.odd_colours)) == (len(CLASSES) * EACH + 1, [], 1)
+
+
+def test_a_file_with_several_pictures_is_checked_as_a_jpeg(tmp_path: Path) -> None:
+    """As some cameras write them; Pillow names the format MPO."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    image = Image.fromarray(skimage.data.chelsea())
+    image.save(tmp_path / "train" / "a" / "several.jpg", "MPO", save_all=True, append_images=[image])
+    found = check_rows(images_of(tmp_path), range(1))
+    assert (found.images, found.bad, found.misnamed, found.odd_colours) == (1, [], [], [])

@@ -17,11 +17,11 @@ from data.dataset import ImageSet, open_split
 from data.geometry import BatchGeometry
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
+from tests.devices import on_devices
 
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "dali")
 COLOURS = {"2": (250, 0, 0), "10": (0, 250, 0), "7": (0, 0, 250), "0": (120, 120, 120)}  # by label
-devices = pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +53,20 @@ def check_colours(batch: Batch) -> None:
     assert torch.equal(batch.images.cpu().amax((2, 3)), expected.byte())
 
 
-@devices
+@on_devices
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_labels_belong_to_the_images(colours: Path, kind: str, device: torch.device) -> None:
+def test_labels_belong_to_the_images(colours: Path, kind: str, device: str) -> None:
     cfg, images = open_images(colours, "train")
     plan = TrainPlan(images.index, 0, cfg, AugmentConfig(mix_group=4), BatchGeometry(10, 4, micro_batch_size=4))
-    batches = list(make_loader(kind, cfg, images, device, workers=2).train(plan, 0, 6))
+    batches = list(make_loader(kind, cfg, images, torch.device(device), workers=2).train(plan, 0, 6))
     assert [len(batch.labels) for batch in batches] == [4, 4, 2] * 6
     assert {label for batch in batches for label in batch.labels.tolist()} == {0, 2, 7, 10}
     for batch in batches:
-        assert batch.images.device.type == batch.labels.device.type == device.type
+        assert batch.images.device.type == batch.labels.device.type == device
         assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
         check_colours(batch)
     val_cfg, val = open_images(colours, "val")
-    for batch in make_loader(kind, val_cfg, val, device).evaluate(EvalPlan(val.index, val_cfg), 7, 1, 0):
+    for batch in make_loader(kind, val_cfg, val, torch.device(device)).evaluate(EvalPlan(val.index, val_cfg), 7, 1, 0):
         assert batch.draws is None
         check_colours(batch)
 

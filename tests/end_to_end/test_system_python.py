@@ -22,7 +22,7 @@ def version(python: Path) -> str:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the packages here are of another version")
 def test_it_trains_in_an_empty_home(tmp_path: Path) -> None:
     if version(SYSTEM) == sys.version:
-        pytest.skip("these tests run on it already")
+        pytest.skip(f"{SYSTEM} is the Python of all these tests, so the others have shown it already")
     options = ("experiment=quickstart", "max_steps=3", "log_every=1", "logger=none", f"output_dir={tmp_path / 'run'}")
     home = {"HOME": str(tmp_path), "PYTHONPATH": PACKAGES}
     inherited = {name: value for name, value in environment(**home).items() if name != "XDG_CACHE_HOME"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.devices import on_devices, run_on, tolerance
+from tests.devices import in_two_processes, on_devices, run_on, tolerance
 from tests.runs import (
     ALL_AUGMENTATION,
     NO_LOCAL_NOISE,
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(device, small_images, her
     assert result["loss"] == pytest.approx(val[-1]["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+@in_two_processes
 def test_two_processes_follow_one(device, small_images, here):
     """With the same global batch, the losses of 50 steps agree to 1e-4."""
     common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}")

@@ -17,7 +17,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.runtime import Runtime
 from engine.step import TrainStep
-from tests.devices import run_on
+from tests.devices import in_two_processes, run_on
 from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, metrics, run, run_here
 
 SIZES = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "stem_width": 8}
@@ -39,7 +39,7 @@ def tiny(**changes) -> nn.Module:
     [(), ("model.stem=patchify", "model.stabilizer=sigma_reparam")],
     ids=["batch_norm", "sigma_reparam"],
 )
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+@in_two_processes
 def test_two_processes_score_the_model_that_is_saved(device, chosen, small_images, here):
     """DDP finds no unused parameter, the loss falls, and one process gets the same scores as two."""
     common = (*RUN, *run_on(device), *chosen, f"data.root={small_images}")

@@ -40,7 +40,7 @@ def test_values_and_gradients_equal_those_of_a_convolution(shape, kernel, layout
 @on_devices
 def test_without_onednn_too(device, monkeypatch):
     """As on a GPU, where it has gradients of its own. float64 is exact enough to compare and needs no oneDNN."""
-    monkeypatch.setattr("models.depthwise.on_gpu", lambda x: True)
+    monkeypatch.setattr("models.depthwise.has_fast_gradients", lambda x: True)
     layer = DepthwiseConv2d(6, 7).to(device, torch.float64)
     x = torch.randn(2, 6, 9, 8, dtype=torch.float64, device=device, requires_grad=True)
     direction, gradients = torch.randn(2, 6, 9, 8, dtype=torch.float64, device=device), []
@@ -79,6 +79,15 @@ def test_under_autocast_it_computes_in_bf16_and_its_gradients_are_fp32():
     assert outputs[0].dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
     torch.testing.assert_close(outputs[0], outputs[1])
     torch.testing.assert_close(layer.weight.grad, reference.weight.grad, atol=2e-2, rtol=2e-2)
+
+
+@on_devices
+def test_scripted_and_exported_layers_are_plain_convolutions(device):
+    layer, x = DepthwiseConv2d(4, 3).to(device), torch.randn(1, 4, 3, 3, device=device)
+    torch.jit.script(layer)(x).sum().backward()
+    assert layer.weight.grad is not None
+    targets = [str(node.target) for node in torch.export.export(layer, (x,)).graph.nodes if node.op == "call_function"]
+    assert targets == ["aten.conv2d.default"]
 
 
 def test_it_can_be_copied_and_frozen():
