@@ -21,6 +21,7 @@ from engine.runtime import Runtime, seed_step
 from engine.span import span
 from engine.training_batches import TrainBatch
 from models import load_weights
+from optim import GraphedStep
 
 LEAST_LOSS_SCALE = 2.0**-20
 
@@ -102,6 +103,9 @@ class TrainStep:
         self.statistics_before = [torch.empty_like(value) for value in self.statistics]
         self.stage = "between steps"  # | "gradients" | "update"
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=cfg.amp == "fp16")
+        # A scaler hands the optimizer new tensors in each step, which a graph would not see.
+        is_recorded = GraphedStep.suits(optimizer) and not self.scaler.is_enabled()
+        self.graphed = GraphedStep(optimizer) if is_recorded else None
         self.ddp = self._distributed()  # before the moving average: it gives all processes the same weights
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         compiler = Compiler(cfg, runtime.device)
@@ -174,8 +178,11 @@ class TrainStep:
         if self.watcher is not None:
             self.watcher.before_update(step, images)
         grad_norm = self._clip()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.graphed is not None:
+            self.graphed()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if self.watcher is not None:
             self.watcher.after_update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ from optim.adamw2 import AdamW2
 from optim.build import build_optimizer, build_schedule, peak_lr
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
+from optim.graphed import GraphedStep
 from optim.groups import param_groups
 from optim.schedules import SCHEDULES
 from optim.spectral_norms import SpectralNorms
@@ -11,6 +12,7 @@ from optim.spectral_norms import SpectralNorms
 __all__ = [
     "SCHEDULES",
     "AdamW2",
+    "GraphedStep",
     "OptimConfig",
     "OptimError",
     "ScheduleConfig",

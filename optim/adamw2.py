@@ -58,6 +58,7 @@ class AdamW2(Optimizer):
 
     # torch's GradScaler then sets the tensors found_inf and grad_scale for each step instead of reading found_inf.
     _step_supports_amp_scaling = True
+    supports_cuda_graphs = True  # for optim.graphed
 
     def __init__(
         self,

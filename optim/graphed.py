@@ -1,0 +1,92 @@
+"""An optimizer's step as a CUDA graph: the host starts one graph instead of hundreds of small kernels."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+
+class GraphedStep:
+    """Takes the steps of an optimizer on a GPU, and records one of them as a CUDA graph that takes all later ones.
+
+    A graph runs the same kernels on the same memory each time. So the graph reads copies of the gradients, and learning
+    rates from tensors. Everything else that the optimizer reads must stay as it is: the other options of its groups,
+    and which parameters have gradients. If other parameters have gradients, the step is recorded again. If it cannot be
+    recorded, a warning says why, and all steps are taken without a graph.
+
+    Args:
+        optimizer: an optimizer that reads no number back to the host, takes the learning rate as a tensor, and changes
+            parameters and states in place, such as :class:`optim.AdamW2`. All parameters are on one GPU.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.may_record = True
+        groups = optimizer.param_groups
+        self.rates = [torch.zeros((), dtype=torch.float32, device=group["params"][0].device) for group in groups]
+        self._forget()
+        optimizer.register_load_state_dict_post_hook(lambda _: self._forget())  # a loaded state lies elsewhere
+
+    @staticmethod
+    def suits(optimizer: Optimizer) -> bool:
+        """Whether the optimizer says that its steps can be recorded, and its parameters are on a GPU."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return getattr(optimizer, "supports_cuda_graphs", False) and all(p.is_cuda for p in parameters)
+
+    def __call__(self) -> None:
+        """Take a step, with the gradients and learning rates that the optimizer has now."""
+        members = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        is_known = [id(parameter) for parameter in members] == [id(parameter) for parameter in self.members]
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        if not is_known:
+            self._forget()
+            self.members = members
+        if self.may_record and is_known and self.graph is None:
+            self._record()
+        if self.graph is None:  # the first step makes the states
+            self._step()
+        else:
+            torch._foreach_copy_(self.gradients, [p.grad for p in members])
+            self.graph.replay()
+
+    def _forget(self) -> None:
+        """Return to a state without a graph."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.members: list[Tensor] = []  # the parameters with gradients
+        self.gradients: list[Tensor] = []  # what the graph reads
+
+    def _record(self) -> None:
+        """Record a step. The recording changes no values."""
+        given = [p.grad for p in self.members]
+        self.gradients = [torch.empty_like(gradient) for gradient in given]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            for parameter, gradient in zip(self.members, self.gradients, strict=True):
+                parameter.grad = gradient
+            # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+            self.graph = graph
+        except RuntimeError as error:
+            self.may_record, self.gradients = False, []
+            log.warning("the optimizer's step cannot be recorded as a CUDA graph (%s): it runs without", error)
+        finally:
+            for parameter, gradient in zip(self.members, given, strict=True):
+                parameter.grad = gradient
+
+    def _step(self) -> None:
+        """Let the optimizer take a step, with its learning rates in tensors."""
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        given = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate
+            self.optimizer.step()
+        finally:
+            for group, rate in zip(groups, given, strict=True):
+                group["lr"] = rate
