@@ -1,13 +1,10 @@
 """An optimizer's step as a CUDA graph: the host starts one graph instead of hundreds of small kernels."""
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-
-log = logging.getLogger(__name__)
 
 
 class GraphedStep:
@@ -15,8 +12,7 @@ class GraphedStep:
 
     A graph runs the same kernels on the same memory each time. So the graph reads copies of the gradients, and learning
     rates from tensors. Everything else that the optimizer reads must stay as it is: the other options of its groups,
-    and which parameters have gradients. If other parameters have gradients, the step is recorded again. If it cannot be
-    recorded, a warning says why, and all steps are taken without a graph.
+    and which parameters have gradients. If other parameters have gradients, the step is recorded again.
 
     Args:
         optimizer: an optimizer that reads no number back to the host, takes the learning rate as a tensor, and changes
@@ -25,11 +21,12 @@ class GraphedStep:
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
-        self.may_record = True
         groups = optimizer.param_groups
         self.rates = [torch.zeros((), dtype=torch.float32, device=group["params"][0].device) for group in groups]
-        self._forget()
-        optimizer.register_load_state_dict_post_hook(lambda _: self._forget())  # a loaded state lies elsewhere
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.members: list[Tensor] = []  # the parameters that had gradients in the last step
+        self.gradients: list[Tensor] = []  # what the graph reads
+        optimizer.register_load_state_dict_post_hook(lambda _: self._begin([]))  # a loaded state lies elsewhere
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
@@ -39,54 +36,42 @@ class GraphedStep:
 
     def __call__(self) -> None:
         """Take a step, with the gradients and learning rates that the optimizer has now."""
-        members = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        is_known = [id(parameter) for parameter in members] == [id(parameter) for parameter in self.members]
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        if not is_known:
-            self._forget()
-            self.members = members
-        if self.may_record and is_known and self.graph is None:
-            self._record()
-        if self.graph is None:  # the first step makes the states
-            self._step()
-        else:
-            torch._foreach_copy_(self.gradients, [p.grad for p in members])
-            self.graph.replay()
+        members = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if [id(parameter) for parameter in members] != [id(parameter) for parameter in self.members]:
+            self._begin(members)
+            self._step()  # it makes the states that are missing, which a graph cannot
+            return
+        if self.graph is None:
+            self.graph = self._record()
+        torch._foreach_copy_(self.gradients, [p.grad for p in members])
+        self.graph.replay()
 
-    def _forget(self) -> None:
-        """Return to a state without a graph."""
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.members: list[Tensor] = []  # the parameters with gradients
-        self.gradients: list[Tensor] = []  # what the graph reads
+    def _begin(self, members: list[Tensor]) -> None:
+        """Drop the graph. The next one is for steps in which ``members`` have gradients."""
+        self.graph, self.members, self.gradients = None, members, []
 
-    def _record(self) -> None:
+    def _record(self) -> torch.cuda.CUDAGraph:
         """Record a step. The recording changes no values."""
         given = [p.grad for p in self.members]
         self.gradients = [torch.empty_like(gradient) for gradient in given]
         graph = torch.cuda.CUDAGraph()
-        try:
-            for parameter, gradient in zip(self.members, self.gradients, strict=True):
-                parameter.grad = gradient
-            # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._step()
-            self.graph = graph
-        except RuntimeError as error:
-            self.may_record, self.gradients = False, []
-            log.warning("the optimizer's step cannot be recorded as a CUDA graph (%s): it runs without", error)
-        finally:
-            for parameter, gradient in zip(self.members, given, strict=True):
-                parameter.grad = gradient
+        for parameter, gradient in zip(self.members, self.gradients, strict=True):
+            parameter.grad = gradient
+        # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._step()
+        for parameter, gradient in zip(self.members, given, strict=True):
+            parameter.grad = gradient
+        return graph
 
     def _step(self) -> None:
         """Let the optimizer take a step, with its learning rates in tensors."""
         groups: list[dict[str, Any]] = self.optimizer.param_groups
         given = [group["lr"] for group in groups]
-        try:
-            for group, rate in zip(groups, self.rates, strict=True):
-                group["lr"] = rate
-            self.optimizer.step()
-        finally:
-            for group, rate in zip(groups, given, strict=True):
-                group["lr"] = rate
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
+        self.optimizer.step()
+        for group, rate in zip(groups, given, strict=True):
+            group["lr"] = rate

@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -58,19 +57,3 @@ def test_recorded_steps_give_the_bits_of_plain_ones():
         assert_equal(ours.state_dict(), theirs.state_dict())
     assert_equal(a.state_dict()["state"], b.state_dict()["state"])
     assert len(recorded - {None}) == 4  # at the start, with and again without the missing gradient, after the loading
-
-
-@pytest.mark.gpu
-def test_a_step_that_reads_a_number_is_taken_without_a_graph(caplog):
-    class Reading(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
-            if self.param_groups[0]["params"][0].grad.sum().item() != 0:
-                super().step()
-
-    parameter = nn.Parameter(torch.zeros(3, device="cuda"))
-    step = GraphedStep(Reading([parameter], lr=0.5))
-    for number in range(1, 5):
-        parameter.grad = torch.ones_like(parameter)
-        step()
-        assert parameter.tolist() == [-0.5 * number] * 3
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and step.graph is None
