@@ -55,10 +55,10 @@ class GraphedStep:
     def _record(self) -> torch.cuda.CUDAGraph:
         """Record a step. The recording changes no values."""
         given = [p.grad for p in self.members]
-        self.gradients = [torch.empty_like(gradient) for gradient in given]
+        self.gradients = [torch.empty_like(gradient) for gradient in given if gradient is not None]
         graph = torch.cuda.CUDAGraph()
-        for parameter, gradient in zip(self.members, self.gradients, strict=True):
-            parameter.grad = gradient
+        for parameter, copied in zip(self.members, self.gradients, strict=True):
+            parameter.grad = copied
         # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
