@@ -4,7 +4,9 @@ A test file that uses these fixtures must bind them to names of its own.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,11 +14,43 @@ from PIL import Image
 
 from data import DataConfig, sources
 from data.sources import SOURCES, EncodedSource, Source, open_source
+from data.sources.folder import FolderSource
+from data.sources.shards import ShardSource
+from data.sources.synthetic import SyntheticSource
 from tests.joined import JoinedSource, join
 from tests.packing import pack
 
 CLASSES, EACH = ("0", "1", "2"), 4  # possible class names of ImageNet, so that an evaluation set can use them
-ENCODED = ("folder", "shards", "joined")
+
+
+class Kind(NamedTuple):
+    """A kind of source, and how its data set is made.
+
+    Attributes:
+        source: the class.
+        make: writes the images of a folder into a new folder, in the form that the source reads, and returns
+            ``data.root``.
+    """
+
+    source: type[EncodedSource]
+    make: Callable[[Path, Path], Path]
+
+
+def packed(images: Path, to: Path) -> Path:
+    """Shards of both splits."""
+    for split in ("train", "val"):
+        pack(images, to, split, shard_size=5_000)
+    return to
+
+
+# A new source is a line here. "joined" is one that only the tests have.
+ENCODED = {
+    "folder": Kind(FolderSource, lambda images, to: images),
+    "shards": Kind(ShardSource, packed),
+    "joined": Kind(JoinedSource, lambda images, to: join(images, to.with_suffix(".joined"))),
+}
+SOURCE_CLASSES: dict[str, type[Source]] = {name: kind.source for name, kind in ENCODED.items()}
+SOURCE_CLASSES["synthetic"] = SyntheticSource
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +73,10 @@ def config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
     """The options that choose a kind of source; the test's parameter names it."""
     if request.param == "synthetic":
         return DataConfig(name="synthetic", crop=16, synthetic_images=120, synthetic_classes=3)
-    copy = Path(shutil.copytree(folder, tmp_path / "set"))
-    if request.param == "folder":
-        root = copy
-    elif request.param == "shards":
-        for split in ("train", "val"):
-            root = pack(copy, tmp_path / "packed", split, shard_size=5_000)
-    else:
-        monkeypatch.setattr(sources, "SOURCES", (JoinedSource, *SOURCES))
-        root = join(copy, tmp_path / "images.joined")
+    kind = ENCODED[request.param]
+    if kind.source not in SOURCES:
+        monkeypatch.setattr(sources, "SOURCES", (kind.source, *SOURCES))
+    root = kind.make(Path(shutil.copytree(folder, tmp_path / "set")), tmp_path / "images")
     return DataConfig(name="any", root=str(root), crop=16, resize=18)
 
 

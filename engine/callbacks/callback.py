@@ -13,8 +13,8 @@ class Callback:
     If a method raises an exception, one warning says so and the run continues.
 
     Attributes:
-        state: saved with every checkpoint, and passed to the callback of the same name when the run resumes. It may
-            contain only numbers, text, lists and dicts.
+        state: saved with every checkpoint, and passed to the callback of the same name when the run resumes; None for a
+            new run, and for a copy of a run under another name. It may contain only numbers, text, lists and dicts.
         exchanges: whether the methods exchange numbers with the other processes. Then an exception ends the run,
             because the other processes would wait for this one.
     """
@@ -39,10 +39,24 @@ class Callback:
         """
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
-        """Called with the path of a new PNG file."""
+        """Called with the path of a new PNG file.
+
+        ``batch`` and ``val_batch`` come once in a run, and not again after a resume. Other pictures come again.
+        """
 
     def on_end(self) -> None:
         """Called at the end of the run, also after an error."""
+
+
+def tagged(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a line by the names that loggers show, such as ``train/loss``; nothing for a crash.
+
+    Names of layers have no prefix.
+    """
+    if line["split"] == "crash":
+        return {}
+    prefix = "" if line["split"] == "layers" else f"{line['split']}/"
+    return {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
 
 
 class Callbacks:

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.image
 from torch.utils.tensorboard import SummaryWriter
 
-from engine.callbacks.callback import Callback
+from engine.callbacks.callback import Callback, tagged
 from engine.run import Run
 from engine.settings import as_container, flatten
 
@@ -26,13 +26,10 @@ class TensorBoardLogger(Callback):
         self.state: dict[str, Any] = state or {"best_top1": None}
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Write the numbers of a line, with its kind as prefix: ``train/loss``."""
-        if line["split"] == "crash":
-            return
-        prefix = "" if line["split"] == "layers" else f"{line['split']}/"
-        for name, value in line.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self.writer.add_scalar(f"{prefix}{name}", value, line["step"])
+        """Write the numbers of a line."""
+        for tag, value in tagged(line).items():
+            if isinstance(value, int | float) and tag.rpartition("/")[2] != "epoch":
+                self.writer.add_scalar(tag, value, line["step"])
         if line["split"] == "val" and not line.get("not_finite"):
             self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.callbacks.callback import Callback
+from engine.callbacks.callback import Callback, tagged
 from engine.run import Run
 from engine.settings import as_container
 
@@ -57,12 +57,9 @@ class WandbLogger(Callback):
         self.run.define_metric("*", step_metric="step")
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Log the numbers of a line, with its kind as prefix: ``train/loss``."""
-        if line["split"] == "crash":
-            return
-        prefix = "" if line["split"] == "layers" else f"{line['split']}/"
-        values = {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
-        self._attempt(lambda: self.run.log(values | {"step": line["step"]}))
+        """Log the numbers of a line."""
+        if values := tagged(line):
+            self._attempt(lambda: self.run.log(values | {"step": line["step"]}))
         if line["split"] == "val" and not line.get("not_finite"):
             self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
             self._attempt(lambda: self.run.summary.update({"best_top1": self.state["best_top1"]}))

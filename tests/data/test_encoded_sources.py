@@ -14,12 +14,10 @@ from data.backends import build_backend
 from data.index.headers import decoded
 from data.plan import EvalPlan
 from data.prepare.check import check_images, check_rows
-from data.sources import EncodedSource, open_source, source_kind
-from data.sources.folder import FolderSource
+from data.sources import EncodedSource, open_source
 from tests import source_kinds
 from tests.crop_requests import images_of
-from tests.joined import JoinedSource, join
-from tests.source_kinds import CLASSES, EACH, ENCODED, encoded, opened
+from tests.source_kinds import CLASSES, EACH, ENCODED, Kind, encoded, opened
 
 folder, config = source_kinds.folder, source_kinds.config
 
@@ -113,12 +111,15 @@ def test_a_bad_image_is_named_with_the_advice_of_its_source(
     assert str(caught.value).startswith(f"{source.name(3)} cannot be decoded ({gone}): {source.advice.in_run}, then")
 
 
-@pytest.mark.parametrize("config", ["folder", "joined"], indirect=True)
-def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, folder: Path, tmp_path: Path) -> None:
+# Shards hold no such file: the script that packs them refuses it.
+UNPACKED = {name: kind for name, kind in ENCODED.items() if name != "shards"}
+
+
+@pytest.mark.parametrize(("config", "kind"), UNPACKED.items(), ids=UNPACKED, indirect=["config"])
+def test_files_that_are_no_images_are_named_at_the_start(config: DataConfig, kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "set" / "train" / "1" / "bad.png").write_text("no image")
-    if config.root is not None and config.root.endswith(".joined"):
-        join(tmp_path / "set", Path(config.root))
-    advice = {FolderSource: FolderSource.advice, JoinedSource: JoinedSource.advice}[source_kind(config, "train")]
+    config.root = str(kind.make(tmp_path / "set", tmp_path / "with_bad"))
+    advice = kind.source.advice
     with pytest.raises(DataError, match=rf"1/bad\.png is not a JPEG or PNG image: {advice.at_start}, or leave"):
         open_source(config, "train")
     config.on_bad_image = "skip"

@@ -9,36 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from data import DataConfig, DataError, EvalSetsConfig, is_set_prepared, open_set, open_split
+from data import DataConfig, DataError, EvalSetsConfig, is_set_prepared, open_set, open_split, sources
 from data.backends import build_backend, resolve_backend
 from data.config import AugmentConfig
 from data.geometry import BatchGeometry
 from data.loader import Loader
 from data.plan import TrainPlan
-from data.sources import SOURCES, EncodedSource, Source, open_source, source_kind
-from data.sources.folder import FolderSource
-from data.sources.shards import ShardSource
+from data.sources import EncodedSource, Source, open_source, source_kind
 from data.sources.synthetic import SyntheticSource
 from tests import source_kinds
 from tests.joined import join
-from tests.source_kinds import CLASSES, EACH, opened
+from tests.source_kinds import CLASSES, EACH, SOURCE_CLASSES, opened
 
 folder, config = source_kinds.folder, source_kinds.config
 
 CPU = torch.device("cpu")
-KINDS = {"folder": FolderSource, "shards": ShardSource, "synthetic": SyntheticSource}
 
 # --- what every source does -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("config", "kind"), KINDS.items(), ids=KINDS, indirect=["config"])
+@pytest.mark.parametrize(("config", "kind"), SOURCE_CLASSES.items(), ids=SOURCE_CLASSES, indirect=["config"])
 def test_a_split_is_opened_by_the_kind_that_fits(config: DataConfig, kind: type[Source]) -> None:
     assert source_kind(config, "train") is kind
     assert type(opened(config)) is kind
-    assert kind in SOURCES
+    assert kind in sources.SOURCES
 
 
-@pytest.mark.parametrize("config", [*KINDS, "joined"], indirect=True)
+@pytest.mark.parametrize("config", SOURCE_CLASSES, indirect=True)
 def test_a_source_says_which_images_there_are(config: DataConfig) -> None:
     source = opened(config)
     index = source.index
@@ -51,7 +48,7 @@ def test_a_source_says_which_images_there_are(config: DataConfig) -> None:
     assert len(opened(config, "val")) > 0
 
 
-@pytest.mark.parametrize("config", [*KINDS, "joined"], indirect=True)
+@pytest.mark.parametrize("config", SOURCE_CLASSES, indirect=True)
 def test_another_process_gets_the_same_source(config: DataConfig) -> None:
     source = opened(config)
     copy = pickle.loads(pickle.dumps(source))
@@ -62,7 +59,7 @@ def test_another_process_gets_the_same_source(config: DataConfig) -> None:
         assert [copy.read(i) for i in range(3)] == [source.read(i) for i in range(3)]
 
 
-@pytest.mark.parametrize("config", [*KINDS, "joined"], indirect=True)
+@pytest.mark.parametrize("config", SOURCE_CLASSES, indirect=True)
 def test_once_opened_nothing_is_left_to_build(config: DataConfig) -> None:
     first = opened(config)
     again = open_source(config, "train", build=False)
@@ -70,7 +67,7 @@ def test_once_opened_nothing_is_left_to_build(config: DataConfig) -> None:
     assert again.index.fingerprint() == first.index.fingerprint()
 
 
-@pytest.mark.parametrize("config", [*KINDS, "joined"], indirect=True)
+@pytest.mark.parametrize("config", SOURCE_CLASSES, indirect=True)
 @pytest.mark.parametrize("asked", ["torch", "dali"])
 def test_every_source_has_a_backend(config: DataConfig, asked: str) -> None:
     config.backend = asked
