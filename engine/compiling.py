@@ -11,6 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from engine.config import RunConfig
 from engine.errors import UserError
+from engine.runtime import Runtime
 from models import family_of
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Compiler:
     """
 
     def __init__(self, cfg: RunConfig, device: torch.device):
-        self.mode = cfg.compile_mode
+        self.mode = "default" if cfg.compile_mode == "auto" else cfg.compile_mode
         self.may_fall_back = cfg.compile == "auto"
         self.is_on = cfg.compile == "true"
         if cfg.compile == "auto" and device.type == "cuda":
@@ -43,15 +44,16 @@ class Compiler:
                 what = f"{cfg.model.name} in fp32" if is_known else cfg.model.name
                 log.info("%s runs without torch.compile, as it may not compile well: compile=true tries it", what)
 
-    def wrap(self, network: nn.Module, pad_to: int | None = None) -> nn.Module:
+    def wrap(self, network: nn.Module, pad_to: int | None = None, mode: str | None = None) -> nn.Module:
         """Return a compiled form of a network with the same weights; the network itself if nothing is compiled.
 
         Args:
             network: takes a batch of images and returns logits.
             pad_to: number of images to fill smaller batches up to, so that only one batch size is compiled. This
                 is for evaluation only.
+            mode: torch's mode; None: ``compile_mode``, where ``auto`` means ``default``.
         """
-        return Compiled(network, self, pad_to) if self.is_on else network
+        return Compiled(network, self, pad_to, mode or self.mode) if self.is_on else network
 
     def give_up(self, error: Exception) -> None:
         """Let all networks run eagerly from now on.
@@ -73,14 +75,14 @@ class Compiled(nn.Module):
     Args:
         network: the network.
         compiler: how to compile it, and whether to.
-        pad_to: see :meth:`Compiler.wrap`.
+        pad_to, mode: see :meth:`Compiler.wrap`.
     """
 
-    def __init__(self, network: nn.Module, compiler: Compiler, pad_to: int | None = None):
+    def __init__(self, network: nn.Module, compiler: Compiler, pad_to: int | None, mode: str):
         super().__init__()
         self.network, self.compiler, self.pad_to = network, compiler, pad_to
         # Every size gets kernels of its own. They are faster than kernels for any size, and there are few sizes.
-        self.compiled = torch.compile(network, mode=compiler.mode, dynamic=False)
+        self.compiled = torch.compile(network, mode=mode, dynamic=False)
         self.sizes: set[int] = set()  # the batch sizes that are compiled
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,20 +114,26 @@ class Compiled(nn.Module):
         return logits
 
 
-def refuse_overwritten_gradients(cfg: RunConfig, device: torch.device, micro_steps: int) -> None:
-    """Refuse CUDA graphs if gradients of several micro-batches are added.
+def training_mode(cfg: RunConfig, runtime: Runtime, micro_steps: int) -> str:
+    """Return the mode in which the network is compiled for training.
 
-    A CUDA graph writes its gradients to the same memory every time, so the second micro-batch would overwrite those of
-    the first: https://github.com/pytorch/pytorch/issues/169545
+    A step of these models has more than a thousand short kernels, and the host is slower than the GPU. With
+    ``compile_mode=auto``, a CUDA graph therefore starts them where this is known to work: on one GPU, with one
+    micro-batch in each step. A CUDA graph writes its gradients to the same memory every time, so those of a second
+    micro-batch would overwrite those of the first: https://github.com/pytorch/pytorch/issues/169545
 
     Raises:
-        UserError: if the settings ask for both.
+        UserError: if the settings ask for CUDA graphs, and a step has several micro-batches.
     """
-    if device.type == "cuda" and micro_steps > 1 and cfg.compile != "false" and cfg.compile_mode in CUDA_GRAPHS:
+    is_gpu = runtime.device.type == "cuda"
+    if cfg.compile_mode == "auto":
+        return "reduce-overhead" if is_gpu and runtime.world.size == 1 and micro_steps == 1 else "default"
+    if is_gpu and micro_steps > 1 and cfg.compile != "false" and cfg.compile_mode in CUDA_GRAPHS:
         raise UserError(
             f"compile_mode={cfg.compile_mode} cannot add the gradients of {micro_steps} micro-batches: set "
             "compile_mode=max-autotune-no-cudagraphs, or a larger micro_batch_size"
         )
+    return cfg.compile_mode
 
 
 def _is_from_compiler(error: Exception) -> bool:

@@ -81,10 +81,11 @@ class RunConfig:
     channels_last: bool = False  # torch.channels_last, a memory layout for convolutional networks
     # torch.compile. auto: on GPUs, for models that are known to compile well
     compile: str = field(default="auto", metadata={"choices": ("auto", "true", "false"), "may_change": True})
+    # auto: reduce-overhead if one GPU takes each step as one micro-batch; otherwise default
     compile_mode: str = field(
-        default="default",
+        default="auto",
         metadata={
-            "choices": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+            "choices": ("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
             "may_change": True,
         },
     )

@@ -128,9 +128,13 @@ def peak_flops(device: torch.device, amp: str) -> float | None:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Return the peak memory so far in GiB: GPU memory of this process, or its resident memory on a CPU."""
+    """Return the peak memory so far in GiB: what torch holds of the GPU, or this process's resident memory on a CPU.
+
+    It includes memory that torch keeps for later. The memory of CUDA graphs counts as allocated only while they are
+    recorded.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_reserved(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -118,8 +118,8 @@ class TrainLoop:
                 self._after_step()
 
     def _step(self, batches: TrainBatches) -> None:
-        micro_steps = self.run.data.geometry.micro_steps
-        outcome = self.run.step.take(self.done + 1, batches.take(micro_steps), micro_steps)
+        step = self.run.step
+        outcome = step.take(self.done + 1, batches.take(step.micro_steps))
         self.done += 1
         self.meter.add(outcome, batches.pop_waited())
         self.callbacks.after_step(outcome)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from data import soft_cross_entropy
-from engine.compiling import Compiler
+from engine.compiling import Compiler, training_mode
 from engine.config import TrainConfig
 from engine.errors import RunStopped
 from engine.runtime import Runtime, seed_step
@@ -80,6 +80,7 @@ class TrainStep:
         model: the model, already on its device.
         optimizer: the optimizer of the model's parameters.
         schedule: sets the optimizer's learning rate.
+        micro_steps: number of micro-batches in a step, the same on every process.
 
     Attributes:
         evaluated_network: what validation scores: the moving average if there is one and ``eval.weights`` is ``ema``.
@@ -93,9 +94,10 @@ class TrainStep:
         model: nn.Module,
         optimizer: Optimizer,
         schedule: Scheduler,
+        micro_steps: int,
     ):
         self.cfg, self.runtime, self.model = cfg, runtime, model
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule, self.micro_steps = optimizer, schedule, micro_steps
         self.watcher: UpdateWatcher | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # The values that forward passes change, such as running statistics, and a copy from before the current step.
@@ -109,7 +111,8 @@ class TrainStep:
         self.ddp = self._distributed()  # before the moving average: it gives all processes the same weights
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         compiler = Compiler(cfg, runtime.device)
-        self.network = compiler.wrap(self.ddp if self.ddp is not None else model)
+        mode = training_mode(cfg, runtime, micro_steps)
+        self.network = compiler.wrap(self.ddp if self.ddp is not None else model, mode=mode)
         evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
         self.evaluated_network = compiler.wrap(evaluated, cfg.eval.batch_size)
 
@@ -128,13 +131,12 @@ class TrainStep:
 
     # --- the step -------------------------------------------------------------------------------------------------
 
-    def take(self, step: int, batches: Iterable[TrainBatch], micro_steps: int) -> StepOutcome:
+    def take(self, step: int, batches: Iterable[TrainBatch]) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
             step: number of the step, counted from 1. It determines the learning rate and the random numbers.
             batches: this process's micro-batches of the step.
-            micro_steps: number of micro-batches, the same on every process.
         """
         self.model.train()
         if self.statistics:
@@ -146,7 +148,7 @@ class TrainStep:
         first_batch = None
         for micro, batch in enumerate(batches):
             first_batch = first_batch or batch
-            with self._exchange(is_last=micro == micro_steps - 1):
+            with self._exchange(is_last=micro == self.micro_steps - 1):
                 loss += self._backward(batch)
         assert first_batch is not None
         with span("update"):

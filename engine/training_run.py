@@ -12,7 +12,6 @@ from data import differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
-from engine.compiling import refuse_overwritten_gradients
 from engine.config import TrainConfig
 from engine.device import peak_flops
 from engine.errors import UserError
@@ -122,11 +121,10 @@ def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.
     else:
         refuse_lone_images(model, data.geometry, cfg.data.crop)
     model = model.to(runtime.device)
-    refuse_overwritten_gradients(cfg, runtime.device, data.geometry.micro_steps)
     per_epoch = data.plan.steps_per_epoch
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs * per_epoch, per_epoch)
-    return TrainStep(cfg, runtime, model, optimizer, schedule)
+    return TrainStep(cfg, runtime, model, optimizer, schedule, data.geometry.micro_steps)
 
 
 def _callback_states(cfg: TrainConfig, state: dict[str, Any] | None) -> dict[str, Any]:

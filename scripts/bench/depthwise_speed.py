@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -35,11 +34,13 @@ def times(batch: int, side: int, channels: int, device: torch.device, dtype: tor
     x, grad = torch.randn(2, batch, side, side, channels, device=device, dtype=dtype).permute(0, 1, 4, 2, 3)
     weight = torch.randn(channels, 1, KERNEL, KERNEL, device=device, dtype=dtype)
     options = {"padding": KERNEL // 2, "groups": channels}
+    inputs = (x.detach().requires_grad_(), weight.detach().requires_grad_())
+    y = F.conv2d(*inputs, **options)
     return [
         milliseconds(lambda: F.conv2d(x, weight, **options)),
-        milliseconds(lambda: conv2d_input(x.shape, weight, grad, **options)),
+        milliseconds(lambda: torch.autograd.grad(y, inputs[0], grad, retain_graph=True)),
         milliseconds(lambda: F.conv2d(grad, weight.flip(2, 3), **options)),
-        milliseconds(lambda: conv2d_weight(x, weight.shape, grad, **options)),
+        milliseconds(lambda: torch.autograd.grad(y, inputs[1], grad, retain_graph=True)),
     ]
 
 

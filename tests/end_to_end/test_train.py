@@ -44,7 +44,8 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(device, small_images, her
     assert top1.search(scored.stdout)[1] == top1.search(out.stdout)[1]
     result = __import__("json").loads((here / "eval.json").read_text())
     assert (result["top1"], result["images"]) == (val[-1]["top1"], val[-1]["images"])
-    assert result["loss"] == pytest.approx(val[-1]["loss"], abs=1e-6)
+    # On a GPU the kernels of the two processes may differ: they are chosen by timing them.
+    assert result["loss"] == pytest.approx(val[-1]["loss"], abs=1e-6 if device == "cpu" else 1e-4)
 
 
 @in_two_processes

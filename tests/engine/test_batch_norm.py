@@ -65,7 +65,7 @@ def scramble_and_share(rank: int, folder: Path) -> None:
     cfg = TrainConfig(ema=0.9, amp="fp32")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     runtime = Runtime(world, torch.device("cpu"))
-    step = TrainStep(cfg, runtime, model, optimizer, None)  # type: ignore[arg-type]
+    step = TrainStep(cfg, runtime, model, optimizer, None, 1)  # type: ignore[arg-type]
     torch.manual_seed(rank)
     for module in (model, step.ema.module):
         for buffer in module.buffers():

@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
 from data import Batch, DeviceAugment
-from engine.compiling import Compiler, refuse_overwritten_gradients
+from engine.compiling import Compiler, training_mode
 from engine.distributed import World
 from engine.errors import UserError
 from engine.evaluation_run import evaluate_checkpoint
@@ -236,11 +236,22 @@ def test_an_error_of_the_network_is_not_blamed_on_the_compiler(use):
         compiler().wrap(Broken())(torch.randn(2, 3, 8, 8))
 
 
+def on(device: torch.device, processes: int = 1) -> Runtime:
+    return Runtime(World(0, processes, 0, processes), device, "bf16")
+
+
 def test_cuda_graphs_add_no_gradients():
     cfg = settings("data=synthetic", "compile_mode=reduce-overhead")
     for device, micro_steps in ((GPU, 1), (CPU, 2)):
-        refuse_overwritten_gradients(cfg, device, micro_steps)
+        assert training_mode(cfg, on(device), micro_steps) == "reduce-overhead"
     with pytest.raises(
         UserError, match="the gradients of 2 micro-batches: set compile_mode=max-autotune-no-cudagraphs"
     ):
-        refuse_overwritten_gradients(cfg, GPU, 2)
+        training_mode(cfg, on(GPU), 2)
+
+
+def test_by_default_one_gpu_trains_with_cuda_graphs_where_they_work():
+    cfg = cached("data=synthetic")
+    assert training_mode(cfg, on(GPU), 1) == "reduce-overhead"
+    others = [training_mode(cfg, on(GPU), 2), training_mode(cfg, on(GPU, 2), 1), training_mode(cfg, on(CPU), 1)]
+    assert others == ["default"] * 3 and compiler().mode == "default"

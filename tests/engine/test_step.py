@@ -38,7 +38,7 @@ def new_step(*options: str, world: World = ALONE, device: torch.device = CPU) ->
     model = build_model(cfg.model, CLASSES, cfg.data.crop).to(device)
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, 100, 10)
-    return TrainStep(cfg, Runtime(world, device, cfg.amp), model, optimizer, schedule)
+    return TrainStep(cfg, Runtime(world, device, cfg.amp), model, optimizer, schedule, micro_steps=1)
 
 
 def batches(step: TrainStep, number: int) -> list[Batch]:
@@ -119,7 +119,7 @@ def test_a_whole_step_reads_nothing_from_the_device(optimizer, amp, device, set_
         made = batches(taken, number)
         with nullcontext() if may_wait else refusing_to_wait(taken):
             prepared = [prepare(batch, augment, taken.runtime) for batch in made]
-            meter.add(taken.take(number, prepared, 1), waited=0.0)
+            meter.add(taken.take(number, prepared), waited=0.0)
 
     take(step, 1, may_wait=device == "cuda" or (optimizer, amp) == ("adamw2", "fp16"))
     take(step, 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.depthwise import DepthwiseConv2d, _EagerDepthwise
 from tests.devices import on_devices
@@ -88,6 +89,20 @@ def test_scripted_and_exported_layers_are_plain_convolutions(device):
     assert layer.weight.grad is not None
     targets = [str(node.target) for node in torch.export.export(layer, (x,)).graph.nodes if node.op == "call_function"]
     assert targets == ["aten.conv2d.default"]
+
+
+def test_compiled_for_a_gpu_it_keeps_its_own_gradients():
+    """Fake tensors stand for those of a GPU, which this test does not need."""
+    calls = []
+
+    def record(graph, inputs):
+        calls.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    with FakeTensorMode():
+        layer, x = DepthwiseConv2d(4, 3, device="cuda"), torch.randn(2, 4, 5, 5, device="cuda", requires_grad=True)
+        torch.compile(layer, backend=record, fullgraph=True)(x)
+    assert "autograd_function_apply" in calls and not any("conv2d" in call for call in calls)
 
 
 def test_it_can_be_copied_and_frozen():
