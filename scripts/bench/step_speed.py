@@ -3,7 +3,8 @@
 python scripts/bench/step_speed.py lipsformer_swin_tiny swin_tiny_patch4_window7_224 --amp bf16 --batch-size 128
 
 The images are random and already on the device, so neither loading nor augmentation counts. The models run one after
-the other, and the table gives the median step of each. ``--compile`` compiles them, ``--optim adamw2`` uses AdamW².
+the other, and the table gives the median step of each. ``--compile`` compiles them, in one of torch's modes if it is
+given; ``--optim adamw2`` uses AdamW².
 """
 
 import argparse
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, tune
-from optim import AdamW2, param_groups
+from optim import AdamW2, GraphedStep, param_groups
 from scripts.model_table import seconds
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
@@ -32,8 +33,9 @@ class Step:
         torch.manual_seed(0)
         self.device, self.dtype = device, AMP_DTYPES[args.amp]
         model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device).train()
-        self.network = torch.compile(model) if args.compile else model
+        self.network = torch.compile(model, mode=args.compile) if args.compile else model
         self.optimizer = optimizer(args.optim, model)
+        self.update = GraphedStep(self.optimizer) if GraphedStep.suits(self.optimizer) else self.optimizer.step
         self.images = torch.randn(args.batch_size, 3, 224, 224, device=device)
         self.labels = torch.randint(1000, (args.batch_size,), device=device)
 
@@ -41,7 +43,7 @@ class Step:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(self.images)
         nn.functional.cross_entropy(logits.float(), self.labels).backward()
-        self.optimizer.step()
+        self.update()
         self.optimizer.zero_grad()
 
 
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=30)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
