@@ -6,8 +6,6 @@ python scripts/model_table.py --no-speed  # seconds: sizes only, nothing written
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.device import tune
 from engine.flops import forward_flops
+from scripts.bench.training_step import TrainingStep, seconds
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIDE = 224
@@ -140,32 +139,17 @@ def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
     """Return the images per second of a forward pass and of a training step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
-    model = build(name).to(device)
-    images = torch.randn(batch, 3, SIDE, SIDE, device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    step = TrainingStep(build(name).to(device), SIDE, batch)
 
     def forward() -> None:
         with torch.no_grad():
-            model.eval()(images)
+            step.model(step.images)
 
-    def train() -> None:
-        model.train()(images).float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return batch / seconds(forward, device, turns), batch / seconds(train, device, turns)
-
-
-def seconds(work: Callable[[], None], device: torch.device, turns: int) -> float:
-    """Return the median time of ``work`` in seconds. The first turn does not count."""
-    found = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return median(found[1:])
+    step.model.eval()
+    forwards = [seconds(forward, device) for _ in range(turns + 1)]
+    step.model.train()
+    steps = [step.seconds() for _ in range(turns + 1)]
+    return batch / median(forwards[1:]), batch / median(steps[1:])  # the first of each does not count
 
 
 def table(rows: list[Row]) -> str:

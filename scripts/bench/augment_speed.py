@@ -12,7 +12,6 @@ including the random draws. The images are enlarged embedded ones (Fashion-MNIST
 import argparse
 import random
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from data.augment.policies import AutoDraws, Policy, policies
 from data.cache import PROJECT, unpacked
 from data.draws import Stream, uniforms
 from engine.device import tune
+from scripts.bench.training_step import seconds
 
 FILL = (124, 116, 104)  # ImageNet's mean
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -61,15 +61,6 @@ def timms(auto: str) -> Callable[[Image.Image], Image.Image]:
         return TrivialAugmentWide(interpolation=InterpolationMode.BICUBIC, fill=list(FILL))
     parse = rand_augment_transform if auto.startswith("rand") else auto_augment_transform
     return parse(auto, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that one call takes."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def race(ours: Callable[[], object], theirs: Callable[[], object], turns: int, device: torch.device) -> list[float]:

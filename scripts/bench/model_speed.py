@@ -10,7 +10,6 @@ each variant.
 import argparse
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -25,8 +24,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import tune
+from engine.device import AMP_DTYPES, tune
 from scripts.bench.as_released import AsReleased
+from scripts.bench.training_step import TrainingStep
 
 VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "as released": lambda model: AsReleased(model),  # type: ignore[arg-type]
@@ -37,40 +37,18 @@ VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
 RELEASED = "as released"
 
 
-class Step:
-    """A training step of a variant: forward, backward, AdamW."""
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        torch.manual_seed(0)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tune(self.device)
-        model = timm.create_model(args.model, img_size=args.img_size).to(self.device).train()
-        self.forward = VARIANTS[name](model)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        self.images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=self.device)
-        self.labels = torch.randint(model.num_classes, (args.batch_size,), device=self.device)
-        self.bf16 = args.amp == "bf16"
-
-    def __call__(self) -> float:
-        """Take a step, and return its seconds."""
-        self.wait()
-        started = time.perf_counter()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.forward(self.images)
-        nn.functional.cross_entropy(logits.float(), self.labels).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.wait()
-        return time.perf_counter() - started
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+def new_step(name: str, args: argparse.Namespace) -> TrainingStep:
+    """Return the training step of a variant."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune(device)
+    model = timm.create_model(args.model, img_size=args.img_size).to(device)
+    return TrainingStep(model, args.img_size, args.batch_size, AMP_DTYPES[args.amp], VARIANTS[name](model))
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
     """Return the peak GiB of a variant's training step, beside model and optimizer. Call this in a new process."""
-    step = Step(name, args)
+    step = new_step(name, args)
     step()
     if step.device.type == "cuda":
         held = torch.cuda.memory_allocated()
@@ -97,13 +75,13 @@ def main() -> None:
     names = [name for name in VARIANTS if not (args.no_compile and "compiled" in name)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {name: pool.apply(peak_memory, (name, args)) for name in tqdm(names, "memory", disable=None)}
-    steps = {name: Step(name, args) for name in names}
+    steps = {name: new_step(name, args) for name in names}
     for step in steps.values():
         step(), step()  # compilation and first allocations
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in tqdm(range(args.turns), "turns", disable=None):
         for name, step in steps.items():
-            times[name].append(step())
+            times[name].append(step.seconds())
     report(args, times, memory)
 
 

@@ -17,7 +17,6 @@ With --gradients random, each turn draws random gradients, without the forward a
 import argparse
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ import models  # noqa: F401  (registers the models)
 from data.cache import PROJECT, unpacked
 from engine.device import tune
 from optim import AdamW2, param_groups
+from scripts.bench.training_step import seconds
 
 YARDSTICK = "AdamW, fused"
 EARLY = 3  # steps that are not timed
@@ -111,16 +111,6 @@ def random_gradients(model: nn.Module) -> Iterator[float]:
         for weight in model.parameters():
             weight.grad = torch.randn(weight.shape, generator=generator, device=weight.device)
         yield 0.0
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that ``work`` takes."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    started = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - started
 
 
 def measure(name: str, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, list[float]], list[float]]:

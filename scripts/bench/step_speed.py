@@ -10,6 +10,7 @@ given; ``--optim adamw2`` uses AdamW².
 import argparse
 import sys
 from pathlib import Path
+from statistics import median
 
 import timm
 import torch
@@ -20,31 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, tune
-from optim import AdamW2, GraphedStep, param_groups
-from scripts.model_table import seconds
+from optim import AdamW2, param_groups
+from scripts.bench.training_step import TrainingStep
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
 
 
-class Step:
-    """A training step of a model on random images."""
-
-    def __init__(self, name: str, device: torch.device, args: argparse.Namespace):
-        torch.manual_seed(0)
-        self.device, self.dtype = device, AMP_DTYPES[args.amp]
-        model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device).train()
-        self.network = torch.compile(model, mode=args.compile) if args.compile else model
-        self.optimizer = optimizer(args.optim, model)
-        self.update = GraphedStep(self.optimizer) if GraphedStep.suits(self.optimizer) else self.optimizer.step
-        self.images = torch.randn(args.batch_size, 3, 224, 224, device=device)
-        self.labels = torch.randint(1000, (args.batch_size,), device=device)
-
-    def __call__(self) -> None:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(self.images)
-        nn.functional.cross_entropy(logits.float(), self.labels).backward()
-        self.update()
-        self.optimizer.zero_grad()
+def new_step(name: str, device: torch.device, args: argparse.Namespace) -> TrainingStep:
+    """Return the training step of a model, as the command line wants it."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device)
+    forward = torch.compile(model, mode=args.compile) if args.compile else model
+    return TrainingStep(model, 224, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
 
 
 def optimizer(name: str, model: nn.Module) -> Optimizer:
@@ -69,10 +57,10 @@ def main() -> None:
     for name in args.models:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        step = Step(name, device, args)
+        step = new_step(name, device, args)
         for _ in range(UNTIMED):
             step()
-        time = seconds(step, device, args.turns)
+        time = median(step.seconds() for _ in range(args.turns))
         speed, memory = args.batch_size / time, memory_gb(device)
         print(f"| {name} | {1e3 * time:.1f} | {speed:.0f} | {memory:.1f} |", flush=True)
 

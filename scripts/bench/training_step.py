@@ -1,0 +1,61 @@
+"""A training step for benchmarks, and the time of something on a device."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from optim import GraphedStep
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that ``work`` takes, until the device has done it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
+
+
+class TrainingStep:
+    """Forward, backward and update on random images that are already on the device. Calling it takes a step.
+
+    Args:
+        model: the model, on its device, with ``num_classes``.
+        side: side of the images.
+        batch_size: number of images.
+        dtype: what autocast computes in; float32: no autocast.
+        forward: computes the logits; None: the model.
+        optimizer: None: torch's fused AdamW.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        side: int,
+        batch_size: int,
+        dtype: torch.dtype = torch.float32,
+        forward: Callable[[Tensor], Tensor] | None = None,
+        optimizer: Optimizer | None = None,
+    ):
+        self.model = model.train()
+        self.forward = model if forward is None else forward
+        self.optimizer = AdamW(model.parameters(), lr=1e-4, fused=True) if optimizer is None else optimizer
+        self.update = GraphedStep(self.optimizer) if GraphedStep.suits(self.optimizer) else self.optimizer.step
+        self.device, self.dtype = next(model.parameters()).device, dtype
+        self.images = torch.randn(batch_size, 3, side, side, device=self.device)
+        self.labels = torch.randint(int(model.num_classes), (batch_size,), device=self.device)  # type: ignore[arg-type]
+
+    def __call__(self) -> None:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.forward(self.images)
+        nn.functional.cross_entropy(logits.float(), self.labels).backward()
+        self.update()
+        self.optimizer.zero_grad()
+
+    def seconds(self) -> float:
+        """Take a step, and return its seconds."""
+        return seconds(self, self.device)
