@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import CONF
 from engine.errors import UserError
 from engine.reference import Course, Curve, Reference, differences, setting_of, write_reference
 from engine.settings import as_container, write_settings
@@ -142,3 +143,14 @@ def test_an_option_that_was_added_later_had_its_default():
     old = as_container(settings("experiment=quickstart"))
     del old["optim"]["power_iterations"], old["channels_last"]
     assert differences(setting_of(old, 156, 2000), setting()) == []
+
+
+def test_every_committed_reference_fits_its_experiment_or_recipe():
+    files = sorted(CONF.glob("*/*.json"))
+    assert CONF / "experiment/quickstart.json" in files
+    for file in files:
+        reference = Reference.read(file)
+        steps, images = reference.setting["steps_per_epoch"], reference.setting["validation_images"]
+        command = f"{'model' if file.parent.name == 'recipe' else 'experiment'}={file.stem}"
+        found = setting_of(as_container(settings(command)), steps, images)
+        assert differences(reference.setting, found) == [], f"write {file} again, from a run of today's {command}"
