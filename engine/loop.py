@@ -173,12 +173,12 @@ class TrainLoop:
         is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
         if is_best:
             self.best = {"step": self.done, "top1": scores.top1}
-        self.callbacks.on_line({"split": "val"} | self.length.place(self.done) | scores.as_dict())
         log.info(
             "epoch %d/%d  top-1 %.2f %%  top-5 %.2f %%  validation loss %.4f%s",
             *(self.length.epoch_of(self.done), self.cfg.epochs, scores.top1, scores.top5, scores.loss),
             "  (best)" if is_best else "",
         )
+        self.callbacks.on_line({"split": "val"} | self.length.place(self.done) | scores.as_dict())
         if is_best or self.saved == self.done:  # update the checkpoint of this step: it is validated now
             self._save(is_best)
 

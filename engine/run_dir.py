@@ -174,20 +174,29 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
         UserError: listing each difference as ``key old → new``.
     """
     # The earlier settings may lack options that were added later. These had their defaults.
-    old, new = defaults_of(settings) | flatten(before), flatten(as_container(settings))
-    may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
+    old = recipe_options(defaults_of(settings) | flatten(before))
+    new = recipe_options(flatten(as_container(settings)))
     differing = [
         f"{key} {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_one_of(key, may_change) and not _is_auto(key, new)
+        if old.get(key) != new.get(key) and not _is_auto(key, new)
     ]
     if differing:
         raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
 
 
-def _is_one_of(key: str, options: set[str]) -> bool:
-    """Whether the key is one of the options, or an entry of one: ``callbacks.wandb`` is an entry of ``callbacks``."""
-    return key in options or any(key.startswith(f"{option}.") for option in options)
+def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that belong to the recipe: those that a resumed run may not change.
+
+    Args:
+        options: options by dotted name. An entry of an option, such as ``callbacks.wandb``, counts as that option.
+    """
+    may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
+    return {
+        key: value
+        for key, value in options.items()
+        if key not in may_change and not any(key.startswith(f"{option}.") for option in may_change)
+    }
 
 
 def _is_auto(key: str, new: dict[str, Any]) -> bool:

@@ -1,9 +1,15 @@
 """Draw the curves of several runs together: loss and validation accuracy over the steps.
 
 python scripts/compare_runs.py outputs/crash_adamw outputs/crash_adamw2 --plot compare.png
+python scripts/compare_runs.py outputs/quickstart --reference conf/experiment/quickstart.json
+python scripts/compare_runs.py outputs/seed_0 outputs/seed_1 --write-reference conf/experiment/NAME.json
 
 Reads each run's metrics.jsonl, prints the results at the end of each run, and draws the curves. Runs are named after
 their folders. If folder names are equal, more of the path is shown.
+
+With --reference it also compares each run with the curve of earlier runs of its recipe, epoch by epoch, and says
+whether it is on track. --write-reference makes such a curve from finished runs that differ in their seeds only. Runs of
+the recipe find it in conf/experiment/ and conf/recipe/, and say after each validation whether they are on track.
 """
 
 import argparse
@@ -19,6 +25,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.errors import UserError
+from engine.reference import Course, Reference, differences, write_reference
+
+MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.
 NEEDED: dict[str, tuple[str, ...]] = {"train": ("step", "loss"), "val": ("step", "top1"), "stability": ()}
 
@@ -101,8 +113,40 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def draw(runs: list[Run], path: Path) -> None:
-    """Draw training loss and validation accuracy of all runs into a file. Each run has its own colour."""
+def beside(course: Course, reference: Reference) -> str:
+    """Return a Markdown table of a run and the reference after each epoch that both have, and the verdict below it.
+
+    Raises:
+        UserError: if the run trained something else, or they have no epoch in common.
+    """
+    if found := differences(reference.setting, course.setting):
+        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        raise UserError(
+            f"{course.folder} trains something else than {reference.path} (there → here): "
+            f"{', '.join(found[:MOST_SHOWN])}{more}; compare it with another run, without --reference"
+        )
+    verdict = reference.verdict(course.curve)
+    rows = [
+        "| epoch | top-1, % | reference | difference | training loss | reference | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for epoch in reference.shared_epochs(course.curve):
+        top1 = _pair(course.curve.top1[epoch], reference.top1(epoch), 2)
+        rows.append(f"| {epoch} | {top1} | {_pair(course.curve.loss[epoch], reference.loss(epoch), 4)} |")
+    return "\n".join([*rows, "", verdict])
+
+
+def _pair(value: float | None, expected: float | None, digits: int) -> str:
+    difference = None if value is None or expected is None else value - expected
+    signed = "–" if difference is None else f"{difference:+.{digits}f}"
+    return f"{_number(value, digits)} | {_number(expected, digits)} | {signed}"
+
+
+def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> None:
+    """Draw training loss and validation accuracy of all runs into a file. Each run has its own colour.
+
+    The reference is a dashed line. Its loss is the mean of an epoch, so it is drawn in the middle of the epoch.
+    """
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     # null becomes NaN, which leaves a gap.
     curves = [
@@ -112,11 +156,19 @@ def draw(runs: list[Run], path: Path) -> None:
         )
         for run in runs
     ]
+    if reference is not None:
+        length, dashed = reference.setting["steps_per_epoch"], {"ls": "--", "color": "black", "lw": 1}
+        train = [{"step": (epoch - 0.5) * length, "loss": reference.loss(epoch)} for epoch in reference.curves[0].loss]
+        val = [{"step": epoch * length, "top1": reference.top1(epoch)} for epoch in reference.curves[0].top1]
+        curves.append(
+            (*losses.plot(*_curve(train, "loss"), **dashed), *accuracies.plot(*_curve(val, "top1"), **dashed))
+        )
+    labels = names(runs) + (["reference"] if reference else [])
     losses.set(title="training loss", xlabel="step")
     accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")
     for axis, lines in zip((losses, accuracies), zip(*curves, strict=True), strict=True):
         axis.grid(alpha=0.3)
-        axis.legend(lines, names(runs))  # without the lines, matplotlib leaves out names that begin with _
+        axis.legend(lines, labels)  # without the lines, matplotlib leaves out names that begin with _
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -132,11 +184,22 @@ def main() -> int:
     parser.add_argument(
         "--plot", type=Path, default=Path("compare.png"), help="picture to write (default: %(default)s)"
     )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--reference", type=Path, metavar="FILE", help="say whether the runs follow this curve")
+    kind.add_argument("--write-reference", type=Path, metavar="FILE", help="write the curve of these finished runs")
     args = parser.parse_args()
     try:
         runs = [read(folder) for folder in args.runs]
+        if args.write_reference:
+            write_reference(args.write_reference, [Course.of(folder) for folder in args.runs])
+            print(f"the reference is in {args.write_reference}")
+            return 0
         print(table(runs))
-        draw(runs, args.plot)
+        reference = Reference.read(args.reference) if args.reference else None
+        if reference is not None:
+            for name, folder in zip(names(runs), args.runs, strict=True):
+                print(f"\n{name} beside {reference.path}:\n\n{beside(Course.of(folder), reference)}")
+        draw(runs, args.plot, reference)
     except (OSError, ValueError) as error:
         # This includes a plot file that cannot be written, and a file ending that matplotlib does not know.
         print(f"error: {error}".splitlines()[0], file=sys.stderr)

@@ -9,6 +9,7 @@ from engine.callbacks.data_wait import DataWait
 from engine.callbacks.flight_recorder import FlightRecorder
 from engine.callbacks.instruments import Instruments
 from engine.callbacks.metrics_file import MetricsFile
+from engine.callbacks.on_track import OnTrack, reference_for
 from engine.callbacks.pictures import Pictures
 from engine.callbacks.profiler import StepProfiler
 from engine.callbacks.progress import Progress
@@ -21,7 +22,16 @@ __all__ = ["Callback", "Callbacks", "build_callbacks", "refuse_unusable"]
 
 log = logging.getLogger(__name__)
 
-OF_EVERY_RUN = {"flight_recorder", "metrics", "progress", "data_wait", "pictures", "instruments", "profiler"}
+OF_EVERY_RUN = {
+    "flight_recorder",
+    "metrics",
+    "progress",
+    "on_track",
+    "data_wait",
+    "pictures",
+    "instruments",
+    "profiler",
+}
 
 
 def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
@@ -42,6 +52,8 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
         return callbacks
     callbacks.add("metrics", MetricsFile(directory.metrics))
     callbacks.add("progress", Progress(run.length, first))
+    if reference := reference_for(run):
+        callbacks.add("on_track", OnTrack(reference, directory))
     callbacks.add("data_wait", DataWait(cfg, runtime))
     callbacks.add("pictures", Pictures(run, callbacks))
     callbacks.add("instruments", _instruments(run, callbacks))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import as_container, flatten
+from engine.settings import as_container, flatten, write_settings
 from scripts import compare_runs
 from tests.runs import SMALL, settings, train_here
 
@@ -103,3 +103,98 @@ def test_the_crash_and_its_cure_differ_in_the_optimizer_only():
     assert {key for key in a | b if a.get(key) != b.get(key)} == {"optim.name"}
     assert (a["optim.name"], b["optim.name"]) == ("adamw", "adamw2")
     assert a["schedule.warmup_epochs"] == 0
+
+
+def finished(folder: Path, top1: list[float], *overrides: str) -> Path:
+    """A run of the quickstart with ten steps an epoch, that has done as many epochs as there are accuracies."""
+    lines: list[dict[str, object]] = []
+    for epoch, value in enumerate(top1, 1):
+        lines.append({"split": "train", "step": 10 * epoch, "epoch": epoch, "loss": 2.0 / epoch})
+        lines.append({"split": "val", "step": 10 * epoch, "epoch": epoch, "top1": value, "images": 20})
+    a_run(folder, lines)
+    write_settings(settings("experiment=quickstart", "epochs=3", *overrides), folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch) -> Path:
+    """The reference of two runs that end at 79 and 81 %."""
+    runs = [finished(tmp_path / f"r{seed}", [60, 70, 79 + 2 * seed], f"seed={seed}") for seed in (0, 1)]
+    assert compared(monkeypatch, *runs, "--write-reference", tmp_path / "reference.json") == 0
+    return tmp_path / "reference.json"
+
+
+def test_a_run_is_set_beside_a_reference_at_equal_epochs(reference, tmp_path, monkeypatch, capsys):
+    run, picture = finished(tmp_path / "run", [61.5, 70.25], "seed=5"), tmp_path / "both.png"
+    legends = []
+    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: legends.extend(ax.get_legend() for ax in figure.axes))
+    assert compared(monkeypatch, run, "--reference", reference, "--plot", picture) == 0
+    said = capsys.readouterr().out
+    assert "| 1 | 61.50 | 60.00 | +1.50 | 2.0000 | 2.0000 | +0.0000 |" in said
+    assert "| 2 | 70.25 | 70.00 | +0.25 | 1.0000 | 1.0000 | +0.0000 |" in said
+    assert "\non track: after epoch 2 of 3 top-1 is 70.25 %, the reference had 70.00 %\n" in said
+    assert picture.stat().st_size > 10_000
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [["run", "reference"]] * 2
+
+
+def test_a_run_that_is_behind_is_told_so(reference, tmp_path, monkeypatch, capsys):
+    run = finished(tmp_path / "run", [60, 69.5, 77.9])
+    assert compared(monkeypatch, run, "--reference", reference, "--plot", tmp_path / "a.png") == 0
+    assert "\nbehind by 2.1 points, and falling back since epoch 1: after epoch 3 of 3" in capsys.readouterr().out
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert compared(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_a_run_that_has_no_reference_is_refused_in_one_line(reference, tmp_path, monkeypatch, capsys):
+    other = finished(tmp_path / "other", [60], "optim.lr=0.001", "epochs=8")
+    said = refused(monkeypatch, capsys, other, "--reference", reference)
+    assert f"{other} trains something else than {reference}" in said and "epochs 3 → 8, optim.lr 0.004 → 0.001" in said
+    fresh = finished(tmp_path / "fresh", [60])
+    lines = (fresh / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (fresh / "metrics.jsonl").write_text(lines[0])
+    assert "has no validation after a whole epoch yet: try again" in refused(
+        monkeypatch, capsys, fresh, "--reference", reference
+    )
+    (fresh / "metrics.jsonl").write_text(lines[0] + '{"split": "val", "step": 10, "top1": 60}\n')
+    assert "is damaged: restore it" in refused(monkeypatch, capsys, fresh, "--reference", reference)
+    (fresh / "config.yaml").unlink()
+    assert "has no config.yaml" in refused(monkeypatch, capsys, fresh, "--reference", reference)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "there is no reference"),
+        ("{", "is not a reference, or damaged"),
+        ("[1]", "is not a reference, or damaged"),
+        ('{"setting": {"epochs": 3}, "runs": []}', "is not a reference, or damaged"),
+        (
+            '{"setting": {"epochs": 3}, "runs": [{"top1": {"1": 5}, "loss": {"1": 2}}]}',
+            "is not a reference, or damaged",
+        ),
+        ('{"setting": {"epochs": 1}, "runs": [{"top1": {"1": null}, "loss": {"1": 2}}]}', "is not a reference"),
+    ],
+)
+def test_what_is_no_reference_is_refused_in_one_line(content, complaint, tmp_path, monkeypatch, capsys):
+    if content is not None:
+        (tmp_path / "x.json").write_text(content)
+    run = finished(tmp_path / "run", [60])
+    assert complaint in refused(monkeypatch, capsys, run, "--reference", tmp_path / "x.json")
+
+
+def test_only_finished_runs_that_differ_in_their_seeds_become_a_reference(tmp_path, monkeypatch, capsys):
+    whole, file = finished(tmp_path / "whole", [60, 70, 80]), tmp_path / "x.json"
+    half = finished(tmp_path / "half", [60, 70])
+    assert "a reference needs finished runs" in refused(monkeypatch, capsys, whole, half, "--write-reference", file)
+    other = finished(tmp_path / "other", [60, 70, 80], "batch_size=32")
+    said = refused(monkeypatch, capsys, whole, other, "--write-reference", file)
+    assert "differ in more than the seed: batch_size 64 → 32" in said
+    assert "must end in .json" in refused(monkeypatch, capsys, whole, "--write-reference", tmp_path / "whole")
+    assert not file.exists()

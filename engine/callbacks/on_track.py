@@ -1,0 +1,48 @@
+"""Say after a validation how the run compares with the reference of its recipe."""
+
+import logging
+import os
+from typing import Any
+
+from engine.callbacks.callback import Callback
+from engine.config import CONF
+from engine.reference import Curve, Reference, differences, setting_of
+from engine.run import Run
+from engine.run_dir import RunDirectory
+from engine.settings import as_container
+from engine.warn_on_failure import warn_on_failure
+
+log = logging.getLogger(__name__)
+
+
+class OnTrack(Callback):
+    """Logs a line after each validation at an epoch of the reference.
+
+    Args:
+        reference: the reference of the run's recipe.
+        directory: directory of the run, which holds its metrics so far.
+    """
+
+    def __init__(self, reference: Reference, directory: RunDirectory):
+        self.reference, self.directory = reference, directory
+
+    def on_line(self, line: dict[str, Any]) -> None:
+        """Compare a validation with the reference."""
+        if line["split"] == "val" and line["epoch"] in self.reference.curves[0].top1:
+            verdict = self.reference.verdict(Curve.of(self.directory.read_metrics()))
+            log.info("%s (%s)", verdict, os.path.relpath(self.reference.path))
+
+
+def reference_for(run: Run) -> Reference | None:
+    """Return the reference in ``conf/`` whose recipe, epochs and numbers of images are those of the run.
+
+    Returns:
+        The reference; None if there is none. A file that cannot be read is left out with a warning.
+    """
+    setting = setting_of(as_container(run.cfg), run.length.steps_per_epoch, len(run.data.val_set))
+    for path in sorted(CONF.glob("*/*.json")):
+        with warn_on_failure(f"{path} cannot be used"):
+            reference = Reference.read(path)
+            if not differences(reference.setting, setting):
+                return reference
+    return None

@@ -1,0 +1,268 @@
+"""A reference is the curve that finished runs of a recipe have followed. It shows whether another run is on track.
+
+``conf/experiment/NAME.json`` is a reference for ``conf/experiment/NAME.yaml``; in ``conf/recipe/`` likewise.
+``python scripts/compare_runs.py RUN … --write-reference FILE`` writes such a file.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from engine.config import TrainConfig
+from engine.errors import UserError, reason
+from engine.json_text import to_json, with_text_for_nonfinite
+from engine.renamed import translated
+from engine.run_dir import RunDirectory, recipe_options
+from engine.settings import defaults_of, flatten
+from optim import OptimConfig, ScheduleConfig
+
+TOLERANCE_OF_ONE = 2.0  # points of top-1, for a reference of one run, whose spread is unknown
+LEAST_TOLERANCE = 1.0  # points of top-1: a few seeds may be close to each other by chance
+MAY_DIFFER = ("seed", "data.backend")  # both backends deliver the same pixels
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Top-1 in percent and training loss at the validations after whole epochs, by epoch.
+
+    The loss is the mean over the epoch's steps, so it does not depend on ``log_every``. None stands for a number that
+    is not finite.
+    """
+
+    top1: dict[int, float | None]
+    loss: dict[int, float | None]
+
+    @classmethod
+    def of(cls, metrics: list[dict[str, Any]]) -> "Curve":
+        """Compute the curve from the lines of a run's ``metrics.jsonl``."""
+        total: dict[int, float] = defaultdict(float)
+        steps: dict[int, int] = defaultdict(int)
+        before = 0
+        for line in (line for line in metrics if line["split"] == "train"):
+            epoch, new = math.ceil(line["epoch"]), line["step"] - before  # the line's loss is the mean over new steps
+            total[epoch] += new * (math.nan if line["loss"] is None else line["loss"])
+            steps[epoch] += new
+            before = line["step"]
+        validations = [line for line in metrics if line["split"] == "val" and line["epoch"] % 1 == 0]
+        top1 = {int(line["epoch"]): line["top1"] for line in validations}
+        means = {epoch: total[epoch] / steps[epoch] for epoch in top1 if steps[epoch]}
+        return cls(top1, {epoch: _finite(means.get(epoch)) for epoch in top1})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def setting_of(config: dict[str, Any], steps_per_epoch: int, images: int) -> dict[str, Any]:
+    """Return all that two runs must share so that their curves can be compared.
+
+    These are the options of the recipe except the seed and the backend, the epochs, and the numbers of images.
+
+    Args:
+        config: all options of a run, with groups as dictionaries.
+        steps_per_epoch: optimizer steps in an epoch.
+        images: validation images.
+    """
+    # Options that were added after the run was made had their defaults.
+    options = defaults_of(TrainConfig(optim=OptimConfig(), schedule=ScheduleConfig())) | flatten(translated(config))
+    shared = {key: value for key, value in sorted(recipe_options(options).items()) if key not in MAY_DIFFER}
+    numbers = {"epochs": options["epochs"], "steps_per_epoch": steps_per_epoch, "validation_images": images}
+    return with_text_for_nonfinite(shared | numbers)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run has done so far.
+
+    Attributes:
+        folder: folder of the run.
+        seed: its seed.
+        setting: see :func:`setting_of`.
+        curve: its curve.
+    """
+
+    folder: Path
+    seed: int
+    setting: dict[str, Any]
+    curve: Curve
+
+    @classmethod
+    def of(cls, folder: Path) -> "Course":
+        """Read a run.
+
+        Raises:
+            UserError: if the folder lacks ``config.yaml``, or the run has no validation after a whole epoch yet.
+        """
+        directory = RunDirectory(folder)
+        if not directory.config.is_file():
+            raise UserError(f"{folder} has no config.yaml, which says what the run trained: name the folder of a run")
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(directory.config))
+            metrics = directory.read_metrics()
+            curve = Curve.of(metrics)
+            validated = [line for line in metrics if line["split"] == "val" and line["epoch"] in curve.top1]
+            if not validated:
+                raise UserError(f"{folder} has no validation after a whole epoch yet: try again after the first one")
+            last = validated[-1]
+            setting = setting_of(config, round(last["step"] / last["epoch"]), last["images"])
+            return cls(folder, config["seed"], setting, curve)
+        except (KeyError, TypeError, AttributeError, YAMLError):
+            raise UserError(
+                f"{directory.config} or {directory.metrics.name} beside it is damaged: restore it, or name another run"
+            ) from None
+
+    def said(self) -> list[str]:
+        """Return what the run's log said before the first step: model, device, images, recipe, length."""
+        log = self.folder / "train.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        said = [re.sub(r"^\S+ \S+ [A-Z]+ ", "", line) for line in lines]
+        return said[: next((i for i, line in enumerate(said) if line.startswith("epoch ")), 0)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The curves of finished runs that differ in their seeds only.
+
+    Attributes:
+        path: its file.
+        setting: see :func:`setting_of`.
+        curves: one for each run, all with the same epochs.
+    """
+
+    path: Path
+    setting: dict[str, Any]
+    curves: list[Curve]
+
+    @classmethod
+    def read(cls, path: Path) -> "Reference":
+        """Read a reference file.
+
+        Raises:
+            UserError: if there is no such file, or it is not a reference.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            curves = [Curve(_by_epoch(run["top1"]), _by_epoch(run["loss"])) for run in content["runs"]]
+            reference = cls(path, dict(content["setting"]), curves)
+            epochs = {tuple(values) for curve in curves for values in (curve.top1, curve.loss)}
+            is_whole = len(epochs) == 1 and reference.epochs in curves[0].top1
+            if not is_whole or any(None in curve.top1.values() for curve in curves):
+                raise ValueError("an epoch or an accuracy is missing")
+            return reference
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no reference {path}: a recipe has one only if it was trained to its end; --write-reference "
+                "makes one from such a run"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({reason(error)}): name a reference file") from error
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(
+                f"{path} is not a reference, or damaged: restore it, or write it again with --write-reference"
+            ) from None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a whole run."""
+        return int(self.setting["epochs"])
+
+    def top1(self, epoch: int) -> float:
+        """Return the mean top-1 after an epoch, in percent."""
+        return fmean(self._all_top1(epoch))
+
+    def loss(self, epoch: int) -> float | None:
+        """Return the mean training loss of an epoch; None if a run's is not finite."""
+        losses = [curve.loss[epoch] for curve in self.curves]
+        return _finite(fmean(math.nan if loss is None else loss for loss in losses))
+
+    def tolerance(self, epoch: int) -> float:
+        """Return by how many points of top-1 a run may differ from the mean and is still on track.
+
+        This is the difference between the best and the worst run of the reference, but at least 1 point. The spread of
+        one run is unknown: 2 points.
+        """
+        found = self._all_top1(epoch)
+        return TOLERANCE_OF_ONE if len(found) == 1 else max(max(found) - min(found), LEAST_TOLERANCE)
+
+    def _all_top1(self, epoch: int) -> list[float]:
+        return [curve.top1[epoch] or 0.0 for curve in self.curves]
+
+    def shared_epochs(self, curve: Curve) -> list[int]:
+        """Return the epochs after which both the run and the reference were validated, in order."""
+        return sorted(epoch for epoch in self.curves[0].top1 if curve.top1.get(epoch) is not None)
+
+    def verdict(self, curve: Curve) -> str:
+        """Return one line that says where a run stands at its last epoch that the reference has, too.
+
+        Raises:
+            UserError: if there is no such epoch.
+        """
+        epochs = self.shared_epochs(curve)
+        if not epochs:
+            known = ", ".join(map(str, self.curves[0].top1))
+            raise UserError(f"the run has no validation yet after one of the epochs of {self.path}: {known}")
+        epoch = epochs[-1]
+        ahead = {e: (curve.top1[e] or 0.0) - self.top1(e) for e in epochs}
+        numbers = (
+            f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, "
+            f"the reference had {self.top1(epoch):.2f} %"
+        )
+        if abs(ahead[epoch]) <= self.tolerance(epoch):
+            return f"on track: {numbers}"
+        if ahead[epoch] > 0:
+            return f"ahead by {ahead[epoch]:.1f} points: {numbers}"
+        return f"behind by {-ahead[epoch]:.1f} points{_falling_back(ahead)}: {numbers}"
+
+
+def _falling_back(ahead: dict[int, float]) -> str:
+    """Return since when the run loses against the reference at every validation; empty for less than two in a row."""
+    epochs = list(ahead)
+    since = len(epochs) - 1
+    while since > 0 and ahead[epochs[since - 1]] > ahead[epochs[since]]:
+        since -= 1
+    return f", and falling back since epoch {epochs[since]}" if len(epochs) - since > 2 else ""
+
+
+def _by_epoch(values: dict[str, float | None]) -> dict[int, float | None]:
+    return {int(epoch): value if value is None else float(value) for epoch, value in values.items()}
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return ``NAME expected → found`` for each entry that differs."""
+    names = sorted(expected.keys() | found.keys())
+    return [f"{n} {expected.get(n)} → {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
+
+
+def write_reference(path: Path, runs: list[Course]) -> None:
+    """Write the reference of finished runs that differ in their seeds only.
+
+    Raises:
+        UserError: if a run is not finished, or the runs cannot share a reference.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"{path} must end in .json, such as conf/experiment/NAME.json")
+    first = runs[0]
+    for run in runs:
+        top1 = run.curve.top1
+        if top1.get(run.setting["epochs"]) is None or None in top1.values():
+            raise UserError(
+                f"{run.folder} has no accuracy after its last epoch, {run.setting['epochs']}, or lacks one before: "
+                "a reference needs finished runs"
+            )
+        if found := differences(first.setting, run.setting):
+            raise UserError(f"{run.folder} and {first.folder} differ in more than the seed: {', '.join(found)}")
+        if top1.keys() != first.curve.top1.keys():
+            raise UserError(f"{run.folder} and {first.folder} were validated after different epochs: name one of them")
+    content = {
+        "runs": [{"seed": run.seed, "log": run.said()} | asdict(run.curve) for run in runs],
+        "setting": first.setting,
+    }
+    path.write_text(to_json(content, indent=1) + "\n", encoding="utf-8")
