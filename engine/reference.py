@@ -27,6 +27,8 @@ from optim import OptimConfig, ScheduleConfig
 TOLERANCE_OF_ONE = 2.0  # points of top-1, for a reference of one run, whose spread is unknown
 LEAST_TOLERANCE = 1.0  # points of top-1: a few seeds may be close to each other by chance
 MAY_DIFFER = ("seed", "data.backend")  # both backends deliver the same pixels
+# The options of all models have these defaults. Those of a family are known only where its config class is.
+DEFAULTS = defaults_of(TrainConfig(optim=OptimConfig(), schedule=ScheduleConfig()))
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,15 @@ def setting_of(config: dict[str, Any], steps_per_epoch: int, images: int) -> dic
         images: validation images.
     """
     # Options that were added after the run was made had their defaults.
-    options = defaults_of(TrainConfig(optim=OptimConfig(), schedule=ScheduleConfig())) | flatten(translated(config))
-    shared = {key: value for key, value in sorted(recipe_options(options).items()) if key not in MAY_DIFFER}
+    options = DEFAULTS | flatten(translated(config))
     numbers = {"epochs": options["epochs"], "steps_per_epoch": steps_per_epoch, "validation_images": images}
-    return with_text_for_nonfinite(shared | numbers)
+    return _shared(options) | numbers
+
+
+def _shared(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the options that two runs must share, with values that JSON can hold."""
+    shared = {key: value for key, value in sorted(recipe_options(options).items()) if key not in MAY_DIFFER}
+    return with_text_for_nonfinite(shared)
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,17 @@ def _falling_back(ahead: dict[int, float]) -> str:
 
 def _by_epoch(values: dict[str, float | None]) -> dict[int, float | None]:
     return {int(epoch): value if value is None else float(value) for epoch, value in values.items()}
+
+
+def unlike(reference: Reference, setting: dict[str, Any], defaults: dict[str, Any] = DEFAULTS) -> list[str]:
+    """Return how a run's setting differs from that of a reference, as :func:`differences`.
+
+    Args:
+        reference: the reference. Options that were added after it was made had their defaults.
+        setting: the run's setting.
+        defaults: defaults by dotted name.
+    """
+    return differences(_shared(defaults) | reference.setting, setting)
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

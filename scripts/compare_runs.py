@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt  # imported after choosing a backend that n
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
-from engine.reference import Course, Reference, differences, write_reference
+from engine.reference import Course, Reference, unlike, write_reference
 
 MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.
@@ -119,7 +119,7 @@ def beside(course: Course, reference: Reference) -> str:
     Raises:
         UserError: if the run trained something else, or they have no epoch in common.
     """
-    if found := differences(reference.setting, course.setting):
+    if found := unlike(reference, course.setting):
         more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
         raise UserError(
             f"{course.folder} trains something else than {reference.path} (there → here): "

@@ -6,10 +6,10 @@ from typing import Any
 
 from engine.callbacks.callback import Callback
 from engine.config import CONF
-from engine.reference import Curve, Reference, differences, setting_of
+from engine.reference import Curve, Reference, setting_of, unlike
 from engine.run import Run
 from engine.run_dir import RunDirectory
-from engine.settings import as_container
+from engine.settings import as_container, defaults_of
 from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,6 @@ def reference_for(run: Run) -> Reference | None:
     for path in sorted(CONF.glob("*/*.json")):
         with warn_on_failure(f"{path} cannot be used"):
             reference = Reference.read(path)
-            if not differences(reference.setting, setting):
+            if not unlike(reference, setting, defaults_of(run.cfg)):
                 return reference
     return None

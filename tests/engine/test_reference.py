@@ -7,8 +7,8 @@ import pytest
 
 from engine.config import CONF
 from engine.errors import UserError
-from engine.reference import Course, Curve, Reference, differences, setting_of, write_reference
-from engine.settings import as_container, write_settings
+from engine.reference import Course, Curve, Reference, differences, setting_of, unlike, write_reference
+from engine.settings import as_container, defaults_of, write_settings
 from tests.runs import settings
 
 STEPS = 10
@@ -145,6 +145,15 @@ def test_an_option_that_was_added_later_had_its_default():
     assert differences(setting_of(old, 156, 2000), setting()) == []
 
 
+def test_a_reference_from_before_an_option_was_added_still_fits():
+    old = setting()
+    del old["augment.random_erasing"], old["model.depths"]
+    reference = Reference(Path("a.json"), old, [])
+    plain = settings("experiment=quickstart")
+    assert unlike(reference, setting()) == ["model.depths None → [1, 2]"]  # not the default, also of its class
+    assert unlike(reference, setting("augment.random_erasing=0.25"), defaults_of(plain))[0].startswith("augment.random")
+
+
 def test_every_committed_reference_fits_its_experiment_or_recipe():
     files = sorted(CONF.glob("*/*.json"))
     assert CONF / "experiment/quickstart.json" in files
@@ -152,5 +161,7 @@ def test_every_committed_reference_fits_its_experiment_or_recipe():
         reference = Reference.read(file)
         steps, images = reference.setting["steps_per_epoch"], reference.setting["validation_images"]
         command = f"{'model' if file.parent.name == 'recipe' else 'experiment'}={file.stem}"
-        found = setting_of(as_container(settings(command)), steps, images)
-        assert differences(reference.setting, found) == [], f"write {file} again, from a run of today's {command}"
+        today = settings(command)
+        found = setting_of(as_container(today), steps, images)
+        differing = unlike(reference, found, defaults_of(today))
+        assert differing == [], f"write {file} again, from a run of today's {command}"
