@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield place, {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def cut_rows(path: Path, step: int) -> None:
+def cut_rows(path: Path, step: float) -> None:
     """Remove everything from the first row after ``step`` on, because the resumed run logs it again."""
     for place, row in read_rows(path):
         if row.get("step", 0) > step:
@@ -53,7 +53,8 @@ def cut_rows(path: Path, step: int) -> None:
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the records of a file with the place where each begins."""
-    from wandb.proto.wandb_internal_pb2 import Record  # the import takes seconds, and only the first process needs it
+    # The import takes seconds, and only the first process needs it.
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     data, place, start, parts = path.read_bytes(), 7, 7, b""
     while place + HEADER.size <= len(data):

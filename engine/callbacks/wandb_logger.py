@@ -33,7 +33,7 @@ class WandbLogger(Callback):
 
     Args:
         run: the parts of the run. Its settings contain mode, project, entity and group.
-        state: ``id`` of the W&B run to continue, and its ``best_top1``; None for a new run.
+        state: ``id`` of the W&B run to continue, its ``best_top1``, and how often it was started; None for a new run.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
@@ -41,10 +41,11 @@ class WandbLogger(Callback):
 
         self.wandb: Any = wandb
         self.cfg, self.directory = run.cfg, run.directory
-        self.state: dict[str, Any] = state or {"id": secrets.token_hex(4), "best_top1": None}
+        self.state: dict[str, Any] = {"id": secrets.token_hex(4), "best_top1": None, "starts": 0} | (state or {})
         self.broken = False
         self.held: set[tuple[int, str]] | None = None  # step and kind of the lines that W&B has; None: not yet known
         self.pictures: set[str] = set()  # names of the pictures that W&B has
+        self.kept_from: float = 0  # lines before this step are on the server
         self.run: Any = self._begin()
         if not self.run.offline:
             log.info("Weights & Biases: %s", self.run.url)
@@ -71,6 +72,7 @@ class WandbLogger(Callback):
             resume="allow",
             settings=settings,
         )
+        self.state["starts"] += 1
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return run
@@ -96,9 +98,10 @@ class WandbLogger(Callback):
     def _log(self, line: dict[str, Any]) -> None:
         """Log a line unless W&B has it, and the best accuracy so far."""
         assert self.held is not None
-        if (values := tagged(line)) and not _identities(line["step"], values) <= self.held:
-            self.run.log(values | {"step": line["step"]})
-            self.held |= _identities(line["step"], values)
+        values, step = tagged(line), line["step"]
+        if values and step >= self.kept_from and self.held.isdisjoint(_identities(step, values)):
+            self.run.log(values | {"step": step})
+            self.held |= _identities(step, values)
         if line["split"] == "val" and not line.get("not_finite"):
             self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
             self.run.summary.update({"best_top1": self.state["best_top1"]})
@@ -115,15 +118,17 @@ class WandbLogger(Callback):
         """
         if self.held is not None:
             return
-        self.held = set()
-        for path in files_of(self.directory.path / "wandb", self.state["id"]):
+        self.held, files = set(), files_of(self.directory.path / "wandb", self.state["id"])
+        for path in files:
             if not is_sent(path):
                 cut_rows(path, step)
             for _, row in read_rows(path):
                 # An online run may have died before it sent its last rows. The server says how many it has.
-                if is_offline(path) or self.run.offline or row["_step"] < self.run.starting_step:
+                if is_offline(path) or self.run.offline or row.get("_step", 0) < self.run.starting_step:
                     self.held |= _identities(row["step"], row)
                     self.pictures |= {tag.removesuffix("/path") for tag in row if tag.endswith("/path")}
+        if len(files) < self.state["starts"]:  # `wandb clean` removed files, which the server has
+            self.kept_from = min((place for place, _ in self.held), default=step + 1)
         for line in self.directory.read_metrics():
             self._log(line)
         for reading in self.directory.read_stability():

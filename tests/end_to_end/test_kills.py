@@ -27,7 +27,7 @@ from tests.runs import (
 def kill_in_mid_epoch(
     arguments: tuple[str, ...], folder: Path, here: Path, step: int, number: int, with_children: bool = False
 ) -> int:
-    """Start a run, and send it a signal once it has logged a certain step; as ``scancel`` does, also to its children."""
+    """Start a run, and send it, or also its children, a signal once it has logged a certain step."""
     process = subprocess.Popen(
         command("train.py", *arguments), cwd=here, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
