@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -89,7 +89,7 @@ class Instruments(Callback):
         self.lines.add(to_json(place | {"layers": layers, "collapsed": report.collapsed}))
         self._warn(report, outcome.step)
         self.callbacks.on_line({"split": "stability"} | place | summary(report) | {"seconds": report.seconds})
-        self.callbacks.on_line({"split": "layers"} | place | _of_each_layer(report))
+        self.callbacks.on_line({"split": "layers"} | place | of_each_layer(report.layers))
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Draw the readings after each validation."""
@@ -125,11 +125,9 @@ class Instruments(Callback):
         )
 
 
-def _of_each_layer(report: StabilityReport) -> dict[str, float | None]:
-    """Return one number per layer, which loggers plot over the steps."""
-    return {
-        f"{kind}/{name}": worst(kind, values) for kind in LINES for name, values in report.layers.get(kind, {}).items()
-    }
+def of_each_layer(layers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, float | None]:
+    """Return one number per layer of a reading, which loggers plot over the steps."""
+    return {f"{kind}/{name}": worst(kind, values) for kind in LINES for name, values in layers.get(kind, {}).items()}
 
 
 def summary(report: StabilityReport) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs stopped by a signal: nothing is lost, and they go on as if nothing had happened."""
 
+import os
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from optim.schedules import SCHEDULES
+from tests.engine.test_loggers import records
 from tests.runs import (
     ALL_AUGMENTATION,
     PROJECT,
@@ -16,13 +18,16 @@ from tests.runs import (
     command,
     environment,
     metrics,
+    run,
     run_here,
     same_tensors,
 )
 
 
-def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step: int, number: int) -> int:
-    """Start a run, and send it a signal once it has logged a certain step."""
+def kill_in_mid_epoch(
+    arguments: tuple[str, ...], folder: Path, here: Path, step: int, number: int, with_children: bool = False
+) -> int:
+    """Start a run, and send it, or also its children, a signal once it has logged a certain step."""
     process = subprocess.Popen(
         command("train.py", *arguments), cwd=here, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -32,9 +37,16 @@ def kill_in_mid_epoch(arguments: tuple[str, ...], folder: Path, here: Path, step
         if log.is_file() and any(line["step"] >= step for line in metrics(folder, "train")):
             break
         time.sleep(0.01)
-    process.send_signal(number)
+    for pid in (process.pid, *(descendants(process.pid) if with_children else ())):
+        os.kill(pid, number)
     process.communicate(timeout=60)
     return process.returncode
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(later for child in children for later in descendants(child))]
 
 
 def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
@@ -117,3 +129,32 @@ def test_torchrun_stopped_by_sigterm_has_saved(small_images, here):
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     assert checkpoint(folder)["step"] >= 1
+
+
+def wandb_steps(folder: Path, split: str = "train") -> list[int]:
+    """The steps of all lines of a kind that W&B's offline files of a run hold together, in the order of the steps."""
+    found = []
+    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
+        for record in records(path):
+            row = {item.nested_key[0]: item.value_json for item in record.history.item}
+            found += [int(row["step"])] if f"{split}/epoch" in row else []
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_w_and_b_has_every_step_once_after_a_signal_to_its_service_too(number, small_images, here):
+    """``scancel`` sends its signals to all processes of a job."""
+    common = (*SMALL, f"data.root={small_images}", "name=a", "logger=wandb", "monitor.every=3", "epochs=99")
+    common = (*common, "eval_every=2", "checkpoint.every_epochs=99", "checkpoint.every_steps=8")
+    folder = here / "outputs/a"
+    code = kill_in_mid_epoch(common, folder, here, 20, number, with_children=True)
+    assert code == (128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert wandb_steps(folder) == [line["step"] for line in metrics(folder, "train")], "no resume is needed"
+    again = run("train.py", *common, f"max_steps={checkpoint(folder)['step'] + 5}", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert len(list(folder.glob("wandb/offline-run-*"))) > 1
+    for split in ("train", "val", "stability"):
+        assert wandb_steps(folder, split) == [line["step"] for line in metrics(folder, split)], split
+    assert wandb_steps(folder, "stability")
