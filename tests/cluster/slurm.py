@@ -1,8 +1,8 @@
 """A real SLURM cluster of three nodes on this machine: jobs use two, and the third replaces one that is lost.
 
-Each daemon runs in namespaces of its own. They end with it and take along every process that it started, as on a machine
+Each daemon runs in namespaces of its own. When it ends, the kernel ends every process that it started, as on a machine
 that loses its power. So nothing is left behind, even if the tests are killed. A bind mount in the namespace gives the
-nodes their names; the machine's own /etc/hosts stays as it is.
+nodes their names. The machine's own /etc/hosts stays as it is.
 """
 
 import os
@@ -71,7 +71,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in opened]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
     """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -134,12 +134,15 @@ class Slurm:
         )
         return done.stdout
 
-    def submit(self, folder: Path, *arguments: str, nodes: int = 2, flags: tuple[str, ...] = (), **variables: str):
+    def submit(
+        self, folder: Path, *arguments: str, nodes: int = 2, flags: tuple[str, ...] = (), **variables: str
+    ) -> "Job":
         """Submit the project's script, with a run directory in ``folder``."""
         out = folder / "job.out"
         command = ("sbatch", "--parsable", f"--nodes={nodes}", f"--output={out}", *flags, "scripts/slurm/train.sbatch")
         variables = {"SLURM_WAIT": str(STEP_WAIT)} | variables
-        return Job(self, int(self.ask(*command, *arguments, f"output_dir={folder}/run", **variables)), folder / "run", out)
+        number = self.ask(*command, *arguments, f"output_dir={folder}/run", **variables)
+        return Job(self, int(number), folder / "run", out)
 
     def processes(self, node: str) -> Iterator[tuple[int, str]]:
         """The process id and command line of each process of a job on a node."""
@@ -195,7 +198,7 @@ class Job:
         wait_for(lambda: self.has_ended or (self.steps() or [0])[-1] >= step, f"no step {step}: {self.said()}")
         assert not self.has_ended, self.said()
 
-    def wait(self, seconds: float = 150) -> tuple[str, int]:
+    def wait(self, seconds: float = 240) -> tuple[str, int]:
         """Wait for the end, and return the job's state and how often it was queued again."""
         wait_for(lambda: self.has_ended, f"job {self.number} has not ended", seconds)
         return self.field("JobState"), int(self.field("Restarts"))
