@@ -50,12 +50,20 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,bf_interval=1
 SlurmdTimeout={timeout}
 KillWait=4
+Epilog={folder}/epilog
 ReturnToService=2
 GresTypes=gpu
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
 NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 Gres=gpu:2
+"""
+# A killed torchrun leaves its workers behind. On most clusters control groups end them; here a job's last script does.
+EPILOG = """#!/bin/sh
+for process in /proc/[0-9]*; do
+    grep -qsz "^TORCHELASTIC_RUN_ID=$SLURM_JOB_ID$" "$process/environ" && kill -KILL "${process#/proc/}"
+done
+exit 0
 """
 # The process dies with these tests, and its namespaces with it.
 IN_NAMESPACES = (
@@ -99,6 +107,8 @@ class Slurm:
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-1]\n")
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**settings))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
+        (self.folder / "epilog").write_text(EPILOG)
+        (self.folder / "epilog").chmod(0o700)
         (self.folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (self.folder / "munge.key").chmod(0o400)
         files = (f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed", "log"))
