@@ -11,10 +11,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check train test test-slow test-gpu lint format
+.PHONY: help setup check train test test-slow test-gpu test-cluster lint format
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install everything (about 6 GB); instant when nothing changed
 
@@ -36,13 +36,16 @@ check: setup ## check this machine in about two minutes: ARGS="--data-root /path
 	$(BIN)/python scripts/check_machine.py $(ARGS)
 
 test: setup ## run all but the slow tests
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not cluster" $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)
 
 test-gpu: setup ## run the tests that need a GPU, on one or more, and list what ran
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m gpu $(ARGS)
+
+test-cluster: setup ## run the SLURM script on a small cluster (needs root; installs Debian packages), and list what happened
+	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

@@ -1,0 +1,76 @@
+"""The clusters, and a table of what happened to them at the end of ``make test-cluster``."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import IN_NAMESPACES, Slurm
+
+SLURM_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+SLURM_PROGRAMS = ("slurmctld", "slurmd", "srun", "munged")
+
+
+def install(programs: tuple[str, ...], packages: tuple[str, ...]) -> None:
+    """Install Debian packages if a program is missing. Skip the test where that is not possible."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not all(map(shutil.which, programs)):
+        if not shutil.which("apt-get"):
+            pytest.skip(f"needs {', '.join(programs)}, and there is no apt-get to install them")
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # 1: starts no services
+        update = ("apt-get", "update", "-qq")
+        command = ("apt-get", "install", "-qq", "--no-install-recommends", *packages)
+        for step in (update, command):
+            done = subprocess.run(step, env=quiet, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"apt-get cannot install {', '.join(packages)}: {done.stderr.strip()}")
+    probe = subprocess.run([*IN_NAMESPACES, "/etc/hosts", "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"this machine allows no namespaces: {probe.stderr.strip()}")
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A SLURM cluster, started once."""
+    install(SLURM_PROGRAMS, SLURM_PACKAGES)
+    slurm = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
+
+
+@pytest.fixture
+def slurm(started: Slurm, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """A SLURM cluster with idle nodes. Its jobs find the embedded images unpacked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(embedded.parent.parent))
+    yield started
+    started.repair()
+
+
+@pytest.fixture
+def happened(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Records what happened in a test, for the table."""
+    return lambda what: record_property("happened", what)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("markexpr") != "cluster":
+        return
+    terminalreporter.section("on the clusters")
+    terminalreporter.write_line(f"{'seconds':>7}  test: what happened")
+    seconds: dict[str, float] = {}
+    happened: dict[str, str] = {}
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
+    for report in reports:
+        name = report.nodeid.rpartition("::test_")[2].replace("_", " ")
+        seconds[name] = seconds.get(name, 0) + report.duration
+        if report.when == "call" or not report.passed:
+            happened[name] = str(dict(report.user_properties).get("happened", "")) if report.passed else report.outcome
+    for name, what in happened.items():
+        terminalreporter.write_line(f"{seconds[name]:7.1f}  {name}: {what}")
