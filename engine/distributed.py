@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from engine.errors import RunStopped, UserError
 from engine.roll_call import RollCall
 
-PATIENCE = timedelta(minutes=30)
+# How long processes wait for each other until the first step is done, and while the first process works alone.
+START, ALONE = timedelta(minutes=30), timedelta(minutes=10)
 
 
 @dataclass
@@ -77,7 +78,7 @@ class World:
         if directory is not None and "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:
             os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(directory.resolve() / "nccl_trace_rank_"))
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=device_id)
+        dist.init_process_group(backend, timeout=START, device_id=device_id)
         self.roll_call = RollCall()
         if backend == "nccl":
             self.roll_call.watch(device)
@@ -102,17 +103,17 @@ class World:
 
     @contextmanager
     def patient(self, afterwards: float) -> Iterator[None]:
-        """Let the other processes wait while the first one works alone: it may log, draw and save for 30 minutes.
+        """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait.
 
-        At the end all processes wait for each other.
+        The price: a process that is lost in this time is not missed before it is over. At the end all meet again.
 
         Args:
-            afterwards: seconds that they wait for each other later. Only a process that is missing takes longer.
+            afterwards: seconds that processes wait for each other after this.
         """
         if self.size == 1:
             yield
             return
-        dist.set_timeout(PATIENCE)
+        dist.set_timeout(ALONE)
         yield
         self.barrier()
         dist.set_timeout(timedelta(seconds=afterwards))

@@ -37,10 +37,10 @@ class RollCall:
         caller = Thread(target=self._call, args=(answers,), daemon=True)
         caller.start()
         caller.join(PATIENCE)
+        missing = named(set(range(self.size)) - answers, self.rank, self.hosts)
         return (
-            f"no answer from {self._named(set(range(self.size)) - answers)}: it has exited and says why, or it hangs, "
-            "or its network is cut; run the same command again to continue from the last checkpoint (a higher "
-            "ddp_timeout waits longer)"
+            f"no answer from {missing}: it has exited and says why, or it hangs, or its network is cut; run the same "
+            "command again to continue from the last checkpoint (a higher ddp_timeout waits longer)"
         )
 
     def _call(self, answers: set[int]) -> None:
@@ -50,16 +50,6 @@ class RollCall:
         while len(answers) < self.size:
             answers |= {rank for rank in range(self.size) if store.check([f"{self.key}/{rank}"])}
             time.sleep(0.1)
-
-    def _named(self, missing: set[int]) -> str:
-        if not missing:
-            return f"the network, although all processes run, on {', '.join(dict.fromkeys(self.hosts))}"
-        if self.rank in missing:  # even this process could not reach the store
-            return f"rank 0 on {self.hosts[0]} or the store of the processes on {os.environ['MASTER_ADDR']}"
-        ranks: dict[str, list[str]] = {}
-        for rank in sorted(missing):
-            ranks.setdefault(self.hosts[rank], []).append(str(rank))
-        return "; ".join(f"rank {', '.join(numbers)} on {host}" for host, numbers in ranks.items())
 
     def watch(self, device: torch.device) -> None:
         """End this process with the line of :meth:`lost` when NCCL has failed.
@@ -78,3 +68,21 @@ class RollCall:
             os._exit(1)
 
         Thread(target=look, daemon=True).start()
+
+
+def named(missing: set[int], caller: int, hosts: list[str]) -> str:
+    """Return missing ranks and their hosts in words.
+
+    Args:
+        missing: the ranks that did not answer ``caller``.
+        caller: the rank of this process. If it is missing itself, the store could not be reached.
+        hosts: the host of each rank.
+    """
+    if not missing:
+        return f"the network between processes that all run on {', '.join(dict.fromkeys(hosts))}"
+    if caller in missing:
+        return f"rank 0 on {hosts[0]} or the store of the processes on {os.environ['MASTER_ADDR']}"
+    ranks: dict[str, list[str]] = {}
+    for rank in sorted(missing):
+        ranks.setdefault(hosts[rank], []).append(str(rank))
+    return "; ".join(f"rank {', '.join(numbers)} on {host}" for host, numbers in ranks.items())
