@@ -37,11 +37,13 @@ class RollCall:
         caller = Thread(target=self._call, args=(answers,), daemon=True)
         caller.start()
         caller.join(PATIENCE)
-        missing = named(set(range(self.size)) - answers, self.rank, self.hosts)
-        return (
-            f"no answer from {missing}: it has exited and says why, or it hangs, or its network is cut; run the same "
-            "command again to continue from the last checkpoint (a higher ddp_timeout waits longer)"
-        )
+        if missing := set(range(self.size)) - answers:
+            who = named(missing, self.rank, self.hosts)
+            cause = f"no answer from {who}: it has exited and says why, or it hangs, or its network is cut"
+        else:
+            hosts = ", ".join(dict.fromkeys(self.hosts))
+            cause = f"all processes run (on {hosts}), but one of them came late, or the network failed for a while"
+        return f"{cause}; run the same command again to continue from the last checkpoint (a higher ddp_timeout waits longer)"
 
     def _call(self, answers: set[int]) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -78,8 +80,6 @@ def named(missing: set[int], caller: int, hosts: list[str]) -> str:
         caller: the rank of this process. If it is missing itself, the store could not be reached.
         hosts: the host of each rank.
     """
-    if not missing:
-        return f"the network between processes that all run on {', '.join(dict.fromkeys(hosts))}"
     if caller in missing:
         return f"rank 0 on {hosts[0]} or the store of the processes on {os.environ['MASTER_ADDR']}"
     ranks: dict[str, list[str]] = {}

@@ -20,7 +20,6 @@ HOSTS = ["n1"] * 2 + ["n2"] * 2
         ({3}, "rank 3 on n2"),
         ({2, 3}, "rank 2, 3 on n2"),
         ({1, 2}, "rank 1 on n1; rank 2 on n2"),
-        (set(), "the network between processes that all run on n1, n2"),
         ({0, 1, 2, 3}, "rank 0 on n1 or the store of the processes on the-store"),
     ],
 )
