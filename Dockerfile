@@ -56,6 +56,7 @@ RUN ln -s /outputs outputs
 
 # NVIDIA_*: what the container toolkit brings in (video: the driver's part of DALI's decoders).
 # HOME, USER: for a --user that has no entry in /etc/passwd. PET_…: torchrun's default for --nproc-per-node.
+# TORCH_DISABLE_…: without it, restarts on several machines may connect to the address of the failed attempt.
 # TORCH_ELASTIC_SHUTDOWN_TIMEOUT: seconds to write a checkpoint when stopped; keep it below --stop-timeout.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -65,6 +66,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     IMAGENET_DIR=/data \
     PET_NPROC_PER_NODE=auto \
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 # As a number, so that a cluster can see that it is not root.
 USER 10001

@@ -151,6 +151,7 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
         who = f" (process {os.environ.get('RANK', rank)})"
     _print_error(f"{message}{who}")
     flush_streams()
-    if are_threads_abandoned():  # a normal exit would wait for these threads
+    # A normal exit would wait for these threads, and for exchanges with processes that are missing.
+    if are_threads_abandoned() or torch.distributed.is_initialized():
         os._exit(exit_code)
     sys.exit(exit_code)

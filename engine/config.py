@@ -140,6 +140,8 @@ class TrainConfig(RunConfig):
     sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs only
     # MiB of gradients that processes exchange at once; null: torch's choice, 25 after a first exchange of 1.
     ddp_bucket_mb: int | None = field(default=None, metadata={"above": 0, "may_change": True})
+    # Seconds that a process waits for the others in a step, the first one excepted, before it gives up.
+    ddp_timeout: float = field(default=100.0, metadata={"least": 5, "most": 1800, "may_change": True})
     log_every: int = field(default=50, metadata={"above": 0, "may_change": True})  # optimizer steps
     eval_every: int = field(default=1, metadata={"above": 0, "may_change": True})  # epochs
     profile: bool = field(default=False, metadata={"may_change": True})  # save a profiler trace of a few steps

@@ -5,29 +5,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import UserError
+from engine.errors import RunStopped, UserError
+from engine.roll_call import RollCall
 
-TIMEOUT = timedelta(minutes=30)
+# How long processes wait for each other until the first step is done, and while the first process works alone.
+START, ALONE = timedelta(minutes=30), timedelta(minutes=10)
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """The rank of this process and the number of processes.
 
     ``rank`` and ``size`` count the processes of all machines, ``local_rank`` and ``local_size`` those of this machine.
+    ``roll_call`` exists while several processes are joined.
     """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
+    roll_call: RollCall | None = field(default=None, compare=False)
 
     @classmethod
     def from_environment(cls) -> "World":
@@ -37,7 +42,10 @@ class World:
             UserError: if these variables contradict each other, or some of them are missing.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        world = cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        rank, size, local_rank, local_size = (
+            int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)
+        )
+        world = cls(rank, size, local_rank, local_size)
         meets = world.size == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size and meets):
             raise UserError(
@@ -52,16 +60,63 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
-        """Join the process group while the context is active. A single process has nothing to join."""
+    def joined(self, device: torch.device, directory: Path | None = None) -> Iterator[None]:
+        """Join the process group while the context is active. A single process has nothing to join.
+
+        Processes wait for each other for up to 30 minutes, until :meth:`patient` sets another time.
+
+        Args:
+            device: the device of this process.
+            directory: where NCCL's flight recorder writes after a failure; None: torch's default.
+
+        Raises:
+            RunStopped: if another process is missing.
+        """
         if self.size == 1:
             yield
             return
+        if directory is not None and "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:
+            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(directory.resolve() / "nccl_trace_rank_"))
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
-        yield
+        dist.init_process_group(backend, timeout=START, device_id=device_id)
+        self.roll_call = RollCall()
+        if backend == "nccl":
+            self.roll_call.watch(device)
+        try:
+            yield
+        except Exception as error:
+            if lost := self.lost(error):
+                raise lost from error
+            raise
+        self.roll_call.over.set()
         # Skipped after an error: destroying the group would wait for processes that may hang in a collective.
         dist.destroy_process_group()
+
+    def lost(self, error: Exception) -> RunStopped | None:
+        """Return the error to raise instead if ``error`` means that another process is missing; otherwise None.
+
+        It takes seconds, in which all processes that still run must call it.
+        """
+        # gloo raises a plain RuntimeError.
+        is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        return RunStopped(self.roll_call.lost(), 1) if self.roll_call is not None and is_lost else None
+
+    @contextmanager
+    def patient(self, afterwards: float) -> Iterator[None]:
+        """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait.
+
+        The price: a process that is lost in this time is not missed before it is over. At the end all meet again.
+
+        Args:
+            afterwards: seconds that processes wait for each other after this.
+        """
+        if self.size == 1:
+            yield
+            return
+        dist.set_timeout(ALONE)
+        yield
+        self.barrier()
+        dist.set_timeout(timedelta(seconds=afterwards))
 
     def first_on_machine(self, work: Callable[[], object], is_done: Callable[[], bool]) -> None:
         """Run ``work`` on the first process of each machine. The others on that machine wait until ``is_done``.
@@ -109,8 +164,3 @@ class World:
         rows = [torch.empty_like(row) for _ in range(self.size)]
         dist.all_gather(rows, row)
         return torch.stack(rows).tolist()
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error means that another process exited during a collective. gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -10,7 +10,6 @@ import torch
 from data import BatchGeometry
 from engine.callbacks import Callbacks
 from engine.device import memory_gb
-from engine.distributed import is_lost_peer
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.meter import Meter, Reading
 from engine.run import Run
@@ -89,7 +88,7 @@ class TrainLoop:
             The scores of the last validation; None if there was none because the run had already ended.
 
         Raises:
-            RunStopped: if a loss or gradient was not finite, the process was asked to stop, or another process exited.
+            RunStopped: if a loss or gradient was not finite, the process was asked to stop, or another one is missing.
             UserError: if a checkpoint cannot be saved.
         """
         self.first = self.done
@@ -100,8 +99,9 @@ class TrainLoop:
             raise
         except Exception as error:
             in_step = self.run.step.stage != "between steps"
+            lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
             self._save_whole_steps()
-            if said := self._in_one_line(error, in_step):
+            if said := lost or self._in_one_line(error, in_step):
                 raise said from error
             raise
         finally:
@@ -131,15 +131,17 @@ class TrainLoop:
         if not read_now and not self._stop_is_wanted():
             return
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
-        self._report(reading)
-        stop_wanted, save_wanted = reading.votes
-        # Save before validating, so that a failure in the validation cannot lose these steps.
-        if save_now or save_wanted or stop_wanted:
-            self._save(is_best=False)
-        if stop_wanted and self.done < self.length.stop_at:
-            raise self._stopped_by_signal()
-        if validate_now:
-            self._validate()
+        # The group starts with a long time-out, which covers the compilation in the first step. Its reading ends that.
+        with self.world.patient(afterwards=self.cfg.ddp_timeout):
+            self._report(reading)
+            stop_wanted, save_wanted = reading.votes
+            # Save before validating, so that a failure in the validation cannot lose these steps.
+            if save_now or save_wanted or stop_wanted:
+                self._save(is_best=False)
+            if stop_wanted and self.done < self.length.stop_at:
+                raise self._stopped_by_signal()
+            if validate_now:
+                self._validate()
         self.meter.restart()
 
     def _report(self, reading: Reading) -> None:
@@ -232,10 +234,6 @@ class TrainLoop:
             return RunStopped(too_many_at_once(self.run.data.geometry), 1)
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so
-        if self.world.size > 1 and is_lost_peer(error):
-            return RunStopped(
-                "another process exited, and its message says why: run the same command again to continue", 1
-            )
         return None
 
     def _stopped_by_signal(self) -> RunStopped:

@@ -57,7 +57,8 @@ def train(cfg: TrainConfig) -> None:
     log_to(directory.log, runtime.world.is_main)
     for notice in notices:
         log.info("%s", notice)
-    with directory.locked() if runtime.world.is_main else nullcontext(), runtime.world.joined(runtime.device):
+    joined = runtime.world.joined(runtime.device, directory.path)
+    with directory.locked() if runtime.world.is_main else nullcontext(), joined:
         _fit(cfg, runtime, directory, data, model)
 
 

@@ -1,0 +1,90 @@
+"""One of two processes is missing, or works alone for long."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.runs import PROJECT, SMALL, checkpoint, environment
+
+TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
+SLOW_SAVE = f"""
+from engine.checkpoint import Checkpoints
+fast = Checkpoints.save
+Checkpoints.save = lambda *given: time.sleep({TIMEOUT} + 4) or fast(*given)
+"""
+# A process stands still in the middle of step 4. The other one waits for its gradients.
+FREEZE = """
+from engine.step import TrainStep
+take = TrainStep.take
+TrainStep.take = lambda self, step, batches: os.kill(os.getpid(), 19 * (step == 4)) or take(self, step, batches)
+"""
+TRAIN = f"""
+sys.argv[0] = "{PROJECT}/train.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@contextmanager
+def pair(here: Path, patches: list[str], *options: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that train together, each with its patch.
+
+    They start without torchrun, which would end both when one has failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import os, runpy, sys, time\n{patch}{TRAIN}", *options],
+            cwd=here,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), PYTHONPATH=str(PROJECT), **shared),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, patch in enumerate(patches)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [1, 0])
+def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=1", f"ddp_timeout={TIMEOUT}")
+    patches = ["", ""]
+    patches[frozen] = FREEZE
+    with pair(here, patches, *common) as processes:
+        state = Path(f"/proc/{processes[frozen].pid}/stat")
+        while state.read_text().split()[2] != "T" and processes[frozen].poll() is None:
+            time.sleep(0.1)
+        began = time.monotonic()
+        other = processes[1 - frozen]
+        _, errors = other.communicate(timeout=60)
+        took = time.monotonic() - began
+    assert other.returncode == 1 and len(errors.splitlines()) == 1, errors
+    assert re.match(rf"error: no answer from rank {frozen} on {re.escape(socket.gethostname())}\b", errors), errors
+    assert TIMEOUT - 1 < took < TIMEOUT + 15
+    assert checkpoint(here / "outputs/a")["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_save_may_take_longer_than_the_time_out(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2")
+    with pair(here, [SLOW_SAVE, ""], *common, f"ddp_timeout={TIMEOUT}") as processes:
+        for process in processes:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+    assert checkpoint(here / "outputs/a")["step"] == 2

@@ -1,0 +1,57 @@
+"""The processes that no longer answer are named, with their hosts."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from engine.distributed import World
+from engine.roll_call import named
+
+HOSTS = ["n1"] * 2 + ["n2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ({3}, "rank 3 on n2"),
+        ({2, 3}, "rank 2, 3 on n2"),
+        ({1, 2}, "rank 1 on n1; rank 2 on n2"),
+        ({0, 1, 2, 3}, "rank 0 on n1 or the store of the processes on the-store"),
+    ],
+)
+def test_ranks_are_named_with_their_hosts(missing, words, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "the-store")
+    assert named(missing, 0, HOSTS) == words
+
+
+def _join(rank: int, port: int, folder: Path) -> None:
+    """The last of three processes leaves; the others exchange something with it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "3"}
+    world = World(rank, 3, rank, 3)
+    try:
+        with world.joined(torch.device("cpu"), folder):
+            (folder / f"variable_{rank}").write_text(os.environ["TORCH_FR_DUMP_TEMP_FILE"])
+            if rank == 2:
+                os._exit(0)
+            world.barrier()
+    except Exception as error:
+        (folder / f"said_{rank}").write_text(f"{type(error).__name__}: {error}")
+        world.first_on_machine(lambda: None, lambda: (folder / "said_1").exists())  # rank 0 holds the store
+        os._exit(0)
+
+
+@pytest.mark.slow
+def test_two_processes_name_the_third_which_has_left(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_FR_DUMP_TEMP_FILE", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_join, (port, tmp_path), nprocs=3)
+    for rank in "01":
+        said = (tmp_path / f"said_{rank}").read_text()
+        assert said.startswith(f"RunStopped: no answer from rank 2 on {socket.gethostname()}: "), said
+        assert (tmp_path / f"variable_{rank}").read_text() == str(tmp_path / "nccl_trace_rank_")
