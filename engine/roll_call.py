@@ -43,7 +43,8 @@ class RollCall:
         else:
             hosts = ", ".join(dict.fromkeys(self.hosts))
             cause = f"all processes run (on {hosts}), but one of them came late, or the network failed for a while"
-        return f"{cause}; run the same command again to continue from the last checkpoint (a higher ddp_timeout waits longer)"
+        again = "run the same command again to continue from the last checkpoint"
+        return f"{cause}; {again} (a higher ddp_timeout waits longer)"
 
     def _call(self, answers: set[int]) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
