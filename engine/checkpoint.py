@@ -129,6 +129,8 @@ class Checkpoints:
 
     def _write(self, content: dict[str, Any]) -> None:
         """Write a file under its temporary name, and sync it to the disk."""
+        # After a kill, or because a rename of a file to its own hard link does nothing, this may be a link to last.pt.
+        self.scratch.unlink(missing_ok=True)
         with open(self.scratch, "wb") as file:
             torch.save(content, file)
             file.flush()
