@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            self.scratch.unlink(missing_ok=True)
+            with suppress(OSError):  # this fails, too, if the disk is read-only
+                self.scratch.unlink()
             raise UserError(
                 f"the checkpoint of step {step} could not be saved in {self.folder} ({reason(error)}): "
                 "free space and run the same command again to continue from the last good checkpoint"
