@@ -164,7 +164,7 @@ def test_a_kill_while_a_file_is_written_leaves_the_one_before(small_images: Path
     train_here(*common, "name=whole")
     train_here(*common, "name=a", "max_steps=3")
     folder = here / "outputs/a/checkpoints"
-    slow = on_a_slow_disk(*common, "name=a", "checkpoint.every_steps=6", f"output_dir={here / 'outputs'}")
+    slow = on_a_slow_disk(*common, "name=a", "checkpoint.every_steps=6", f"output_dir={here / 'outputs/a'}")
     process = subprocess.Popen(slow, cwd=command("train.py")[1].removesuffix("/train.py"), env=environment())
     scratch = folder / ".saving.tmp"
     deadline = time.monotonic() + 120
@@ -185,7 +185,7 @@ def test_a_kill_while_a_file_is_written_leaves_the_one_before(small_images: Path
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stop_waits_for_the_file(processes: int, small_images: Path, here: Path) -> None:
     common = (*SMALL, f"data.root={small_images}", "name=a", "epochs=90", "eval_every=90", "checkpoint.every_epochs=90")
-    slow = on_a_slow_disk(*common, f"output_dir={here / 'outputs'}")
+    slow = on_a_slow_disk(*common, f"output_dir={here / 'outputs/a'}")
     if processes == 2:
         script = here / "slow.py"
         script.write_text(slow[2].replace("'train.py'", repr(command("train.py")[1])))
@@ -229,14 +229,17 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="only the superuser may mount a small or read-only disk")
 @pytest.mark.parametrize(
     ("options", "later", "why"),
-    [("size=900k", "true", "No space left on device"), ("size=90m", "mount -o remount,ro {}", "Read-only file system")],
+    [
+        ("size=900k", "true", "No space left on device"),
+        ("size=90m", "until mount -o remount,ro {}; do sleep 0.1; done", "Read-only file system"),
+    ],
 )
 def test_a_full_and_a_read_only_disk_end_a_run_in_one_line(options, later, why, small_images, here) -> None:
     """On a real disk, which becomes read-only after the first checkpoint."""
-    disk = here / "disk"
-    disk.mkdir()
-    common = (*SMALL, f"data.root={small_images}", "name=a", f"output_dir={disk}", "checkpoint.every_steps=4")
-    waits = f"while [ ! -e {disk}/a/checkpoints/last.pt ]; do sleep 0.1; done; {later.format(disk)}"
+    disk = here / "outputs/a/checkpoints"
+    disk.mkdir(parents=True)
+    common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=4", "epochs=40")
+    waits = f"while [ ! -e {disk}/last.pt ]; do sleep 0.1; done; {later.format(disk)}"
     script = f'mount -t tmpfs -o {options} none {disk}; ({waits}) & exec "$@"'
     out = subprocess.run(
         ["unshare", "-m", "bash", "-c", script, "bash", *command("train.py", *common)],
