@@ -3,6 +3,11 @@
 import logging
 import os
 import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +15,23 @@ import torch
 
 from engine.errors import UserError, reason
 from engine.renamed import translated
+from engine.snapshot import snapshot
 from models import ModelError, read_file
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # increase it when the content of checkpoints changes
+VALIDATION = "last.validation"
 
 
 class Checkpoints:
     """The checkpoints of a run: ``last.pt``, ``best.pt`` and older ones named ``step_<n>.pt``.
 
-    Each file is written under a temporary name, synced to the disk and then renamed. So every checkpoint is complete.
+    A thread writes each file while the training goes on. It writes under a temporary name, syncs the file to the disk
+    and then renames it. So every checkpoint is complete.
+
+    A checkpoint is saved before its validation. What the validation adds is small and goes into ``last.validation``,
+    so that the checkpoint need not be written again. If this file is lost, a resume validates again.
 
     Args:
         folder: the folder of the checkpoints.
@@ -32,53 +43,123 @@ class Checkpoints:
         self.keep = keep
         self.last = folder / "last.pt"
         self.best = folder / "best.pt"
+        self.validation = folder / VALIDATION
+        self.scratch = folder / ".saving.tmp"
         self.last_step: int | None = None  # step of last.pt, if it is a readable checkpoint
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None  # the save that was begun last
+
+    # --- saving: only the first process ---------------------------------------------------------------------------
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write ``last.pt``, and rename the previous one to ``step_<n>.pt``. Only the first process calls this.
+        """Copy a state, and begin to write it as ``last.pt``. The previous one is renamed to ``step_<n>.pt``.
+
+        If the save before is not finished, this waits for it.
 
         Args:
             state: what to save; ``state["step"]`` is the number of its step.
             is_best: whether to save it as ``best.pt`` as well.
 
         Raises:
-            UserError: if it cannot be written. The earlier checkpoints stay complete.
+            UserError: if the save before failed.
         """
-        scratch = self.folder / ".saving.tmp"
-        try:
+        self.wait()
+        self.writing = self.writer.submit(self._save, snapshot(state), is_best)
+
+    def wait(self) -> None:
+        """Wait until the save that was begun last is finished.
+
+        Raises:
+            UserError: if it failed. The earlier checkpoints stay complete.
+        """
+        if self.writing is not None:
+            self.writing.result()
+
+    def check(self) -> None:
+        """As :meth:`wait`, but do not wait."""
+        if self.writing is not None and self.writing.done():
+            self.writing.result()
+
+    def is_last(self, step: int) -> bool:
+        """Whether ``last.pt`` is the checkpoint of this step. Waits, and may raise, as :meth:`wait`."""
+        self.wait()
+        return self.last_step == step and self.last.exists()
+
+    def add_validation(self, found: dict[str, Any], is_best: bool) -> None:
+        """Save what a validation of ``last.pt`` has changed in its state.
+
+        Args:
+            found: the entries of the state that are new.
+            is_best: whether ``last.pt`` becomes ``best.pt`` as well.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        with self._failing_in_one_line(self.last_step):
+            if is_best:  # first: without last.validation a resume validates again, and finds that it is the best
+                self._mark_best()
+            self._write({"of": _checksum(self.last)} | found)
+            os.replace(self.scratch, self.validation)
+            _sync_folder(self.folder)
+
+    def _save(self, state: dict[str, Any], is_best: bool) -> None:
+        with self._failing_in_one_line(state["step"]):
             self.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it during the run
-            with open(scratch, "wb") as file:
-                torch.save({"format": FORMAT} | state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            self._write({"format": FORMAT} | state)
             if self.last_step is not None and self.last_step != state["step"]:
                 os.replace(self.last, self._of_step(self.last_step))
-            os.replace(scratch, self.last)
+            self.validation.unlink(missing_ok=True)
+            os.replace(self.scratch, self.last)
             self.last_step = state["step"]
             if is_best:
-                self._mark_best(scratch)
+                self._mark_best()
             _sync_folder(self.folder)
+        self._prune()
+
+    @contextmanager
+    def _failing_in_one_line(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError) as error:
-            scratch.unlink(missing_ok=True)
+            with suppress(OSError):  # this fails, too, if the disk is read-only
+                self.scratch.unlink()
             raise UserError(
-                f"the checkpoint of step {state['step']} could not be saved in {self.folder} ({reason(error)}): "
+                f"the checkpoint of step {step} could not be saved in {self.folder} ({reason(error)}): "
                 "free space and run the same command again to continue from the last good checkpoint"
             ) from error
-        self._prune()
+
+    def _write(self, content: dict[str, Any]) -> None:
+        """Write a file under its temporary name, and sync it to the disk."""
+        # After a kill, or because a rename of a file to its own hard link does nothing, this may be a link to last.pt.
+        self.scratch.unlink(missing_ok=True)
+        with open(self.scratch, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _of_step(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.pt"
 
-    def _mark_best(self, scratch: Path) -> None:
-        _link(self.last, scratch)
-        os.replace(scratch, self.best)
+    def _mark_best(self) -> None:
+        _link(self.last, self.scratch)
+        os.replace(self.scratch, self.best)
+
+    def _prune(self) -> None:
+        for path in self._older()[self.keep :]:
+            path.unlink(missing_ok=True)
+
+    # --- the files ------------------------------------------------------------------------------------------------
 
     def set_aside(self, before: int, place: Path) -> int | None:
         """Also keep the newest checkpoint from before step ``before`` at ``place``.
 
         Returns:
             The step of this checkpoint, or None if there is none.
+
+        Raises:
+            UserError: if the save that was begun last failed.
         """
+        self.wait()
         files = {int(path.stem.removeprefix("step_")): path for path in self._older()}
         if self.last_step is not None:
             files[self.last_step] = self.last
@@ -92,10 +173,6 @@ class Checkpoints:
         """Return the ``step_<n>.pt`` files, the newest first."""
         files = sorted(self.folder.glob("step_*.pt"), reverse=True)
         return [path for path in files if path.stem.removeprefix("step_").isdecimal()]  # leave out the user's copies
-
-    def _prune(self) -> None:
-        for path in self._older()[self.keep :]:
-            path.unlink(missing_ok=True)
 
     def load_last(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that can be read; None if there are no checkpoints.
@@ -130,7 +207,7 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of this project to the CPU.
+    """Load a checkpoint of this project to the CPU, with what its validation added if that is known.
 
     Raises:
         UserError: if the file is missing, is damaged, or is not a checkpoint of this project.
@@ -138,9 +215,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        return checked(read_file(path), path)
+        return checked(read_file(path), path) | _validation_of(path)
     except ModelError as error:
         raise UserError(str(error)) from error
+
+
+def _validation_of(path: Path) -> dict[str, Any]:
+    """Return what the validation of a checkpoint added to its state; nothing if that is not known."""
+    try:
+        found = read_file(path.with_name(VALIDATION))
+        return found if found.pop("of") == _checksum(path) else {}  # else it belongs to another checkpoint
+    except (ModelError, zipfile.BadZipFile):
+        return {}
+
+
+def _checksum(path: Path) -> int:
+    """Return a checksum of the checksums in a file that torch wrote. So the content itself need not be read."""
+    with zipfile.ZipFile(path) as archive:
+        return zlib.crc32(repr([(part.filename, part.CRC) for part in archive.infolist()]).encode())
 
 
 def checked(content: Any, path: Path) -> dict[str, Any]:

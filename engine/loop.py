@@ -70,14 +70,14 @@ class TrainLoop:
             "model": state.pop("model"),
             "ema": state.pop("ema"),
             "stepper": state,
-            "best": self.best,
-            "validated": self.validated,
             "family": family_of(self.cfg.model),
             "config": as_container(self.cfg),
             "classes": [names[label] for label in sorted(names)],
             "fingerprint": self.run.data.fingerprint(),
-            "callbacks": self.callbacks.state_dict(),
-        }
+        } | self._changed_by_validation()
+
+    def _changed_by_validation(self) -> dict[str, Any]:
+        return {"best": self.best, "validated": self.validated, "callbacks": self.callbacks.state_dict()}
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -94,7 +94,10 @@ class TrainLoop:
         self.first = self.done
         try:
             with self.stop.listening():
-                self._train_to_the_end()
+                try:
+                    self._train_to_the_end()
+                finally:  # whatever ends the run, the checkpoint that is being written must be complete
+                    self.run.checkpoints.wait()
         except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
             raise
         except Exception as error:
@@ -116,6 +119,7 @@ class TrainLoop:
             while self.done < self.length.stop_at:
                 self._step(batches)
                 self._after_step()
+        self._finish_saving()
 
     def _step(self, batches: TrainBatches) -> None:
         step = self.run.step
@@ -125,6 +129,7 @@ class TrainLoop:
         self.callbacks.after_step(outcome)
 
     def _after_step(self) -> None:
+        self.run.checkpoints.check()
         validate_now = self._validation_is_due()
         save_now = self.done == self.length.stop_at or self._save_is_due()
         read_now = self.done % self.cfg.log_every == 0 or self.done == self.first + 1 or validate_now or save_now
@@ -137,8 +142,10 @@ class TrainLoop:
             stop_wanted, save_wanted = reading.votes
             # Save before validating, so that a failure in the validation cannot lose these steps.
             if save_now or save_wanted or stop_wanted:
+                self.run.step.share_buffers()
                 self._save(is_best=False)
             if stop_wanted and self.done < self.length.stop_at:
+                self._finish_saving()
                 raise self._stopped_by_signal()
             if validate_now:
                 self._validate()
@@ -152,6 +159,7 @@ class TrainLoop:
         """
         if reading.bad_step is not None:
             self.callbacks.on_line({"split": "crash"} | self.length.place(reading.bad_step))
+            self._finish_saving()
             raise RunStopped(
                 f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "
                 f"({f'step {self.saved}' if self.saved >= 0 else 'none yet'}) is kept in "
@@ -181,15 +189,21 @@ class TrainLoop:
             "  (best)" if is_best else "",
         )
         self.callbacks.on_line({"split": "val"} | self.length.place(self.done) | scores.as_dict())
-        if is_best or self.saved == self.done:  # update the checkpoint of this step: it is validated now
+        if self.world.is_main and self.run.checkpoints.is_last(self.done):
+            self.run.checkpoints.add_validation(self._changed_by_validation(), is_best)
+        elif is_best or self.saved == self.done:
             self._save(is_best)
 
     def _save(self, is_best: bool) -> None:
-        self.run.step.share_buffers()
+        """Begin to save the state of this step. The first process's buffers are shared already."""
         if self.world.is_main:
             self.run.checkpoints.save(self._state(), is_best)
-        self.world.barrier()
         self.saved, self.saved_at = self.done, time.monotonic()
+
+    def _finish_saving(self) -> None:
+        """Wait until the checkpoint is complete. All processes wait: when one exits, torchrun ends the others."""
+        with self.world.patient(afterwards=self.cfg.ddp_timeout):  # it ends with a barrier
+            self.run.checkpoints.wait()
 
     # --- what is due ----------------------------------------------------------------------------------------------
 
@@ -223,6 +237,7 @@ class TrainLoop:
             self.run.step.undo_unfinished()
             if self.meter.is_sound():
                 self.run.checkpoints.save(self._state(), is_best=False)
+                self.run.checkpoints.wait()
                 self.saved = self.done
                 log.warning("the run ends early: step %d is saved", self.done)
 

@@ -157,7 +157,7 @@ def _find_checkpoint(
     """Return the checkpoint to continue from: the run's last one, or the one that ``resume`` names; None for a new run.
 
     If ``resume`` names a checkpoint of another run, it is used only while this run has no checkpoints of its own. The
-    other run's best accuracy and callback states are not taken over.
+    other run's best accuracy and callback states are not taken over, and its step is not validated again.
 
     If it names a checkpoint of this run, the run is rewound to it, once. When the same command runs again, it continues
     from the last checkpoint. A rewind renames the named file. So a missing file means that it is done.
@@ -167,7 +167,8 @@ def _find_checkpoint(
     """
     named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
     if named is not None and not directory.has_checkpoints():
-        state: dict[str, Any] | None = resumable(load_checkpoint(named), named) | {"callbacks": {}, "best": None}
+        found = resumable(load_checkpoint(named), named)
+        state: dict[str, Any] | None = found | {"callbacks": {}, "best": None, "validated": found["step"]}
     else:
         state = checkpoints.load_last()
         is_own = named is not None and named.is_file() and named.resolve().parent == directory.checkpoints.resolve()

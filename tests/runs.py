@@ -17,6 +17,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from engine.checkpoint import load_checkpoint
 from engine.config import TrainConfig, register
 from engine.settings import train_settings
 from engine.training_run import train
@@ -142,8 +143,8 @@ def scores(here: Path) -> dict:
 
 
 def checkpoint(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
-    """A run's checkpoint."""
-    return torch.load(run_dir / "checkpoints" / name, weights_only=True)
+    """A run's checkpoint, with what its validation added."""
+    return load_checkpoint(run_dir / "checkpoints" / name)
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

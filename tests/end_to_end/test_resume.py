@@ -99,7 +99,8 @@ def test_a_run_can_be_rewound_and_branched(small_images, here, capsys):
     common = (*SMALL, f"data.root={small_images}", "checkpoint.every_steps=2", "checkpoint.keep=2", "max_steps=6")
     train_here(*common, "name=a")
     folder = here / "outputs/a/checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "last.pt", "step_00000002.pt", "step_00000004.pt"]
+    files = ["best.pt", "last.pt", "last.validation", "step_00000002.pt", "step_00000004.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == files
     whole = checkpoint(here / "outputs/a")
     train_here(*common, "name=b", f"resume={folder / 'step_00000004.pt'}")
     assert same_tensors(whole["model"], checkpoint(here / "outputs/b")["model"])
