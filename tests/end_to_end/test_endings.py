@@ -112,13 +112,13 @@ def test_a_loss_that_is_not_finite_is_not_saved(small_images, here, monkeypatch)
     """Also not if an error ends the run before the loss is checked."""
     real = TrainStep.take
 
-    def take(self, number, batches, micro_steps):
+    def take(self, number, batches):
         if number == 4:
             raise OSError("a disk is gone")
         if number == 3:
             with torch.no_grad():
                 self.parameters[0].fill_(float("nan"))
-        return real(self, number, batches, micro_steps)
+        return real(self, number, batches)
 
     monkeypatch.setattr(TrainStep, "take", take)
     with pytest.raises(OSError, match="a disk is gone"):
