@@ -21,12 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name, tune
-from scripts.bench.step_speed import UNTIMED, Step
+from scripts.bench.step_speed import UNTIMED, new_step
+from scripts.bench.training_step import TrainingStep
 
 STATE = {"config": {}, "callbacks": {}, "best": None, "validated": 0}
 
 
-def steps_a_minute(step: Step, count: int, wait: Any) -> float:
+def steps_a_minute(step: TrainingStep, count: int, wait: Any) -> float:
     """Return the speed of ``count`` steps; ``wait`` is called after each with its number, counted from 1."""
     started = time.perf_counter()
     for number in range(1, count + 1):
@@ -60,8 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
-    step = Step(args.model, device, args)
-    average = ModelEmaV3(step.network)
+    step = new_step(args.model, device, args)
+    average = ModelEmaV3(step.model)
     for _ in range(UNTIMED):
         step()
     without = steps_a_minute(step, args.steps, lambda number: None)
@@ -73,7 +74,7 @@ def main() -> None:
             if number % args.every == 0:
                 synchronize(device)
                 started = time.perf_counter()
-                parts = {"model": step.network, "ema": average.module, "stepper": step.optimizer}
+                parts = {"model": step.model, "ema": average.module, "stepper": step.optimizer}
                 states = {name: part.state_dict() for name, part in parts.items()}
                 checkpoints.save(STATE | states | {"step": number}, is_best=False)
                 stalls.append(time.perf_counter() - started)
