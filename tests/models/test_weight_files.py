@@ -77,6 +77,7 @@ def folder(tmp_path):
     checkpoints.folder.mkdir()
     for step in (1, 2):
         checkpoints.save({"step": step, "model": {"w": torch.full((2000,), float(step))}, "config": {}}, step == 1)
+    checkpoints.wait()
     return checkpoints.folder
 
 
@@ -161,6 +162,7 @@ def test_a_full_disk_gives_the_message_of_the_system(share, tmp_path):
     try:
         with pytest.raises(UserError, match=r"step 1 could not be saved in .* \(File too large\): free space"):
             checkpoints.save(state, is_best=True)
+            checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
