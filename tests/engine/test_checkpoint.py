@@ -121,6 +121,7 @@ def test_a_failure_is_raised_at_every_later_call(tmp_path: Path, monkeypatch: py
             call()
 
 
+@pytest.mark.slow
 def test_an_epoch_is_written_once_while_steps_go_on(small_images: Path, here: Path, slow_disk: None, monkeypatch):
     sizes: list[int] = []
     real_sync = os.fsync
@@ -204,6 +205,7 @@ def test_a_stop_waits_for_the_file(processes: int, small_images: Path, here: Pat
         assert process.returncode == 143 and f"stopped by a signal after step {step}, which is saved" in said
 
 
+@pytest.mark.slow
 def test_an_error_waits_for_the_file(small_images: Path, here: Path, slow_disk: None, monkeypatch) -> None:
     """The error comes in the validation, while the checkpoint of the epoch is being written."""
 

@@ -1,11 +1,12 @@
 """References: which runs they are for, the curve of a run, and the verdict."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from engine.config import CONF
+from engine.config import CONF, TrainConfig
 from engine.errors import UserError
 from engine.reference import Course, Curve, Reference, differences, setting_of, unlike, write_reference
 from engine.settings import as_container, defaults_of, write_settings
@@ -25,10 +26,16 @@ def metrics(top1: list[float | None]) -> list[dict[str, object]]:
     return lines
 
 
+@cache
+def quickstart(*overrides: str) -> TrainConfig:
+    """The quickstart's settings. Composing them takes a second."""
+    return settings("experiment=quickstart", *overrides)
+
+
 def a_run(folder: Path, top1: list[float | None], *overrides: str) -> Path:
     """The folder of a run of five epochs, unless the overrides say otherwise."""
     folder.mkdir()
-    write_settings(settings("experiment=quickstart", "epochs=5", *overrides), folder / "config.yaml")
+    write_settings(quickstart("epochs=5", *overrides), folder / "config.yaml")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics(top1)))
     return folder
 
@@ -129,7 +136,7 @@ def test_a_run_of_another_recipe_differs(other, complaint):
 
 
 def setting(*overrides: str, steps: int = 156, images: int = 2000) -> dict[str, object]:
-    return setting_of(as_container(settings("experiment=quickstart", *overrides)), steps, images)
+    return setting_of(as_container(quickstart(*overrides)), steps, images)
 
 
 def test_a_run_on_other_images_differs():
@@ -140,7 +147,7 @@ def test_a_run_on_other_images_differs():
 
 
 def test_an_option_that_was_added_later_had_its_default():
-    old = as_container(settings("experiment=quickstart"))
+    old = as_container(quickstart())
     del old["optim"]["power_iterations"], old["channels_last"]
     assert differences(setting_of(old, 156, 2000), setting()) == []
 
@@ -149,7 +156,7 @@ def test_a_reference_from_before_an_option_was_added_still_fits():
     old = setting()
     del old["augment.random_erasing"], old["model.depths"]
     reference = Reference(Path("a.json"), old, [])
-    plain = settings("experiment=quickstart")
+    plain = quickstart()
     assert unlike(reference, setting()) == ["model.depths None → [1, 2]"]  # not the default, also of its class
     assert unlike(reference, setting("augment.random_erasing=0.25"), defaults_of(plain))[0].startswith("augment.random")
 
