@@ -77,7 +77,8 @@ def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images,
     assert other.returncode == 1 and len(errors.splitlines()) == 1, errors
     assert re.match(rf"error: no answer from rank {frozen} on {re.escape(socket.gethostname())}\b", errors), errors
     assert TIMEOUT - 1 < took < TIMEOUT + 15
-    assert checkpoint(here / "outputs/a")["step"] == 3
+    # Rank 0 stands still while its thread still writes the checkpoint of step 3.
+    assert checkpoint(here / "outputs/a")["step"] in ((3,) if frozen == 1 else (2, 3))
 
 
 @pytest.mark.slow
