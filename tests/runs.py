@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def settings(*overrides: str) -> TrainConfig:
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides))
     return train_settings(composed, {"model": "small"}, overrides)
+
+
+cached_settings = cache(settings)  # composing takes a second; for tests that change nothing in the settings
 
 
 def composed(*overrides: str) -> DictConfig:

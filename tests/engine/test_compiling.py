@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from engine.runtime import Runtime
 from engine.saved_model import open_trained
 from engine.scoring import score
 from engine.settings import eval_settings
-from tests.runs import NO_LOCAL_NOISE, SMALL, composed, losses, metrics, settings, train_here
+from tests.runs import NO_LOCAL_NOISE, SMALL, cached_settings, composed, losses, metrics, settings, train_here
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)  # choosing needs no real GPU
 RESNET = ("model=timm", "model.name=resnet18", "recipe=plain")
@@ -48,11 +47,8 @@ def use(monkeypatch):
     return use
 
 
-cached = cache(settings)  # composing takes a second
-
-
 def compiler(*options: str, compile: str = "auto", device: torch.device = GPU) -> Compiler:
-    return Compiler(replace(cached("data=synthetic", *options), compile=compile), device)
+    return Compiler(replace(cached_settings("data=synthetic", *options), compile=compile), device)
 
 
 def small_network() -> nn.Sequential:
@@ -251,7 +247,7 @@ def test_cuda_graphs_add_no_gradients():
 
 
 def test_by_default_one_gpu_trains_with_cuda_graphs_where_they_work():
-    cfg = cached("data=synthetic")
+    cfg = cached_settings("data=synthetic")
     assert training_mode(cfg, on(GPU), 1) == "reduce-overhead"
     others = [training_mode(cfg, on(GPU), 2), training_mode(cfg, on(GPU, 2), 1), training_mode(cfg, on(CPU), 1)]
     assert others == ["default"] * 3 and compiler().mode == "default"

@@ -1,18 +1,19 @@
 """References: which runs they are for, the curve of a run, and the verdict."""
 
 import json
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from engine.config import CONF, TrainConfig
+from engine.config import CONF
 from engine.errors import UserError
 from engine.reference import Course, Curve, Reference, differences, setting_of, unlike, write_reference
 from engine.settings import as_container, defaults_of, write_settings
-from tests.runs import settings
+from tests.runs import cached_settings, settings
 
 STEPS = 10
+quickstart = partial(cached_settings, "experiment=quickstart")
 
 
 def metrics(top1: list[float | None]) -> list[dict[str, object]]:
@@ -24,12 +25,6 @@ def metrics(top1: list[float | None]) -> list[dict[str, object]]:
             lines.append({"split": "train", "step": done, "epoch": done / STEPS, "loss": 1.0 if step == 4 else 2.0})
         lines.append({"split": "val", "step": done, "epoch": done / STEPS, "top1": value, "images": 20})
     return lines
-
-
-@cache
-def quickstart(*overrides: str) -> TrainConfig:
-    """The quickstart's settings. Composing them takes a second."""
-    return settings("experiment=quickstart", *overrides)
 
 
 def a_run(folder: Path, top1: list[float | None], *overrides: str) -> Path:

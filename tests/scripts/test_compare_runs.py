@@ -2,15 +2,13 @@
 
 import json
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from engine.config import TrainConfig
 from engine.settings import as_container, flatten, write_settings
 from scripts import compare_runs
-from tests.runs import SMALL, settings, train_here
+from tests.runs import SMALL, cached_settings, settings, train_here
 
 LINES = [
     {"split": "train", "step": 1, "loss": 2.3},
@@ -107,12 +105,6 @@ def test_the_crash_and_its_cure_differ_in_the_optimizer_only():
     assert a["schedule.warmup_epochs"] == 0
 
 
-@cache
-def quickstart(*overrides: str) -> TrainConfig:
-    """The settings of a short quickstart. Composing them takes a second."""
-    return settings("experiment=quickstart", "epochs=3", *overrides)
-
-
 def finished(folder: Path, top1: list[float], *overrides: str) -> Path:
     """A run of the quickstart with ten steps an epoch, that has done as many epochs as there are accuracies."""
     lines: list[dict[str, object]] = []
@@ -120,7 +112,7 @@ def finished(folder: Path, top1: list[float], *overrides: str) -> Path:
         lines.append({"split": "train", "step": 10 * epoch, "epoch": epoch, "loss": 2.0 / epoch})
         lines.append({"split": "val", "step": 10 * epoch, "epoch": epoch, "top1": value, "images": 20})
     a_run(folder, lines)
-    write_settings(quickstart(*overrides), folder / "config.yaml")
+    write_settings(cached_settings("experiment=quickstart", "epochs=3", *overrides), folder / "config.yaml")
     return folder
 
 
