@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import timm
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -80,9 +81,14 @@ class Row:
 
 def names() -> list[str]:
     """Return the models of conf/model/ for 224 pixels, and the certified LipsFormers as names with an option."""
-    skipped = {"timm", "lipsformer_swin_mini"}  # a placeholder for any timm model; a model for 28 pixels
-    found = {path.stem for path in (PROJECT / "conf/model").glob("*.yaml")} - skipped
+    files = {path.stem: OmegaConf.load(path) for path in (PROJECT / "conf/model").glob("*.yaml") if path.stem != "timm"}
+    found = {stem for stem, written in files.items() if registered_side(written.name) == SIDE}
     return sorted(found | {f"lipsformer_{kind}_tiny model.attention=certified" for kind in ("swin", "cswin")})
+
+
+def registered_side(name: str) -> int:
+    """Return the side of the images for which a model is registered in timm."""
+    return timm.get_pretrained_cfg(name).input_size[-1]
 
 
 def build(name: str) -> nn.Module:
