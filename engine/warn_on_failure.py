@@ -25,7 +25,9 @@ def warn_on_failure(what: str) -> Iterator[None]:
     except Exception as error:  # whatever it is, it must not end a training run
         if what not in _said:
             _said.add(what)
-            log.warning("%s (%s): the run continues without it", what, reason(error))
+            file = getattr(error, "filename", None)
+            place = f"{file}: " if file is not None and str(file) not in what else ""
+            log.warning("%s (%s%s): the run continues without it", what, place, reason(error))
 
 
 class LineFile:

@@ -42,6 +42,7 @@ class Callback:
         """Called with the path of a new PNG file.
 
         ``batch`` and ``val_batch`` come once in a run, and not again after a resume. Other pictures come again.
+        ``plots/curves.png`` is not among them: loggers draw curves themselves, from the lines.
         """
 
     def on_end(self) -> None:

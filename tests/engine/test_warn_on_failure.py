@@ -47,6 +47,9 @@ def test_a_failure_is_said_once_and_goes_no_further(tmp_path, warnings):
         f"{tmp_path} cannot be drawn (No space left on device): the run continues without it",
         f"{tmp_path} cannot be read (ValueError): the run continues without it",
     ]
+    with warn_on_failure("html failed"):
+        tmp_path.read_text()
+    assert warnings[2] == f"html failed ({tmp_path}: Is a directory): the run continues without it"
     with pytest.raises(KeyboardInterrupt), warn_on_failure("it"):
         raise KeyboardInterrupt
 
