@@ -1,7 +1,12 @@
-"""What documents say is so: the program of docs/life_of_an_image.md, and the lists of docs/debugging.md."""
+"""What documents say is so.
+
+The program of docs/life_of_an_image.md, the lists of docs/debugging.md, and the commands and messages of
+docs/clusters.md.
+"""
 
 import logging
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,10 +15,11 @@ from matplotlib import pyplot as plt
 
 from engine.config import TrainConfig
 from engine.options import declared
-from tests.runs import PROJECT
+from tests.runs import PROJECT, settings
 
 LIFE = (PROJECT / "docs/life_of_an_image.md").read_text()
 DEBUGGING = (PROJECT / "docs/debugging.md").read_text()
+CLUSTERS = (PROJECT / "docs/clusters.md").read_text()
 PYTHON = re.compile(r"^```python\n(.*?)^```\n\n((?:    [^\n]*\n)*)", re.M | re.S)
 
 
@@ -51,12 +57,53 @@ def test_the_options_that_may_change_are_listed() -> None:
     assert said == {key for key in may_change if key.split(".")[0] not in groups}
 
 
-@pytest.mark.parametrize("page", ["debugging.md", "extending.md", "life_of_an_image.md"])
+@pytest.mark.parametrize("page", ["clusters.md", "debugging.md", "extending.md", "life_of_an_image.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = (PROJECT / "docs" / page).read_text()
     titles = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in titles, target
-        else:
+        elif not target.startswith("https:"):
             assert (PROJECT / "docs" / target.partition("#")[0]).exists(), target
+
+
+def shell_lines(page: str) -> list[list[str]]:
+    """The words of each command in a page's indented blocks."""
+    blocks = "".join(line[4:] for line in page.splitlines(keepends=True) if line.startswith("    "))
+    return [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]
+
+
+def test_the_commands_for_clusters_are_right() -> None:
+    """Each script and target exists, the array has the size of its file, and the options of runs compose."""
+    lines = shell_lines(CLUSTERS)
+    (grid,) = (line for line in lines if line[0] == "printf")
+    runs: dict[str, set[str]] = {}  # the options of all commands that begin with the same one: composing takes long
+    for line in lines:
+        if "make" in line:
+            assert re.search(rf"^{line[line.index('make') + 1]}:", (PROJECT / "Makefile").read_text(), re.M)
+        for script in (word for word in line if word.endswith((".py", ".sbatch"))):
+            assert (PROJECT / script).is_file(), script
+            options = line[line.index(script) + 1 :]
+            if script.endswith("sweep.sbatch"):
+                assert [line[1], f">{options[0]}"] == [f"--array=1-{len(grid[2:-1])}", grid[-1]]
+                options = [*options[1:], *" ".join(grid[2:-1]).split()]
+            if script == "train.py" or script.endswith(".sbatch"):
+                runs.setdefault(options[0], set()).update(options)
+    assert runs.keys() == {"experiment=quickstart", "model=lipsformer_swin_tiny"}
+    for options in runs.values():
+        settings(*options)
+
+
+def test_the_messages_for_clusters_are_those_of_the_programs() -> None:
+    files = [
+        *(PROJECT / "engine").rglob("*.py"),
+        *(PROJECT / "data").rglob("*.py"),
+        *(PROJECT / "scripts/slurm").iterdir(),
+    ]
+    # A text that goes on in the next line of the code; then what is put into a message.
+    joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    said = re.sub(r"\$?\{[^}]*\}+|\$[A-Z_a-z]+|%[sd]", "…", joined)
+    ours = re.findall(r"^\| Coldstart \| `([^`]+)` \|", CLUSTERS, re.M)
+    assert len(ours) == CLUSTERS.count("| Coldstart |") > 5
+    assert [message for message in ours if message not in said] == []
