@@ -52,8 +52,8 @@ def cached_index(
 ) -> ImageIndex | None:
     """The index that an earlier start has written, or a new one.
 
-    A new one is built if there is none, or if the one found is not trusted, of another version, damaged or outdated. It is also
-    built if bad images were found last time and would be an error now: somebody may have repaired them.
+    A new one is built if there is none, or if the one found is not trusted, of another version, damaged or outdated. It
+    is also built if bad images were found last time and would be an error now: somebody may have repaired them.
 
     Args:
         cfg: the data set, with its ``root``.

@@ -1,6 +1,5 @@
 """Loggers: real offline files of Weights & Biases, one run across resumes, and failures that do not stop training."""
 
-import re
 import shutil
 import struct
 from collections.abc import Iterator
