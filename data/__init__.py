@@ -3,6 +3,7 @@
 from data.augment.device import DeviceAugment, soft_cross_entropy
 from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
+from data.cache import distrust
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import BadImage, DataError
@@ -14,6 +15,7 @@ from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source, open_source
+from data.terminal import printable
 from data.transfer import on_stream
 from data.waiting import are_threads_abandoned
 
@@ -38,6 +40,7 @@ __all__ = [
     "are_threads_abandoned",
     "build_backend",
     "differing",
+    "distrust",
     "is_prepared",
     "is_set_prepared",
     "on_stream",
@@ -45,6 +48,7 @@ __all__ = [
     "open_source",
     "open_split",
     "policies",
+    "printable",
     "refuse_different_classes",
     "refuse_other_than_imagenet",
     "resolve_backend",

@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
+import pwd
 import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +26,33 @@ def cache_dir() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
 
 
+def distrust(path: Path, guests: bool = False) -> str | None:
+    """Why a file or folder is not used: another user may have prepared it to mislead this run.
+
+    Args:
+        path: what was found; it must exist.
+        guests: whether it may belong to another user in a folder that not everyone can write. Its owner has then let
+            that user write there.
+
+    Returns:
+        The reason, which follows the path in a message; ``None`` for no reason.
+    """
+    found = path.stat()
+    is_open = path.parent.stat().st_mode & stat.S_IWOTH
+    if found.st_mode & stat.S_IWOTH:
+        return "can be changed by every user"
+    if found.st_uid in (0, os.geteuid()) or (guests and not is_open):
+        return None
+    return f"belongs to another user, {_user(found.st_uid)}"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"number {number}"
+
+
 def unpacked(archive: Path, sha256: str) -> Path:
     """The folder with an archive's content. It is unpacked on first use, and again if a file in the folder has changed.
 
@@ -39,7 +68,8 @@ def unpacked(archive: Path, sha256: str) -> Path:
     if is_complete(target):
         return target
     if target.exists():
-        log.warning("%s has changed since it was unpacked: unpacking it again", target)
+        why = distrust(target) or "has changed since it was unpacked"
+        log.warning("%s %s: unpacking it again", target, why)
     if not archive.is_file():
         raise DataError(f"the archive {archive} is missing: set data.archive to its path")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -68,9 +98,9 @@ def folder_of(archive: Path, sha256: str) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds what was unpacked into it. Names, sizes and times are compared; no content is read."""
+    """Whether a folder of one's own holds what was unpacked into it: the names, sizes and times. No content is read."""
     try:
-        return (folder / MANIFEST).read_text() == _listing(folder)
+        return distrust(folder) is None and (folder / MANIFEST).read_text() == _listing(folder)
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from data import are_threads_abandoned
 from engine.arguments import as_typed, split
 from engine.config import CONF, register
+from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.explain import explain, first_line, text_options
-from engine.log import flush_streams, log_to
+from engine.log import flush_streams, log_to, safe_text
 from engine.names import swept_options
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
@@ -113,6 +114,8 @@ def _help(main: Callable[[], None], entry: str) -> NoReturn:
 
 def _prepared(options: list[str], entry: str, implied: Callable[[list[str]], list[str]] | None) -> list[str]:
     """Prepare options for Hydra: expand short forms, quote text and add implied options."""
+    parts = (option.lstrip("+").partition("=") for option in options)
+    refuse_secrets((key, value) for key, _, value in parts)
     text = text_options(entry)
     options = [as_typed(_in_full(option, SHORT_FORMS.get(entry, {})), text) for option in options]
     return options + (implied(options) if implied else [])
@@ -136,7 +139,7 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
 
 def _print_error(message: str) -> None:
     with suppress(OSError, ValueError):  # stderr may be closed; the exit status still reports the error
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {safe_text(message)}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:

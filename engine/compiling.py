@@ -1,14 +1,18 @@
 """Run networks through torch.compile: when to, what the log says about it, and what to do if the compiler fails."""
 
 import logging
+import os
 import subprocess
 import time
+from pathlib import Path
 
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from data import distrust
 from engine.config import RunConfig
 from engine.errors import UserError
 from engine.runtime import Runtime
@@ -30,6 +34,9 @@ class Compiler:
     Args:
         cfg: the settings.
         device: the device of the networks.
+
+    Raises:
+        UserError: if another user may have written the compiled kernels that torch would load.
     """
 
     def __init__(self, cfg: RunConfig, device: torch.device):
@@ -43,6 +50,8 @@ class Compiler:
             if not self.is_on:
                 what = f"{cfg.model.name} in fp32" if is_known else cfg.model.name
                 log.info("%s runs without torch.compile, as it may not compile well: compile=true tries it", what)
+        if self.is_on:
+            _refuse_kernels_of_others()
 
     def wrap(self, network: nn.Module, pad_to: int | None = None, mode: str | None = None) -> nn.Module:
         """Return a compiled form of a network with the same weights; the network itself if nothing is compiled.
@@ -134,6 +143,16 @@ def training_mode(cfg: RunConfig, runtime: Runtime, micro_steps: int) -> str:
             "compile_mode=max-autotune-no-cudagraphs, or a larger micro_batch_size"
         )
     return cfg.compile_mode
+
+
+def _refuse_kernels_of_others() -> None:
+    """Refuse torch's folder of compiled kernels if others can write it: by default, everyone can guess its name."""
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
+    if folder.exists() and (why := distrust(folder)):
+        raise UserError(
+            f"torch would run compiled kernels from {folder}, which {why}: set the environment variable "
+            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile=false"
+        )
 
 
 def _is_from_compiler(error: Exception) -> bool:

@@ -10,7 +10,22 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from data import printable
+from engine.credentials import masked
+
 log = logging.getLogger(__name__)
+
+
+def safe_text(text: str) -> str:
+    """Return a text as people may see it: without secrets, and with control characters written out."""
+    return printable(masked(text))
+
+
+class Lines(logging.Formatter):
+    """Formats messages, and shows them as :func:`safe_text` says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe_text(super().format(record))
 
 
 class Console(logging.Handler):
@@ -52,11 +67,11 @@ def log_to(path: Path | None, speaks: bool) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     console.setLevel(logging.INFO if speaks else logging.ERROR)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(Lines("%(message)s"))
     handlers: list[logging.Handler] = [console]
     if path is not None and speaks:
         file = LogFile(path, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     for room in ("engine", "data", "models", "optim", "stability"):
         logger = logging.getLogger(room)

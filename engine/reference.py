@@ -196,8 +196,20 @@ class Reference:
         This is the difference between the best and the worst run of the reference, but at least 1 point. The spread of
         one run is unknown: 2 points.
         """
+        low, high = self.range(epoch)
+        return TOLERANCE_OF_ONE if len(self.curves) == 1 else max(high - low, LEAST_TOLERANCE)
+
+    def range(self, epoch: int) -> tuple[float, float]:
+        """Return the lowest and the highest top-1 of the runs after an epoch, in percent."""
         found = self._all_top1(epoch)
-        return TOLERANCE_OF_ONE if len(found) == 1 else max(max(found) - min(found), LEAST_TOLERANCE)
+        return min(found), max(found)
+
+    def _spread(self, epoch: int) -> str:
+        """Return what is known of the spread after an epoch, in words."""
+        if len(self.curves) == 1:
+            return "one run"
+        low, high = self.range(epoch)
+        return f"{low:.2f} to {high:.2f} % in {len(self.curves)} runs"
 
     def _all_top1(self, epoch: int) -> list[float]:
         return [curve.top1[epoch] or 0.0 for curve in self.curves]
@@ -220,7 +232,8 @@ class Reference:
         ahead = {e: (curve.top1[e] or 0.0) - self.top1(e) for e in epochs}
         numbers = (
             f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, "
-            f"the reference had {self.top1(epoch):.2f} %"
+            f"the reference had {self.top1(epoch):.2f} %, {self._spread(epoch)}; within {self.tolerance(epoch):.1f} "
+            "points is on track"
         )
         if abs(ahead[epoch]) <= self.tolerance(epoch):
             return f"on track: {numbers}"
@@ -268,7 +281,7 @@ def write_reference(path: Path, runs: list[Course]) -> None:
     if path.suffix != ".json":
         raise UserError(f"{path} must end in .json, such as conf/experiment/NAME.json")
     first = runs[0]
-    for run in runs:
+    for number, run in enumerate(runs):
         top1 = run.curve.top1
         if top1.get(run.setting["epochs"]) is None or None in top1.values():
             raise UserError(
@@ -277,6 +290,8 @@ def write_reference(path: Path, runs: list[Course]) -> None:
             )
         if found := differences(first.setting, run.setting):
             raise UserError(f"{run.folder} and {first.folder} differ in more than the seed: {', '.join(found)}")
+        if any(run.seed == other.seed for other in runs[:number]):
+            raise UserError(f"{run.folder} has the seed of another run: only different seeds show the spread")
         if top1.keys() != first.curve.top1.keys():
             raise UserError(f"{run.folder} and {first.folder} were validated after different epochs: name one of them")
     content = {

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from engine.config import EvalConfig, RunConfig, TrainConfig
+from engine.credentials import refuse_secrets
 from engine.errors import UserError
 from engine.names import output_of, set_name
 from engine.options import check
@@ -94,6 +95,7 @@ def _checked(composed: DictConfig) -> RunConfig:
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=… to the command")
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, RunConfig)
+    refuse_secrets(flatten(as_container(settings)).items())
     # With +name=value, Hydra adds options that do not exist in the config classes.
     if added := sorted(set(flatten(_container(composed))) - set(flatten(as_container(settings)))):
         raise UserError(f"there is no option '{added[0]}': --help lists all")

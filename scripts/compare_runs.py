@@ -145,7 +145,8 @@ def _pair(value: float | None, expected: float | None, digits: int) -> str:
 def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> None:
     """Draw training loss and validation accuracy of all runs into a file. Each run has its own colour.
 
-    The reference is a dashed line. Its loss is the mean of an epoch, so it is drawn in the middle of the epoch.
+    The reference is a dashed line, with a band from its worst run to its best. Its loss is the mean of an epoch, so it
+    is drawn in the middle of the epoch.
     """
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     # null becomes NaN, which leaves a gap.
@@ -163,6 +164,8 @@ def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> Non
         curves.append(
             (*losses.plot(*_curve(train, "loss"), **dashed), *accuracies.plot(*_curve(val, "top1"), **dashed))
         )
+        ranges = [reference.range(epoch) for epoch in reference.curves[0].top1]
+        accuracies.fill_between([line["step"] for line in val], *zip(*ranges, strict=True), color="black", alpha=0.15)
     labels = names(runs) + (["reference"] if reference else [])
     losses.set(title="training loss", xlabel="step")
     accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")

@@ -1,7 +1,7 @@
 """Plan a training run: hours and GPU-hours for several numbers of GPUs, what bounds the speed, and what to change.
 
 python scripts/plan.py model=lipsformer_swin_tiny gpus=8,16,64 network=400 images_per_second=2325
-python scripts/plan.py model=deit_small recipe=deit epochs=300 gpus=8 gpu=A100
+python scripts/plan.py model=deit_small epochs=300 gpus=8 gpu=A100
 
 Options of train.py (model, recipe, batch_size, epochs, …) describe the run. These describe the machines:
 
@@ -22,23 +22,21 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
 from data import BatchGeometry
-from engine.config import CONF, TrainConfig, register
+from engine.cli import launch
+from engine.config import TrainConfig
 from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
-from engine.explain import explain
 from engine.memory import MOST
+from engine.recipe import implied_recipe, set_recipe
 from engine.settings import train_settings
 from models import build_model
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
@@ -101,6 +99,19 @@ def exchange_seconds(size: float, gpus: int, machines: Machines) -> float:
     return within + 2 * (nodes - 1) / nodes * size / (machines.network * 1e9 / 8 * EFFICIENCY)
 
 
+def late_seconds(exchange: float, compute: float, gradients: float, bucket_mb: int | None = None) -> float:
+    """Return by how many seconds the exchange of gradients delays a step of DDP.
+
+    Args:
+        exchange: seconds of the whole exchange.
+        compute: seconds that the last micro-batch takes, forward and backward. Only its gradients are exchanged.
+        gradients: bytes of the gradients.
+        bucket_mb: ``ddp_bucket_mb``. The last bucket is exchanged after the backward pass.
+    """
+    last_bucket = exchange * min(1.0, (bucket_mb or BUCKET_MB) * 2**20 / gradients)
+    return max(exchange - BACKWARD * compute, last_bucket)
+
+
 def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients: float) -> Plan:
     """Compute the plan for a number of GPUs.
 
@@ -116,13 +127,10 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     """
     at_once = MOST if cfg.micro_batch_size == "auto" else cast(int | None, cfg.micro_batch_size)
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus, 0, at_once)
-    images = max(sum(sizes) for sizes in _by_rank(geometry))
+    images = max(BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus).sizes())  # the largest share of a GPU
     compute = images / rate
     exchange = exchange_seconds(gradients, gpus, machines)
-    # Only the last micro-batch's backward pass exchanges gradients. The rest of the exchange, at least the last bucket,
-    # comes after it.
-    last_bucket = exchange * min(1.0, (cfg.ddp_bucket_mb or BUCKET_MB) * 2**20 / gradients)
-    late = max(exchange - BACKWARD * compute / geometry.micro_steps, last_bucket) if gpus > 1 else 0.0
+    late = late_seconds(exchange, compute / geometry.micro_steps, gradients, cfg.ddp_bucket_mb)
     seconds = {"GPUs": compute, "network": compute + late, "loader": images / machines.loader}
     if machines.storage is not None:
         seconds["storage"] = cfg.batch_size * machines.image_kb * 1e3 / (machines.storage * 1e6)
@@ -131,11 +139,6 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     steps = cfg.epochs * (machines.images // cfg.batch_size)
     evaluated = validations * EVALUATED / (SPEED_OF_EVALUATION * rate * gpus)
     return Plan(gpus, (geometry.largest_micro_batch, geometry.micro_steps), seconds, (steps * step + evaluated) / 3600)
-
-
-def _by_rank(geometry: BatchGeometry) -> list[list[int]]:
-    sizes, steps = geometry.sizes(), geometry.micro_steps
-    return [sizes[first : first + steps] for first in range(0, len(sizes), steps)]
 
 
 def estimated_rate(name: str, machines: Machines, optim: str) -> float:
@@ -162,39 +165,32 @@ def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     }[found.bound]
 
 
-def options(typed: Sequence[str]) -> tuple[TrainConfig, Machines]:
-    """Split the command line into the run and the machines.
+def machines_of(typed: Sequence[str]) -> Machines:
+    """Read the options that describe the machines.
 
     Raises:
-        UserError: or another of ``USER_ERRORS``, if an option is wrong.
+        UserError: if a number is not above 0. OmegaConf raises its own errors for text that is no number.
     """
-    own = {each.name for each in fields(Machines)}
-    mine = [option for option in typed if option.partition("=")[0] in own]
-    others = [option for option in typed if option not in mine]
-    mine = [f"gpus=[{option[5:]}]" if option.startswith("gpus=") else option for option in mine]
-    merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(mine))
+    listed = [f"gpus=[{option[5:]}]" if option.startswith("gpus=") else option for option in typed]
+    merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(listed))
     machines = cast(Machines, OmegaConf.to_object(merged))
-    numbers = [getattr(machines, name) for name in own - {"gpus", "gpu"}]
-    if not machines.gpus or min([*machines.gpus, *(number for number in numbers if number is not None)]) <= 0:
+    values = [*machines.gpus, *vars(machines).values()]
+    if not machines.gpus or any(value <= 0 for value in values if isinstance(value, int | float)):
         raise UserError("the numbers of gpus=…, network=… and the others must be above 0")
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("train", overrides=["data.root=.", *others], return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    return train_settings(composed, choices, others), machines
+    return machines
 
 
-def main(typed: Sequence[str]) -> int:
-    """Print the plan, or a mistake in one line. Returns the exit status."""
-    try:
-        print_plan(*options(typed))
-    except (*USER_ERRORS, HydraException, OmegaConfBaseException) as error:
-        said = str(error) if isinstance(error, USER_ERRORS) else explain(error, "train")
-        print(f"error: {said}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    """Compose the run as train.py does, and print its plan."""
+    own = {each.name for each in fields(Machines)}
+    mine = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in own]
+    sys.argv[1:] = ["data.root=.", *(typed for typed in sys.argv[1:] if typed not in mine)]
+
+    def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], swept: list[str]) -> None:
+        set_recipe(composed, choices)
+        print_plan(train_settings(composed, choices, overrides, swept), machines_of(mine))
+
+    launch("train", task, implied_recipe)
 
 
 def print_plan(cfg: TrainConfig, machines: Machines) -> None:
@@ -235,4 +231,4 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         sys.exit()
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.errors import DataError
 from data.prepare import Task, prepare
+from data.terminal import printable
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -66,9 +67,9 @@ def main() -> None:
     try:
         result = prepare(task)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(result.report))
+    print(printable("\n".join(result.report)))
     if result.bad:
         sys.exit(f"{result.bad} images are bad: repair or delete them in the source and prepare the set again")
     print(f"next: torchrun train.py model=lipsformer_swin_tiny data.root={task.root.resolve()}")

@@ -1,6 +1,7 @@
 """How fast the GPUs of this machine exchange gradients."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,35 +29,50 @@ def bus_bandwidth(count: int, device: str = "cuda", size: int = 2**28) -> float:
         RuntimeError: if a process fails, or NCCL hangs. The message is one line.
     """
     with TemporaryDirectory() as folder:
-        try:
-            _finish(mp.spawn(_sum, (count, device, size, folder), count, join=False))
-        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
-            # The lines before the last one are the traceback of the process.
-            raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+        in_processes(_sum, count, device, size, folder, patience=PATIENCE)
         seconds = float(Path(folder, "seconds").read_text(encoding="ascii"))
     return 2 * (count - 1) / count * size / seconds
 
 
-def _finish(processes: mp.ProcessContext) -> None:
-    """Wait for the processes, and end those that still run after ``PATIENCE`` seconds."""
-    until = time.monotonic() + PATIENCE
+def in_processes(work: Callable[..., None], count: int, *args: object, patience: float) -> None:
+    """Call ``work(rank, count, *args)`` in ``count`` new processes.
+
+    Raises:
+        RuntimeError: if a process fails, or they still run after ``patience`` seconds. The message is one line.
+    """
+    try:
+        _finish(mp.spawn(work, (count, *args), count, join=False), patience)
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+        # The lines before the last one are the traceback of the process.
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+
+
+def _finish(processes: mp.ProcessContext, patience: float) -> None:
+    """Wait for the processes, and end those that still run after ``patience`` seconds."""
+    until = time.monotonic() + patience
     try:
         while not processes.join(timeout=1):
             if time.monotonic() > until:
-                raise RuntimeError(f"the GPUs have not answered one another for {PATIENCE} s")
+                raise RuntimeError(f"the processes have not answered one another for {patience:g} s")
     finally:
         for process in processes.processes:
             process.kill()
             process.join()
 
 
-def _sum(rank: int, count: int, kind: str, size: int, folder: str) -> None:
-    """Sum a tensor over all processes, again and again. The first one writes the seconds that a sum takes."""
+def join(rank: int, count: int, kind: str, folder: str) -> torch.device:
+    """Let this process meet the others in a folder: over NCCL on GPUs, else over gloo. Returns its device."""
     device = torch.device(kind, rank if kind == "cuda" else 0)
     if kind == "cuda":
         torch.cuda.set_device(device)
     backend, own = ("nccl", device) if kind == "cuda" else ("gloo", None)
     dist.init_process_group(backend, f"file://{folder}/meeting", rank=rank, world_size=count, device_id=own)
+    return device
+
+
+def _sum(rank: int, count: int, kind: str, size: int, folder: str) -> None:
+    """Sum a tensor over all processes, again and again. The first one writes the seconds that a sum takes."""
+    device = join(rank, count, kind, folder)
     values = torch.ones(size // 4, device=device)
     dist.all_reduce(values)
     if not bool((values == count).all()):

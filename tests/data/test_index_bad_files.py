@@ -27,13 +27,17 @@ def sixteen_bit_png(path: Path) -> None:
     Image.fromarray(np.full((6, 8), 40000, dtype=np.uint16)).save(path, format="PNG")
 
 
-def sixteen_bit_colour_png(path: Path) -> None:
-    """Written by hand: Pillow reads such a file as if it had 8 bits, and cannot write one."""
-    lines = b"".join(b"\0" + np.full((8, 3), 40000, dtype=">u2").tobytes() for _ in range(6))
-    header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+def write_png(path: Path, width: int, height: int, bits: int, lines: bytes) -> None:
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
     content = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+
+
+def sixteen_bit_colour_png(path: Path) -> None:
+    """Written by hand: Pillow reads such a file as if it had 8 bits, and cannot write one."""
+    lines = b"".join(b"\0" + np.full((8, 3), 40000, dtype=">u2").tobytes() for _ in range(6))
+    write_png(path, 8, 6, 16, lines)
 
 
 def gif(path: Path) -> None:
@@ -57,11 +61,17 @@ def png_with_a_short_chunk(path: Path) -> None:
     path.write_bytes(content[:33] + chunk + content[33:])
 
 
+def huge_png(path: Path) -> None:
+    """Some bytes that would become 1.2 GB of pixels."""
+    write_png(path, 20_000, 20_000, 8, b"")
+
+
 BAD = {
     "text.jpg": text_file,
     "empty.png": empty_file,
     "deep.png": sixteen_bit_png,
     "deep-colour.png": sixteen_bit_colour_png,
+    "huge.png": huge_png,
     "moving.gif": gif,
     "moving.JPEG": gif,
     "link.jpg": dangling_link,

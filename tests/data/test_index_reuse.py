@@ -64,3 +64,10 @@ def test_a_removed_class_folder_is_gone(root: Path) -> None:
 def test_a_moved_folder_keeps_its_index(root: Path, tmp_path: Path) -> None:
     moved = root.rename(tmp_path / "moved")
     assert Path(str(source_of(moved, build=False).path(0))).is_file()
+
+
+def test_an_index_that_everyone_can_change_is_built_again_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (file,) = root.glob(".coldstart-index-*")
+    file.chmod(0o666)
+    assert len(index_of(root)) == len(index_of(root)) == 4
+    assert caplog.text.count(f"{file} can be changed by every user: building it again; data.index_dir=FOLDER") == 1

@@ -251,3 +251,12 @@ def test_by_default_one_gpu_trains_with_cuda_graphs_where_they_work():
     assert training_mode(cfg, on(GPU), 1) == "reduce-overhead"
     others = [training_mode(cfg, on(GPU), 2), training_mode(cfg, on(GPU, 2), 1), training_mode(cfg, on(CPU), 1)]
     assert others == ["default"] * 3 and compiler().mode == "default"
+
+
+def test_compiled_kernels_that_another_user_may_have_written_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert compiler(compile="true").is_on
+    tmp_path.chmod(0o777)
+    with pytest.raises(UserError, match=f"{tmp_path}, which can be changed by every user: set the environment var"):
+        compiler(compile="true")
+    assert not compiler(compile="false").is_on

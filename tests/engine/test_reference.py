@@ -68,7 +68,10 @@ def test_what_is_not_finite_is_none():
 
 def test_a_reference_of_one_run_tolerates_two_points():
     reference = a_reference([50.0] * 5)
-    assert verdict(reference, [48.0]) == "on track: after epoch 1 of 5 top-1 is 48.00 %, the reference had 50.00 %"
+    assert verdict(reference, [48.0]) == (
+        "on track: after epoch 1 of 5 top-1 is 48.00 %, the reference had 50.00 %, "
+        "one run; within 2.0 points is on track"
+    )
     assert verdict(reference, [47.9]).startswith("behind by 2.1 points: after epoch 1 of 5")
     assert verdict(reference, [52.1]).startswith("ahead by 2.1 points: after epoch 1 of 5")
 
@@ -77,7 +80,10 @@ def test_a_reference_of_several_runs_tolerates_their_spread_but_at_least_one_poi
     reference = a_reference([50.0, 60.0], [54.0, 60.2])
     assert [reference.tolerance(epoch) for epoch in (1, 2)] == [4.0, 1.0]
     assert verdict(reference, [48.0]).startswith("on track") and verdict(reference, [47.9]).startswith("behind")
-    assert verdict(reference, [48.0, 59.0]).startswith("behind by 1.1 points: after epoch 2 of 5")
+    assert verdict(reference, [48.0, 59.0]) == (
+        "behind by 1.1 points: after epoch 2 of 5 top-1 is 59.00 %, the reference had 60.10 %, "
+        "60.00 to 60.20 % in 2 runs; within 1.0 points is on track"
+    )
 
 
 def test_a_run_that_loses_twice_in_a_row_is_falling_back():

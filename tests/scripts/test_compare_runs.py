@@ -126,15 +126,17 @@ def reference(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_is_set_beside_a_reference_at_equal_epochs(reference, tmp_path, monkeypatch, capsys):
     run, picture = finished(tmp_path / "run", [61.5, 70.25], "seed=5"), tmp_path / "both.png"
-    legends = []
-    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: legends.extend(ax.get_legend() for ax in figure.axes))
+    drawn = []
+    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: drawn.extend(figure.axes))
     assert compared(monkeypatch, run, "--reference", reference, "--plot", picture) == 0
     said = capsys.readouterr().out
     assert "| 1 | 61.50 | 60.00 | +1.50 | 2.0000 | 2.0000 | +0.0000 |" in said
     assert "| 2 | 70.25 | 70.00 | +0.25 | 1.0000 | 1.0000 | +0.0000 |" in said
-    assert "\non track: after epoch 2 of 3 top-1 is 70.25 %, the reference had 70.00 %\n" in said
+    assert "\non track: after epoch 2 of 3 top-1 is 70.25 %, the reference had 70.00 %, 70.00 to 70.00 % in 2 r" in said
     assert picture.stat().st_size > 10_000
-    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [["run", "reference"]] * 2
+    assert [[text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn] == [["run", "reference"]] * 2
+    (band,) = drawn[1].collections
+    assert {(30, 79), (30, 81), (10, 60)} <= {tuple(point) for point in band.get_paths()[0].vertices}
 
 
 def test_a_run_that_is_behind_is_told_so(reference, tmp_path, monkeypatch, capsys):
@@ -196,5 +198,9 @@ def test_only_finished_runs_that_differ_in_their_seeds_become_a_reference(tmp_pa
     other = finished(tmp_path / "other", [60, 70, 80], "batch_size=32")
     said = refused(monkeypatch, capsys, whole, other, "--write-reference", file)
     assert "differ in more than the seed: batch_size 64 → 32" in said
+    again = finished(tmp_path / "again", [60, 71, 80])
+    assert "again has the seed of another run: only different seeds" in refused(
+        monkeypatch, capsys, whole, again, "--write-reference", file
+    )
     assert "must end in .json" in refused(monkeypatch, capsys, whole, "--write-reference", tmp_path / "whole")
     assert not file.exists()

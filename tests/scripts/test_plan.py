@@ -1,21 +1,18 @@
 """The plan of a run: its arithmetic by hand, what bounds it, and the command."""
 
-from functools import cache
+from pathlib import Path
 
 import pytest
 
-from scripts.plan import Machines, estimated_rate, exchange_seconds, main, options, plan
+from scripts.plan import Machines, estimated_rate, exchange_seconds, late_seconds, machines_of, plan
+from tests.runs import cached_settings, run_here
 
 MB = 1e6
 RUN = ("model=deit_tiny", "recipe=deit", "batch_size=1024", "augment.mix_group=32", "epochs=300")
 
 
-composed = cache(lambda *typed: options([*RUN, *typed]))  # composing takes a second
-
-
 def planned(gpus: int, *typed: str, rate: float = 2000.0, gradients: float = 100 * MB):
-    cfg, machines = composed(*typed)
-    return plan(cfg, machines, gpus, rate, gradients)
+    return plan(cached_settings(*RUN), machines_of(typed), gpus, rate, gradients)
 
 
 def test_a_ring_sends_its_share_within_and_between_machines():
@@ -63,9 +60,18 @@ def test_an_estimate_needs_no_gpu_and_is_near_what_was_measured():
     assert 1498 < estimated_rate("lipsformer_swin_tiny", Machines(gpu="H200"), "adamw") < 1.5 * 2549
 
 
-def test_the_table_has_a_row_for_each_number_of_gpus(capsys):
-    assert main([*RUN, "gpus=8,16,64", "images_per_second=2000"]) == 0
-    said = capsys.readouterr().out
+def test_an_exchange_that_takes_longer_than_the_backward_pass_delays_the_step_by_the_rest():
+    assert late_seconds(exchange=5.0, compute=3.0, gradients=1e9) == pytest.approx(3.0)
+    assert late_seconds(exchange=5.0, compute=300.0, gradients=1e9, bucket_mb=50) == pytest.approx(5 * 50 * 2**20 / 1e9)
+    assert late_seconds(exchange=5.0, compute=300.0, gradients=1e6) == 5  # one bucket: nothing is hidden
+
+
+def test_the_gpu_with_the_largest_share_counts():
+    assert planned(3).seconds["GPUs"] == pytest.approx(11 * 32 / 2000)  # 32 groups of images on 3 GPUs
+
+
+def test_the_table_has_a_row_for_each_number_of_gpus(tmp_path):
+    said = run_here("scripts/plan.py", *RUN, "gpus=8,16,64", "images_per_second=2000", cwd=tmp_path).stdout
     rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert [row[0] for row in rows] == ["| 8", "| 16", "| 64"]
     assert float(rows[0][6]) == pytest.approx(8 * float(rows[0][5]), rel=0.02)
@@ -76,14 +82,14 @@ def test_the_table_has_a_row_for_each_number_of_gpus(capsys):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["model=deit_tiny", "recipe=deit", "gpu=B9"], "gpu=B9 is unknown: choose H200, H100 PCIe, H100, A100"),
+        (["model=deit_tiny", "gpu=B9"], "gpu=B9 is unknown: choose H200, H100 PCIe, H100, A100"),
         (["model=deit_tiny", "gpus=0"], "must be above 0"),
         (["model=deit_tiny", "gpus=many"], "'many' is not a whole number"),
         (["model=deit_tinny"], "model=deit_tinny is unknown: did you mean deit_tiny"),
         (["model=deit_tiny", "epochss=3"], "there is no option 'epochss': did you mean epochs?"),
+        (["model=timm", "model.name=resnet18"], "has no recipe of its own: add recipe="),
     ],
 )
-def test_mistakes_are_one_line(typed, said, capsys):
-    assert main(typed) == 2
-    told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1
+def test_mistakes_are_one_line(typed: list[str], said: str, tmp_path: Path):
+    found = run_here("scripts/plan.py", *typed, cwd=tmp_path)
+    assert found.returncode == 2 and said in found.stderr and found.stderr.count("\n") == 1

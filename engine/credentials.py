@@ -1,0 +1,50 @@
+"""Secrets stay in the environment: options that hold one are refused, and messages show ``***`` in their place.
+
+A run keeps every option, in ``config.yaml``, in checkpoints and in the files of its loggers. It also prints them.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from engine.errors import UserError
+
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_ID)?$", re.IGNORECASE)  # of an environment variable
+SHORTEST = 8  # characters: shorter values, such as "true", are in many texts by chance
+FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")
+IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")  # the user and password of a web address
+ADVICE = "a run keeps its options in its files; leave it out, programs such as W&B read secrets from the environment"
+
+
+def _secrets() -> dict[str, str]:
+    """Return the secrets in the environment by name."""
+    return {
+        name: value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value.strip()) >= SHORTEST
+    }
+
+
+def masked(text: str) -> str:
+    """Return a text with ``***`` for each secret of the environment, and for the password in a web address."""
+    for secret in sorted(_secrets().values(), key=len, reverse=True):  # one may be a part of another
+        text = text.replace(secret.strip(), "***")
+    return IN_ADDRESS.sub("***@", text)
+
+
+def refuse_secrets(options: Iterable[tuple[str, Any]]) -> None:
+    """Refuse options that hold a secret, whether it is written out or stands in ``${oc.env:NAME}``.
+
+    Args:
+        options: name and value of each. Values may hold interpolations.
+
+    Raises:
+        UserError: naming the first such option, and not its value.
+    """
+    for key, value in options:
+        text = str(value)
+        named = next((name for name in FROM_ENVIRONMENT.findall(text) if SECRET_NAME.search(name)), None)
+        held = next((name for name, secret in _secrets().items() if secret.strip() in text), named)
+        if held is not None:
+            raise UserError(f"{key} holds the secret of the environment variable {held}: {ADVICE}")
+        if IN_ADDRESS.search(text):
+            raise UserError(f"{key} holds a web address with a password: {ADVICE}")
