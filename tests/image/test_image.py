@@ -1,0 +1,54 @@
+"""The image, as another user than its own, with read-only data: training, evaluation, the check of a machine."""
+
+import pytest
+
+from tests.image.container import USER
+from tests.runs import checkpoint, metrics
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
+
+RUN = "experiment=quickstart"
+STEPS = ("max_steps=3", "batch_size=64", "log_every=1", "checkpoint.every_steps=3", "logger=none", "name=run")
+
+
+def test_it_trains_and_evaluates(image, measured):
+    said = image.start(RUN, "data=folder", "data.root=/data", *STEPS)
+    assert [line["step"] for line in metrics(image.folder / "run", "train")] == [1, 2, 3], said
+    assert checkpoint(image.folder / "run")["step"] == 3
+    assert (image.folder / "run/checkpoints/last.pt").stat().st_uid == USER
+    said = image.start(
+        "--nproc-per-node=1", "eval.py", "checkpoint=outputs/run/checkpoints/last.pt", "output_dir=/outputs"
+    )
+    assert "on 80 images" in said
+    measured(next(line for line in said.splitlines() if "images" in line))
+
+
+def test_the_same_command_unpacks_the_embedded_images_and_goes_on(image):
+    image.start(RUN, "max_steps=1", "logger=none")
+    assert "continuing from step 1" in image.start(RUN, "max_steps=2", "logger=none")
+
+
+def test_the_check_of_a_machine_finds_nothing_bad(image, measured):
+    said = image.run("python", "scripts/check_machine.py", "--data-root=/data", "--output-dir=/outputs")
+    measured(said.strip().splitlines()[-1])
+
+
+def test_every_library_finds_the_libraries_that_it_names(image, measured):
+    """Only the driver is missing, which comes with ``--gpus``."""
+    missing = (
+        "find /opt/venv/lib/python3.11/site-packages/torch /opt/venv/lib/python3.11/site-packages/nvidia/cu13"
+        " /opt/venv/lib/python3.11/site-packages/nvidia/cudnn -name '*.so*' | xargs ldd 2>/dev/null | grep 'not found' | sort -u"
+    )
+    said = image.run("sh", "-c", f"{missing} || true; du -sm /opt/venv | cut -f1")
+    *lines, megabytes = said.splitlines()
+    assert {line.split()[0] for line in lines} <= {"libcuda.so.1"}, said
+    measured(f"{megabytes} MB in /opt/venv")
+
+
+def test_triton_compiles_for_a_gpu(image, measured):
+    measured(image.run("python", "/probes/compile_kernel.py").strip())
+
+
+def test_a_compiler_finds_the_headers_of_python(image):
+    headers = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
+    image.run("sh", "-c", f"echo '#include <Python.h>' | gcc -fsyntax-only -I{headers} -x c -")
