@@ -1,6 +1,6 @@
 # The arguments of `docker run` are those of torchrun, so any command of the README works with "torchrun" replaced by
 # "docker run … coldstart". Without train.py or eval.py first, train.py gets them; without options of torchrun, one
-# process runs on each GPU that `--gpus` lets in (on each core where there is none).
+# process runs on each GPU that `--gpus` lets in (on each core where there is none). docs/cloud.md: compose, Kubernetes.
 #
 #   docker build -t coldstart .
 #

@@ -1,4 +1,4 @@
-"""Compile a Triton kernel for an H100, with LLVM and ptxas but without a GPU, and print the size of the machine code."""
+"""Compile a Triton kernel for an H100, with LLVM and ptxas but without a GPU."""
 
 import triton
 import triton.language as tl
