@@ -69,7 +69,7 @@ def test_the_user_is_that_of_the_image_and_not_root() -> None:
     assert POD["securityContext"]["runAsUser"] == int(user) and POD["securityContext"]["runAsNonRoot"]
 
 
-def test_the_options_are_those_of_train(small_images: Path) -> None:
+def test_the_options_are_those_of_train(tmp_path: Path) -> None:
     assert COMPOSE["command"] == parse_args(CONTAINER["args"]).training_script_args
-    options = cached_settings(*COMPOSE["command"], f"data.root={small_images}", "device=cpu")
+    options = cached_settings(*COMPOSE["command"], f"data.root={tmp_path}", "device=cpu")
     assert options.model.name == "lipsformer_swin_tiny"
