@@ -36,8 +36,7 @@ def image(buildah: tuple[str, ...], small_images: Path, tmp_path_factory: pytest
 
     def call(*command: str | Path) -> str:
         with said.open("a") as log:
-            environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
             log.write(done.stdout)
         assert done.returncode == 0, said.read_text()[-5000:]
         return done.stdout.strip()
@@ -51,10 +50,11 @@ def image(buildah: tuple[str, ...], small_images: Path, tmp_path_factory: pytest
     call(*buildah, "copy", empty, base, "/")
     call(*buildah, "commit", "--rm", empty, "localhost/base")
     shutil.rmtree(base)
-    build = ("bud", "--layers=false", "--pull-never", "--build-arg=BASE_IMAGE=localhost/base", "--tag=coldstart")
-    call(*buildah, *build, PROJECT)
+    build = ("bud", "--isolation=chroot", "--layers=false", "--pull-never", "--tag=coldstart")
+    call(*buildah, *build, "--build-arg=BASE_IMAGE=localhost/base", PROJECT)
     folder = tmp_path_factory.mktemp("outputs")
     os.chown(folder, USER, USER)
+    small_images.chmod(0o755)
     return Image(buildah, call(*buildah, "from", "--pull-never", "localhost/coldstart"), folder, small_images)
 
 

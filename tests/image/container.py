@@ -28,7 +28,8 @@ class Image:
     def run(self, *arguments: str) -> str:
         """Run a command as ``docker run --user`` does, and return its output and errors."""
         mounts = (f"--volume={self.data}:/data:ro", f"--volume={self.folder}:/outputs", f"--volume={PROBES}:/probes:ro")
-        command = (*self.buildah, "run", f"--user={USER}:{USER}", *mounts, self.container, "--", *arguments)
+        run = ("run", "--isolation=chroot", f"--user={USER}:{USER}", *mounts)
+        command = (*self.buildah, *run, self.container, "--", *arguments)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
         return done.stdout
