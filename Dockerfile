@@ -43,7 +43,7 @@ COPY requirements.txt /tmp/
 RUN python3.11 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
 # 0.65 GB that no run opens: archives for static linking, the debug symbols of Triton's compiler, and two of CUDA's
-# libraries that no other file names (cuSOLVER for several GPUs in one process, and a second build of NVRTC).
+# libraries that no other library names (cuSOLVER for several GPUs in one process, and a second build of NVRTC).
 RUN find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc*.alt.so*' \) -delete \
     && strip --strip-debug /opt/venv/lib/python3.11/site-packages/triton/_C/libtriton.so
 

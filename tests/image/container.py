@@ -28,7 +28,8 @@ class Image:
     def run(self, *arguments: str) -> str:
         """Run a command as ``docker run --user`` does, and return its output and errors."""
         mounts = (f"--volume={self.data}:/data:ro", f"--volume={self.folder}:/outputs", f"--volume={PROBES}:/probes:ro")
-        run = ("run", "--isolation=chroot", f"--user={USER}:{USER}", *mounts)
+        # Docker's containers find their own name in /etc/hosts, buildah's do not, and torchrun looks it up.
+        run = ("run", "--isolation=chroot", "--hostname=localhost", f"--user={USER}:{USER}", *mounts)
         command = (*self.buildah, *run, self.container, "--", *arguments)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
