@@ -17,7 +17,7 @@ def test_it_trains_and_evaluates(image, measured):
     assert checkpoint(image.folder / "run")["step"] == 3
     assert (image.folder / "run/checkpoints/last.pt").stat().st_uid == USER
     said = image.start(
-        "--nproc-per-node=1", "eval.py", "checkpoint=outputs/run/checkpoints/last.pt", "output_dir=/outputs"
+        "--nproc-per-node=1", "eval.py", "checkpoint=outputs/run/checkpoints/last.pt", "output=outputs/eval.json"
     )
     assert "on 80 images" in said
     measured(next(line for line in said.splitlines() if "images" in line))
