@@ -7,7 +7,8 @@
 # All GPUs of this machine:
 #   docker run --rm --gpus all --ipc=host --stop-timeout=120 --user "$(id -u):$(id -g)" \
 #     -v /path/to/imagenet:/data:ro -v "$PWD/outputs:/outputs" coldstart model=lipsformer_swin_tiny
-# The first four GPUs: --gpus 4. Evaluation: … coldstart --nproc-per-node=1 eval.py checkpoint=outputs/NAME/checkpoints/best.pt output=outputs/eval.json
+# The first four GPUs: --gpus 4. Evaluation:
+#   … coldstart --nproc-per-node=1 eval.py checkpoint=outputs/NAME/checkpoints/best.pt output=outputs/eval.json
 #
 # What this machine lacks: docker run --rm --gpus all --ipc=host --entrypoint python coldstart scripts/check_machine.py
 #
