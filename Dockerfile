@@ -1,13 +1,14 @@
 # The arguments of `docker run` are those of torchrun, so any command of the README works with "torchrun" replaced by
 # "docker run … coldstart". Without train.py or eval.py first, train.py gets them; without options of torchrun, one
-# process runs on each GPU that `--gpus` lets in (on each core where there is none).
+# process runs on each GPU that `--gpus` lets in (on each core where there is none). docs/cloud.md: compose, Kubernetes.
 #
 #   docker build -t coldstart .
 #
 # All GPUs of this machine:
 #   docker run --rm --gpus all --ipc=host --stop-timeout=120 --user "$(id -u):$(id -g)" \
 #     -v /path/to/imagenet:/data:ro -v "$PWD/outputs:/outputs" coldstart model=lipsformer_swin_tiny
-# The first four GPUs: --gpus 4. Evaluation: … coldstart --nproc-per-node=1 eval.py checkpoint=outputs/NAME/checkpoints/best.pt
+# The first four GPUs: --gpus 4. Evaluation:
+#   … coldstart --nproc-per-node=1 eval.py checkpoint=outputs/NAME/checkpoints/best.pt output=outputs/eval.json
 #
 # What this machine lacks: docker run --rm --gpus all --ipc=host --entrypoint python coldstart scripts/check_machine.py
 #
@@ -42,6 +43,10 @@ FROM base AS build
 COPY requirements.txt /tmp/
 RUN python3.11 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
+# 0.65 GB that no run opens: archives for static linking, the debug symbols of Triton's compiler, and two of CUDA's
+# libraries that no other library names (cuSOLVER for several GPUs in one process, and a second build of NVRTC).
+RUN find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc*.alt.so*' \) -delete \
+    && strip --strip-debug /opt/venv/lib/python3.11/site-packages/triton/_C/libtriton.so
 
 FROM base
 # Root has no business in a training run. Any other --user may write to the same two folders: where runs go, and

@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check train test test-slow test-gpu test-cluster lint format
+.PHONY: help setup check train test test-slow test-gpu test-cluster test-image lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,7 @@ check: setup ## check this machine in about two minutes: ARGS="--data-root /path
 	$(BIN)/python scripts/check_machine.py $(ARGS)
 
 test: setup ## run all but the slow tests
-	$(PYTEST) -m "not slow and not cluster" $(ARGS)
+	$(PYTEST) -m "not slow and not cluster and not image" $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)
@@ -46,6 +46,9 @@ test-gpu: setup ## run the tests that need a GPU, on one or more, and list what 
 
 test-cluster: setup ## run the SLURM script on a small cluster (needs root; installs Debian packages), and list what happened
 	$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+
+test-image: setup ## build the Docker image without Docker and train in it (needs root, 30 GB; installs buildah)
+	$(BIN)/python -m pytest -m image tests/image $(ARGS)
 
 lint: setup ## check style, format and types
 	$(BIN)/ruff check

@@ -1,7 +1,5 @@
 """The clusters, and a table of what happened to them at the end of ``make test-cluster``."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,25 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import IN_NAMESPACES, Slurm
+from tests.system_packages import install
 
 SLURM_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 SLURM_PROGRAMS = ("slurmctld", "slurmd", "srun", "munged")
 
 
-def install(programs: tuple[str, ...], packages: tuple[str, ...]) -> None:
-    """Install Debian packages if a program is missing. Skip the test where that is not possible."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if not all(map(shutil.which, programs)):
-        if not shutil.which("apt-get"):
-            pytest.skip(f"needs {', '.join(programs)}, and there is no apt-get to install them")
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # 1: starts no services
-        update = ("apt-get", "update", "-qq")
-        command = ("apt-get", "install", "-qq", "--no-install-recommends", *packages)
-        for step in (update, command):
-            done = subprocess.run(step, env=quiet, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"apt-get cannot install {', '.join(packages)}: {done.stderr.strip()}")
+def need_namespaces() -> None:
+    """Skip the test where the kernel allows no namespaces."""
     probe = subprocess.run([*IN_NAMESPACES, "/etc/hosts", "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"this machine allows no namespaces: {probe.stderr.strip()}")
@@ -37,6 +24,7 @@ def install(programs: tuple[str, ...], packages: tuple[str, ...]) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A SLURM cluster, started once."""
     install(SLURM_PROGRAMS, SLURM_PACKAGES)
+    need_namespaces()
     slurm = Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         slurm.start()
