@@ -57,7 +57,7 @@ def kill_a_fork(arguments: tuple[str, ...], folder: Path, step: int) -> None:
     """Start a run in a copy of this process, which has imported all modules, and kill it once it has logged a step."""
     child = multiprocessing.get_context("fork").Process(target=train_here, args=arguments)
     child.start()
-    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 240
     while child.is_alive() and time.monotonic() < deadline:
         if log.is_file() and any(line["step"] >= step for line in metrics(folder, "train")):
             break
