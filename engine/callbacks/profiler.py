@@ -14,6 +14,8 @@ from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)
 
+LAST_TRACED = 9  # the trace is saved after this step of a start
+
 
 class StepProfiler(Callback):
     """Profiles steps 6 to 9 after this start and writes ``FOLDER/profile/trace.json``.

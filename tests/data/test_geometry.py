@@ -13,7 +13,7 @@ from data.geometry import BatchGeometry, shard
 SIZES = {
     "batch": st.integers(1, 600),
     "group": st.integers(1, 64),
-    "world": st.integers(1, 16),
+    "world": st.integers(1, 24),
     "micro": st.none() | st.integers(1, 300),
 }
 

@@ -14,7 +14,7 @@ from data.geometry import BatchGeometry
 from data.plan import EvalPlan, TrainPlan
 from tests.plans import ALL, SIDE, image_index, make_plan
 
-COUNTS = (1, 2, 3, 4, 8)  # numbers of processes
+COUNTS = (1, 2, 3, 7, 8)  # numbers of processes
 
 
 def columns(crops: Crops) -> NDArray:
@@ -48,6 +48,18 @@ def test_global_batch_does_not_depend_on_processes_and_micro_batches(world: int,
         assert np.array_equal(cut, whole)
         assert cut_mixes == whole_mixes
         assert whole_mixes
+
+
+def test_an_epoch_goes_on_as_before_when_the_number_of_processes_changes_in_it() -> None:
+    """Batches of 1024, as in recipes for ImageNet, on three nodes of eight GPUs, then on two nodes, seven GPUs, one."""
+    options = {"count": 4 * 1024, "batch": 1024, "augment": replace(ALL, mix_group=32)}
+    taken = []
+    for step, world in enumerate((24, 16, 7, 1)):
+        whole, whole_mixes = global_batch(step, **options)
+        cut, cut_mixes = global_batch(step, world, 64, **options)
+        assert np.array_equal(cut, whole) and cut_mixes == whole_mixes
+        taken += cut[:, 0].tolist()
+    assert sorted(taken) == list(range(4 * 1024)), "every image once"
 
 
 @pytest.mark.parametrize("world", COUNTS)

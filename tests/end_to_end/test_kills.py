@@ -1,10 +1,13 @@
 """Runs stopped by a signal: nothing is lost, and they go on as if nothing had happened."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -21,6 +24,7 @@ from tests.runs import (
     run,
     run_here,
     same_tensors,
+    train_here,
 )
 
 
@@ -49,32 +53,54 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(later for child in children for later in descendants(child))]
 
 
-def assert_a_kill_changes_nothing(common: tuple[str, ...], here: Path) -> None:
-    """Run 30 steps, and again with SIGKILL in the middle of the second epoch and a resume. Both agree bit for bit."""
-    common = (*common, "epochs=3", "checkpoint.every_steps=4")
-    whole = run_here("train.py", *common, "name=whole", cwd=here)
-    assert whole.returncode == 0, whole.stderr
+def kill_a_fork(arguments: tuple[str, ...], folder: Path, step: int) -> None:
+    """Start a run in a copy of this process, which has imported all modules, and kill it once it has logged a step."""
+    child = multiprocessing.get_context("fork").Process(target=train_here, args=arguments)
+    child.start()
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 240
+    while child.is_alive() and time.monotonic() < deadline:
+        if log.is_file() and any(line["step"] >= step for line in metrics(folder, "train")):
+            break
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def assert_kills_change_nothing(common: tuple[str, ...], here: Path, epochs: int = 3, kills: Sequence[int] = (15,)):
+    """Train for some epochs of ten steps, and again with SIGKILL at these steps. Both agree bit for bit."""
+    common = (*common, f"epochs={epochs}", "checkpoint.every_steps=4")
+    train_here(*common, "name=whole")
     folder = here / "outputs/killed"
-    code = kill_in_mid_epoch((*common, "name=killed"), folder, here, 15, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    reached = checkpoint(folder)["step"]
-    assert 12 <= reached < 30 and checkpoint(folder)["step_in_epoch"] != 0
+    for step in kills:
+        kill_a_fork((*common, "name=killed"), folder, step)
+        reached = checkpoint(folder)["step"]
+        assert step - 8 < reached < 10 * epochs, (
+            "lost: steps since the last save, and those before it if it was unfinished"
+        )
     again = run_here("train.py", *common, "name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
     assert f"continuing from step {reached}" in again.stdout
     a, b = checkpoint(here / "outputs/whole"), checkpoint(folder)
-    assert a["step"] == b["step"] == 30
+    assert a["step"] == b["step"] == 10 * epochs
     assert same_tensors(a["model"], b["model"])
     assert (a["ema"] is None and b["ema"] is None) or same_tensors(a["ema"], b["ema"])
-    for line, twin in zip(metrics(here / "outputs/whole", "train"), metrics(folder, "train"), strict=True):
-        keys = ("step", "loss", "lr", "step_ratio_max")
-        assert [line.get(key) for key in keys] == [twin.get(key) for key in keys], "cut back and written again"
+    for split, keys in (("train", ("step", "loss", "lr", "step_ratio_max")), ("val", ("step", "loss", "top1"))):
+        for line, twin in zip(metrics(here / "outputs/whole", split), metrics(folder, split), strict=True):
+            assert [line.get(key) for key in keys] == [twin.get(key) for key in keys], "cut back and written again"
+
+
+KILLS = int(os.environ.get("TEST_KILLS", 1))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * KILLS)
 def test_a_killed_run_ends_with_the_same_weights(small_images, here, set_threads):
+    """``TEST_KILLS=100`` kills a longer run as often, at random steps."""
     set_threads(1)
-    assert_a_kill_changes_nothing((*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}"), here)
+    epochs = 2 + (KILLS + 1) // 2
+    kills = sorted(Random(0).sample(range(8, 10 * epochs - 8), KILLS))
+    assert_kills_change_nothing((*SMALL, *ALL_AUGMENTATION, f"data.root={small_images}"), here, epochs, kills)
 
 
 # Every optimizer and every schedule.
@@ -95,7 +121,7 @@ def test_a_kill_changes_nothing_under_any_optimizer_or_schedule(
 ):
     set_threads(1)
     chosen = (f"optim={optimizer}", "optim.lr=1e-3", f"schedule={schedule}", shape)
-    assert_a_kill_changes_nothing((*SMALL, f"data.root={small_images}", *chosen), here)
+    assert_kills_change_nothing((*SMALL, f"data.root={small_images}", *chosen), here)
 
 
 def test_those_are_all_optimizers_and_schedules():

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import PROJECT, SMALL, checkpoint, environment
+from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics
 
 TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
-SLOW_SAVE = f"""
+SLOW_ALONE = f"""
 from engine.checkpoint import Checkpoints
-fast = Checkpoints.save
-Checkpoints.save = lambda *given: time.sleep({TIMEOUT} + 4) or fast(*given)
+from stability import StabilityMonitor
+
+def slow(method):
+    return lambda *given: time.sleep({TIMEOUT} + 4) or method(*given)
+
+Checkpoints.save, StabilityMonitor.after_update = slow(Checkpoints.save), slow(StabilityMonitor.after_update)
 """
 # A process stands still in the middle of step 4. The other one waits for its gradients.
 FREEZE = """
@@ -82,10 +86,11 @@ def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images,
 
 
 @pytest.mark.slow
-def test_a_save_may_take_longer_than_the_time_out(small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2")
-    with pair(here, [SLOW_SAVE, ""], *common, f"ddp_timeout={TIMEOUT}") as processes:
+def test_instruments_and_a_save_may_take_longer_than_the_time_out(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=2")
+    with pair(here, [SLOW_ALONE, ""], *common, f"ddp_timeout={TIMEOUT}") as processes:
         for process in processes:
             _, errors = process.communicate(timeout=200)
             assert process.returncode == 0, errors
     assert checkpoint(here / "outputs/a")["step"] == 2
+    assert [line["step"] for line in metrics(here / "outputs/a", "stability")] == [2]

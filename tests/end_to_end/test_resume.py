@@ -44,15 +44,17 @@ def test_every_optimizer_goes_on_where_it_stopped(device, optimizer, small_image
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_more_processes(small_images, here):
-    common = (*SMALL, *NO_LOCAL_NOISE, f"data.root={small_images}", "epochs=3", "name=a")
-    train_here(*common, "output_dir=whole")
-    train_here(*common, "output_dir=part", "max_steps=13")
-    two = run("train.py", *common, "output_dir=part", cwd=here, processes=2)
-    assert two.returncode == 0, two.stderr
-    assert "continuing from step 13" in two.stdout
+def test_the_number_of_processes_may_grow_and_shrink_in_mid_epoch(small_images, here):
+    """Three processes share the four mix groups of a batch: two of them take one group, the third takes two."""
+    common = (*SMALL, *NO_LOCAL_NOISE, "augment.mixup=0.8", "augment.cutmix=1.0", f"data.root={small_images}", "name=a")
+    train_here(*common, "output_dir=whole", "max_steps=12")
+    train_here(*common, "output_dir=part", "max_steps=2")
+    for processes, first, last in ((3, 2, 6), (2, 6, 12)):
+        out = run("train.py", *common, "output_dir=part", f"max_steps={last}", cwd=here, processes=processes)
+        assert out.returncode == 0, out.stderr
+        assert f"continuing from step {first}" in out.stdout
     a, b = losses(here / "whole"), losses(here / "part")
-    assert a.keys() == b.keys()
+    assert list(a) == list(b) == list(range(1, 13))
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
 
 

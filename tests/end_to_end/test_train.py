@@ -63,16 +63,6 @@ def test_two_processes_follow_one(device, small_images, here):
     assert final_one["images"] == final_two["images"] == 80
 
 
-@pytest.mark.slow
-def test_mixing_does_not_depend_on_processes(small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "augment.mixup=0.8", "augment.cutmix=1.0", "max_steps=6")
-    train_here(*common, "name=one", "batch_size=24")
-    two = run("train.py", *common, "name=three", "batch_size=24", cwd=here, processes=3)
-    assert two.returncode == 0, two.stderr
-    a, b = losses(here / "outputs/one"), losses(here / "outputs/three")
-    assert max(abs(a[step] - b[step]) for step in a) < 1e-4
-
-
 def test_accumulation_changes_nothing(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "augment.mixup=0.8", "augment.cutmix=1.0", "max_steps=8")
     train_here(*common, "name=whole")
