@@ -1,8 +1,8 @@
 """Machines that are processes with namespaces of their own.
 
 When the first process of such a machine ends, the kernel ends all others in it, as on a machine that loses its power.
-So nothing is left behind, even if the tests are killed. A bind mount in the namespace gives the machines their names. The
-real machine's /etc/hosts stays as it is.
+So nothing is left behind, even if the tests are killed. A bind mount in the namespace gives the machines their names.
+The real machine's /etc/hosts stays as it is.
 """
 
 import os

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once
+from engine.callbacks.wandb_files import read_rows
+from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once, lost, steps
 from tests.runs import checkpoint, metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -32,13 +33,17 @@ def test_two_nodes_compute_what_one_process_computes(slurm, tmp_path, alone, hap
 
 
 def test_a_preempted_job_saves_and_goes_on(slurm, tmp_path, happened):
-    job = slurm.submit(tmp_path, *SMALL)
+    job = slurm.submit(tmp_path, *SMALL, "logger=wandb", "logger.mode=offline")
     job.wait_for_step(5)
     slurm.ask("scancel", "--batch", "--signal=USR1", str(job.number))
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert "stopped by a signal" in job.said()
     assert_every_step_once(job.run_dir)
-    happened(f"saved, queued again, {continued(job)}")
+    files = list(job.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    rows = [row for file in files for _, row in read_rows(file) if "train/epoch" in row]
+    assert len(files) == 2 and len({file.name for file in files}) == 1, "two starts wrote one W&B run"
+    assert sorted(row["step"] for row in rows) == steps(job.run_dir)
+    happened(f"saved and queued again: {lost(job.run_dir)}")
 
 
 def test_a_killed_worker_is_started_again(slurm, tmp_path, happened):
@@ -47,7 +52,7 @@ def test_a_killed_worker_is_started_again(slurm, tmp_path, happened):
     slurm.kill("n2", "-u train.py")
     assert job.wait() == ("COMPLETED", 0), job.said()
     assert_every_step_once(job.run_dir)
-    happened(f"torchrun restarted both nodes in the same job, {continued(job)}")
+    happened(f"torchrun restarted both nodes in the same job: {lost(job.run_dir)}")
 
 
 def test_a_killed_agent_ends_the_job_and_the_same_command_goes_on(slurm, tmp_path, happened):
@@ -62,7 +67,7 @@ def test_a_killed_agent_ends_the_job_and_the_same_command_goes_on(slurm, tmp_pat
     again = slurm.submit(tmp_path, *SMALL, f"max_steps={last}")
     assert again.wait() == ("COMPLETED", 0), again.said()
     assert_every_step_once(again.run_dir, last)
-    happened(f"ended after {seconds:.0f} s; the next job {continued(again)}")
+    happened(f"ended after {seconds:.0f} s; with the next job, {lost(again.run_dir)}")
 
 
 @pytest.mark.parametrize("node", ["n1", "n2"])
@@ -75,7 +80,7 @@ def test_a_lost_node_is_replaced(node, slurm, tmp_path, happened):
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert node not in job.field("NodeList")
     assert_every_step_once(job.run_dir)
-    happened(f"queued again on {job.field('NodeList')}, {continued(job)}")
+    happened(f"queued again on {job.field('NodeList')}: {lost(job.run_dir)}")
 
 
 def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
@@ -85,10 +90,3 @@ def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
     assert "A node does not answer" not in job.said()
     (line, *_) = (line for line in job.said().splitlines() if line.startswith("error: "))
     happened(f"ended after {time.monotonic() - since:.0f} s: {line}")
-
-
-def continued(job):
-    """Where the last start of a job went on."""
-    said = [line for line in job.said().splitlines() if "continuing from step" in line]
-    assert said, job.said()
-    return said[-1].partition(" of ")[0]
