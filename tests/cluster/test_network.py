@@ -16,9 +16,9 @@ from tests.runs import checkpoint, metrics
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
-# A lost process is missed late while the first one works alone, as it does after each reading. So a host is lost soon
-# after one reading, and long before the next.
-FEW_READINGS = ("log_every=20", "checkpoint.every_steps=20", f"ddp_timeout={TIMEOUT}")
+# While the first process works alone, as after each reading, a lost one is missed late. These runs read only after their
+# first and last step. They take one image at a time, so the steps between are long enough to lose a host there.
+SLOW_STEPS = ("micro_batch_size=1", "log_every=100", "checkpoint.every_steps=100", f"ddp_timeout={TIMEOUT}")
 # torchrun waits for more hosts after the fewest have come, by default for 30 seconds.
 ELASTIC = ("--nnodes=1:2", "--max-restarts=3", "--rdzv-conf=last_call_timeout=4")
 
@@ -103,8 +103,9 @@ def test_a_link_that_is_cut_for_a_moment_costs_only_that_moment(network, tmp_pat
 
 
 def test_a_link_that_stays_cut_ends_both_hosts_and_the_same_command_goes_on(network, tmp_path, alone, happened):
-    command = Command(network, tmp_path, ("--nnodes=2",), (*SMALL, *FEW_READINGS)).start("h1", "h2")
-    command.wait_for_step(20)
+    command = Command(network, tmp_path, ("--nnodes=2",), (*SMALL, *SLOW_STEPS)).start("h1", "h2")
+    command.wait_for_step(1)
+    time.sleep(1.5)
     network.unplug("h2")
     since = time.monotonic()
     codes = command.wait()
@@ -121,8 +122,9 @@ def test_a_link_that_stays_cut_ends_both_hosts_and_the_same_command_goes_on(netw
 
 
 def test_a_lost_host_leaves_the_other_alone_until_it_comes_back(network, tmp_path, alone, happened):
-    command = Command(network, tmp_path, ELASTIC, (*SMALL, *FEW_READINGS)).start("h1", "h2")
-    command.wait_for_step(20)
+    command = Command(network, tmp_path, ELASTIC, (*SMALL, *SLOW_STEPS)).start("h1", "h2")
+    command.wait_for_step(1)
+    time.sleep(1.5)
     network.cut_power("h2")
     del command.agents["h2"]
     wait_for(lambda: command.lines("h1", ".* on 1 × CPU"), f"h1 does not go on: {command.said()}")
