@@ -13,7 +13,7 @@ from tests.runs import NO_LOCAL_NOISE, checkpoint, metrics
 STEPS = 60
 SMALL = (
     *("experiment=quickstart", "data.backend=torch", "max_workers=0", f"max_steps={STEPS}", "checkpoint.every_steps=5"),
-    *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=32"),
+    *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=32", "augment.mix_group=1"),
     *("augment.mixup=0", "augment.cutmix=0", "optim.lr=1e-3", "log_every=1", "monitor.every=0", "logger=none"),
     *("device=cpu", "amp=fp32", *NO_LOCAL_NOISE),
 )
