@@ -19,6 +19,8 @@ TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
 # While the first process works alone, as after each reading, a lost one is missed late. These runs read only after
 # their first and last step. They take one image at a time, so the steps between are long enough to lose a host there.
 SLOW_STEPS = ("micro_batch_size=1", "log_every=100", "checkpoint.every_steps=100", f"ddp_timeout={TIMEOUT}")
+# The torchrun of a host that cannot reach the store waits this long each time it asks it, by default a minute.
+SHORT_READS = "--rdzv-conf=read_timeout=5"
 # torchrun waits for more hosts after the fewest have come, by default for 30 seconds.
 ELASTIC = ("--nnodes=1:2", "--max-restarts=3", "--rdzv-conf=last_call_timeout=4")
 
@@ -103,7 +105,7 @@ def test_a_link_that_is_cut_for_a_moment_costs_only_that_moment(network, tmp_pat
 
 
 def test_a_link_that_stays_cut_ends_both_hosts_and_the_same_command_goes_on(network, tmp_path, alone, happened):
-    command = Command(network, tmp_path, ("--nnodes=2",), (*SMALL, *SLOW_STEPS)).start("h1", "h2")
+    command = Command(network, tmp_path, ("--nnodes=2", SHORT_READS), (*SMALL, *SLOW_STEPS)).start("h1", "h2")
     command.wait_for_step(1)
     time.sleep(1.5)
     network.unplug("h2")
