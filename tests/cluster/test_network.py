@@ -128,8 +128,9 @@ def test_a_lost_host_leaves_the_other_alone_until_it_comes_back(network, tmp_pat
     time.sleep(1.5)
     network.cut_power("h2")
     del command.agents["h2"]
-    wait_for(lambda: command.lines("h1", ".* on 1 × CPU"), f"h1 does not go on: {command.said()}")
+    wait_for(lambda: command.lines("h1", "continuing from"), f"h1 does not go on: {command.said()}")
     network.switch_on("h2")
     assert command.start("h2").wait() == {"h1": 0, "h2": 0}, command.said()
+    assert len(command.lines("h1", "continuing from")) == 2, "once alone, once with the host that came back"
     assert_nothing_differs(command.run_dir, alone)
     happened(lost(command.run_dir))
