@@ -52,7 +52,7 @@ class Command:
         wait_for(lambda: self.ended() or step in steps(self.run_dir), f"no step {step}: {self.said()}")
         assert not self.ended(), self.said()
 
-    def wait(self, seconds: float = 180) -> dict[str, int | None]:
+    def wait(self, seconds: float = 300) -> dict[str, int | None]:
         """Wait until all hosts have ended, and return their exit codes."""
         wait_for(lambda: len(self.ended()) == len(self.agents), f"not all have ended: {self.said()}", seconds)
         return self.ended()
