@@ -1,24 +1,18 @@
-"""A real SLURM cluster of three nodes on this machine: jobs use two, and the third replaces one that is lost.
-
-Each daemon runs in namespaces of its own. When it ends, the kernel ends every process that it started, as on a machine
-that loses its power. So nothing is left behind, even if the tests are killed. A bind mount in the namespace gives the
-nodes their names. The machine's own /etc/hosts stays as it is.
-"""
+"""A real SLURM cluster of three nodes on this machine: jobs use two, and the third replaces one that is lost."""
 
 import os
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.runs import PROJECT, environment, metrics
+from tests.cluster.namespaces import in_namespaces, kill
+from tests.cluster.small_run import steps, wait_for
+from tests.runs import PROJECT, environment
 
 NODES = ("n1", "n2", "n3")
 # SLURM's defaults are 300 and the script's 60 seconds: the same ratio here.
@@ -65,11 +59,6 @@ for process in /proc/[0-9]*; do
 done
 exit 0
 """
-# The process dies with these tests, and its namespaces with it.
-IN_NAMESPACES = (
-    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-    *("sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"'),
-)
 
 
 def free_ports(count: int) -> list[int]:
@@ -77,14 +66,6 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         opened = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in opened]
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
-    """Wait until a condition is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} seconds: {what}"
-        time.sleep(0.1)
 
 
 class Slurm:
@@ -154,24 +135,15 @@ class Slurm:
         number = self.ask(*command, *arguments, f"output_dir={folder}/run", **variables)
         return Job(self, int(number), folder / "run", out)
 
-    def processes(self, node: str) -> Iterator[tuple[int, str]]:
-        """The process id and command line of each process of a job on a node."""
-        wanted = {f"SLURM_CONF={self.folder}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended meanwhile
-                if wanted <= set((process / "environ").read_bytes().split(b"\0")):
-                    yield int(process.name), (process / "cmdline").read_text().replace("\0", " ")
-
     def kill(self, node: str, program: str) -> None:
-        """Send SIGKILL to the only process of a job on a node whose command line has a word."""
-        (number,) = (number for number, line in self.processes(node) if program in line)
-        os.kill(number, signal.SIGKILL)
+        """Send SIGKILL to the only process of a job on a node whose command line contains some words."""
+        wanted = {f"SLURM_CONF={self.folder}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()}
+        kill(program, lambda process: wanted <= set((process / "environ").read_bytes().split(b"\0")))
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
-            self.daemons[name] = subprocess.Popen(
-                [*IN_NAMESPACES, self.folder / "hosts", *command], env=self._environment(), stdout=out, stderr=out
-            )
+            started = in_namespaces(self.folder / "hosts", *command)
+            self.daemons[name] = subprocess.Popen(started, env=self._environment(), stdout=out, stderr=out)
 
     def _environment(self, **extra: str) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -198,14 +170,9 @@ class Job:
     def has_ended(self) -> bool:
         return self.field("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-    def steps(self) -> list[int]:
-        """The steps in the run's metrics, in the order of the file."""
-        written = (self.run_dir / "metrics.jsonl").is_file()
-        return [line["step"] for line in metrics(self.run_dir, "train")] if written else []
-
     def wait_for_step(self, step: int) -> None:
         """Wait until the run has taken some steps, and is still running."""
-        wait_for(lambda: self.has_ended or (self.steps() or [0])[-1] >= step, f"no step {step}: {self.said()}")
+        wait_for(lambda: self.has_ended or (steps(self.run_dir) or [0])[-1] >= step, f"no step {step}: {self.said()}")
         assert not self.has_ended, self.said()
 
     def wait(self, seconds: float = 240) -> tuple[str, int]:

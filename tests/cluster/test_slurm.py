@@ -4,56 +4,46 @@ import time
 
 import pytest
 
-from tests.runs import NO_LOCAL_NOISE, checkpoint, metrics, train_here
+from engine.callbacks.wandb_files import read_rows
+from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once, lost, steps
+from tests.runs import checkpoint, metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
-# The quickstart with a model whose steps take milliseconds, for less than an epoch.
-STEPS = 60
-SMALL = (
-    *("experiment=quickstart", "data.backend=torch", "max_workers=0", f"max_steps={STEPS}", "checkpoint.every_steps=5"),
-    *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=16", "augment.mix_group=8"),
-    *("optim.lr=1e-3", "log_every=1", "monitor.every=0", "logger=none", "device=cpu", "amp=fp32", *NO_LOCAL_NOISE),
-)
-
-
-def assert_every_step_once(job, last=STEPS):
-    """All steps are in one file of metrics, and none is there twice."""
-    assert job.steps() == list(range(1, last + 1)), job.said()
-    assert [file.name for file in job.run_dir.glob("metrics*")] == ["metrics.jsonl"]
-    assert checkpoint(job.run_dir)["step"] == last
 
 
 def test_one_node_runs_a_process_for_each_gpu(slurm, tmp_path, happened):
     job = slurm.submit(tmp_path, *SMALL, nodes=1, flags=("--gpus-per-node=2",))
     assert job.wait() == ("COMPLETED", 0), job.said()
     assert "on 2 × CPU" in job.said()
-    assert_every_step_once(job)
+    assert_every_step_once(job.run_dir)
     happened(f"2 processes on {job.field('NodeList')} took {STEPS} steps")
 
 
-def test_two_nodes_compute_what_one_process_computes(slurm, tmp_path, happened):
+def test_two_nodes_compute_what_one_process_computes(slurm, tmp_path, alone, happened):
     job = slurm.submit(tmp_path, *SMALL)
-    train_here(*SMALL, f"output_dir={tmp_path}/alone")
     assert job.wait() == ("COMPLETED", 0), job.said()
-    assert_every_step_once(job)
+    assert_every_step_once(job.run_dir)
     far = 0.0
-    for line, alone in zip(metrics(job.run_dir), metrics(tmp_path / "alone"), strict=True):
-        assert (line["split"], line["step"]) == (alone["split"], alone["step"])
+    for line, expected in zip(metrics(job.run_dir), metrics(alone), strict=True):
+        assert (line["split"], line["step"]) == (expected["split"], expected["step"])
         for name in {"loss", "grad_norm", "lr", "top1", "top5"} & line.keys():
-            assert line[name] == pytest.approx(alone[name], abs=1e-4), f"{name} at step {line['step']}"
-        far = max(far, abs(line["loss"] - alone["loss"]))
+            assert line[name] == pytest.approx(expected[name], abs=1e-4), f"{name} at step {line['step']}"
+        far = max(far, abs(line["loss"] - expected["loss"]))
     happened(f"the losses of {job.field('NodeList')} differ by {far:.0e} at most")
 
 
 def test_a_preempted_job_saves_and_goes_on(slurm, tmp_path, happened):
-    job = slurm.submit(tmp_path, *SMALL)
+    job = slurm.submit(tmp_path, *SMALL, "logger=wandb", "logger.mode=offline")
     job.wait_for_step(5)
     slurm.ask("scancel", "--batch", "--signal=USR1", str(job.number))
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert "stopped by a signal" in job.said()
-    assert_every_step_once(job)
-    happened(f"saved, queued again, {continued(job)}")
+    assert_every_step_once(job.run_dir)
+    files = list(job.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    rows = [row for file in files for _, row in read_rows(file) if "train/epoch" in row]
+    assert len(files) == 2 and len({file.name for file in files}) == 1, "two starts wrote one W&B run"
+    assert sorted(row["step"] for row in rows) == steps(job.run_dir)
+    happened(f"saved and queued again: {lost(job.run_dir)}")
 
 
 def test_a_killed_worker_is_started_again(slurm, tmp_path, happened):
@@ -61,8 +51,8 @@ def test_a_killed_worker_is_started_again(slurm, tmp_path, happened):
     job.wait_for_step(10)
     slurm.kill("n2", "-u train.py")
     assert job.wait() == ("COMPLETED", 0), job.said()
-    assert_every_step_once(job)
-    happened(f"torchrun restarted both nodes in the same job, {continued(job)}")
+    assert_every_step_once(job.run_dir)
+    happened(f"torchrun restarted both nodes in the same job: {lost(job.run_dir)}")
 
 
 def test_a_killed_agent_ends_the_job_and_the_same_command_goes_on(slurm, tmp_path, happened):
@@ -76,8 +66,8 @@ def test_a_killed_agent_ends_the_job_and_the_same_command_goes_on(slurm, tmp_pat
     last = checkpoint(job.run_dir)["step"] + 10
     again = slurm.submit(tmp_path, *SMALL, f"max_steps={last}")
     assert again.wait() == ("COMPLETED", 0), again.said()
-    assert_every_step_once(again, last)
-    happened(f"ended after {seconds:.0f} s; the next job {continued(again)}")
+    assert_every_step_once(again.run_dir, last)
+    happened(f"ended after {seconds:.0f} s; with the next job, {lost(again.run_dir)}")
 
 
 @pytest.mark.parametrize("node", ["n1", "n2"])
@@ -89,8 +79,8 @@ def test_a_lost_node_is_replaced(node, slurm, tmp_path, happened):
     slurm.cut_power(node)
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert node not in job.field("NodeList")
-    assert_every_step_once(job)
-    happened(f"queued again on {job.field('NodeList')}, {continued(job)}")
+    assert_every_step_once(job.run_dir)
+    happened(f"queued again on {job.field('NodeList')}: {lost(job.run_dir)}")
 
 
 def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
@@ -100,10 +90,3 @@ def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
     assert "A node does not answer" not in job.said()
     (line, *_) = (line for line in job.said().splitlines() if line.startswith("error: "))
     happened(f"ended after {time.monotonic() - since:.0f} s: {line}")
-
-
-def continued(job):
-    """Where the last start of a job went on."""
-    said = [line for line in job.said().splitlines() if "continuing from step" in line]
-    assert said, job.said()
-    return said[-1].partition(" of ")[0]
