@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.namespaces import in_namespaces, kill
-from tests.cluster.small_run import steps, wait_for
+from tests.cluster.small_run import SMALL, steps, wait_for
 from tests.runs import PROJECT, environment
 
 NODES = ("n1", "n2", "n3")
@@ -47,7 +47,10 @@ KillWait=4
 Epilog={folder}/epilog
 ReturnToService=2
 GresTypes=gpu
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE GraceTime=120
+PartitionName=urgent Nodes=ALL PriorityTier=10
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
 NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 Gres=gpu:2
@@ -104,7 +107,7 @@ class Slurm:
         for name in NODES:
             if name not in self.daemons:
                 self._start(name, "slurmd", "-D", "-N", name)
-        states = ("sinfo", "--noheader", "--Node", "--format=%t")
+        states = ("sinfo", "--noheader", "--partition=all", "--Node", "--format=%t")
         wait_for(lambda: self.ask(*states).split() == ["idle"] * len(NODES), "the nodes are not idle")
 
     def cut_power(self, name: str) -> None:
@@ -130,10 +133,22 @@ class Slurm:
     ) -> "Job":
         """Submit the project's script, with a run directory in ``folder``."""
         out = folder / "job.out"
-        command = ("sbatch", "--parsable", f"--nodes={nodes}", f"--output={out}", *flags, "scripts/slurm/train.sbatch")
+        script = ("scripts/slurm/train.sbatch", *arguments, f"output_dir={folder}/run")
+        number = self._sbatch(f"--nodes={nodes}", f"--output={out}", *flags, *script, **variables)
+        return Job(self, number, folder / "run", out)
+
+    def submit_sweep(self, folder: Path, *lines: str) -> list["Job"]:
+        """Submit a sweep of the project's small run, a node for each line of options."""
+        (folder / "grid.txt").write_text(
+            "".join(f"{line} output_dir={folder}/{n}\n" for n, line in enumerate(lines, 1))
+        )
+        array = ("--nodes=1", f"--array=1-{len(lines)}", f"--output={folder}/%a.out")
+        number = self._sbatch(*array, "scripts/slurm/sweep.sbatch", f"{folder}/grid.txt", *SMALL)
+        return [Job(self, f"{number}_{n}", folder / f"{n}", folder / f"{n}.out") for n in range(1, len(lines) + 1)]
+
+    def _sbatch(self, *arguments: str, **variables: str) -> str:
         variables = {"SLURM_WAIT": str(STEP_WAIT)} | variables
-        number = self.ask(*command, *arguments, f"output_dir={folder}/run", **variables)
-        return Job(self, int(number), folder / "run", out)
+        return self.ask("sbatch", "--parsable", *arguments, **variables).strip()
 
     def kill(self, node: str, program: str) -> None:
         """Send SIGKILL to the only process of a job on a node whose command line contains some words."""
@@ -155,13 +170,13 @@ class Job:
     """A submitted job, its run directory, and the file with its output."""
 
     slurm: Slurm
-    number: int
+    number: str
     run_dir: Path
     out: Path
 
     def field(self, name: str) -> str:
         """What ``scontrol show job`` says."""
-        shown = self.slurm.ask("scontrol", "--oneliner", "show", "job", str(self.number))
+        shown = self.slurm.ask("scontrol", "--oneliner", "show", "job", self.number)
         found = re.search(rf"\b{name}=(\S+)", shown)
         assert found, f"job {self.number} has no {name}: {shown}"
         return found[1]

@@ -35,7 +35,7 @@ def test_two_nodes_compute_what_one_process_computes(slurm, tmp_path, alone, hap
 def test_a_preempted_job_saves_and_goes_on(slurm, tmp_path, happened):
     job = slurm.submit(tmp_path, *SMALL, "logger=wandb", "logger.mode=offline")
     job.wait_for_step(5)
-    slurm.ask("scancel", "--batch", "--signal=USR1", str(job.number))
+    slurm.ask("scancel", "--batch", "--signal=USR1", job.number)
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert "stopped by a signal" in job.said()
     assert_every_step_once(job.run_dir)
@@ -44,6 +44,28 @@ def test_a_preempted_job_saves_and_goes_on(slurm, tmp_path, happened):
     assert len(files) == 2 and len({file.name for file in files}) == 1, "two starts wrote one W&B run"
     assert sorted(row["step"] for row in rows) == steps(job.run_dir)
     happened(f"saved and queued again: {lost(job.run_dir)}")
+
+
+def test_a_job_of_higher_priority_goes_first(slurm, tmp_path, happened):
+    job = slurm.submit(tmp_path, *SMALL)
+    job.wait_for_step(10)
+    slurm.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    assert job.wait() == ("COMPLETED", 1), job.said()
+    assert "A job of higher priority takes the nodes." in job.said()
+    assert_every_step_once(job.run_dir)
+    happened(f"saved and queued again, long before its two minutes of grace were over: {lost(job.run_dir)}")
+
+
+def test_a_preempted_run_of_a_sweep_goes_on_and_the_others_do_not_notice(slurm, tmp_path, happened):
+    first, second = slurm.submit_sweep(tmp_path, "optim.lr=1e-3", "optim.lr=2e-3 seed=1")
+    first.wait_for_step(10)
+    slurm.ask("scancel", "--batch", "--signal=USR1", first.number)
+    assert first.wait() == ("COMPLETED", 1), first.said()
+    assert second.wait() == ("COMPLETED", 0), second.said()
+    for run, lr in ((first, 1e-3), (second, 2e-3)):
+        assert_every_step_once(run.run_dir)
+        assert metrics(run.run_dir, "train")[0]["lr"] == lr
+    happened(f"the first run was saved and queued again: {lost(first.run_dir)}")
 
 
 def test_a_killed_worker_is_started_again(slurm, tmp_path, happened):
