@@ -3,7 +3,7 @@
 from data.augment.device import DeviceAugment, soft_cross_entropy
 from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
-from data.cache import distrust
+from data.cache import refuse_others
 from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import BadImage, DataError
@@ -40,7 +40,6 @@ __all__ = [
     "are_threads_abandoned",
     "build_backend",
     "differing",
-    "distrust",
     "is_prepared",
     "is_set_prepared",
     "on_stream",
@@ -51,6 +50,7 @@ __all__ = [
     "printable",
     "refuse_different_classes",
     "refuse_other_than_imagenet",
+    "refuse_others",
     "resolve_backend",
     "soft_cross_entropy",
     "subset_rows",

@@ -5,7 +5,6 @@ import logging
 import os
 import pwd
 import shutil
-import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -26,24 +25,18 @@ def cache_dir() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
 
 
-def distrust(path: Path, guests: bool = False) -> str | None:
-    """Why a file or folder is not used: another user may have prepared it to mislead this run.
+def refuse_others(path: Path, advice: str = "set XDG_CACHE_HOME to a folder of your own") -> None:
+    """Refuse a file or folder that another user may have prepared to mislead this run. Root's files are trusted.
 
-    Args:
-        path: what was found; it must exist.
-        guests: whether it may belong to another user in a folder that not everyone can write. Its owner has then let
-            that user write there.
-
-    Returns:
-        The reason, which follows the path in a message; ``None`` for no reason.
+    Raises:
+        DataError: if the path exists and belongs to another user.
     """
-    found = path.stat()
-    is_open = path.parent.stat().st_mode & stat.S_IWOTH
-    if found.st_mode & stat.S_IWOTH:
-        return "can be changed by every user"
-    if found.st_uid in (0, os.geteuid()) or (guests and not is_open):
-        return None
-    return f"belongs to another user, {_user(found.st_uid)}"
+    try:
+        owner = path.stat().st_uid
+    except OSError:  # it does not exist, or cannot be used either
+        return
+    if owner not in (0, os.geteuid()):
+        raise DataError(f"{path} belongs to another user, {_user(owner)}, and is not trusted: {advice}")
 
 
 def _user(number: int) -> str:
@@ -62,14 +55,13 @@ def unpacked(archive: Path, sha256: str) -> Path:
 
     Raises:
         DataError: if the archive is missing or damaged, holds anything but files and folders, or the cache cannot be
-            written.
+            written or belongs to another user.
     """
     target = folder_of(archive, sha256)
     if is_complete(target):
         return target
     if target.exists():
-        why = distrust(target) or "has changed since it was unpacked"
-        log.warning("%s %s: unpacking it again", target, why)
+        log.warning("%s has changed since it was unpacked: unpacking it again", target)
     if not archive.is_file():
         raise DataError(f"the archive {archive} is missing: set data.archive to its path")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -98,9 +90,14 @@ def folder_of(archive: Path, sha256: str) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder of one's own holds what was unpacked into it: the names, sizes and times. No content is read."""
+    """Whether a folder holds what was unpacked into it: the names, sizes and times. No content is read.
+
+    Raises:
+        DataError: if it belongs to another user.
+    """
+    refuse_others(folder)
     try:
-        return distrust(folder) is None and (folder / MANIFEST).read_text() == _listing(folder)
+        return (folder / MANIFEST).read_text() == _listing(folder)
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -1,7 +1,6 @@
 """Run networks through torch.compile: when to, what the log says about it, and what to do if the compiler fails."""
 
 import logging
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -10,9 +9,9 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from data import distrust
+from data import refuse_others
 from engine.config import RunConfig
 from engine.errors import UserError
 from engine.runtime import Runtime
@@ -36,7 +35,7 @@ class Compiler:
         device: the device of the networks.
 
     Raises:
-        UserError: if another user may have written the compiled kernels that torch would load.
+        UserError, DataError: if torch has no folder for compiled kernels, or it belongs to another user.
     """
 
     def __init__(self, cfg: RunConfig, device: torch.device):
@@ -146,13 +145,18 @@ def training_mode(cfg: RunConfig, runtime: Runtime, micro_steps: int) -> str:
 
 
 def _refuse_kernels_of_others() -> None:
-    """Refuse torch's folder of compiled kernels if others can write it: by default, everyone can guess its name."""
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
-    if folder.exists() and (why := distrust(folder)):
-        raise UserError(
-            f"torch would run compiled kernels from {folder}, which {why}: set the environment variable "
-            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile=false"
-        )
+    """Make torch's folder of compiled kernels, and refuse it if it is another user's: its name in /tmp is known.
+
+    Raises:
+        UserError: if it cannot be made.
+        DataError: if it belongs to another user.
+    """
+    advice = "set the environment variable TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile=false"
+    try:
+        folder = Path(cache_dir())
+    except OSError as error:
+        raise UserError(f"torch has no folder for compiled kernels ({error}): {advice}") from error
+    refuse_others(folder, advice)
 
 
 def _is_from_compiler(error: Exception) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.cache import cache_dir, distrust
+from data.cache import cache_dir, refuse_others
 from data.config import DataConfig
 from data.errors import DataError
 from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
@@ -52,8 +52,8 @@ def cached_index(
 ) -> ImageIndex | None:
     """The index that an earlier start has written, or a new one.
 
-    A new one is built if there is none, or if the one found is not trusted, of another version, damaged or outdated. It
-    is also built if bad images were found last time and would be an error now: somebody may have repaired them.
+    A new one is built if there is none, or if the one found is of another version, damaged or outdated. It is also
+    built if bad images were found last time and would be an error now: somebody may have repaired them.
 
     Args:
         cfg: the data set, with its ``root``.
@@ -63,10 +63,13 @@ def cached_index(
         build: whether to build a new index if needed; if not, ``None`` is returned in that case.
 
     Raises:
-        DataError: if the index cannot be written, and whatever ``scan`` raises.
+        DataError: if the index cannot be written, if one in the cache belongs to another user, and whatever ``scan``
+            raises.
     """
     root = Path(str(cfg.root))
     path = index_file(root, split, cfg.index_dir)
+    if path.is_relative_to(cache_dir()):  # an index beside the images is trusted as they are
+        refuse_others(path)
     index = _found(path, root / split, is_current)
     if index is not None and index.bad and cfg.on_bad_image == "error":
         index = None
@@ -77,11 +80,8 @@ def cached_index(
 
 
 def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) -> ImageIndex | None:
-    """The index in a file; ``None`` if there is none, or it is untrusted, of another version, damaged or outdated."""
+    """The index in a file; ``None`` if there is none, or it is of another version, damaged or outdated."""
     try:
-        if why := _distrust(path):
-            log.warning("the index %s %s: building it again; data.index_dir=FOLDER would keep it elsewhere", path, why)
-            return None
         file = ArrayFile(path)
         if not is_of_this_version(file):
             log.info("%s was indexed by another version of this project", place)
@@ -98,15 +98,8 @@ def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) ->
         return None
 
 
-def _distrust(path: Path) -> str | None:
-    """See :func:`data.cache.distrust`. An index beside the images may come from whoever may write there."""
-    return distrust(path, guests=not path.is_relative_to(cache_dir()))
-
-
 def _written(path: Path, index: ImageIndex) -> ImageIndex:
     try:
-        if path.exists() and _distrust(path):
-            path.unlink()  # equal content would not replace it
         write_arrays(path, index.arrays())
         return mapped_index(ArrayFile(path, verify=False))
     except OSError as error:

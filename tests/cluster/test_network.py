@@ -16,7 +16,7 @@ from tests.runs import checkpoint, metrics
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
-# While the first process works alone, as after each reading, a lost one is missed late. These runs read only after
+# While the first process works alone, as after each reading, a lost process is noticed late. These runs read only after
 # their first and last step. They take one image at a time, so the steps between are long enough to lose a host there.
 SLOW_STEPS = ("micro_batch_size=1", "log_every=100", "checkpoint.every_steps=100", f"ddp_timeout={TIMEOUT}")
 # torchrun waits for more hosts after the fewest have come, by default for 30 seconds.

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from optim.schedules import SCHEDULES
 from tests.engine.test_loggers import records
@@ -54,8 +55,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_a_fork(arguments: tuple[str, ...], folder: Path, step: int) -> None:
-    """Start a run in a copy of this process, which has imported all modules, and kill it once it has logged a step."""
-    child = multiprocessing.get_context("fork").Process(target=train_here, args=arguments)
+    """Start a run in a copy of this process, which has imported all modules, and kill it once it has logged a step.
+
+    Where there is a GPU, a new process: torch's threads for it forbid a backward pass in a copy.
+    """
+    method = "spawn" if torch.cuda.device_count() else "fork"
+    child = multiprocessing.get_context(method).Process(target=train_here, args=arguments)
     child.start()
     log, deadline = folder / "metrics.jsonl", time.monotonic() + 240
     while child.is_alive() and time.monotonic() < deadline:
@@ -76,7 +81,7 @@ def assert_kills_change_nothing(common: tuple[str, ...], here: Path, epochs: int
         kill_a_fork((*common, "name=killed"), folder, step)
         reached = checkpoint(folder)["step"]
         assert step - 8 < reached < 10 * epochs, (
-            "lost: steps since the last save, and those before it if it was unfinished"
+            "lost: steps since the last save, or since the one before if the last was unfinished"
         )
     again = run_here("train.py", *common, "name=killed", cwd=here)
     assert again.returncode == 0, again.stderr

@@ -15,6 +15,8 @@ def environment(monkeypatch):
     monkeypatch.setenv("LONGER_TOKEN", f"{KEY}-more")
     monkeypatch.setenv("SHORT_TOKEN", "true")
     monkeypatch.setenv("KEYBOARD", "deutsch-nodeadkeys")
+    monkeypatch.setenv("TRAIN_KEY", "imagenet")
+    monkeypatch.setenv("SSH_KEY", "/home/me/key")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def environment(monkeypatch):
         (f"run-{KEY}", "the secret of the environment variable WANDB_API_KEY"),
         ("${oc.env:NOT_SET_SECRET,null}", "the secret of the environment variable NOT_SET_SECRET"),
         (["a", f"b{KEY}"], "the secret of the environment variable WANDB_API_KEY"),
-        ("s3://name:pass@bucket/x", "a web address with a password"),
+        ("s3://name:pass@bucket/x", "a web address with a user or password"),
     ],
 )
 def test_an_option_that_holds_a_secret_is_refused_by_name_only(value, said):
@@ -33,7 +35,10 @@ def test_an_option_that_holds_a_secret_is_refused_by_name_only(value, said):
     assert KEY not in str(caught.value) and "pass@" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["true", "deutsch-nodeadkeys", "${oc.env:HOME}/x", "https://host/a@b", "a@b", None])
+@pytest.mark.parametrize(
+    "value",
+    ["true", "deutsch-nodeadkeys", "imagenet", "/home/me/key", "${oc.env:HOME}/x", "https://host/a@b", "a@b", None],
+)
 def test_other_values_are_no_secrets(value):
     refuse_secrets([("logger.group", value)])
 
@@ -54,5 +59,5 @@ def test_a_secret_that_comes_from_a_file_of_options_is_refused_too():
 
 
 def test_messages_show_no_secret_and_no_password():
-    text = f"{KEY}-more, {KEY}, https://me:word@host/x and ssh://git@host, a true a@b"
+    text = f"{KEY}-more, {KEY}, https://me:w@rd@host/x and ssh://git@host, a true a@b"
     assert masked(text) == "***, ***, https://***@host/x and ssh://***@host, a true a@b"

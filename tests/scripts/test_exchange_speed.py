@@ -13,5 +13,5 @@ def test_steps_with_and_without_exchange_are_timed(tmp_path: Path) -> None:
     args = Namespace(model="test_vit", batch_size=2, amp="fp32", steps=1)
     take_steps(0, 1, "cpu", str(tmp_path), args)
     alone, together = json.loads((tmp_path / "seconds").read_text())
-    assert alone > 0 and together > 0 and alone != together
+    assert alone > 0 and together > 0
     assert not dist.is_initialized()
