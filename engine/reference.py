@@ -232,8 +232,8 @@ class Reference:
         ahead = {e: (curve.top1[e] or 0.0) - self.top1(e) for e in epochs}
         numbers = (
             f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, "
-            f"the reference had {self.top1(epoch):.2f} %, {self._spread(epoch)}; within {self.tolerance(epoch):.1f} "
-            "points is on track"
+            f"the reference had {self.top1(epoch):.2f} %, {self._spread(epoch)}; up to {self.tolerance(epoch):.1f} "
+            "points apart is on track"
         )
         if abs(ahead[epoch]) <= self.tolerance(epoch):
             return f"on track: {numbers}"

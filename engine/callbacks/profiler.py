@@ -14,7 +14,9 @@ from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)
 
-LAST_TRACED = 9  # the trace is saved after this step of a start
+# Steps of a start. The profiler begins after the first of them, which compiles.
+WAIT, WARM_UP, TRACED = 2, 2, 4
+LAST_TRACED = 1 + WAIT + WARM_UP + TRACED  # the trace is saved after this step
 
 
 class StepProfiler(Callback):
@@ -28,8 +30,7 @@ class StepProfiler(Callback):
         self.folder = folder
         self.path = folder / TRACE
         activities = [a for a in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if a in supported()]
-        # The profiler starts after the first step, so its step numbers are one lower.
-        steps = schedule(wait=2, warmup=2, active=4, repeat=1)
+        steps = schedule(wait=WAIT, warmup=WARM_UP, active=TRACED, repeat=1)
         self.profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._save)
         self.running = False
 
@@ -52,5 +53,6 @@ class StepProfiler(Callback):
     def _save(self, profiler: profile) -> None:
         with warn_on_failure(f"{self.path} cannot be written"):
             profiler.export_chrome_trace(str(self.path))
-            log.info("trace of steps 6 to 9: %s (open it in https://ui.perfetto.dev)", self.path)
+            steps = f"{LAST_TRACED - TRACED + 1} to {LAST_TRACED}"
+            log.info("trace of steps %s: %s (open it in https://ui.perfetto.dev)", steps, self.path)
             log.info("what a step waits for: python scripts/read_profile.py %s", self.folder)

@@ -70,7 +70,7 @@ def test_a_reference_of_one_run_tolerates_two_points():
     reference = a_reference([50.0] * 5)
     assert verdict(reference, [48.0]) == (
         "on track: after epoch 1 of 5 top-1 is 48.00 %, the reference had 50.00 %, "
-        "one run; within 2.0 points is on track"
+        "one run; up to 2.0 points apart is on track"
     )
     assert verdict(reference, [47.9]).startswith("behind by 2.1 points: after epoch 1 of 5")
     assert verdict(reference, [52.1]).startswith("ahead by 2.1 points: after epoch 1 of 5")
@@ -82,7 +82,7 @@ def test_a_reference_of_several_runs_tolerates_their_spread_but_at_least_one_poi
     assert verdict(reference, [48.0]).startswith("on track") and verdict(reference, [47.9]).startswith("behind")
     assert verdict(reference, [48.0, 59.0]) == (
         "behind by 1.1 points: after epoch 2 of 5 top-1 is 59.00 %, the reference had 60.10 %, "
-        "60.00 to 60.20 % in 2 runs; within 1.0 points is on track"
+        "60.00 to 60.20 % in 2 runs; up to 1.0 points apart is on track"
     )
 
 
