@@ -11,7 +11,7 @@ import numpy as np
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.sources.folder import FolderSource
+from data.sources.folder import FolderSource, unreadable_folder
 from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
 from data.sources.source import Advice, EncodedSource, Source
@@ -89,4 +89,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error
+        raise unreadable_folder(error) from error

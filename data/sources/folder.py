@@ -171,6 +171,8 @@ def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
 
 def unreadable_folder(error: OSError) -> DataError:
     """The error for a path that cannot be read and that is, or may be, a folder."""
+    if isinstance(error, PermissionError):  # the path may lie in a folder that this user may not enter
+        return DataError(f"{error.filename} cannot be read ({error.strerror}): ask its owner for the right to read it")
     why = "a broken link" if os.path.islink(error.filename) and error.errno == ENOENT else error.strerror
     return DataError(f"{error.filename} cannot be read ({why}): repair or delete it")
 

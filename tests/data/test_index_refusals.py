@@ -71,7 +71,7 @@ def test_a_folder_that_may_not_be_read_is_named(
             folder.chmod(folder.stat().st_mode | 0o055)
     (root / name).chmod(0)
     request.getfixturevalue("unprivileged")
-    assert "cannot be read (Permission denied): repair or delete it" in refused(root, index_dir=str(tmp_path / "index"))
+    assert "cannot be read (Permission denied): ask its owner for" in refused(root, index_dir=str(tmp_path / "index"))
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:
