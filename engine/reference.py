@@ -231,8 +231,8 @@ class Reference:
         epoch = epochs[-1]
         ahead = {e: (curve.top1[e] or 0.0) - self.top1(e) for e in epochs}
         numbers = (
-            f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, the reference had "
-            f"{self.top1(epoch):.2f} %, {self._spread(epoch)}; up to {self.tolerance(epoch):.1f} points apart is on track"
+            f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, the reference had {self.top1(epoch):.2f} "
+            f"%, {self._spread(epoch)}; up to {self.tolerance(epoch):.1f} points apart is on track"
         )
         if abs(ahead[epoch]) <= self.tolerance(epoch):
             return f"on track: {numbers}"
