@@ -230,11 +230,12 @@ class Reference:
             raise UserError(f"the run has no validation yet after one of the epochs of {self.path}: {known}")
         epoch = epochs[-1]
         ahead = {e: (curve.top1[e] or 0.0) - self.top1(e) for e in epochs}
+        tolerance = self.tolerance(epoch)
         numbers = (
-            f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, the reference had {self.top1(epoch):.2f} "
-            f"%, {self._spread(epoch)}; up to {self.tolerance(epoch):.1f} points apart is on track"
+            f"after epoch {epoch} of {self.epochs} top-1 is {curve.top1[epoch]:.2f} %, the reference had "
+            f"{self.top1(epoch):.2f} %, {self._spread(epoch)}; up to {tolerance:.1f} points apart is on track"
         )
-        if abs(ahead[epoch]) <= self.tolerance(epoch):
+        if abs(ahead[epoch]) <= tolerance:
             return f"on track: {numbers}"
         if ahead[epoch] > 0:
             return f"ahead by {ahead[epoch]:.1f} points: {numbers}"
