@@ -10,9 +10,8 @@ from typing import Any
 
 from engine.errors import UserError
 
-SECRET_NAME = re.compile(
-    r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|JWT)(_ID)?$", re.IGNORECASE
-)  # of an environment variable
+# The name of an environment variable.
+SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|JWT)(_ID)?$", re.IGNORECASE)
 SHORTEST = 8  # characters: shorter values, such as "true", are in many texts by chance
 HARMLESS = re.compile(r"[a-z]+|[~/].*")  # a word, or the path of a file with a key
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")

@@ -18,6 +18,7 @@ if not Path("/dev/nvidiactl").exists():
 
 from data.cache import unpacked
 from tests import devices
+from tests.happened import table as happened_table
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 ORIENTATION = 0x0112  # EXIF tag; 6 = rotate by 90 degrees to view
@@ -31,12 +32,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     devices.skip_without_gpus(items)
 
 
+# By the marker that a target of the Makefile selects: a title, and what makes the lines.
+TABLES = {
+    "gpu": ("on the GPU", devices.table),
+    "cluster": ("on the clusters", happened_table),
+    "image": ("in the image", happened_table),
+}
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """After ``make test-gpu``, list what ran."""
-    if config.getoption("markexpr") == "gpu":
-        terminalreporter.section("on the GPU")
-        for line in devices.table(terminalreporter.stats):
+    """After ``make test-gpu``, ``test-cluster`` and ``test-image``, list what ran."""
+    if config.getoption("markexpr") in TABLES:
+        title, table = TABLES[config.getoption("markexpr")]
+        terminalreporter.section(title)
+        for line in table(terminalreporter.stats):
             terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def happened(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Records what happened in a test, for the table."""
+    return lambda what: record_property("happened", what)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""The clusters, and a table of what happened to them at the end of ``make test-cluster``."""
+"""The clusters."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,26 +72,3 @@ def alone(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("XDG_CACHE_HOME", str(embedded.parent.parent))
         train_here(*SMALL, f"output_dir={run_dir}")
     return run_dir
-
-
-@pytest.fixture
-def happened(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Records what happened in a test, for the table."""
-    return lambda what: record_property("happened", what)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.getoption("markexpr") != "cluster":
-        return
-    terminalreporter.section("on the clusters")
-    terminalreporter.write_line(f"{'seconds':>7}  test: what happened")
-    seconds: dict[str, float] = {}
-    happened: dict[str, str] = {}
-    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
-    for report in reports:
-        name = report.nodeid.rpartition("::test_")[2].replace("_", " ")
-        seconds[name] = seconds.get(name, 0) + report.duration
-        if report.when == "call" or not report.passed:
-            happened[name] = str(dict(report.user_properties).get("happened", "")) if report.passed else report.outcome
-    for name, what in happened.items():
-        terminalreporter.write_line(f"{seconds[name]:7.1f}  {name}: {what}")

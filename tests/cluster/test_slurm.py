@@ -107,7 +107,7 @@ def test_a_lost_node_is_replaced(node, slurm, tmp_path, happened):
 
 def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
     since = time.monotonic()
-    job = slurm.submit(tmp_path, *SMALL, "batch_size=7")
+    job = slurm.submit(tmp_path, *SMALL, "batch_size=1")
     assert job.wait() == ("FAILED", 0), job.said()
     assert "A node does not answer" not in job.said()
     (line, *_) = (line for line in job.said().splitlines() if line.startswith("error: "))

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,19 +56,3 @@ def image(buildah: tuple[str, ...], small_images: Path, tmp_path_factory: pytest
     os.chown(folder, USER, USER)
     small_images.chmod(0o755)
     return Image(buildah, call(*buildah, "from", "--pull-never", "localhost/coldstart"), folder, small_images)
-
-
-@pytest.fixture
-def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Records what a test found, for the list at the end."""
-    return lambda what: record_property("measured", what)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """After ``make test-image``, list what was found."""
-    if config.getoption("markexpr") != "image":
-        return
-    terminalreporter.section("in the image")
-    for report in terminalreporter.stats.get("passed", []):
-        name = report.nodeid.rpartition("::test_")[2].replace("_", " ")
-        terminalreporter.write_line(f"{name}: {dict(report.user_properties).get('measured', '')}")

@@ -13,7 +13,7 @@ RUN = "experiment=quickstart"
 STEPS = ("max_steps=3", "batch_size=64", "log_every=1", "checkpoint.every_steps=3", "logger=none", "name=run")
 
 
-def test_it_trains_and_evaluates(image, measured):
+def test_it_trains_and_evaluates(image, happened):
     said = image.start(RUN, "data=folder", "data.root=/data", *STEPS)
     assert [line["step"] for line in metrics(image.folder / "run", "train")] == [1, 2, 3], said
     assert checkpoint(image.folder / "run")["step"] == 3
@@ -23,7 +23,7 @@ def test_it_trains_and_evaluates(image, measured):
     )
     scores = json.loads((image.folder / "eval.json").read_text())
     assert scores["images"] == 80, said
-    measured(f"top-1 {scores['top1']} % after 3 steps")
+    happened(f"top-1 {scores['top1']} % after 3 steps")
 
 
 def test_the_same_command_unpacks_the_embedded_images_and_goes_on(image):
@@ -31,21 +31,21 @@ def test_the_same_command_unpacks_the_embedded_images_and_goes_on(image):
     assert "continuing from step 1" in image.start(RUN, "max_steps=2", "logger=none")
 
 
-def test_the_check_of_a_machine_finds_nothing_bad(image, measured):
+def test_the_check_of_a_machine_finds_nothing_bad(image, happened):
     said = image.run("python", "scripts/check_machine.py", "--data-root=/data", "--output-dir=/outputs")
-    measured(said.strip().splitlines()[-1])
+    happened(said.strip().splitlines()[-1])
 
 
-def test_no_file_names_a_library_that_the_image_leaves_out(image, measured):
+def test_no_file_names_a_library_that_the_image_leaves_out(image, happened):
     """cuda.pathfinder knows the places of all of CUDA's libraries, and opens those that somebody asks for."""
     search = "grep -rlE --include='*.so*' 'libcusolverMg|libnvrtc.*alt' /opt/venv/lib; du -sm /opt/venv"
     said = image.run("sh", "-c", search)
     assert ".so" not in said, said
-    measured(f"{said.split()[0]} MB in /opt/venv")
+    happened(f"{said.split()[0]} MB in /opt/venv")
 
 
-def test_triton_compiles_for_a_gpu(image, measured):
-    measured(image.run("python", "/probes/compile_kernel.py").strip())
+def test_triton_compiles_for_a_gpu(image, happened):
+    happened(image.run("python", "/probes/compile_kernel.py").strip())
 
 
 def test_a_compiler_finds_the_headers_of_python(image):
