@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from data import BatchGeometry
-from engine.callbacks import Callbacks
-from engine.callbacks.profiler import LAST_TRACED
+from engine.callbacks import Callbacks, first_works_alone
 from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.meter import Meter, Reading
@@ -127,7 +126,8 @@ class TrainLoop:
         outcome = step.take(self.done + 1, batches.take(step.micro_steps))
         self.done += 1
         self.meter.add(outcome, batches.pop_waited())
-        with self.world.patient(self.cfg.ddp_timeout) if self._first_works_alone() else nullcontext():
+        alone = first_works_alone(self.cfg, self.done, self.first)
+        with self.world.patient(self.cfg.ddp_timeout) if alone else nullcontext():
             self.callbacks.after_step(outcome)
 
     def _after_step(self) -> None:
@@ -222,11 +222,6 @@ class TrainLoop:
     def _minutes_are_over(self) -> bool:
         minutes = self.cfg.checkpoint.every_minutes
         return self.world.is_main and minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
-
-    def _first_works_alone(self) -> bool:
-        """Whether the first process reads the instruments in this step, or saves a trace after it."""
-        every = self.cfg.monitor.every
-        return (every > 0 and self.done % every == 0) or (self.cfg.profile and self.done - self.first == LAST_TRACED)
 
     def _stop_is_wanted(self) -> bool:
         """Whether any process was asked to stop. Processes exchange this only every few seconds, to keep it cheap."""

@@ -7,18 +7,19 @@ from typing import Any
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.data_wait import DataWait
 from engine.callbacks.flight_recorder import FlightRecorder
-from engine.callbacks.instruments import Instruments
+from engine.callbacks.instruments import Instruments, is_due
 from engine.callbacks.metrics_file import MetricsFile
 from engine.callbacks.on_track import OnTrack, reference_for
 from engine.callbacks.pictures import Pictures
-from engine.callbacks.profiler import StepProfiler
+from engine.callbacks.profiler import LAST_TRACED, StepProfiler
 from engine.callbacks.progress import Progress
+from engine.config import TrainConfig
 from engine.errors import UserError, reason
 from engine.run import Run
 from optim import SpectralNorms
 from stability import StabilityMonitor
 
-__all__ = ["Callback", "Callbacks", "build_callbacks", "refuse_unusable"]
+__all__ = ["Callback", "Callbacks", "build_callbacks", "first_works_alone", "refuse_unusable"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,17 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
     for name, path in cfg.callbacks.items():
         _add_chosen(callbacks, name, path, run)
     return callbacks
+
+
+def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
+    """Whether the first process works for long after a step while the others wait: at a reading or to save a trace.
+
+    Args:
+        cfg: the settings.
+        step: number of the step.
+        first: number of steps done before this start.
+    """
+    return is_due(cfg.monitor.every, step) or (cfg.profile and step - first == LAST_TRACED)
 
 
 def _instruments(run: Run, callbacks: Callbacks) -> Instruments:

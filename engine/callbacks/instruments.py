@@ -37,6 +37,11 @@ WORST_IS_LOW = ("diversity", "entropy", "rank")
 LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds that loggers plot for each layer
 
 
+def is_due(every: int, step: int) -> bool:
+    """Whether a step has a reading, with so many steps between readings; 0: none."""
+    return every > 0 and step % every == 0
+
+
 class Instruments(Callback):
     """Reads the instruments every few steps, around the update of the weights, and records the readings.
 
@@ -64,7 +69,7 @@ class Instruments(Callback):
 
     def before_update(self, step: int, images: Tensor) -> None:
         """Begin a reading if one is due."""
-        if self.every > 0 and step % self.every == 0:
+        if is_due(self.every, step):
             with warn_on_failure(FAILED):
                 self.monitor.before_update(images)
                 self.has_begun = True

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Steps of a start. The profiler begins after the first of them, which compiles.
 WAIT, WARM_UP, TRACED = 2, 2, 4
-LAST_TRACED = 1 + WAIT + WARM_UP + TRACED  # the trace is saved after this step
+LAST_TRACED = 1 + WAIT + WARM_UP + TRACED  # the trace is saved after this step of a start
 
 
 class StepProfiler(Callback):
