@@ -106,9 +106,13 @@ class Slurm:
         self.ask("scancel", "--user=root")
         for name in NODES:
             if name not in self.daemons:
-                self._start(name, "slurmd", "-D", "-N", name)
+                self.switch_on(name)
         states = ("sinfo", "--noheader", "--partition=all", "--Node", "--format=%t")
         wait_for(lambda: self.ask(*states).split() == ["idle"] * len(NODES), "the nodes are not idle")
+
+    def switch_on(self, name: str) -> None:
+        """Start a node that is off."""
+        self._start(name, "slurmd", "-D", "-N", name)
 
     def cut_power(self, name: str) -> None:
         """End a node (or another daemon) and all its processes at once. Nobody is told."""

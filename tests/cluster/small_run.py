@@ -41,10 +41,11 @@ def assert_every_step_once(run_dir: Path, last: int = STEPS) -> None:
 
 
 def lost(run_dir: Path) -> str:
-    """How long a run came no further, and how many steps it computed again."""
+    """Each time that a run came no further for more than 3 seconds, and how many steps it computed again."""
     lines = re.findall(r"^(\S+ \S+) INFO epoch \S+  step (\d+)  loss", (run_dir / "train.log").read_text(), re.M)
     first: dict[int, datetime] = {}  # when each step was done for the first time
     for moment, step in lines:
         first.setdefault(int(step), datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f"))
-    still = max(after - before for before, after in pairwise(first[step] for step in sorted(first)))
-    return f"lost {still.total_seconds():.1f} s and {len(lines) - len(first)} steps"
+    between = [(after - before).total_seconds() for before, after in pairwise(first[step] for step in sorted(first))]
+    pauses = " + ".join(f"{seconds:.1f}" for seconds in between if seconds > 3) or "0"
+    return f"lost {pauses} s and {len(lines) - len(first)} steps"
