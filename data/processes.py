@@ -1,7 +1,8 @@
-"""What all processes that ``data/`` starts have in common."""
+"""What the process of a run, and those that ``data/`` starts, ask of the system."""
 
 import multiprocessing
 import os
+import resource
 import threading
 from multiprocessing.connection import wait
 
@@ -20,3 +21,13 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files, usually 1024, to its maximum. Processes started later inherit it.
+
+    Every shard is an open file, and so is every batch that a worker sends.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

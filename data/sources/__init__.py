@@ -11,6 +11,7 @@ import numpy as np
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.processes import allow_many_files
 from data.sources.folder import FolderSource, unreadable_folder
 from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
@@ -54,6 +55,7 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
     """
     if not build and not is_unpacked(cfg):
         return None
+    allow_many_files()
     cfg = with_root(cfg, unpack=True)
     with _told():
         source = source_kind(cfg, split).open(cfg, split, build)

@@ -5,7 +5,6 @@ in the same order as from a folder. ``scripts/prepare_imagenet.py`` writes the s
 """
 
 import os
-import resource
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -65,7 +64,6 @@ class ShardSource(EncodedSource):
         self._start()
 
     def _start(self) -> None:
-        _allow_many_files()
         self._open: dict[int, int] = {}
         self._lock = Lock()
 
@@ -168,10 +166,3 @@ def _index_of(folder: Path) -> ImageIndex:
     if index.lengths is None or not {"shard_sizes", "shard_numbers", "shard_offsets"} <= index.extra.keys():
         raise DataError(f"{path} is not an index of shards: {again}")
     return index
-
-
-def _allow_many_files() -> None:
-    """Raise this process's limit of open files, usually 1024, to its maximum: several splits may have many shards."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

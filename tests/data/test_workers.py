@@ -85,6 +85,29 @@ except DataError as error:
     assert done.stdout.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
 
 
+@needs_proc
+@pytest.mark.slow
+def test_a_process_that_may_open_no_more_files_says_so(photographs: Path) -> None:
+    code = (
+        STREAM
+        + """
+import resource
+from data.errors import DataError
+kept = stream(64)
+next(kept)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    list(kept)
+except DataError as error:
+    print(error)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.startswith("this process may not open more files: raise its limit (`ulimit -n 65536`)")
+
+
 def with_little_shared_memory(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
     mount = f"mount -t tmpfs -o size={megabytes}m none /dev/shm"
     return subprocess.run(

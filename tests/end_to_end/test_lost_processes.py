@@ -1,4 +1,4 @@
-"""One of two processes is missing, or works alone for long."""
+"""One of two processes is missing, works alone for long, or computes nonsense."""
 
 import re
 import socket
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics
 
@@ -28,6 +29,19 @@ FREEZE = """
 from engine.step import TrainStep
 take = TrainStep.take
 TrainStep.take = lambda self, step, batches: os.kill(os.getpid(), 19 * (step == 4)) or take(self, step, batches)
+"""
+POISON = """
+import torch
+from engine.step import TrainStep
+take = TrainStep.take
+
+def poisoned(self, step, batches):
+    if step == 4:
+        with torch.no_grad():
+            self.parameters[0].fill_(float("nan"))
+    return take(self, step, batches)
+
+TrainStep.take = poisoned
 """
 TRAIN = f"""
 sys.argv[0] = "{PROJECT}/train.py"
@@ -94,3 +108,15 @@ def test_instruments_and_a_save_may_take_longer_than_the_time_out(small_images, 
             assert process.returncode == 0, errors
     assert checkpoint(here / "outputs/a")["step"] == 2
     assert [line["step"] for line in metrics(here / "outputs/a", "stability")] == [2]
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_in_one_process_end_both(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=3", "log_every=3")
+    with pair(here, ["", POISON], *common) as processes:
+        said = processes[0].communicate(timeout=120)[1]
+        processes[1].communicate(timeout=60)
+    assert [process.returncode for process in processes] == [1, 1]
+    assert re.search(r"^error: the loss or gradient was not finite at step 4: .*step 3", said, re.M), said
+    kept = checkpoint(here / "outputs/a")
+    assert kept["step"] == 3 and all(torch.isfinite(weights).all() for weights in kept["model"].values())
