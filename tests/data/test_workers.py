@@ -18,9 +18,9 @@ import os, sys
 from pathlib import Path
 from tests.crop_requests import build, images_of, in_batches, make_crops, options
 source = images_of(Path(sys.argv[1]))
-def stream(side, workers=2):
+def stream(side, workers=2, times=1):
     cfg = options("bicubic", side)
-    requests = in_batches(make_crops(source, cfg, "train"), 2)
+    requests = times * in_batches(make_crops(source, cfg, "train"), 2)
     return build("torch", source, cfg, workers, max_batch=2).batches(iter(requests))
 """
 
@@ -145,7 +145,7 @@ class TestLittleSharedMemory:
             STREAM
             + """
 from data.errors import DataError
-kept = stream(224)
+kept = stream(224, times=9)  # more than the workers make in advance
 next(kept)
 with open("/dev/shm/other", "wb") as file:
     try:
