@@ -1,4 +1,4 @@
-"""What the process of a run, and those that ``data/`` starts, ask of the system."""
+"""What processes ask of the system: to end with their parent, and to open many files."""
 
 import multiprocessing
 import os

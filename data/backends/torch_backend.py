@@ -128,7 +128,8 @@ class TorchBackend:
         except (RuntimeError, OSError, EOFError) as error:  # the last two if a worker dies while it sends a batch
             if "Too many open files" in str(error):
                 raise DataError(
-                    "this process may not open more files: raise its limit (`ulimit -n 65536`), or lower max_workers"
+                    "this process has as many open files as the system allows (`ulimit -Hn`): ask for a higher limit, "
+                    "or lower max_workers"
                 ) from error
             if not self.workers or all(worker.is_alive() for worker in iterator._workers):  # type: ignore[attr-defined]
                 raise

@@ -60,52 +60,36 @@ def test_no_process_outlives_a_trainer_that_was_killed(photographs: Path) -> Non
     assert processes_of(trainer.pid) == []
 
 
-@needs_proc
-@pytest.mark.slow
-def test_a_worker_that_was_killed_is_an_error(photographs: Path) -> None:
-    code = (
-        STREAM
-        + """
-import signal
+def message_after(event: str, photographs: Path) -> str:
+    """The error of a stream of batches when something happens after its first batch."""
+    code = f"""{STREAM}
+import resource, signal
 from multiprocessing import active_children
 from data.errors import DataError
 kept = stream(64)
 next(kept)
-for process in active_children():
-    os.kill(process.pid, signal.SIGKILL)
+{event}
 try:
     list(kept)
 except DataError as error:
     print(error)
 """
-    )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
-    )
-    assert done.stdout.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
+    ).stdout
 
 
 @needs_proc
 @pytest.mark.slow
+def test_a_worker_that_was_killed_is_an_error(photographs: Path) -> None:
+    said = message_after("for process in active_children(): os.kill(process.pid, signal.SIGKILL)", photographs)
+    assert said.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
+
+
+@pytest.mark.slow
 def test_a_process_that_may_open_no_more_files_says_so(photographs: Path) -> None:
-    code = (
-        STREAM
-        + """
-import resource
-from data.errors import DataError
-kept = stream(64)
-next(kept)
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-try:
-    list(kept)
-except DataError as error:
-    print(error)
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
-    )
-    assert done.stdout.startswith("this process may not open more files: raise its limit (`ulimit -n 65536`)")
+    said = message_after("resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))", photographs)
+    assert said.startswith("this process has as many open files as the system allows (`ulimit -Hn`): ask for a higher")
 
 
 def with_little_shared_memory(megabytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
