@@ -25,6 +25,9 @@ class DataConfig:
     name: str = MISSING  # name in logs; "synthetic" needs no files
     # Folder that holds <split>/<class>/<image>, or shards in <split>.
     root: str | None = field(default=None, metadata={"path": "absolute", "may_change": True})
+    # Extensions of a WebDataset: of images, the preferred one first, and of labels (a number or a name as text).
+    image_ext: str = "jpg,jpeg,png"
+    label_ext: str = "cls"
     # Tar file that holds this folder; unpacked into the user's cache on first use.
     archive: str | None = field(default=None, metadata={"path": "as typed"})
     archive_sha256: str | None = None

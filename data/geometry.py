@@ -5,6 +5,7 @@ are cut on group borders, so no draw and no pairing depends on the number of pro
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from data.errors import DataError
@@ -58,22 +59,23 @@ class BatchGeometry:
         at_once = max(1, self.micro_batch_size // self.mix_group)
         return min(-(-max(shares) // at_once), min(shares))
 
-    def micro_batches(self) -> list[range]:
+    @cached_property  # every step asks for them
+    def micro_batches(self) -> tuple[range, ...]:
         """The positions of each micro-batch of this process inside the global batch."""
         mine, steps = self._groups_of(self.rank), self.micro_steps
         cuts = [mine.start + step * len(mine) // steps for step in range(steps + 1)]
         ends = [min(cut * self.mix_group, self.batch_size) for cut in cuts]
-        return [range(start, stop) for start, stop in pairwise(ends)]
+        return tuple(range(start, stop) for start, stop in pairwise(ends))
 
     @property
     def largest_micro_batch(self) -> int:
         """Number of images in the largest micro-batch of this process."""
-        return max(len(positions) for positions in self.micro_batches())
+        return max(len(positions) for positions in self.micro_batches)
 
     def sizes(self) -> list[int]:
         """Number of images in each micro-batch of a global batch, for all processes in the order of their ranks."""
         ranks = [replace(self, rank=rank) for rank in range(self.world_size)]
-        return [len(positions) for geometry in ranks for positions in geometry.micro_batches()]
+        return [len(positions) for geometry in ranks for positions in geometry.micro_batches]
 
     def groups_in(self, positions: range) -> list[range]:
         """The mix groups of a micro-batch, as ranges inside it."""

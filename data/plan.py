@@ -66,7 +66,7 @@ class TrainPlan:
         """``(epoch, positions)`` of each micro-batch of this process in an optimizer step, counted from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         first = step_in_epoch * self.geometry.batch_size
-        return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches()]
+        return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches]
 
     def count_replaced(self, epoch: int, positions: range, bad: frozenset[int]) -> int:
         """How many of the images at these positions are bad and therefore replaced."""

@@ -122,8 +122,7 @@ class TrainLoop:
         self._finish_saving()
 
     def _step(self, batches: TrainBatches) -> None:
-        step = self.run.step
-        outcome = step.take(self.done + 1, batches.take(step.micro_steps))
+        outcome = self.run.step.take(self.done + 1, batches)
         self.done += 1
         self.meter.add(outcome, batches.pop_waited())
         alone = first_works_alone(self.cfg, self.done, self.first)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -136,7 +137,7 @@ class TrainStep:
 
         Args:
             step: number of the step, counted from 1. It determines the learning rate and the random numbers.
-            batches: this process's micro-batches of the step.
+            batches: this process's micro-batches; the step takes as many as it needs.
         """
         self.model.train()
         if self.statistics:
@@ -146,7 +147,7 @@ class TrainStep:
         seed_step(self.cfg.seed, step - 1, self.runtime.world.rank)
         loss = torch.zeros((), device=self.runtime.device)
         first_batch = None
-        for micro, batch in enumerate(batches):
+        for micro, batch in enumerate(islice(batches, self.micro_steps)):
             first_batch = first_batch or batch
             with self._exchange(is_last=micro == self.micro_steps - 1):
                 loss += self._backward(batch)

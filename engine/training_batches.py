@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from itertools import islice
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -54,10 +53,6 @@ class TrainBatches:
         self.batches, self.prepare = batches, prepare
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.waits: deque[tuple[Any, Any]] = deque()  # when each wait began and ended
-
-    def take(self, count: int) -> Iterator[TrainBatch]:
-        """Yield the next ``count`` batches."""
-        return islice(self, count)
 
     def pop_waited(self) -> float:
         """Return the seconds waited since the last call. Waits that the GPU has yet to reach count in a later call."""

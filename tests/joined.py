@@ -3,13 +3,14 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from data import DataConfig
-from data.index import ImageIndex, cached_index, scanned
+from data.index import ImageIndex, Pieces, cached_index, scanned
 from data.index.headers import read_header
 from data.sources import Advice, EncodedSource
 
@@ -36,11 +37,11 @@ class JoinedSource(EncodedSource):
         def is_current(index: ImageIndex) -> bool:
             return index.extra["changed"].item() == os.stat(file).st_mtime_ns
 
-        index = cached_index(cfg, split, is_current, lambda: cls.scan(file, split), build)
+        index = cached_index(cfg, split, is_current, partial(cls.scan, file, split), build)
         return None if index is None else cls(file, split, index)
 
     @staticmethod
-    def scan(file: Path, split: str) -> ImageIndex:
+    def scan(file: Path, split: str, pieces: Pieces) -> ImageIndex:
         """The index, with the start of each image and the modification time of the file."""
         first, content = file.read_bytes().split(b"\n", 1)
         places = json.loads(first)[split]
@@ -51,7 +52,7 @@ class JoinedSource(EncodedSource):
             begin, length = places[path]
             return BytesIO(content[begin : begin + length])
 
-        index = scanned(file / split, listed, lambda path: read_header(stretch(path)))
+        index = scanned(file / split, listed, lambda path: read_header(stretch(path)), pieces)
         begins = np.array([places[path][0] + len(first) + 1 for path in index.paths])
         return replace(index, extra={"begins": begins, "changed": np.array(os.stat(file).st_mtime_ns)})
 

@@ -4,6 +4,7 @@ A test file that uses these fixtures must bind them to names of its own.
 """
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from data.sources import SOURCES, EncodedSource, Source, open_source
 from data.sources.folder import FolderSource
 from data.sources.shards import ShardSource
 from data.sources.synthetic import SyntheticSource
+from data.sources.webdataset import WebDatasetSource
+from data.sources.zip_file import ZipSource
+from tests.archives import write_tars, write_zips
 from tests.joined import JoinedSource, join
 from tests.packing import pack
 
@@ -43,10 +47,18 @@ def packed(images: Path, to: Path) -> Path:
     return to
 
 
+def deflated(images: Path, to: Path) -> Path:
+    """A zip file for each split, compressed."""
+    return write_zips(images, to, zipfile.ZIP_DEFLATED)
+
+
 # A new source is a line here. "joined" is one that only the tests have.
 ENCODED = {
     "folder": Kind(FolderSource, lambda images, to: images),
     "shards": Kind(ShardSource, packed),
+    "tars": Kind(WebDatasetSource, write_tars),
+    "zip": Kind(ZipSource, write_zips),
+    "deflated zip": Kind(ZipSource, deflated),
     "joined": Kind(JoinedSource, lambda images, to: join(images, to.with_suffix(".joined"))),
 }
 SOURCE_CLASSES: dict[str, type[Source]] = {name: kind.source for name, kind in ENCODED.items()}

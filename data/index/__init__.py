@@ -2,5 +2,6 @@
 
 from data.index.building import cached_index, scanned
 from data.index.image_index import VERSION, ImageIndex, Strings, differing
+from data.index.pieces import Pieces
 
-__all__ = ["VERSION", "ImageIndex", "Strings", "cached_index", "differing", "scanned"]
+__all__ = ["VERSION", "ImageIndex", "Pieces", "Strings", "cached_index", "differing", "scanned"]

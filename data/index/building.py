@@ -8,22 +8,23 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.cache import cache_dir, refuse_others
 from data.config import DataConfig
-from data.errors import DataError
 from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
 from data.index.headers import Header
-from data.index.image_index import ImageIndex, Strings, is_of_this_version, mapped_index
+from data.index.image_index import ImageIndex, is_of_this_version, mapped_index
+from data.index.pieces import Pieces, unwritable_index
+from data.index.rows import Rows, joined_index
 
 log = logging.getLogger(__name__)
 
+PIECES = ".pieces"  # suffix of the folder for an index that is being built
 THREADS = 32  # threads that read headers mostly wait for the disk
 
 
@@ -47,7 +48,7 @@ def cached_index(
     cfg: DataConfig,
     split: str,
     is_current: Callable[[ImageIndex], bool],
-    scan: Callable[[], ImageIndex],
+    scan: Callable[[Pieces], ImageIndex],
     build: bool = True,
 ) -> ImageIndex | None:
     """The index that an earlier start has written, or a new one.
@@ -59,7 +60,8 @@ def cached_index(
         cfg: the data set, with its ``root``.
         split: name of the split.
         is_current: whether an index still describes the images; it must be quick and list no images.
-        scan: builds a new index, see :func:`scanned`.
+        scan: builds a new index, see :func:`scanned`. The pieces it keeps serve the next start
+            if this one is interrupted.
         build: whether to build a new index if needed; if not, ``None`` is returned in that case.
 
     Raises:
@@ -70,13 +72,17 @@ def cached_index(
     path = index_file(root, split, cfg.index_dir)
     if path.is_relative_to(cache_dir()):  # an index beside the images is trusted as they are
         refuse_others(path)
+        refuse_others(path.with_suffix(PIECES))
     index = _found(path, root / split, is_current)
     if index is not None and index.bad and cfg.on_bad_image == "error":
         index = None
     if index is not None or not build:
         return index
     log.info("indexing %s (once)", root / split)
-    return _written(path, scan())
+    pieces = Pieces(path.with_suffix(PIECES))
+    index = _written(path, scan(pieces))
+    pieces.remove()
+    return index
 
 
 def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) -> ImageIndex | None:
@@ -103,75 +109,36 @@ def _written(path: Path, index: ImageIndex) -> ImageIndex:
         write_arrays(path, index.arrays())
         return mapped_index(ArrayFile(path, verify=False))
     except OSError as error:
-        raise DataError(
-            f"cannot write the index {path} ({error.strerror}): set data.index_dir to a folder with write permission"
-        ) from error
+        raise unwritable_index(path, error) from error
 
 
 def scanned(
-    place: Path, classes: Iterable[tuple[str, Sequence[str]]], header: Callable[[str], Header | str]
+    place: Path, classes: Iterable[tuple[str, Sequence[str]]], header: Callable[[str], Header | str], pieces: Pieces
 ) -> ImageIndex:
-    """A new index of images; many threads read the headers.
+    """A new index of images in class folders; many threads read the headers.
 
     Args:
         place: where the images are, for messages.
         classes: in sorted order, the name of each class and the sorted paths of its images, ``<class>/<file>``.
         header: reads the header of the image at a path, or returns what is wrong with it, as
             :func:`data.index.headers.read_header` does.
+        pieces: what an interrupted start has read already.
     """
-    names: list[str] = []
     rows: list[Rows] = []
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(desc=f"index {place.name}", unit=" images", disable=None, leave=False) as bar,
-    ):
-        for name, paths in classes:
-            headers = list(pool.map(header, paths))  # one class at a time keeps the queue short
+    with ThreadPoolExecutor(THREADS) as pool, progress(place) as bar:
+        for name, paths in classes:  # one class at a time keeps the queue short
+            read = partial(_class_rows, pool, place, name, paths, header)
+            rows.append(pieces.rows((name, *paths), read))
             bar.update(len(paths))
-            rows.append(Rows.read(place, paths, headers, len(names)))
-            names.append(name)
-    return joined_index(names, rows)
+    return joined_index([name for part in rows for name in part.classes], rows)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of an index that is being built: the images of one class or shard, and what was left out."""
-
-    paths: Strings
-    targets: NDArray[np.int32]
-    sizes: NDArray[np.int32]  # (n, 2) height, width
-    odd_colours: NDArray[np.bool_]
-    lengths: NDArray[np.int64]
-    bad: list[str]
-
-    @classmethod
-    def of(cls, paths: Sequence[str], targets: Sequence[int], headers: Sequence[Header], bad: list[str]) -> "Rows":
-        """Rows of good images; ``bad`` names those that were left out."""
-        sizes = np.array([(header.height, header.width) for header in headers], dtype=np.int32).reshape(-1, 2)
-        odd_colours = np.array([header.odd_colours for header in headers], dtype=bool)
-        lengths = np.array([header.length for header in headers], dtype=np.int64)
-        return cls(Strings.pack(paths), np.array(targets, dtype=np.int32), sizes, odd_colours, lengths, bad)
-
-    @classmethod
-    def read(cls, place: Path, paths: Sequence[str], headers: Sequence[Header | str], target: int) -> "Rows":
-        """Rows of the images of one class. An image with a reason instead of a header is left out."""
-        found = list(zip(paths, headers, strict=True))
-        good = [(path, header) for path, header in found if isinstance(header, Header)]
-        bad = [f"{place / path} {why}" for path, why in found if isinstance(why, str)]
-        return cls.of([path for path, _ in good], [target] * len(good), [header for _, header in good], bad)
+def _class_rows(
+    pool: ThreadPoolExecutor, place: Path, name: str, paths: Sequence[str], header: Callable[[str], Header | str]
+) -> Rows:
+    return Rows.read(place, name, paths, list(pool.map(header, paths)))
 
 
-def joined_index(classes: list[str], rows: Sequence[Rows]) -> ImageIndex:
-    """The index of all rows; they must be in the order of the index."""
-    rows = rows or [Rows.of([], [], [], [])]
-    sizes = np.concatenate([part.sizes for part in rows])
-    return ImageIndex(
-        classes=classes,
-        paths=Strings.join([part.paths for part in rows]),
-        targets=np.concatenate([part.targets for part in rows]),
-        heights=np.ascontiguousarray(sizes[:, 0]),
-        widths=np.ascontiguousarray(sizes[:, 1]),
-        odd_colours=frozenset(np.flatnonzero(np.concatenate([part.odd_colours for part in rows])).tolist()),
-        bad=[entry for part in rows for entry in part.bad],
-        lengths=np.concatenate([part.lengths for part in rows]),
-    )
+def progress(place: Path, **options: Any) -> "tqdm[Any]":
+    """A progress bar of the images that are indexed; ``options`` are tqdm's."""
+    return tqdm(desc=f"index {place.name}", **{"unit": " images", "disable": None, "leave": False} | options)

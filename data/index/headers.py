@@ -10,6 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
+BEGINNING = 64 * 1024  # bytes of a large file that are read first to find an image's header
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
@@ -43,6 +44,21 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
         return "has too many pixels"
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def read_header_at(file: int, offset: int, length: int) -> Header | str:
+    """The header of an image that is a part of a large file, or what is wrong with it.
+
+    Args:
+        file: descriptor of the large file.
+        offset: where the image begins, in bytes.
+        length: bytes of the image.
+    """
+    for most in (BEGINNING, length):  # a header seldom needs more; a large EXIF or ICC part does
+        header = read_header(BytesIO(os.pread(file, min(most, length), offset)))
+        if isinstance(header, Header):
+            return header._replace(length=length)
+    return header
 
 
 def has_odd_colours(image: Image.Image) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from data.errors import DataError
 from data.index.building import THREADS
-from data.prepare.tars import members
+from data.index.tars import members
 from data.sources.folder import class_folders, unreadable_folder, walk
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

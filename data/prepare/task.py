@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.config import DataConfig
 from data.errors import DataError
 from data.index.arrays import write_arrays
+from data.index.rows import Rows
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
@@ -25,7 +26,6 @@ from data.prepare.originals import (
 )
 from data.prepare.target import Target, refuse_full
 from data.prepare.writing import (
-    ShardRows,
     Written,
     packed_index,
     read_shard,
@@ -189,7 +189,7 @@ def _write(target: Target, workers: int) -> list[Written]:
         return [others, *_run(copying, sizes, label, workers)]
 
 
-def _write_index(folder: Path, shards: list[ShardRows]) -> None:
+def _write_index(folder: Path, shards: list[Rows]) -> None:
     try:
         write_arrays(folder / PACKED_INDEX, packed_index(folder, shards).arrays())
     except OSError as error:

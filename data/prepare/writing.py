@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import DataError
 from data.index import ImageIndex
-from data.index.building import Rows, joined_index
-from data.index.headers import BROKEN, Header, decoded, read_header
+from data.index.headers import BROKEN, Header, decoded, read_header, read_header_at
+from data.index.rows import Rows, joined_index
+from data.index.tars import NAMES, members
 from data.prepare.originals import ClassImages, Member
 from data.prepare.target import Part, plan_file
-from data.prepare.tars import NAMES, members
-from data.sources.shards import PATTERN, REMEDY, shard_columns, shard_name
+from data.sources.byte_ranges import shard_columns
+from data.sources.shards import PATTERN, REMEDY, shard_name
 
 PARTIAL = ".partial-"
 QUALITY = 95  # of JPEGs that are written smaller
@@ -34,16 +34,6 @@ class Written:
 
     left_out: list[str]
     kept: bool = False  # whether it was already there
-
-
-@dataclass(frozen=True)
-class ShardRows:
-    """The images in a shard, for the index."""
-
-    classes: list[str]  # the targets of ``rows`` are places in this list
-    rows: Rows
-    offsets: NDArray[np.int64]
-    size: int  # of the shard
 
 
 def write_class_folder(part: Part, shorter_side: int | None) -> Written:
@@ -66,7 +56,7 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
     return Written(left_out)
 
 
-def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, ShardRows]:
+def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, Rows]:
     """Write the images of some classes to a shard, unless it exists, and read what the index needs from it.
 
     The same images give the same bytes.
@@ -103,28 +93,23 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def read_shard(path: Path) -> ShardRows:
-    """The images in a shard in their order; ``rows.bad`` names the files that are no readable images.
+def read_shard(path: Path) -> Rows:
+    """The images in a shard in their order; ``bad`` names the files that are no readable images.
 
     Raises:
         DataError: if it is damaged.
     """
-    classes: dict[str, int] = {}
-    paths, targets, headers, offsets, bad = [], [], [], [], []
+    paths, headers, offsets, bad = [], [], [], []
     with open(path, "rb") as file:
         for info in members(path, remedy=REMEDY):
-            target = classes.setdefault(info.name.split("/")[0], len(classes))
-            file.seek(info.offset_data)
-            header = read_header(io.BytesIO(file.read(info.size)))
+            header = read_header_at(file.fileno(), info.offset_data, info.size)
             if isinstance(header, Header):
                 paths.append(info.name)
-                targets.append(target)
                 headers.append(header)
                 offsets.append(info.offset_data)
             else:
                 bad.append(f"{path.parent.name}/{path.name}: {info.name} {header}")
-    rows, begins = Rows.of(paths, targets, headers, bad), np.array(offsets, dtype=np.int64)
-    return ShardRows(list(classes), rows, begins, os.stat(path).st_size)
+    return Rows.of(paths, [name.split("/")[0] for name in paths], headers, bad, offsets)
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -141,7 +126,7 @@ def shards_in(folder: Path) -> list[Path]:
     return found
 
 
-def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
+def packed_index(folder: Path, shards: Sequence[Rows]) -> ImageIndex:
     """The index of a split's shards, given in their order.
 
     Raises:
@@ -150,16 +135,12 @@ def packed_index(folder: Path, shards: Sequence[ShardRows]) -> ImageIndex:
     classes = [name for shard in shards for name in shard.classes]
     if classes != sorted(set(classes)):
         raise DataError(f"the shards in {folder} do not belong together: pack the images again")
-    firsts = np.cumsum([0, *(len(shard.classes) for shard in shards)], dtype=np.int32)
-    rows = [
-        replace(shard.rows, targets=shard.rows.targets + first) for shard, first in zip(shards, firsts, strict=False)
-    ]
     places = shard_columns(
-        sizes=np.array([shard.size for shard in shards], dtype=np.int64),
-        numbers=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.offsets) for shard in shards]),
+        sizes=np.array([os.stat(folder / shard_name(number)).st_size for number in range(len(shards))], dtype=np.int64),
+        numbers=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards]),
         offsets=np.concatenate([shard.offsets for shard in shards]),
     )
-    return replace(joined_index(classes, rows), extra=places)
+    return replace(joined_index(classes, shards), extra=places)
 
 
 def remove_partial(folder: Path) -> None:

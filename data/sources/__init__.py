@@ -17,6 +17,8 @@ from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
 from data.sources.source import Advice, EncodedSource, Source
 from data.sources.synthetic import SyntheticSource
+from data.sources.webdataset import WebDatasetSource
+from data.sources.zip_file import ZipSource
 
 __all__ = ["SOURCES", "Advice", "EncodedSource", "Source", "accepted", "open_source", "source_kind"]
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 SOURCES: tuple[type[Source], ...] = (
     SyntheticSource,
     ShardSource,
+    WebDatasetSource,
+    ZipSource,
     FolderSource,  # the last: it takes everything that is left, and says what is wrong with it
 )
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from errno import ENOENT
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.index import ImageIndex, cached_index, scanned
+from data.index import ImageIndex, Pieces, cached_index, scanned
 from data.index.headers import EXTENSIONS, read_header
 from data.index.image_index import pack_texts, texts_of
 from data.sources.source import Advice, EncodedSource
@@ -63,7 +64,7 @@ class FolderSource(EncodedSource):
         def is_current(index: ImageIndex) -> bool:
             return Folders.of(index).unchanged(folder)
 
-        index = cached_index(cfg, split, is_current, lambda: _scanned_folder(folder), build)
+        index = cached_index(cfg, split, is_current, partial(_scanned_folder, folder), build)
         return None if index is None else cls(folder, index)
 
     @property
@@ -143,7 +144,7 @@ class Folders:
         return cls(list(texts_of(index.extra, "folders")), index.extra["mtimes"].tolist())
 
 
-def _scanned_folder(folder: Path) -> ImageIndex:
+def _scanned_folder(folder: Path, pieces: Pieces) -> ImageIndex:
     """List a split's folder and read every image's header.
 
     Raises:
@@ -154,7 +155,7 @@ def _scanned_folder(folder: Path) -> ImageIndex:
         folders.add(".", os.stat(folder).st_mtime_ns)
         classes = class_folders(folder) or [FLAT]
         listed = ((name, _images_of(folder, name, folders)) for name in classes)
-        index = scanned(folder, listed, lambda path: read_header(folder / path))
+        index = scanned(folder, listed, lambda path: read_header(folder / path), pieces)
     except OSError as error:
         raise unreadable_folder(error) from error
     return replace(index, extra=folders.arrays())

@@ -1,25 +1,19 @@
 """Images in shards: large tar files with an index that says where each image begins.
 
-Reading needs no tar library: an image is a byte range. Any image of any shard can be read at any time, so images come
-in the same order as from a folder. ``scripts/prepare_imagenet.py`` writes the shards and their index.
+``scripts/prepare_imagenet.py`` writes the shards and their index.
 """
 
-import os
 from pathlib import Path
-from threading import Lock
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.errors import DataError
 from data.index import ImageIndex
 from data.index.arrays import UNREADABLE, ArrayFile
 from data.index.image_index import is_of_this_version, mapped_index
-from data.sources.source import Advice, EncodedSource
+from data.sources.byte_ranges import ByteRangeSource
+from data.sources.source import Advice
 
-PATTERN = "shard-*.tar"
+PATTERN = f"shard-{5 * '[0-9]'}.tar"
 PACKED_INDEX = "index.npz"
 MOST_SHARDS = 512  # a process may have all of them open
 PREPARE = "python scripts/prepare_imagenet.py"
@@ -31,41 +25,14 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05}.tar"
 
 
-def shard_columns(
-    sizes: NDArray[np.int64], numbers: NDArray[np.int32], offsets: NDArray[np.int64]
-) -> dict[str, NDArray]:
-    """The columns that the index of shards has in addition to those of every index.
-
-    Args:
-        sizes: bytes of each shard.
-        numbers: number of the shard that holds each image.
-        offsets: where each image begins in its shard, in bytes.
-    """
-    return {"shard_sizes": sizes, "shard_numbers": numbers, "shard_offsets": offsets}
-
-
-class ShardSource(EncodedSource):
-    """The images in a split's shards.
-
-    Args:
-        folder: where the shards are.
-        index: the index of their images, with the columns of :func:`shard_columns`.
-    """
+class ShardSource(ByteRangeSource):
+    """The images in a split's shards."""
 
     advice = Advice(
         at_start="repair it in the source and pack the images again",
         in_run="repair it in the source and pack the images again",
         changed="pack the images again",
     )
-
-    def __init__(self, folder: Path, index: ImageIndex):
-        self.place = Path(os.path.abspath(folder))
-        self.index = index
-        self._start()
-
-    def _start(self) -> None:
-        self._open: dict[int, int] = {}
-        self._lock = Lock()
 
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
@@ -80,7 +47,7 @@ class ShardSource(EncodedSource):
         """See :class:`data.sources.Source`."""
         folder = Path(str(cfg.root)) / split
         source = cls(folder, _index_of(folder))
-        source.check()
+        source.check(REMEDY)
         return source
 
     @property
@@ -88,57 +55,9 @@ class ShardSource(EncodedSource):
         """See :class:`data.sources.Source`."""
         return f"{len(self.index.extra['shard_sizes'])} shards"
 
-    def name(self, i: int) -> str:
-        """See :class:`data.sources.Source`."""
-        return f"{self.shard(i)}: {self.index.paths[i]}"
-
-    def shard(self, i: int) -> Path:
-        """The shard that holds image ``i``."""
-        return self.place / shard_name(int(self.index.extra["shard_numbers"][i]))
-
-    def stretch(self, i: int) -> tuple[int, int]:
-        """Where image ``i`` begins in its shard, and its length, in bytes."""
-        assert self.index.lengths is not None
-        return int(self.index.extra["shard_offsets"][i]), int(self.index.lengths[i])
-
-    def content(self, i: int) -> bytes:
-        """See :class:`data.sources.EncodedSource`."""
-        offset, length = self.stretch(i)
-        found = os.pread(self._descriptor(i), length, offset)
-        if len(found) < length:
-            raise OSError("the shard has been cut short")
-        return found
-
-    def _descriptor(self, i: int) -> int:
-        number = int(self.index.extra["shard_numbers"][i])
-        with self._lock:
-            if number not in self._open:
-                self._open[number] = os.open(self.shard(i), os.O_RDONLY | os.O_CLOEXEC)
-            return self._open[number]
-
-    def check(self) -> None:
-        """Raise if a shard is missing or its size is not the one in the index. No shard is read."""
-        for number, size in enumerate(self.index.extra["shard_sizes"].tolist()):
-            path = self.place / shard_name(number)
-            try:
-                found = os.stat(path).st_size
-            except OSError as error:
-                raise DataError(f"the shard {path} cannot be read ({error.strerror}): {REMEDY}") from error
-            if found < size:
-                raise DataError(f"the shard {path} is cut short, {found} of {size} bytes: {REMEDY}")
-            if found > size:
-                raise DataError(f"the shard {path} differs from the index, {found} bytes instead of {size}: {REMEDY}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_open", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()  # the process that unpickles it opens the shards itself
-
-    def __del__(self) -> None:
-        for descriptor in vars(self).get("_open", {}).values():
-            os.close(descriptor)
+    def file(self, number: int) -> Path:
+        """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
+        return self.place / shard_name(number)
 
 
 def _index_of(folder: Path) -> ImageIndex:

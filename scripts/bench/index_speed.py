@@ -26,8 +26,9 @@ from timm.data import ImageNetInfo
 
 from data import AugmentConfig, BatchGeometry, DataConfig, TrainPlan, open_split
 from data.index.arrays import write_arrays
-from data.index.building import Rows, index_file, joined_index
+from data.index.building import index_file
 from data.index.headers import Header
+from data.index.rows import Rows, joined_index
 from data.sources import Source
 from data.sources.folder import Folders
 
@@ -45,7 +46,7 @@ def made_set(root: Path, images: int) -> None:
         count = images * (target + 1) // len(classes) - images * target // len(classes)
         paths = sorted(f"{name}/{name}_{number}.JPEG" for number in rng.choice(30000, count, replace=False))
         sizes = rng.integers(200, 700, (count, 2)).tolist()
-        rows.append(Rows.of(paths, [target] * count, [Header(h, w, False, h * w) for h, w in sizes], []))
+        rows.append(Rows.of(paths, [name] * count, [Header(h, w, False, h * w) for h, w in sizes]))
     names = [".", *classes]
     folders = Folders(names, [os.stat(folder / name).st_mtime_ns for name in names])
     write_arrays(index_file(root, "train", None), joined_index(classes, rows).arrays() | folders.arrays())

@@ -171,7 +171,7 @@ def test_a_read_that_fails_for_a_moment_changes_nothing(
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(descriptor, length, offset)
 
-    monkeypatch.setattr("data.sources.shards.os.pread", failing)
+    monkeypatch.setattr("data.sources.byte_ranges.os.pread", failing)
     assert torch.equal(pixels(batches(tmp_path / "packed", kind, skip=False, steps=range(3))), pixels(whole))
     assert len(failures) == 2
 

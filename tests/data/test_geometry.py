@@ -25,7 +25,7 @@ def ranks(batch: int, group: int, world: int, micro: int | None) -> list[BatchGe
 
 @given(**SIZES)
 def test_micro_batches_of_all_ranks_are_the_global_batch(batch: int, group: int, world: int, micro: int | None) -> None:
-    parts = [list(part) for geometry in ranks(batch, group, world, micro) for part in geometry.micro_batches()]
+    parts = [list(part) for geometry in ranks(batch, group, world, micro) for part in geometry.micro_batches]
     assert list(chain(*parts)) == list(range(batch))
     assert all(parts)
     assert all(part[0] % group == 0 for part in parts)
@@ -34,7 +34,7 @@ def test_micro_batches_of_all_ranks_are_the_global_batch(batch: int, group: int,
 @given(**SIZES)
 def test_all_ranks_take_the_same_number_of_steps(batch: int, group: int, world: int, micro: int | None) -> None:
     cuts = ranks(batch, group, world, micro)
-    steps = {len(geometry.micro_batches()) for geometry in cuts} | {geometry.micro_steps for geometry in cuts}
+    steps = {len(geometry.micro_batches) for geometry in cuts} | {geometry.micro_steps for geometry in cuts}
     assert len(steps) == 1
     if micro is None:
         assert steps == {1}
@@ -43,7 +43,7 @@ def test_all_ranks_take_the_same_number_of_steps(batch: int, group: int, world: 
 @given(**SIZES)
 def test_micro_batches_hold_no_more_than_asked_for(batch: int, group: int, world: int, micro: int | None) -> None:
     cuts = ranks(batch, group, world, micro)
-    largest = max(len(part) for geometry in cuts for part in geometry.micro_batches())
+    largest = max(len(part) for geometry in cuts for part in geometry.micro_batches)
     assert largest == max(geometry.largest_micro_batch for geometry in cuts)
     if micro is not None:
         most = max(1, micro // group) * group
@@ -60,7 +60,7 @@ def test_groups_of_a_micro_batch_are_those_of_the_global_batch(
     found = [
         range(part.start + rows.start, part.start + rows.stop)
         for geometry in ranks(batch, group, world, micro)
-        for part in geometry.micro_batches()
+        for part in geometry.micro_batches
         for rows in geometry.groups_in(part)
     ]
     assert found == whole

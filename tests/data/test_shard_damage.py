@@ -125,7 +125,7 @@ def test_an_error_of_the_disk_is_named(packed: Path, kind: str, monkeypatch: pyt
             raise OSError(errno.EIO, "Input/output error")
         return read(descriptor, length, offset)
 
-    monkeypatch.setattr("data.sources.shards.os.pread", failing)
+    monkeypatch.setattr("data.sources.byte_ranges.os.pread", failing)
     backend = build_backend(kind, source, cfg, CPU, 0, 4)
     stream = backend.batches(iter([EvalPlan(source.index, cfg).crops(range(n, n + 2)) for n in (0, 2)]))
     with pytest.raises(DataError, match=r"shard-00000\.tar: .*cannot be decoded \(Input/output error\)"):

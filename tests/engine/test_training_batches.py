@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from time import sleep
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_the_time_between_asking_and_getting_is_counted_once(monkeypatch: pytest
         return batch
 
     timed = TrainBatches(batches, slowly, CPU)
-    assert list(timed.take(2)) == [0, 1]
+    assert list(islice(timed, 2)) == [0, 1]
     assert [timed.pop_waited(), timed.pop_waited()] == [2, 0]
     assert list(timed) == [2]
     assert timed.pop_waited() == 2  # to find out that there are no more is a wait, too
@@ -58,7 +58,7 @@ def test_an_error_comes_when_its_batch_is_asked_for() -> None:
         raise DataError("unreadable")
 
     timed = TrainBatches(batches(), as_it_is, CPU)
-    assert list(timed.take(1)) == [0]
+    assert list(islice(timed, 1)) == [0]
     with pytest.raises(DataError, match="unreadable"):
         next(timed)
 
@@ -128,7 +128,7 @@ def test_prepared_batches_are_those_augmented_at_once(device: str) -> None:
 @pytest.mark.gpu
 def test_a_gpu_prepares_a_batch_while_it_computes() -> None:
     batches = Epoch(torch.device("cuda")).prepared()
-    list(batches.take(4))  # loads the kernels and allocates the memory
+    list(islice(batches, 4))  # loads the kernels and allocates the memory
     torch.cuda.synchronize()
     torch.cuda._sleep(BUSY)
     computed = torch.cuda.current_stream().record_event()

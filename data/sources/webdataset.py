@@ -1,0 +1,188 @@
+"""WebDataset: tar files whose members ``KEY.jpg``, ``KEY.cls`` and so on are one sample, read where they lie.
+
+This is the form of ``timm/imagenet-1k-wds`` on Hugging Face. The first start reads the headers of all tar files and
+images and writes an index, in which images are sorted by class and key, as in a folder. So their order does not depend
+on how they are spread over the tar files.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.index import ImageIndex, Pieces, Strings, cached_index
+from data.index.building import THREADS, progress
+from data.index.headers import Header, read_header_at
+from data.index.image_index import pack_texts, texts_of
+from data.index.rows import Rows, joined_index, reordered, sorted_order
+from data.index.tars import members
+from data.sources.byte_ranges import ByteRangeSource, shard_columns
+from data.sources.source import Advice
+from data.sources.tar_sets import numbered_tars, tar_place
+
+LONGEST_LABEL = 100  # bytes
+
+Sample = dict[str, tuple[int, int]]  # offset and length of each member, by extension
+
+
+class WebDatasetSource(ByteRangeSource):
+    """The images in a split's tar files."""
+
+    advice: ClassVar[Advice] = Advice(
+        at_start="repair it where the tar files are made",
+        in_run="copy the tar file again",
+        changed="run touch on the tar file, so that it is indexed again",
+    )
+
+    @classmethod
+    def fits(cls, cfg: DataConfig, split: str) -> bool:
+        """See :class:`data.sources.Source`; a split fits if it has tar files, see :mod:`data.sources.tar_sets`."""
+        return cfg.root is not None and tar_place(Path(cfg.root), split) is not None
+
+    @classmethod
+    def open(cls, cfg: DataConfig, split: str, build: bool = True) -> "WebDatasetSource | None":
+        """See :class:`data.sources.Source`."""
+        tars = numbered_tars(Path(str(cfg.root)), split)
+        labels = Members(tuple(cfg.image_ext.lower().split(",")), cfg.label_ext.lower())
+
+        def is_current(index: ImageIndex) -> bool:
+            return list(texts_of(index.extra, "tars")) == _states(tars, labels)
+
+        index = cached_index(cfg, split, is_current, partial(_scanned, tars, labels), build)
+        return None if index is None else cls(tars[0].parent, index)
+
+    @property
+    def layout(self) -> str:
+        """See :class:`data.sources.Source`."""
+        return f"{len(self.index.extra['shard_sizes'])} WebDataset tar files"
+
+    def file(self, number: int) -> Path:
+        """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
+        return self.place / texts_of(self.index.extra, "tars")[number].split("|")[0]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which members of a sample are its image and its label.
+
+    Attributes:
+        images: extensions of images; the first one that a sample has is its image.
+        label: extension of the label, a text file with the name or the number of the class.
+    """
+
+    images: tuple[str, ...]
+    label: str
+
+
+def _states(tars: list[Path], wanted: Members) -> list[str]:
+    """A text for each tar file that changes when it, or what is wanted of it, changes; it begins with the name."""
+    stats = [(tar.name, os.stat(tar)) for tar in tars]
+    which = f"{','.join(wanted.images)}|{wanted.label}"
+    return [f"{name}|{stat.st_size}|{stat.st_mtime_ns}|{which}" for name, stat in stats]
+
+
+def _scanned(tars: list[Path], wanted: Members, pieces: Pieces) -> ImageIndex:
+    """Read the headers of all tar files and images.
+
+    Raises:
+        DataError: if a tar file is damaged, or two samples have one key.
+    """
+    states = _states(tars, wanted)  # first: a file that changes meanwhile must make the index outdated
+    with ThreadPoolExecutor(THREADS) as pool, progress(tars[0].parent, unit=" tars", total=len(tars)) as bar:
+
+        def read(tar: Path, state: str) -> Rows:
+            rows = pieces.rows((state,), partial(_rows, tar, wanted))
+            bar.update()
+            return rows
+
+        rows = list(pool.map(read, tars, states))
+    classes = sorted({name for part in rows for name in part.classes}, key=_by_number)
+    index = joined_index(classes, rows)
+    numbers = np.repeat(np.arange(len(tars), dtype=np.int32), [len(part) for part in rows])
+    offsets = np.concatenate([part.offsets for part in rows])
+    order = sorted_order(index)
+    _refuse_copies(tars, index.paths, numbers, order)
+    sizes = np.array([int(state.split("|")[1]) for state in states], dtype=np.int64)
+    extra = shard_columns(sizes, numbers[order], offsets[order]) | pack_texts(tars=states)
+    return replace(reordered(index, order), extra=extra)
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Sorts class numbers by value, so that 2 comes before 10, and names after them."""
+    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
+
+
+def _refuse_copies(tars: list[Path], paths: Strings, numbers: NDArray[np.int32], order: NDArray[np.int64]) -> None:
+    for i, j in zip(order[:-1].tolist(), order[1:].tolist(), strict=True):
+        if paths[i] == paths[j]:
+            a, b = (tars[int(numbers[row])].name for row in (i, j))
+            raise DataError(f"two samples of {tars[0].parent} are named {paths[i]}, in {a} and in {b}: remove one copy")
+
+
+def _rows(tar: Path, wanted: Members) -> Rows:
+    """The images in a tar file; ``bad`` names the samples without a readable image or without a label.
+
+    Raises:
+        DataError: if it is damaged, has a sample twice, or no sample has a label.
+    """
+    where = f"{tar.parent.name}/{tar.name}"
+    samples = _samples(tar)
+    if samples and not any(wanted.label in sample for sample in samples.values()):
+        raise DataError(f"{tar} holds no KEY.{wanted.label}: set data.label_ext to the extension of its labels")
+    paths, classes, headers, offsets, bad = [], [], [], [], []
+    with open(tar, "rb") as file:
+        for key, sample in samples.items():
+            extension = next((name for name in wanted.images if name in sample), None)
+            name = _label(file.fileno(), sample, wanted.label)
+            if extension is None:
+                bad.append(f"{where}: {key} has no image ({', '.join(f'.{name}' for name in wanted.images)})")
+            elif name is None:
+                bad.append(f"{where}: {key} has no label that can be read (.{wanted.label})")
+            else:
+                offset, length = sample[extension]
+                header = read_header_at(file.fileno(), offset, length)
+                if isinstance(header, Header):
+                    paths.append(f"{key if key.startswith(f'{name}/') else f'{name}/{key}'}.{extension}")
+                    classes.append(name)
+                    headers.append(header)
+                    offsets.append(offset)
+                else:
+                    bad.append(f"{where}: {key}.{extension} {header}")
+    return Rows.of(paths, classes, headers, bad, offsets)
+
+
+def _samples(tar: Path) -> dict[str, Sample]:
+    """The samples in a tar file by key. A key ends at the first dot of a member's last part, as in WebDataset."""
+    samples: dict[str, Sample] = {}
+    for key, extension, offset, length in _keyed(tar):
+        sample = samples.setdefault(key, {})
+        if extension in sample:
+            raise DataError(f"{tar} holds {key}.{extension} twice: write it again, each sample with a key of its own")
+        sample[extension] = (offset, length)
+    return samples
+
+
+def _keyed(tar: Path) -> Iterator[tuple[str, str, int, int]]:
+    for info in members(tar):
+        path = PurePosixPath(info.name)
+        stem, dot, extension = path.name.partition(".")
+        if stem and dot:
+            yield str(path.with_name(stem)), extension.lower(), info.offset_data, info.size
+
+
+def _label(file: int, sample: Sample, extension: str) -> str | None:
+    """The class of a sample: a number without leading zeros, or a name; ``None`` if it has none."""
+    offset, length = sample.get(extension, (0, 0))
+    text = os.pread(file, min(length, LONGEST_LABEL + 1), offset).decode("utf-8", "replace").strip()
+    if text.isdecimal():
+        return str(int(text))
+    fine = text and length <= LONGEST_LABEL and text.replace("-", "_").isidentifier()
+    return text if fine else None
