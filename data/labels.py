@@ -51,7 +51,7 @@ def class_labels(
         raise DataError("two class folders mean the same label (such as 1 and 01): rename or merge them")
     if num_classes is not None and (labels.max() >= num_classes or labels.min() < 0):
         name = classes[int(labels.argmax())]
-        raise DataError(f"class folder '{name}' has label {labels.max()}, but the model has {num_classes} classes")
+        raise DataError(f"class '{name}' has label {labels.max()}, but the model has {num_classes} classes")
     _refuse_unknown_order(classes, num_classes)
     return labels
 
@@ -66,7 +66,7 @@ def _by_training(
     """The label that each class has in the model. Two names are the same class if ``meaning`` is equal for both."""
     known = {meaning(name): label for label, name in enumerate(trained_on)}
     if unknown := [name for name in classes if meaning(name) not in known]:
-        raise DataError(f"class folder '{unknown[0]}' is not one of the {len(known)} classes the model was trained on")
+        raise DataError(f"class '{unknown[0]}' is not one of the {len(known)} classes the model was trained on")
     return np.array([known[meaning(name)] for name in classes])
 
 
@@ -84,7 +84,7 @@ def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) ->
     strangers = [name for name in classes if name not in position]
     if subset != IMAGENET and len(strangers) < len(classes):
         raise DataError(
-            f"class folder '{strangers[0]}' is not one of the {num_classes} classes of timm's {subset}: leave it out"
+            f"class '{strangers[0]}' is not one of the {num_classes} classes of timm's {subset}: leave it out"
         )
     return np.arange(len(classes))
 

@@ -1,4 +1,4 @@
-"""Prepare ImageNet-1K: make class folders or shards from the official tar files or an image folder, index and check.
+"""Prepare ImageNet-1K: from the official tar files, an image folder or parquet files; index it, and check it.
 
 From the official files (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in one folder):
 
@@ -8,6 +8,10 @@ From an image folder (train/<class>/ and val/<class>/): pack it into shards, or 
 
     python scripts/prepare_imagenet.py --folder DIR --to /data/imagenet --layout shards
     python scripts/prepare_imagenet.py --folder DIR --layout keep --check
+
+From the parquet files of Hugging Face, for which it writes WebDataset tar files (needs pyarrow):
+
+    python scripts/prepare_imagenet.py --parquet DIR --to /data/imagenet
 
 Sources are never changed. To continue an interrupted command, run it again; the result is the same. More in
 docs/imagenet.md.
@@ -48,17 +52,21 @@ def parse(arguments: list[str] | None = None) -> Task:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tars", type=Path, metavar="DIR", help="folder of the official tar files")
     source.add_argument("--folder", type=Path, metavar="DIR", help="image folder: <split>/<class>/<image>")
+    source.add_argument("--parquet", type=Path, metavar="DIR", help="folder of parquet files: <split>-*.parquet")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where the prepared set is written")
     parser.add_argument("--layout", choices=("folder", "shards", "keep"), help="default: folder; without --to: keep")
     parser.add_argument("--splits", default="train,val", help="default: train,val")
     parser.add_argument("--val-labels", type=Path, metavar="FILE", help="classes of the official validation images")
     parser.add_argument("--shorter-side", type=positive, metavar="N", help="make images with a longer one smaller")
     parser.add_argument("--shard-size", type=size, default=10**9, metavar="BYTES", help="default: 1G")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="of parquet files; default: image")
+    parser.add_argument("--label-column", default="label", metavar="NAME", help="of parquet files; default: label")
     parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--check", action="store_true", help="decode every image once; exits with 1 if any is bad")
     args = vars(parser.parse_args(arguments))
     args["splits"] = [name for name in args["splits"].split(",") if name]
-    args["layout"] = args["layout"] or ("keep" if args["to"] is None else "folder")
+    usual = "tars" if args["parquet"] else "folder"
+    args["layout"] = args["layout"] or ("keep" if args["to"] is None else usual)
     return Task(**args)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from data.errors import DataError
@@ -40,10 +41,9 @@ class Pieces:
         for text in description:
             digest.update(b"\0" + os.fsencode(text))
         path = self.folder / f"{digest.hexdigest()[:24]}.npz"
-        try:
+        with suppress(*UNREADABLE):
             return Rows.of_arrays(ArrayFile(path).arrays)
-        except UNREADABLE:
-            rows = read()
+        rows = read()
         if len(rows) >= LEAST and not rows.bad:
             try:
                 write_arrays(path, rows.arrays())

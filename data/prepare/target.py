@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.prepare.originals import ClassImages, Split
@@ -17,10 +18,10 @@ from data.sources.shards import MOST_SHARDS, shard_name
 
 @dataclass(frozen=True)
 class Part:
-    """A shard or a class folder: what one job writes."""
+    """What one job writes: a class folder or a shard from ``ClassImages``, or a tar file from one ``ParquetFile``."""
 
     path: Path
-    sources: list[ClassImages]
+    sources: Sequence[Any]
 
     @property
     def size(self) -> int:
@@ -36,21 +37,21 @@ class Target:
         folder: where it is written.
         split: its source.
         parts: the shards or class folders it will consist of.
-        packed: whether the parts are shards.
+        layout: what the parts are: "folder" (class folders), "shards" or "tars" (of a WebDataset).
         shorter_side: most pixels of an image's shorter side.
     """
 
     folder: Path
     split: Split
     parts: list[Part]
-    packed: bool
+    layout: str
     shorter_side: int | None
 
     @classmethod
     def folders(cls, folder: Path, split: Split, shorter_side: int | None) -> "Target":
         """A split in class folders."""
         parts = [Part(folder / source.name, [source]) for source in split.classes]
-        return cls(folder, split, parts, False, shorter_side)
+        return cls(folder, split, parts, "folder", shorter_side)
 
     @classmethod
     def shards(cls, folder: Path, split: Split, shorter_side: int | None, shard_size: int) -> "Target":
@@ -74,14 +75,14 @@ class Target:
                 f"set {least} or more"
             )
         parts = [Part(folder / shard_name(number), group) for number, group in enumerate(groups)]
-        return cls(folder, split, parts, True, shorter_side)
+        return cls(folder, split, parts, "shards", shorter_side)
 
     @property
     def plan(self) -> str:
         """The source and the options of the split as a line of JSON; it is compared when the command is repeated."""
         parts = json.dumps([(part.path.name, [(s.name, s.size) for s in part.sources]) for part in self.parts])
         note = {
-            "shards": len(self.parts) if self.packed else None,
+            "shards": len(self.parts) if self.layout == "shards" else None,
             "classes": len(self.split.classes),
             "shorter_side": self.shorter_side,
             "parts": hashlib.sha256(parts.encode("utf-8", "surrogateescape")).hexdigest()[:16],

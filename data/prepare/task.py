@@ -24,6 +24,7 @@ from data.prepare.originals import (
     official_val,
     split_folder,
 )
+from data.prepare.parquet import parquet_target, write_tar
 from data.prepare.target import Target, refuse_full
 from data.prepare.writing import (
     Written,
@@ -49,16 +50,19 @@ class Task:
     """What to prepare, and how.
 
     Attributes:
-        tars: folder of the official tar files; ``None`` if ``folder`` is given.
-        folder: an image folder; ``None`` if ``tars`` is given.
+        tars: folder of the official tar files. Exactly one of ``tars``, ``folder`` and ``parquet`` is given.
+        folder: an image folder.
         to: where the prepared set is written; ``None`` leaves the folder where it is.
-        layout: ``folder``, ``shards``, or ``keep``, which copies nothing.
+        layout: ``folder``, ``shards``, ``tars`` (from parquet files), or ``keep``, which copies nothing.
         splits: names of the splits.
         workers: number of processes.
         val_labels: a list of the classes of the official validation images.
         shorter_side: most pixels of an image's shorter side; ``None`` keeps the bytes of every image.
         shard_size: approximate bytes of a shard.
         check: whether to decode every image once.
+        parquet: folder of parquet files.
+        image_column: name of the column of images in parquet files.
+        label_column: name of the column of labels.
     """
 
     tars: Path | None
@@ -71,6 +75,16 @@ class Task:
     shorter_side: int | None = None
     shard_size: int = 10**9
     check: bool = False
+    parquet: Path | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+
+    @property
+    def source(self) -> Path:
+        """The folder with the images as they are now."""
+        source = self.tars or self.folder or self.parquet
+        assert source is not None
+        return source
 
     @property
     def root(self) -> Path:
@@ -108,7 +122,7 @@ def prepare(task: Task) -> Result:
         written = _keep(task, name) if task.layout == "keep" else _write(targets[name], task.workers)
         source = open_source(task.data, name)
         assert isinstance(source, EncodedSource)
-        result.report += _report(name, source, written)
+        result.report += _report(task, name, source, written)
         if task.tars is not None and len(source) != OFFICIAL_IMAGES[name]:
             result.report.append(f"  the official {name} images are {OFFICIAL_IMAGES[name]}: some are missing")
         if task.check:
@@ -131,8 +145,9 @@ def _refuse(task: Task) -> None:
             raise DataError("--shorter-side needs --to and --layout folder or shards: the source is never changed")
     elif task.to is None:
         raise DataError(f"--layout {task.layout} needs --to DIR, where the prepared set is written")
-    source = task.tars if task.tars is not None else task.folder
-    assert source is not None
+    if (task.layout == "tars") != (task.parquet is not None):
+        raise DataError("--parquet writes tar files of a WebDataset: leave --layout out")
+    source = task.source
     if not (source.is_dir() or (task.layout == "keep" and source.is_file())):
         raise DataError(f"{source} is not a folder")
     if task.folder is not None and task.to is not None:
@@ -145,7 +160,11 @@ def _refuse(task: Task) -> None:
 
 
 def _target(task: Task, name: str) -> Target:
-    split, folder = _source(task, name), task.root / name
+    folder = task.root / name
+    if task.parquet is not None:
+        columns = (task.image_column, task.label_column)
+        return parquet_target(task.parquet, name, folder, task.shorter_side, *columns)
+    split = _source(task, name)
     if task.layout == "shards":
         return Target.shards(folder, split, task.shorter_side, task.shard_size)
     return Target.folders(folder, split, task.shorter_side)
@@ -180,13 +199,16 @@ def _write(target: Target, workers: int) -> list[Written]:
     label, others = f"write {target.split.name}", Written(target.split.left_out)
     with target.begun():
         remove_partial(target.folder)
-        if target.packed:
+        if target.layout == "shards":
             packing = [partial(write_shard, part, target.shorter_side) for part in target.parts]
             done = _run(packing, sizes, label, workers)
             _write_index(target.folder, [rows for _, rows in done])
             return [others, *(written for written, _ in done)]
-        copying = [partial(write_class_folder, part, target.shorter_side) for part in target.parts]
-        return [others, *_run(copying, sizes, label, workers)]
+        write = write_tar if target.layout == "tars" else write_class_folder
+        return [
+            others,
+            *_run([partial(write, part, target.shorter_side) for part in target.parts], sizes, label, workers),
+        ]
 
 
 def _write_index(folder: Path, shards: list[Rows]) -> None:
@@ -208,13 +230,14 @@ def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers:
     return [results[number] for number in range(len(jobs))]
 
 
-def _report(name: str, source: EncodedSource, written: list[Written]) -> list[str]:
+def _report(task: Task, name: str, source: EncodedSource, written: list[Written]) -> list[str]:
     index = source.index
     size = "" if index.lengths is None else f"{index.lengths.sum() / 1e9:.3f} GB, "
     what = f"{len(index)} images of {len(index.classes)} classes"
+    parts = "tar files" if task.parquet is not None else "shards or class folders"
     lines = [f"{name}: {what}, {size}in {source.layout}: {source.place}"]
     if kept := sum(part.kept for part in written):
-        lines.append(f"  {kept} of {len(written) - 1} shards or class folders had been written before")
+        lines.append(f"  {kept} of {len(written) - 1} {parts} had been written before")
     if left_out := index.bad + [entry for part in written for entry in part.left_out]:
         lines += [f"  {len(left_out)} files left out:", *(f"    {entry}" for entry in left_out)]
     return lines

@@ -50,7 +50,7 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
         for member in found:
             path = scratch / os.path.relpath(member.path, source.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_content(member, shorter_side))
+            path.write_bytes(shrunk(member.read(), shorter_side))
         # A folder that exists after a power cut must be complete. One sync covers all files; there may be 1300.
         os.sync()
     return Written(left_out)
@@ -67,15 +67,12 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, Rows]:
     left_out: list[str] = []
     kept = part.path.is_file()
     if not kept:
-        with _partial(part.path) as scratch, open(scratch, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, **NAMES) as tar:
-                for source in part.sources:
-                    found, others = _listing(source)
-                    left_out += others
-                    for member in found:
-                        _add(tar, member.path, _content(member, shorter_side))
-            file.flush()
-            os.fsync(file.fileno())
+        with new_tar(part.path) as tar:
+            for source in part.sources:
+                found, others = _listing(source)
+                left_out += others
+                for member in found:
+                    write_member(tar, member.path, shrunk(member.read(), shorter_side))
     rows = read_shard(part.path)
     return Written(left_out, kept), rows
 
@@ -87,8 +84,19 @@ def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
     return found, others
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # without date and owner
+@contextmanager
+def new_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar file to write to. It gets its name when everything is written and on the disk."""
+    with _partial(path) as scratch, open(scratch, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, **NAMES) as tar:
+            yield tar
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar file, without date and owner."""
+    info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
 
@@ -171,9 +179,8 @@ def _partial(target: Path) -> Iterator[Path]:
         _remove(scratch)
 
 
-def _content(member: Member, shorter_side: int | None) -> bytes:
+def shrunk(content: bytes, shorter_side: int | None) -> bytes:
     """The bytes of an image: unchanged, or a smaller JPEG if its shorter side is longer than ``shorter_side``."""
-    content = member.read()
     if shorter_side is None:
         return content
     header = read_header(io.BytesIO(content))

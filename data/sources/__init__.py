@@ -24,13 +24,13 @@ __all__ = ["SOURCES", "Advice", "EncodedSource", "Source", "accepted", "open_sou
 
 log = logging.getLogger(__name__)
 
-# The first one that fits a split opens it.
+# At most one of those with files may fit a split.
 SOURCES: tuple[type[Source], ...] = (
     SyntheticSource,
     ShardSource,
     WebDatasetSource,
     ZipSource,
-    FolderSource,  # the last: it takes everything that is left, and says what is wrong with it
+    FolderSource,  # where none fits, it says what is missing
 )
 
 
@@ -38,11 +38,17 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
     """The kind of source that opens a split; nothing is unpacked, indexed or opened.
 
     Raises:
-        DataError: if the permission to read a folder is missing.
+        DataError: if several kinds fit, or the permission to read a folder is missing.
     """
     cfg = with_root(cfg)
     with _told():
-        return next(kind for kind in SOURCES if kind.fits(cfg, split))
+        kinds = [kind for kind in SOURCES if kind.fits(cfg, split)]
+    if not kinds:
+        return FolderSource
+    if len(kinds) > 1 and kinds[0].backend is None:  # a kind that makes its images looks at no files
+        forms = f"{kinds[0].form} and {kinds[1].form}"
+        raise DataError(f"{cfg.root} holds the {split} images in two forms, {forms}: keep one of them there")
+    return kinds[0]
 
 
 def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | None:

@@ -33,6 +33,7 @@ class FolderSource(EncodedSource):
         index: the index of its images.
     """
 
+    form = "class folders"
     advice = Advice(
         at_start="repair or delete it",
         in_run="replace it with a readable image of the same name",
@@ -45,8 +46,13 @@ class FolderSource(EncodedSource):
 
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """See :class:`data.sources.Source`; this kind takes every data set that no other kind takes."""
-        return True
+        """See :class:`data.sources.Source`; a split fits if it has class folders."""
+        try:
+            return cfg.root is not None and bool(class_folders(Path(cfg.root) / split))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # opening it says what is wrong
+            return True
 
     @classmethod
     def open(cls, cfg: DataConfig, split: str, build: bool = True, flat: bool = False) -> "FolderSource | None":
@@ -66,11 +72,6 @@ class FolderSource(EncodedSource):
 
         index = cached_index(cfg, split, is_current, partial(_scanned_folder, folder), build)
         return None if index is None else cls(folder, index)
-
-    @property
-    def layout(self) -> str:
-        """See :class:`data.sources.Source`."""
-        return "class folders"
 
     def content(self, i: int) -> bytes:
         """See :class:`data.sources.EncodedSource`."""
@@ -98,8 +99,20 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
     if not root.is_dir():
         raise DataError(f"data.root={root} is not a folder: set it to a folder that holds {cfg.split}/<class>/")
     if not (root / split).is_dir():
-        raise DataError(f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>")
+        raise DataError(
+            _what_to_prepare(root) or f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>"
+        )
     return root / split
+
+
+def _what_to_prepare(root: Path) -> str | None:
+    """What to do with a folder whose files must be prepared before they can be read."""
+    command = "python scripts/prepare_imagenet.py"
+    if any((root / name).is_file() for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")):
+        return f"{root} holds the official tar files: run {command} --tars {root} --to NEW, then set data.root=NEW"
+    if any(next(folder.glob("*.parquet"), None) for folder in (root, root / "data")):
+        return f"{root} holds parquet files: run {command} --parquet {root} --to NEW, then set data.root=NEW"
+    return None
 
 
 def _refuse_without_classes(folder: Path, flat: bool) -> None:

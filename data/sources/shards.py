@@ -28,6 +28,7 @@ def shard_name(number: int) -> str:
 class ShardSource(ByteRangeSource):
     """The images in a split's shards."""
 
+    form = "shards"
     advice = Advice(
         at_start="repair it in the source and pack the images again",
         in_run="repair it in the source and pack the images again",

@@ -19,11 +19,13 @@ class Source(ABC):
     a bare ``Source``.
 
     Attributes:
+        form: what the images of this kind are stored as, for messages.
         backend: the one backend that can make its images; ``None``: any backend that decodes files.
         place: where the split is, for messages.
         index: which images there are, as columns.
     """
 
+    form: ClassVar[str] = "another form"
     backend: ClassVar[str | None] = None
     place: Path
     index: ImageIndex
@@ -53,9 +55,9 @@ class Source(ABC):
         """
 
     @property
-    @abstractmethod
     def layout(self) -> str:
         """How the images are stored, for messages: it follows the word "in"."""
+        return self.form
 
     @abstractmethod
     def name(self, i: int) -> str:

@@ -6,6 +6,7 @@ on how they are spread over the tar files.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,10 +26,11 @@ from data.index.image_index import pack_texts, texts_of
 from data.index.rows import Rows, joined_index, reordered, sorted_order
 from data.index.tars import members
 from data.sources.byte_ranges import ByteRangeSource, shard_columns
+from data.sources.file_sets import complete_set, file_set
 from data.sources.source import Advice
-from data.sources.tar_sets import numbered_tars, tar_place
 
 LONGEST_LABEL = 100  # bytes
+CLASS_NAME = re.compile(r"[^\W\d][\w -]*")
 
 Sample = dict[str, tuple[int, int]]  # offset and length of each member, by extension
 
@@ -36,6 +38,7 @@ Sample = dict[str, tuple[int, int]]  # offset and length of each member, by exte
 class WebDatasetSource(ByteRangeSource):
     """The images in a split's tar files."""
 
+    form = "WebDataset tar files"
     advice: ClassVar[Advice] = Advice(
         at_start="repair it where the tar files are made",
         in_run="copy the tar file again",
@@ -44,13 +47,13 @@ class WebDatasetSource(ByteRangeSource):
 
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """See :class:`data.sources.Source`; a split fits if it has tar files, see :mod:`data.sources.tar_sets`."""
-        return cfg.root is not None and tar_place(Path(cfg.root), split) is not None
+        """See :class:`data.sources.Source`; a split fits if :func:`data.sources.file_sets.file_set` finds tar files."""
+        return cfg.root is not None and file_set(Path(cfg.root), split, ".tar") is not None
 
     @classmethod
     def open(cls, cfg: DataConfig, split: str, build: bool = True) -> "WebDatasetSource | None":
         """See :class:`data.sources.Source`."""
-        tars = numbered_tars(Path(str(cfg.root)), split)
+        tars = complete_set(Path(str(cfg.root)), split, ".tar")
         labels = Members(tuple(cfg.image_ext.lower().split(",")), cfg.label_ext.lower())
 
         def is_current(index: ImageIndex) -> bool:
@@ -184,5 +187,4 @@ def _label(file: int, sample: Sample, extension: str) -> str | None:
     text = os.pread(file, min(length, LONGEST_LABEL + 1), offset).decode("utf-8", "replace").strip()
     if text.isdecimal():
         return str(int(text))
-    fine = text and length <= LONGEST_LABEL and text.replace("-", "_").isidentifier()
-    return text if fine else None
+    return text if length <= LONGEST_LABEL and CLASS_NAME.fullmatch(text) else None

@@ -39,6 +39,7 @@ class Member(NamedTuple):
 class ZipSource(ByteRangeSource):
     """The images of a split in a zip file."""
 
+    form = "a zip file"
     advice = Advice(
         at_start="repair it where the zip file is made",
         in_run="copy the zip file again",
@@ -68,11 +69,6 @@ class ZipSource(ByteRangeSource):
 
         index = cached_index(cfg, split, is_current, scan, build)
         return None if index is None else cls(file, index)
-
-    @property
-    def layout(self) -> str:
-        """See :class:`data.sources.Source`."""
-        return "a zip file"
 
     def file(self, number: int) -> Path:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""

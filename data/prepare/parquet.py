@@ -1,0 +1,138 @@
+"""Writes the images in parquet files, as Hugging Face publishes them, into WebDataset tar files, one for each.
+
+A parquet file gives no single image: it is read and decompressed a group of rows at a time. So training from it would
+read many images for each one. The tar files hold the same bytes, and every image can be read alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.errors import DataError
+from data.prepare.originals import Split
+from data.prepare.target import Part, Target
+from data.prepare.writing import Written, new_tar, shrunk, write_member
+from data.sources.file_sets import complete_set, file_set
+
+ROWS = 64  # read at a time
+SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png"}
+INSTALL = "reading parquet files needs pyarrow: install it with pip install pyarrow"
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A parquet file with images.
+
+    Attributes:
+        image: name of its column of images: structs of ``bytes`` and ``path``.
+        label: name of its column of class numbers or names.
+    """
+
+    path: Path
+    image: str
+    label: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file: a little more than its images have."""
+        return self.path.stat().st_size
+
+    def refuse_other_columns(self) -> None:
+        """Raise if the file has other columns. Only its end is read."""
+        columns = {field.name: field.type for field in _opened(self.path).schema_arrow}
+        if missing := [name for name in (self.image, self.label) if name not in columns]:
+            has = ", ".join(columns)
+            raise DataError(
+                f"{self.path} has no column '{missing[0]}' but {has}: set --image-column and --label-column"
+            )
+        kind = columns[self.image]
+        if not (kind.num_fields and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}):
+            raise DataError(
+                f"{self.path}: column '{self.image}' is {kind}, no images: they are structs of bytes and path"
+            )
+
+    def samples(self) -> Iterator[tuple[str, str, bytes]]:
+        """Key, label and bytes of each image.
+
+        Raises:
+            DataError: if the file is damaged, or a row has no image or no label.
+        """
+        row = 0
+        try:
+            for batch in _opened(self.path).iter_batches(ROWS, columns=[self.image, self.label]):
+                for image, label in zip(
+                    *(batch.column(name).to_pylist() for name in (self.image, self.label)), strict=True
+                ):
+                    if image is None or not image["bytes"] or label is None:
+                        raise DataError(f"{self.path}: row {row} has no image or no label: get a complete file")
+                    name = PurePosixPath(image["path"] or f"{self.path.stem}-{row:06}").name.split(".")[0]
+                    yield f"{label}/{name}", str(label), image["bytes"]
+                    row += 1
+        except OSError as error:
+            raise _damaged(self.path, error) from error
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(INSTALL) from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged or cut short ({str(error).splitlines()[0]}): get it again")
+
+
+def parquet_target(root: Path, split: str, to: Path, shorter_side: int | None, image: str, label: str) -> Target:
+    """The tar files to be written from the parquet files of a split.
+
+    Args:
+        root: the folder with the parquet files, or with a folder ``data`` that holds them.
+        split: name of the split.
+        to: the folder of the split that is written.
+        shorter_side: see :class:`data.prepare.Task`.
+        image: name of the column of images.
+        label: name of the column of labels.
+
+    Raises:
+        DataError: if files are missing, damaged, or have other columns.
+    """
+    if file_set(root, split, ".parquet") is None:
+        raise DataError(f"{root} holds no parquet files of {split}, such as {split}-00000-of-00294.parquet")
+    files = [ParquetFile(path, image, label) for path in complete_set(root, split, ".parquet")]
+    for file in files:
+        file.refuse_other_columns()
+    parts = [Part(to / f"{file.path.stem}.tar", [file]) for file in files]
+    return Target(to, Split(split, []), parts, "tars", shorter_side)
+
+
+def write_tar(part: Part, shorter_side: int | None) -> Written:
+    """Write the images of a parquet file to a tar file, unless it exists. The same file gives the same bytes.
+
+    Raises:
+        DataError: if the parquet file cannot be read, holds two images of one name, or the tar file cannot be written.
+    """
+    if part.path.is_file():
+        return Written([], kept=True)
+    (source,) = part.sources
+    assert isinstance(source, ParquetFile)
+    keys: set[str] = set()
+    with new_tar(part.path) as tar:
+        for key, label, content in source.samples():
+            if key in keys:
+                raise DataError(f"{source.path} holds two images named {key}: keep one of them")
+            keys.add(key)
+            extension = next((kind for begin, kind in SIGNATURES.items() if content.startswith(begin)), "jpg")
+            write_member(tar, f"{key}.{extension}", shrunk(content, shorter_side))
+            write_member(tar, f"{key}.cls", label.encode())
+    return Written([])

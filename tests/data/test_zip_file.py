@@ -1,0 +1,163 @@
+"""One zip file for a split: with class folders or a map, stored or compressed, and refused in one line."""
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import DataConfig
+from data.dataset import open_split
+from data.sources.zip_file import ZipSource
+from tests.archives import images_in, write_zips
+from tests.indexing import refused, touch_later
+from tests.opening import open_at, source_of
+from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
+
+
+@pytest.fixture
+def root(photographs: Path, tmp_path: Path) -> Path:
+    return write_zips(photographs, tmp_path / "set")
+
+
+def with_map(images: Path, to: Path) -> Path:
+    """Flat zip files with a map for each, as the authors of Swin describe them."""
+    to.mkdir()
+    for split in ("train", "val"):
+        classes = sorted({path.parent.name for path in images_in(images / split)})
+        lines = []
+        with zipfile.ZipFile(to / f"{split}.zip", "w") as archive:
+            for path in reversed(images_in(images / split)):
+                archive.write(path, path.name)
+                lines.append(f"{path.name}\t{classes.index(path.parent.name)}\n")
+        (to / f"{split}_map.txt").write_text("".join(lines))
+    return to
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_folder_s_index(photographs: Path, root: Path) -> None:
+    source, folder = source_of(root), source_of(photographs)
+    assert isinstance(source, ZipSource)
+    assert source.layout == "a zip file"
+    assert source.index.fingerprint() == folder.index.fingerprint()
+    assert source.name(0) == f"{root}/train.zip: {source.index.paths[0]}"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_folder_of_the_split_s_name_in_it_is_no_class(photographs: Path, tmp_path: Path, method: int) -> None:
+    write_zips(photographs, tmp_path / "set", method, "train/")
+    source, folder = source_of(tmp_path / "set"), source_of(photographs)
+    assert source.index.fingerprint() == folder.index.fingerprint()
+    assert [source.read(i) for i in range(len(source))] == [folder.read(i) for i in range(len(folder))]
+
+
+def test_one_zip_file_may_hold_all_splits(photographs: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in images_in(photographs):
+            archive.write(path, path.relative_to(photographs))
+    for split in ("train", "val"):
+        assert (
+            source_of(tmp_path / "all.zip", split).index.fingerprint()
+            == source_of(photographs, split).index.fingerprint()
+        )
+
+
+def test_a_map_gives_class_numbers_in_the_folder_s_order(numbered: Path, tmp_path: Path) -> None:
+    cfg = DataConfig(name="any", root=str(with_map(numbered, tmp_path / "set")))
+    mapped, folder = open_split(cfg, "train"), open_split(DataConfig(name="any", root=str(numbered)), "train")
+    assert np.array_equal(mapped.labels, folder.labels)
+    assert np.array_equal(mapped.index.lengths, folder.index.lengths)
+    assert len(open_split(cfg, "val")) == len(source_of(numbered, "val"))
+
+
+def test_a_changed_zip_file_or_map_is_indexed_again(numbered: Path, tmp_path: Path) -> None:
+    root = with_map(numbered, tmp_path / "set")
+    for name in ("train.zip", "train_map.txt"):
+        source_of(root)
+        assert open_at(root, build=False) is not None
+        touch_later(root / name)
+        assert open_at(root, build=False) is None
+    (root / "train_map.txt").write_text((root / "train_map.txt").read_text().split("\n", 1)[0])
+    assert len(source_of(root)) == 1
+
+
+@pytest.mark.slow
+def test_a_run_from_a_zip_file_that_is_resumed_ends_as_one_from_the_folder(small_images: Path, here: Path) -> None:
+    write_zips(small_images, here / "zips")
+    common = (*SMALL, *ALL_AUGMENTATION)
+    train_here(*common, f"data.root={small_images}", "name=folder")
+    train_here(*common, "data.root=zips", "name=zip", "max_steps=13")
+    assert checkpoint(here / "outputs/zip")["step_in_epoch"] == 3
+    train_here(*common, "data.root=zips", "name=zip")
+    folder, zipped = (checkpoint(here / "outputs" / name) for name in ("folder", "zip"))
+    assert folder["step"] == zipped["step"] == 20
+    assert same_tensors(folder["model"], zipped["model"])
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def add(root: Path, name: str, content: bytes = b"no image", method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(root / "train.zip", "a", method) as archive:
+        archive.writestr(name, content)
+
+
+def cut_short(root: Path) -> None:
+    (root / "train.zip").write_bytes((root / "train.zip").read_bytes()[:-100])
+
+
+def damaged_inside(root: Path) -> None:
+    content = bytearray((root / "train.zip").read_bytes())
+    content[:4] = b"none"
+    (root / "train.zip").write_bytes(content)
+
+
+def no_class_folder(root: Path) -> None:
+    add(root, "alone.jpg")
+
+
+def no_image(root: Path) -> None:
+    add(root, "a/odd.jpg")
+
+
+def other_method(root: Path) -> None:
+    add(root, "a/odd.jpg", method=zipfile.ZIP_BZIP2)
+
+
+def map_names_another(root: Path) -> None:
+    (root / "train_map.txt").write_text("gone.jpg\t3\n")
+
+
+def map_without_number(root: Path) -> None:
+    (root / "train_map.txt").write_text("gone.jpg cat\n")
+
+
+def tars_beside(root: Path) -> None:
+    (root / "train-0000.tar").touch()
+
+
+REFUSALS = {
+    cut_short: r"train\.zip is damaged or cut short \(.*\): copy or download it again$",
+    damaged_inside: r"train\.zip is damaged at .*: copy or download it again$",
+    no_class_folder: r"train\.zip: alone\.jpg is in no class folder: put train_map\.txt, with lines",
+    no_image: r"train\.zip/a/odd\.jpg is not a JPEG or PNG image: repair it where the zip file is made, or leave",
+    other_method: r"train\.zip: a/odd\.jpg is encrypted or compressed in another way than deflate: write it again with",
+    map_names_another: r"train_map\.txt, line 1: the zip file beside it does not hold gone\.jpg: copy both again$",
+    map_without_number: r"train_map\.txt, line 1: 'gone\.jpg cat' is not 'path<tab>class number': repair it$",
+    tars_beside: r"holds the train images in two forms, WebDataset tar files and a zip file: keep one of them",
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), REFUSALS.items(), ids=[damage.__name__ for damage in REFUSALS])
+def test_it_is_refused_in_one_line(root: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(root)
+    assert re.search(message, found := refused(root)), found
+
+
+def test_a_zip_file_without_the_split_is_refused(photographs: Path, tmp_path: Path) -> None:
+    write_zips(photographs, tmp_path)
+    assert "train.zip holds no images in val/" in refused(tmp_path / "train.zip", "val")
