@@ -45,8 +45,8 @@ test-gpu: setup ## run the tests that need a GPU, on one or more, and list what 
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m gpu $(ARGS)
 
 test-cluster: setup ## run the SLURM script on a small cluster (needs root; installs Debian packages), and list what happened
-	@# The SLURM and the two hosts beside each other: both mostly wait.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster tests/cluster $(ARGS)
+	@# The test files beside each other, each with a cluster of its own: they mostly wait.
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m cluster tests/cluster $(ARGS)
 
 test-image: setup ## build the Docker image without Docker and train in it (needs root, 30 GB; installs buildah)
 	$(BIN)/python -m pytest -m image tests/image $(ARGS)

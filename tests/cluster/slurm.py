@@ -43,6 +43,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,bf_interval=1
 SlurmdTimeout={timeout}
+FirstJobId={first_job}
 KillWait=4
 Epilog={folder}/epilog
 ReturnToService=2
@@ -86,6 +87,9 @@ class Slurm:
         """Write the configuration, and start all daemons."""
         host = socket.gethostname()
         settings = {"folder": self.folder, "host": host, "ports": free_ports(4), "timeout": NODE_TIMEOUT}
+        # Another test process has a cluster of its own, and the script derives a port from the number of its job.
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        settings["first_job"] = 1 + 1000 * worker
         for gpu in ("gpu0", "gpu1"):
             (self.folder / gpu).touch()
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-1]\n")

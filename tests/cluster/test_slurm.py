@@ -7,7 +7,7 @@ import pytest
 
 from engine.callbacks.wandb_files import read_rows
 from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once, lost, steps
-from tests.runs import checkpoint, metrics
+from tests.runs import metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -68,37 +68,6 @@ def test_a_preempted_run_of_a_sweep_goes_on_and_the_others_do_not_notice(slurm, 
         assert_every_step_once(run.run_dir)
         assert metrics(run.run_dir, "train")[0]["lr"] == lr
     happened(f"the first run was saved and queued again: {lost(first.run_dir)}")
-
-
-def test_a_killed_agent_ends_the_job_and_the_same_command_goes_on(slurm, tmp_path, happened):
-    job = slurm.submit(tmp_path, *SMALL, "max_steps=5000")
-    job.wait_for_step(10)
-    slurm.kill("n2", "torchrun")
-    since = time.monotonic()
-    assert job.wait() == ("FAILED", 0), job.said()
-    seconds = time.monotonic() - since
-    assert "First task exited" in job.said()
-    last = checkpoint(job.run_dir)["step"] + 10
-    again = slurm.submit(tmp_path, *SMALL, f"max_steps={last}")
-    assert again.wait() == ("COMPLETED", 0), again.said()
-    assert_every_step_once(again.run_dir, last)
-    happened(f"ended after {seconds:.0f} s; with the next job, {lost(again.run_dir)}")
-
-
-def test_a_lost_node_is_replaced_and_may_come_back(slurm, tmp_path, happened):
-    """First a node with processes of the run only, then the one that runs the batch script, too."""
-    job = slurm.submit(tmp_path, *SMALL)
-    job.wait_for_step(10)
-    assert job.field("NodeList") == "n[1-2]"
-    slurm.cut_power("n2")
-    job.wait_for_step(30)
-    assert (job.field("NodeList"), job.field("Restarts")) == ("n[1,3]", "1")
-    slurm.switch_on("n2")
-    slurm.cut_power("n1")
-    assert job.wait() == ("COMPLETED", 2), job.said()
-    assert job.field("NodeList") == "n[2-3]"
-    assert_every_step_once(job.run_dir)
-    happened(f"queued again on n1 and n3, then on n2 and n3: {lost(job.run_dir)}")
 
 
 def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):

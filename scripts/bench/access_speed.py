@@ -1,0 +1,77 @@
+"""Compare reading single images in random order: from parquet files in place, and from the same images in other forms.
+
+python scripts/bench/access_speed.py --parquet DIR --root DIR [DIR …] --split train
+
+A parquet file is read a row group at a time; the groups are those that Hugging Face's package wrote. All forms take
+turns, in one process with one thread, and the table gives medians.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data import DataConfig, EncodedSource, open_source
+from data.sources.file_sets import complete_set
+
+Reader = Callable[[int], bytes]
+
+
+def parquet_reader(root: Path, split: str) -> tuple[Reader, int]:
+    """A function that reads the image of a row, and the number of rows."""
+    import pyarrow.parquet
+
+    files = [pyarrow.parquet.ParquetFile(path) for path in complete_set(root, split, ".parquet")]
+    groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for file, group in groups])
+
+    def read(row: int) -> bytes:
+        place = int(np.searchsorted(ends, row, side="right"))
+        file, group = groups[place]
+        column = file.read_row_group(group, columns=["image"]).column(0)
+        return column[row - (int(ends[place - 1]) if place else 0)].as_py()["bytes"]
+
+    return read, int(ends[-1])
+
+
+def source_reader(root: Path, split: str) -> tuple[Reader, int, str]:
+    """The same for the form that ``data.root`` has, and the name of that form."""
+    source = open_source(DataConfig(name="any", root=str(root)), split)
+    assert isinstance(source, EncodedSource)
+    return source.read, len(source), source.layout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parquet", type=Path, required=True, metavar="DIR", help="folder of parquet files")
+    parser.add_argument("--root", type=Path, required=True, nargs="+", metavar="DIR", help="other forms of the images")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--images", type=int, default=300, help="read in each turn; default: 300")
+    parser.add_argument("--repeats", type=int, default=7, help="turns; default: 7")
+    args = parser.parse_args()
+    readers: dict[str, tuple[Reader, int]] = {"parquet": parquet_reader(args.parquet, args.split)}
+    for root in args.root:
+        read, count, layout = source_reader(root, args.split)
+        readers[layout] = (read, count)
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(args.repeats):
+        for name, (read, count) in readers.items():
+            rows = np.random.default_rng(turn).integers(count, size=args.images).tolist()
+            begin = perf_counter()
+            for row in rows:
+                read(row)
+            seconds[name].append((perf_counter() - begin) / args.images)
+    print("| form | ms an image | against parquet |\n| --- | --- | --- |")
+    for name, times in seconds.items():
+        ratio = median(p / t for p, t in zip(seconds["parquet"], times, strict=True))
+        print(f"| {name} | {1000 * median(times):.3f} | {ratio:.1f} × |")
+
+
+if __name__ == "__main__":
+    main()
