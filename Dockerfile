@@ -40,9 +40,9 @@ RUN set -- ca-certificates gcc libc6-dev \
 
 FROM base AS build
 # Only the requirements, so that a change of the code does not install them again.
-COPY requirements.txt /tmp/
+COPY requirements.lock /tmp/
 RUN python3.11 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.lock
 # 0.65 GB that no run opens: archives for static linking, the debug symbols of Triton's compiler, and two of CUDA's
 # libraries that no other library names (cuSOLVER for several GPUs in one process, and a second build of NVRTC).
 RUN find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc*.alt.so*' \) -delete \

@@ -11,14 +11,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check train test test-slow test-gpu test-cluster test-image lint format
+.PHONY: help setup check train test test-slow test-gpu test-cluster test-image lint format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install everything (about 6 GB); instant when nothing changed
 
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 is needed and '$(PYTHON)' is not: install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) or say where it is with 'make setup PYTHON=/path/to/python3.11'." >&2; \
 		exit 1; }
@@ -26,7 +26,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
 		echo "'$(PYTHON) -m venv' failed. If ensurepip is missing, install Python's venv package (Debian, Ubuntu: apt-get install python3.11-venv) and try again." >&2; \
 		exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
 
 train: setup ## train a small model on the embedded images, with or without a GPU
@@ -59,3 +59,9 @@ lint: setup ## check style, format and types
 format: setup ## fix what ruff can fix, then format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+lock: setup ## write the lock files again after a change of requirements*.txt
+	for name in requirements requirements-dev; do \
+		$(BIN)/uv pip compile $$name.txt --quiet --universal --python-version 3.11 --generate-hashes \
+			--no-emit-index-url --no-annotate --no-header --output-file $$name.lock; \
+	done

@@ -15,6 +15,7 @@ from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source, open_source
+from data.staging import is_staged, stage, staged
 from data.terminal import printable
 from data.transfer import on_stream
 from data.waiting import are_threads_abandoned
@@ -42,6 +43,7 @@ __all__ = [
     "differing",
     "is_prepared",
     "is_set_prepared",
+    "is_staged",
     "on_stream",
     "open_set",
     "open_source",
@@ -53,5 +55,7 @@ __all__ = [
     "refuse_others",
     "resolve_backend",
     "soft_cross_entropy",
+    "stage",
+    "staged",
     "subset_rows",
 ]

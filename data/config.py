@@ -28,6 +28,8 @@ class DataConfig:
     # Extensions of a WebDataset: of images, the preferred one first, and of labels (a number or a name as text).
     image_ext: str = "jpg,jpeg,png"
     label_ext: str = "cls"
+    # Folder on a disk of the node itself, to which shards, tar files and zip files are copied first; null: no copy.
+    stage_to: str | None = field(default=None, metadata={"path": "absolute", "may_change": True})
     # Tar file that holds this folder; unpacked into the user's cache on first use.
     archive: str | None = field(default=None, metadata={"path": "as typed"})
     archive_sha256: str | None = None

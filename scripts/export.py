@@ -1,9 +1,16 @@
-"""Export a model for serving with torch.export and ONNX, and check both against the model itself.
+"""Hand a trained model to others, and check what they will load against the model itself.
 
-python scripts/export.py --model lipsformer_swin_tiny --weights outputs/lipsformer_swin_tiny/checkpoints/best.pt
+python scripts/export.py outputs/lipsformer_swin_tiny --to handed_over
+python scripts/export.py outputs/lipsformer_swin_tiny --to handed_over --push-to-hub USER/NAME
 
-Writes OUT/MODEL.pt2 and OUT/MODEL.onnx, which accept any batch size from 1 to 4096. For a checkpoint of this project,
-the model's options, classes and image size come from the checkpoint. Needs requirements-dev.txt (onnx, onnxruntime).
+writes model.safetensors, config.json and a model card, which timm loads, and the program of torch.export (model.pt2)
+and ONNX (model.onnx), which need none of our code. Weights without a run:
+
+python scripts/export.py --model lipsformer_swin_tiny --weights best.pt --out exported
+
+writes only OUT/MODEL.pt2 and OUT/MODEL.onnx. Programs accept any batch size from 1 to 4096. For a checkpoint of this
+project, the model's options, classes and image size come from the checkpoint. Needs requirements-dev.txt (onnx,
+onnxruntime).
 """
 
 import argparse
@@ -22,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
+from engine.hand_over import TrainedModel, push
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 ROOM = 16 * 2**20  # bytes for the graphs of operations
@@ -151,9 +159,25 @@ def refuse_full_disk(folder: Path, model: nn.Module) -> None:
         )
 
 
-def main() -> int:
+def hand_over(args: argparse.Namespace) -> tuple[nn.Module, int, Path]:
+    """Write the folder that timm reads; return the model, the side of its images and the path of its programs."""
+    if args.to is None:
+        raise UserError("where to? add --to DIR, which need not exist")
+    trained_model = TrainedModel(args.run, args.checkpoint, args.take)
+    make_folder(args.to)
+    refuse_full_disk(args.to, trained_model.model)
+    trained_model.write(args.to)
+    return trained_model.model, trained_model.side, args.to / "model"
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a model of this project or of timm")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where the files of the run's model are written")
+    parser.add_argument("--checkpoint", default="last.pt", help="file in RUN/checkpoints; default: last.pt")
+    parser.add_argument("--take", choices=("ema", "raw"), default="ema", help="which weights; default: ema")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to the Hugging Face hub, too")
+    parser.add_argument("--model", help="instead of a run: a model of this project or of timm")
     parser.add_argument("--weights", type=Path, help="a checkpoint or a file of weights; without: untrained")
     parser.add_argument(
         "--num-classes", type=positive, help="default: the checkpoint's, else the model's own, mostly 1000"
@@ -161,20 +185,37 @@ def main() -> int:
     parser.add_argument("--img-size", type=positive, help="default: the checkpoint's, else the model's own, mostly 224")
     parser.add_argument("--out", type=Path, default=Path("exported"))
     args = parser.parse_args()
+    if (args.run is None) == (args.model is None):
+        parser.error("give the folder of a run, or --model NAME")
+    return args
+
+
+def main() -> int:
+    args = parse()
     try:
-        make_folder(args.out)
-        model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
-        refuse_full_disk(args.out, model)
+        if args.run is not None:
+            model, side, path = hand_over(args)
+        else:
+            make_folder(args.out)
+            model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
+            refuse_full_disk(args.out, model)
+            path = args.out / args.model
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = export(model, side, args.out / args.model)
+    found = export(model, side, path)
     for kind, value in found.items():
         print(f"{kind:12}  largest difference {value:.1e} of the largest logit")
     if not all(value <= TOLERANCE for value in found.values()):  # also catches NaN
         print(f"error: more than {TOLERANCE:g}: do not serve these files", file=sys.stderr)
         return 1
-    print(f"written      {args.out / args.model}.pt2 and .onnx")
+    print(f"written      {path}.pt2 and .onnx" + (f", and what timm loads, in {args.to}" if args.run else ""))
+    if args.push_to_hub:
+        try:
+            print(f"uploaded     {push(args.to, args.push_to_hub)}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

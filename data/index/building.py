@@ -36,12 +36,18 @@ def index_file(root: Path, split: str, index_dir: str | None) -> Path:
         split: name of the split.
         index_dir: ``data.index_dir``, a folder to use instead of both.
     """
-    folder, name = (root, split) if root.is_dir() else (root.parent, f"{root.name}-{split}")
-    if index_dir is None and os.access(folder, os.W_OK):
-        return folder / f".coldstart-index-{name}.npz"
+    beside = index_beside(root, split, root.is_dir())
+    if index_dir is None and os.access(beside.parent, os.W_OK):
+        return beside
     where = Path(index_dir) if index_dir is not None else cache_dir() / "index"
     place = hashlib.sha256(os.fsencode((root / split).resolve())).hexdigest()[:12]
     return where / f"{split}-{place}.npz"
+
+
+def index_beside(root: Path, split: str, is_folder: bool) -> Path:
+    """The path of an index beside the images: in ``root``, or beside it if it is one file that holds all of them."""
+    folder, name = (root, split) if is_folder else (root.parent, f"{root.name}-{split}")
+    return folder / f".coldstart-index-{name}.npz"
 
 
 def cached_index(

@@ -52,6 +52,10 @@ class ByteRangeSource(EncodedSource):
     def file(self, number: int) -> Path:
         """The large file of this number."""
 
+    def files(self) -> list[Path]:
+        """All files that opening and reading the source needs, without an index that can be built again."""
+        return [self.file(number) for number in range(len(self.index.extra["shard_sizes"]))]
+
     def name(self, i: int) -> str:
         """See :class:`data.sources.Source`."""
         return f"{self.shard(i)}: {self.index.paths[i]}"

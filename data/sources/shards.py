@@ -60,6 +60,10 @@ class ShardSource(ByteRangeSource):
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
         return self.place / shard_name(number)
 
+    def files(self) -> list[Path]:
+        """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
+        return [*super().files(), self.place / PACKED_INDEX]
+
 
 def _index_of(folder: Path) -> ImageIndex:
     """The index of a split's shards.

@@ -74,6 +74,11 @@ class ZipSource(ByteRangeSource):
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
         return self.place
 
+    def files(self) -> list[Path]:
+        """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
+        listed = self.place.with_name(f"{self.place.stem}_map.txt")
+        return [self.place, *([listed] if listed.is_file() else [])]
+
     def stretch(self, i: int) -> tuple[int, int]:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
         return int(self.index.extra["shard_offsets"][i]), int(self.index.extra["stored_lengths"][i])

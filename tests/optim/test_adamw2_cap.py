@@ -108,7 +108,10 @@ def parts_of(optimizer: AdamW2) -> list[tuple[Tensor, int, slice]]:
 
 
 def sigma(matrix: Tensor) -> float:
-    return torch.linalg.matrix_norm(matrix.flatten(1).double(), 2).item()
+    """σ₁ to double precision. The eigenvalues of the smaller product are several times faster than the SVD."""
+    rows = matrix.flatten(1).double()
+    product = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    return torch.linalg.eigvalsh(product)[-1].sqrt().item()
 
 
 class Errors:

@@ -1,0 +1,202 @@
+"""Copies a data set of large files to a disk of the node itself before training (``data.stage_to``).
+
+A start copies only what is missing or has changed. Every copy is read again and compared with what was read from the
+source. The time of a file is kept, so the index of the source describes the copy, too.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.cache import refuse_others
+from data.config import DataConfig
+from data.errors import DataError
+from data.index.building import index_beside
+from data.sources import open_source
+from data.sources.byte_ranges import ByteRangeSource
+from data.sources.root import with_root
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 4  # files copied at the same time: a network file system serves several faster than one
+CHUNK = 16 * 2**20  # bytes
+PARTIAL = ".coldstart-partial-"  # begins the name of a file that is not complete
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file to be copied."""
+
+    source: Path
+    target: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.source.stat().st_size
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the target has the size and the time of the source."""
+        try:
+            found, wanted = self.target.stat(), self.source.stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns)
+
+
+def staged(cfg: DataConfig) -> DataConfig:
+    """The options that open the copy; the options themselves without ``data.stage_to``."""
+    if cfg.stage_to is None:
+        return cfg
+    root = Path(str(with_root(cfg).root))
+    return replace(cfg, root=str(_place(cfg, root)), index_dir=None, stage_to=None)
+
+
+def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
+    """Copy what is missing of the splits. Call this in one process of each node.
+
+    Raises:
+        DataError: if the images are not in large files, or the copy does not fit, fails or differs from the source.
+    """
+    if cfg.stage_to is None:
+        return
+    root = Path(str(with_root(cfg).root))
+    copies = _copies(cfg, root, splits)
+    place = _folder(_place(cfg, root))
+    with _only_one(place):
+        missing = [copy for copy in copies if not copy.is_done]
+        for left in place.rglob(f"{PARTIAL}*"):  # a killed start has left it
+            left.unlink()
+        _refuse_full(place, missing)
+        if missing:
+            log.info("copying %s to %s (once)", root, place)
+        total = sum(copy.size for copy in missing)
+        with (
+            ThreadPoolExecutor(AT_ONCE) as pool,
+            tqdm(total=total, desc="stage", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        ):
+            list(pool.map(lambda copy: _carry_out(copy, bar), missing))
+
+
+def is_staged(cfg: DataConfig, splits: Sequence[str]) -> bool:
+    """Whether the copy is complete; true without ``data.stage_to``."""
+    if cfg.stage_to is None:
+        return True
+    return all(copy.is_done for copy in _copies(cfg, Path(str(with_root(cfg).root)), splits))
+
+
+def _place(cfg: DataConfig, root: Path) -> Path:
+    """Where the copy of ``root`` is: the same for every run on these images, and another one for other images."""
+    number = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
+    return Path(os.path.abspath(os.path.expanduser(str(cfg.stage_to)))) / f"coldstart-{number}" / root.name
+
+
+def _folder(place: Path) -> Path:
+    folder = place.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    refuse_others(folder, "set data.stage_to to a folder of your own")
+    return folder
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    remedy = "free space there, set data.stage_to to another folder, or leave it out"
+    return DataError(f"cannot write {path} ({error.strerror}): {remedy}")
+
+
+def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
+    """All files to be copied, with the index of each split; the indexes are built if needed."""
+    copies: list[Copy] = []
+    for split in splits:
+        source = open_source(replace(cfg, stage_to=None), split)
+        if not isinstance(source, ByteRangeSource):
+            assert source is not None
+            raise DataError(
+                f"data.stage_to copies large files, but the {split} images are in {source.layout}: "
+                "pack them with scripts/prepare_imagenet.py --layout shards, or leave data.stage_to out"
+            )
+        place = _place(cfg, root)
+        copies += [Copy(file, place / file.relative_to(root) if root.is_dir() else place) for file in source.files()]
+        assert source.index.file is not None
+        index = source.index.file.path
+        if not any(copy.source == index for copy in copies):
+            copies.append(Copy(index, index_beside(place, split, root.is_dir())))
+    return copies
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Wait until no other run copies to this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another run copies to %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_full(folder: Path, missing: list[Copy]) -> None:
+    outdated = sum(copy.target.stat().st_size for copy in missing if copy.target.is_file())
+    needed, free = sum(copy.size for copy in missing) - outdated, shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"data.stage_to={folder.parent} has {free / 1e9:.1f} GB free, and the images need {needed / 1e9:.1f} GB "
+            "more: free space there, set another folder, or leave data.stage_to out"
+        )
+
+
+def _carry_out(copy: Copy, bar: "tqdm[Any]") -> None:
+    """Copy a file. It gets its name when the disk holds what was read from the source.
+
+    Raises:
+        DataError: if it cannot be written, or the copy differs.
+    """
+    scratch = copy.target.with_name(f"{PARTIAL}{copy.target.name}")
+    try:
+        copy.target.parent.mkdir(parents=True, exist_ok=True)
+        copy.target.unlink(missing_ok=True)  # an outdated one would need space twice
+        try:
+            if _written(copy.source, scratch, bar) != _digest(scratch):
+                raise DataError(f"{scratch} does not hold what was written to it: the disk is damaged, use another one")
+            shutil.copystat(copy.source, scratch)
+            scratch.rename(copy.target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(copy.target, error) from error
+
+
+def _written(source: Path, target: Path, bar: "tqdm[Any]") -> bytes:
+    """Copy the content, and return its digest; the copy is on the disk then, and no longer in memory."""
+    digest = hashlib.blake2b()
+    with open(source, "rb") as file, open(target, "wb") as out:
+        while chunk := file.read(CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            bar.update(len(chunk))
+        out.flush()
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return digest.digest()
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()

@@ -1,0 +1,179 @@
+"""Hand a trained model to others: a folder in the form that timm's models have on the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from omegaconf import OmegaConf
+from timm.models import save_for_hf
+from torch import nn
+
+from data import DataConfig
+from data.config import evaluation_side
+from engine.errors import UserError
+from engine.run_dir import RunDirectory
+from engine.saved_model import open_trained
+from models import FAMILIES, build_model, load_resized
+
+RECIPE = ("epochs", "batch_size", "seed", "amp", "ema", "recipe")  # options that the card shows, beside whole groups
+GROUPS = ("optim", "schedule", "augment")
+
+
+class TrainedModel:
+    """A model from a run's checkpoint.
+
+    Args:
+        run: the run's directory.
+        checkpoint: name of the file in its ``checkpoints/``.
+        weights: ``ema``, which are the raw weights where the run had no average, or ``raw``.
+
+    Attributes:
+        state: the content of the checkpoint.
+        weights: which weights the model has, ``ema`` or ``raw``.
+        model: in evaluation mode, on the CPU.
+        side: side of its images in pixels.
+
+    Raises:
+        UserError: if the run has no such checkpoint.
+    """
+
+    def __init__(self, run: Path, checkpoint: str = "last.pt", weights: str = "ema"):
+        self.directory = RunDirectory(run)
+        file = self.directory.checkpoints / checkpoint
+        if not file.is_file():
+            raise UserError(
+                f"{run} has no checkpoints/{checkpoint}: give the folder of a run, such as outputs/quickstart"
+            )
+        state = open_trained(str(file))
+        if state is None:
+            raise UserError(f"{file} holds only weights: export it with --model NAME --weights {file}")
+        self.state = state
+        self.weights = "ema" if weights == "ema" and state.get("ema") is not None else "raw"
+        cfg: Any = OmegaConf.to_object(OmegaConf.merge(FAMILIES[state["family"]], state["config"]["model"]))
+        self.data = _data_of(state)
+        self.side = self.data.crop
+        self.model: nn.Module = build_model(cfg, len(state["classes"]), self.side).eval()
+        load_resized(self.model, state["ema" if self.weights == "ema" else "model"], str(file))
+
+    def write(self, folder: Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and the card ``README.md``.
+
+        ``timm.create_model("local-dir:FOLDER")`` then gives the same model, after ``import models`` if the architecture
+        is one of this project.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        data = {
+            "input_size": (3, self.side, self.side),
+            "interpolation": "bilinear" if self.data.interpolation == "bilinear" else "bicubic",
+            "mean": tuple(self.data.mean),
+            "std": tuple(self.data.std),
+            "crop_pct": self.side / evaluation_side(self.data),
+            "crop_mode": self.data.crop_mode,
+        }
+        names = {"label_names": list(map(str, self.state["classes"]))}
+        try:
+            save_for_hf(self.model, str(folder), model_config=names, safe_serialization=True, data_config=data)
+            (folder / "README.md").write_text(self.card(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --to") from error
+
+    def card(self) -> str:
+        """The model card: what the model is, how it was trained, how good it is, and how to load it."""
+        config, name = self.state["config"], self.state["config"]["model"]["name"]
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        shown = [f"{key}: {config[key]}" for key in RECIPE if config.get(key) is not None]
+        shown += [f"{g}.{key}: {value}" for g in GROUPS for key, value in config[g].items() if value not in (None, 0)]
+        ours = not timm.is_model(name) or timm.models.model_entrypoint(name).__module__.startswith("models")
+        first = "import models  # of Coldstart: it registers the architecture in timm\n" if ours else ""
+        return CARD.format(
+            name=name,
+            parameters=parameters,
+            side=self.side,
+            classes=len(self.state["classes"]),
+            data=config["data"]["name"],
+            step=self.state["step"],
+            epoch=self.state["epoch"],
+            weights="the average of the weights (EMA)" if self.weights == "ema" else "the weights of the last step",
+            accuracy=self._accuracy(),
+            first=first,
+            recipe="\n".join(shown),
+        )
+
+    def _accuracy(self) -> str:
+        """A table of the validation that scored these weights, or a sentence where there was none."""
+        scored = self.state["config"]["eval"]["weights"]
+        validations = [line for line in self.directory.read_metrics() if line["split"] == "val"]
+        found = [line for line in validations if line["step"] == self.state["step"]]
+        if not found or (self.weights != scored and self.state.get("ema") is not None):
+            return "The run has not validated these weights."
+        line = found[-1]
+        table = "| validation images | top-1 | top-5 |\n| --- | --- | --- |\n"
+        return f"{table}| {line['images']} | {line['top1']:.2f} % | {line['top5']:.2f} % |"
+
+
+def _data_of(state: dict[str, Any]) -> DataConfig:
+    """The options of the images, without those that this version does not know."""
+    known = DataConfig.__dataclass_fields__
+    return DataConfig(**{key: value for key, value in state["config"]["data"].items() if key in known})
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to a repository of the Hugging Face hub, which is made if there is none; return its address.
+
+    Raises:
+        UserError: if the hub refuses it or cannot be reached. The message has no token in it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add the model"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the hub does not take {repository} ({why}): log in with 'hf auth login', or upload {folder} yourself"
+        ) from error
+
+
+CARD = """---
+tags:
+- image-classification
+- timm
+library_name: timm
+pipeline_tag: image-classification
+license: apache-2.0
+---
+# {name}
+
+A {name} with {parameters:.2f} M parameters for images of {side} × {side} pixels in {classes} classes, trained with
+Coldstart, without learning-rate warm-up unless the recipe below names one. The file holds {weights}, after {epoch}
+epochs ({step} steps) on {data}.
+
+## Accuracy
+
+{accuracy}
+
+## Load it
+
+With timm:
+
+```python
+import timm
+{first}
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER").eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+With torch alone, if the folder has `model.pt2`: `torch.export.load("model.pt2").module()(images)`. Images are
+normalised as `config.json` says.
+
+## Recipe
+
+```yaml
+{recipe}
+```
+"""

@@ -1,0 +1,106 @@
+"""Send a whole run to Weights & Biases: every line of its metrics once, its pictures, and its options.
+
+python scripts/upload_wandb.py outputs/NAME
+python scripts/upload_wandb.py outputs/NAME --project coldstart --offline
+
+It reads the run's ``metrics.jsonl``, which has every step once, however often the run was killed and resumed. So it
+serves a run that was trained without W&B, or whose offline files are incomplete or lost. It always makes a new W&B run.
+To send the offline files of a run that has them, ``wandb sync`` is enough.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.callbacks.callback import tagged
+from engine.callbacks.instruments import of_each_layer
+from engine.errors import UserError, reason
+from engine.run_dir import RunDirectory
+
+PICTURES = ("batch", "val_batch", "stability")
+
+
+def lines_of(directory: RunDirectory) -> Iterator[dict[str, Any]]:
+    """All lines of a run in the order of their steps, with one for each reading of the instruments in every layer."""
+    readings = [
+        {"split": "layers", "step": reading["step"], "epoch": reading["epoch"]} | of_each_layer(reading["layers"])
+        for reading in directory.read_stability()
+    ]
+    yield from sorted([*directory.read_metrics(), *readings], key=lambda line: line["step"])
+
+
+def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
+    """Send a run.
+
+    Args:
+        directory: the directory of the run.
+        settings: further arguments of ``wandb.init``.
+
+    Returns:
+        Where the run is: its address, or the folder of its files if ``mode`` is ``offline``.
+
+    Raises:
+        UserError: if there is no such run, or W&B refuses it.
+    """
+    lines = list(lines_of(directory))
+    if not lines or not directory.config.is_file():
+        raise UserError(f"{directory.path} is not a run with metrics: give the folder that holds its metrics.jsonl")
+    import wandb  # the import takes seconds
+
+    config: Any = OmegaConf.to_container(OmegaConf.load(directory.config))
+    try:
+        run = wandb.init(name=config["name"], config=config, settings=wandb.Settings(silent=True), **settings)
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        best = None
+        for line in tqdm(lines, desc="upload", unit=" lines", disable=None, leave=False):
+            if values := tagged(line):
+                run.log(values | {"step": line["step"]})
+            if line["split"] == "val" and not line.get("not_finite"):
+                best = max(line["top1"], best or 0.0)
+        for name in PICTURES:
+            if (path := directory.plots / f"{name}.png").exists():
+                run.log({name: wandb.Image(str(path)), "step": lines[-1]["step"]})
+        if best is not None:
+            run.summary.update({"best_top1": best})
+        run.finish()
+    except (wandb.Error, OSError) as error:
+        raise UserError(
+            f"Weights & Biases refuses the run ({reason(error)}): --offline writes its files here"
+        ) from error
+    return run.url or str(Path(run.dir).parent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--project", help="default: that of the run's options")
+    parser.add_argument("--entity", help="user or team")
+    parser.add_argument("--group")
+    parser.add_argument("--offline", action="store_true", help="write files for 'wandb sync' into RUN/uploaded/wandb")
+    args = parser.parse_args()
+    directory = RunDirectory(args.run)
+    try:
+        options = OmegaConf.select(OmegaConf.load(directory.config), "logger") if directory.config.is_file() else {}
+        settings = {name: getattr(args, name) or (options or {}).get(name) for name in ("project", "entity", "group")}
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = args.run / "uploaded" if args.offline else Path(scratch)
+            os.makedirs(folder, exist_ok=True)
+            mode = {"mode": "offline" if args.offline else "online", "dir": str(folder)}
+            print(f"uploaded {args.run} to {upload(directory, settings | mode)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

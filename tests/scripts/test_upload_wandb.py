@@ -1,0 +1,49 @@
+"""A whole run is sent to W&B from its metrics: one run, every step once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.callbacks.wandb_files import read_rows
+from tests.runs import PROJECT, SMALL, environment, metrics, train_here
+
+
+@pytest.fixture(scope="module")
+def run(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped and resumed, without W&B."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    common = (*SMALL, f"data.root={small_images}", "name=a", f"output_dir={folder}", "monitor.every=2")
+    train_here(*common, "max_steps=3", draws=True)
+    train_here(*common, "max_steps=7")
+    return folder
+
+
+def upload(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "scripts/upload_wandb.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=120)
+
+
+def test_every_line_is_sent_once(run: Path) -> None:
+    done = upload(run, "--offline", "--project", "p")
+    assert (done.returncode, done.stderr) == (0, "")
+    (file,) = run.glob("uploaded/wandb/offline-run-*/run-*.wandb")
+    assert done.stdout.startswith(f"uploaded {run} to {file.parent}")
+    rows = [row for _, row in read_rows(file)]
+    for kind in ("train", "val", "stability"):
+        sent = [row["step"] for row in rows if f"{kind}/epoch" in row]
+        assert sent == [line["step"] for line in metrics(run, kind)] != []
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [
+        line["loss"] for line in metrics(run, "train")
+    ]
+    assert {"batch/path", "val_batch/path"} <= {key for row in rows for key in row}
+
+
+def test_what_cannot_be_sent_is_one_line(run: Path, tmp_path: Path) -> None:
+    done = upload(tmp_path, "--offline")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path} is not a run with metrics: give the folder that holds its metrics.jsonl\n"
+    done = upload(run, HOME=str(tmp_path), WANDB_API_KEY="", WANDB_BASE_URL="http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Weights & Biases refuses the run (") and done.stderr.count("\n") == 1
