@@ -134,7 +134,7 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
         index = source.index.file.path
         if not any(copy.source == index for copy in copies):
             copies.append(Copy(index, index_beside(place, split, root.is_dir())))
-    return copies
+    return list(dict.fromkeys(copies))  # both splits may lie in one file
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 
 from data import DataConfig
 from data.config import evaluation_side
-from engine.errors import UserError
+from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
 from engine.saved_model import open_trained
 from models import FAMILIES, build_model, load_resized
@@ -58,8 +58,8 @@ class TrainedModel:
     def write(self, folder: Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and the card ``README.md``.
 
-        ``timm.create_model("local-dir:FOLDER")`` then gives the same model, after ``import models`` if the architecture
-        is one of this project.
+        ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then gives the same model, after ``import models`` if
+        the architecture is one of this project.
 
         Raises:
             UserError: if the folder cannot be written.
@@ -126,16 +126,15 @@ def push(folder: Path, repository: str) -> str:
         UserError: if the hub refuses it or cannot be reached. The message has no token in it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         hub = HfApi()
         hub.create_repo(repository, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add the model"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:  # the hub's client raises the errors of the libraries that it uses, too
         raise UserError(
-            f"the hub does not take {repository} ({why}): log in with 'hf auth login', or upload {folder} yourself"
+            f"the hub does not take {repository} ({reason(error)}): log in with 'hf auth login', or upload {folder} "
+            "yourself"
         ) from error
 
 
@@ -164,7 +163,7 @@ With timm:
 ```python
 import timm
 {first}
-model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER").eval()
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 ```
 

@@ -77,7 +77,7 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         raise UserError(
             f"Weights & Biases refuses the run ({reason(error)}): --offline writes its files here"
         ) from error
-    return run.url or str(Path(run.dir).parent)
+    return str(Path(run.dir).parent if run.offline else run.url)
 
 
 def main() -> None:

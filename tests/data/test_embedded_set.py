@@ -62,7 +62,7 @@ def root_of(cfg: DataConfig) -> Path:
     return Path(str(with_root(cfg, unpack=True).root))
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 1000), ("val", 200)])
+@pytest.mark.parametrize(("split", "count"), [pytest.param("train", 1000, marks=pytest.mark.slow), ("val", 200)])
 def test_each_class_has_its_images(cfg: DataConfig, split: str, count: int) -> None:
     images = open_split(cfg, split, num_classes=10)
     assert images.index.classes == CLASSES

@@ -117,6 +117,7 @@ def _ask(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_processes_take_the_number_of_the_fullest_gpu(tmp_path):
     mp.spawn(_ask, (tmp_path,), nprocs=2)
     assert [(tmp_path / name).read_text() for name in "01"] == ["64", "64"]

@@ -40,6 +40,7 @@ def test_every_line_is_sent_once(run: Path) -> None:
     assert {"batch/path", "val_batch/path"} <= {key for row in rows for key in row}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_is_one_line(run: Path, tmp_path: Path) -> None:
     done = upload(tmp_path, "--offline")
     assert (done.returncode, done.stdout) == (2, "")
