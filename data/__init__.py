@@ -1,6 +1,6 @@
 """Where images come from, which comes next, how it is changed, and how it reaches the device."""
 
-from data.augment.device import DeviceAugment, soft_cross_entropy
+from data.augment.device import DeviceAugment
 from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
 from data.cache import refuse_others
@@ -54,7 +54,6 @@ __all__ = [
     "refuse_other_than_imagenet",
     "refuse_others",
     "resolve_backend",
-    "soft_cross_entropy",
     "stage",
     "staged",
     "subset_rows",

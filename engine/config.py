@@ -135,6 +135,11 @@ class TrainConfig(RunConfig):
         default=None, metadata={"choices": ("auto",), "above": 0, "may_change": True}
     )
     seed: int = field(default=0, metadata={"least": 0, "most": 2**64 - 1})
+    # ce: cross-entropy; bce: binary cross-entropy of each class. The loss of a validation is cross-entropy.
+    loss: str = field(default="ce", metadata={"choices": ("ce", "bce")})
+    # bce: targets above it count as 1 and all others as 0, as timm's --bce-target-thresh; null: targets as they are.
+    bce_target_thresh: float | None = field(default=None, metadata={"least": 0, "below": 1})
+    bce_sum: bool = False  # bce: an image's loss is the sum over its classes, not the mean, as timm's --bce-sum
     # Decay of the moving average of the weights, such as 0.9998; null: no average. At 1 it would never change.
     ema: float | None = field(default=None, metadata={"least": 0, "below": 1})
     sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs only
@@ -157,6 +162,8 @@ class TrainConfig(RunConfig):
                 f"micro_batch_size={micro} is smaller than augment.mix_group={augment.mix_group}, whose images are "
                 f"mixed with one another: set micro_batch_size={augment.mix_group} or more"
             )
+        if self.loss != "bce" and (self.bce_target_thresh is not None or self.bce_sum):
+            raise UserError(f"bce_target_thresh and bce_sum belong to loss=bce, but loss={self.loss}: add loss=bce")
         policies(augment.auto_augment, augment.color_jitter, self.data.crop)  # raises for unknown names
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from data import soft_cross_entropy
 from engine.compiling import Compiler, training_mode
 from engine.config import TrainConfig
 from engine.errors import RunStopped
+from engine.losses import training_loss
 from engine.runtime import Runtime, seed_step
 from engine.span import span
 from engine.training_batches import TrainBatch
@@ -99,6 +99,7 @@ class TrainStep:
     ):
         self.cfg, self.runtime, self.model = cfg, runtime, model
         self.optimizer, self.schedule, self.micro_steps = optimizer, schedule, micro_steps
+        self.loss = training_loss(cfg)
         self.watcher: UpdateWatcher | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # The values that forward passes change, such as running statistics, and a copy from before the current step.
@@ -169,7 +170,7 @@ class TrainStep:
         with span("forward"):
             with self.runtime.autocast():
                 logits = self.network(batch.images)
-            loss = soft_cross_entropy(logits, batch.targets) / self.cfg.batch_size  # its part of the global mean
+            loss = self.loss(logits, batch.targets) / self.cfg.batch_size  # its part of the global mean
         with span("backward"):
             # DDP averages gradients over the processes. They must be summed instead, so multiply by their number.
             self.scaler.scale(loss * self.runtime.world.size).backward()
@@ -222,7 +223,8 @@ class TrainStep:
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
-        return self.optimizer.param_groups[0]["lr"]
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_scale", 1)
 
     def metrics(self) -> dict[str, Any]:
         """Return numbers about the last step for the line of metrics. This may wait for the device.

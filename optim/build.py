@@ -1,12 +1,13 @@
 """Build the optimizer and the learning-rate schedule from the options."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.optim import Lamb, Lion, Muon
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, RAdam
 
 from optim.adamw2 import AdamW2
 from optim.config import OptimConfig, ScheduleConfig
@@ -45,11 +46,15 @@ def _lamb(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
     return Lamb(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, max_grad_norm=None, decoupled_decay=True)
 
 
-def _muon(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+def _radam(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    return RAdam(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, decoupled_weight_decay=True, foreach=True)
+
+
+def _muon(groups: Groups, lr: float, cfg: OptimConfig, algo: str = "muon", nesterov: bool = True) -> Optimizer:
     # Parameters that are not matrices take AdamW's step at the same rate. This works because timm scales Muon's step to
     # the size of AdamW's.
     groups = [group | {"use_fallback": not group["cap"]} for group in groups]
-    return Muon(groups, lr=lr, momentum=cfg.momentum, nesterov=True, betas=_betas(cfg))
+    return Muon(groups, lr=lr, momentum=cfg.momentum, nesterov=nesterov, betas=_betas(cfg), algo=algo)
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, float, OptimConfig], Optimizer]] = {
@@ -58,7 +63,10 @@ OPTIMIZERS: dict[str, Callable[[Groups, float, OptimConfig], Optimizer]] = {
     "sgd": _sgd,
     "lion": _lion,
     "lamb": _lamb,
+    "radam": _radam,
     "muon": _muon,
+    "adamuon": partial(_muon, algo="adamuon", nesterov=False),
+    "nadamuon": partial(_muon, algo="adamuon"),
 }
 
 
@@ -75,7 +83,7 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Opti
     """
     if cfg.name not in OPTIMIZERS:
         raise OptimError(f"there is no optimizer '{cfg.name}': choose optim={', '.join(OPTIMIZERS)}")
-    groups = param_groups(model, cfg.weight_decay, cfg.light_decay)
+    groups = param_groups(model, cfg.weight_decay, cfg.light_decay, cfg.layer_decay)
     try:
         return OPTIMIZERS[cfg.name](groups, peak_lr(cfg, batch_size), cfg)
     except ValueError as error:

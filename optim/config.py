@@ -9,7 +9,7 @@ from omegaconf import MISSING
 class OptimConfig:
     """The optimizer (``optim.*``)."""
 
-    name: str = MISSING  # adamw | adamw2 | sgd | lion | lamb | muon
+    name: str = MISSING  # adamw | adamw2 | sgd | radam | lion | lamb | muon | adamuon | nadamuon
     # Peak learning rate; null: base_lr * batch_size / 512.
     lr: float | None = field(default=None, metadata={"above": 0})
     base_lr: float = field(default=5e-4, metadata={"above": 0})
@@ -18,13 +18,15 @@ class OptimConfig:
     min_lr: float | None = field(default=None, metadata={"least": 0})
     weight_decay: float = field(default=0.05, metadata={"least": 0})
     light_decay: float = field(default=5e-4, metadata={"least": 0})  # for biases, gains and position-bias tables
+    # Factor of the learning rate from each layer to the one before it, for fine-tuning; null: the same rate everywhere.
+    layer_decay: float | None = field(default=None, metadata={"above": 0, "most": 1})
     clip: float | None = field(default=5.0, metadata={"above": 0})  # limit of the gradient; null: no clipping
     # norm: norm of all gradients; value: each entry; agc: norm of each row relative to the norm of its weights
     clip_mode: str = field(default="norm", metadata={"choices": ("norm", "value", "agc")})
     # All optimizers except sgd. At 1 the averages would never change.
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98], metadata={"length": 2, "least": 0, "below": 1})
-    eps: float = field(default=1e-8, metadata={"above": 0})  # adamw, adamw2, lamb
-    momentum: float = field(default=0.9, metadata={"least": 0, "below": 1})  # sgd, muon
+    eps: float = field(default=1e-8, metadata={"above": 0})  # adamw, adamw2, radam, lamb
+    momentum: float = field(default=0.9, metadata={"least": 0, "below": 1})  # sgd, muon, adamuon, nadamuon
     # adamw2: largest relative growth of a matrix's largest singular value in a step
     tau: float = field(default=0.03, metadata={"above": 0, "infinite": True})
     power_iterations: int = field(default=1, metadata={"above": 0})  # adamw2: power iterations in each step

@@ -5,13 +5,18 @@ from fnmatch import fnmatch
 from glob import escape
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
+
+from optim.errors import OptimError
 
 # Parts of the names that timm's models give to position tables and tokens; not all list them in no_weight_decay().
 TABLES = ("pos_embed", "position_bias", "rel_pos", "_token")
 
 
-def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: float = 5e-4) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, weight_decay: float = 0.05, light_decay: float = 5e-4, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Split a model's parameters into groups for the LipsFormer recipe and for AdamW².
 
     These parameters get ``light_decay``: biases, one-dimensional parameters (gains, residual scales), and those in the
@@ -22,10 +27,17 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
     Each group also has two entries that AdamW² uses and other optimizers ignore. ``cap`` says whether the parameters
     are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of matrices on top of each other in
     a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
+
+    With ``layer_decay``, a group also has ``lr_scale``, by which timm's schedulers multiply its learning rate. It is 1
+    for the last layer, and in each layer before ``layer_decay`` times that of the next (BEiT, Bao et al. 2022).
+
+    Raises:
+        OptimError: if ``layer_decay`` is given and the model does not say what its layers are.
     """
+    scales = _layer_scales(model, layer_decay) if layer_decay is not None else {}
     patterns = _exempt(model)
     embeddings = _embeddings(model)
-    groups: dict[tuple[float, bool, int], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    groups: dict[tuple[float, bool, int, float | None], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_named = any(fnmatch(name, pattern) for pattern in patterns)
@@ -33,11 +45,23 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05, light_decay: floa
             is_table = is_named or name in embeddings or any(part in name for part in TABLES)
             cap = parameter.ndim >= 2 and not is_table
             decay = light_decay if is_light else weight_decay
-            groups[decay, cap, _splits(name, parameter) if cap else 1].append((name, parameter))
+            splits = _splits(name, parameter) if cap else 1
+            groups[decay, cap, splits, scales.get(name)].append((name, parameter))
     return [
         {"params": members, "weight_decay": decay, "cap": cap, "splits": splits}
-        for (decay, cap, splits), members in groups.items()
+        | ({} if scale is None else {"lr_scale": scale})
+        for (decay, cap, splits, scale), members in groups.items()
     ]
+
+
+def _layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """The factor of the learning rate of each parameter, by timm's ``group_matcher()`` of the model."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise OptimError(f"{type(model).__name__} does not say what its layers are: leave optim.layer_decay out")
+    layers = group_parameters(model, matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {name: layer_decay ** (last - layer) for name, layer in layers.items()}
 
 
 def _exempt(module: nn.Module, prefix: str = "") -> set[str]:

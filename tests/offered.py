@@ -50,6 +50,10 @@ _SGD_ERRORS = _errors(cases.optim_error_inputs_func_sgd(*_CPU))
 _ANY_ERRORS = _errors(cases.get_error_inputs_for_all_optims(*_CPU))
 _ADAMW2 = (*_options(AdamW2, _ADAMW), {"lr": torch.tensor(1e-3)}, {"tau": float("inf")}, {"tau": 1e9})
 _MUON = [case for case in cases.optim_inputs_func_muon("cpu") if "adjust_lr_fn" not in case.kwargs]  # named otherwise
+_RADAM = tuple(
+    case.kwargs for case in cases.optim_inputs_func_radam("cpu") if "decoupled_weight_decay" not in case.kwargs
+)
+_RADAM_ERRORS = _errors(cases.optim_error_inputs_func_radam(*_CPU))
 _LAMB = partial(Lamb, max_grad_norm=None, decoupled_decay=True)
 
 OFFERED = (
@@ -63,7 +67,10 @@ OFFERED = (
     ),
     Offered("lion", Lion, _options(Lion, _ADAMW), _ANY_ERRORS),
     Offered("lamb", _LAMB, _options(Lamb, _ADAMW), _ANY_ERRORS),
+    Offered("radam", partial(torch.optim.RAdam, decoupled_weight_decay=True), _RADAM, _RADAM_ERRORS),
     Offered("muon", Muon, _options(Muon, _MUON), _ANY_ERRORS),
+    Offered("adamuon", partial(Muon, algo="adamuon"), _options(Muon, _MUON), _ANY_ERRORS),
+    Offered("nadamuon", partial(Muon, algo="adamuon", nesterov=True), _options(Muon, _MUON), _ANY_ERRORS),
 )
 
 
@@ -83,6 +90,7 @@ def every_option(**known: str) -> pytest.MarkDecorator:
 
 
 def _param(offered: Offered, values: tuple[Any, ...], label: str, known: dict[str, str]) -> Any:
-    reason = known.get(offered.name)
+    kind = "muon" if offered.name.endswith("muon") else offered.name  # adamuon and nadamuon are options of timm's Muon
+    reason = known.get(kind)
     marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
     return pytest.param(*values, id=label, marks=marks)

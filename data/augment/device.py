@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from timm.data.mixup import one_hot
 from torch import Tensor, nn
@@ -91,8 +90,3 @@ def _erase(images: Tensor, boxes: NDArray[np.int32], generator: torch.Generator)
     area = images[:, :, top:bottom, left:right]
     noise = torch.randn(area.shape, device=images.device, generator=generator)
     area.copy_(torch.where(inside_y & inside_x, noise, area))
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with dense targets, *summed* over the batch, in float32: logits and targets ``(n, classes)``."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum")

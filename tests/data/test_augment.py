@@ -10,11 +10,10 @@ from PIL import Image
 from scipy import stats
 from timm.data.mixup import Mixup as TimmMixup
 from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from data.augment.auto_augment import AT_ONCE
-from data.augment.device import DeviceAugment, soft_cross_entropy
+from data.augment.device import DeviceAugment
 from data.augment.device_draws import DeviceDraws
 from data.augment.levels import Op
 from data.augment.mixing import Cutmix, Mix, Mixup
@@ -218,13 +217,3 @@ def test_the_full_recipe_launches_at_most_250_kernels_a_batch_and_never_waits_fo
             with Launches() as launches:
                 augment(images, labels, draws)
             assert 150 < launches.counts.total() <= 250
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_soft_cross_entropy_is_the_sum_of_timms(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(16, CLASSES, generator=generator).to(dtype)
-    targets = mixup_target(make_batch(16)[1], CLASSES, 0.3, 0.1)
-    loss = soft_cross_entropy(logits, targets)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(16 * SoftTargetCrossEntropy()(logits.float(), targets).item(), rel=1e-5)

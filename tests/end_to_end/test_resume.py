@@ -21,10 +21,10 @@ from tests.runs import (
     train_here,
 )
 
+OTHERS = ("sgd", "radam", "lion", "lamb", "muon", "adamuon", "nadamuon")
 
-@pytest.mark.parametrize(
-    "optimizer", ["adamw2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "lion", "lamb", "muon"))]
-)
+
+@pytest.mark.parametrize("optimizer", ["adamw2", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @on_devices
 def test_every_optimizer_goes_on_where_it_stopped(device, optimizer, small_images, here):
     """Bit for bit on a CPU."""

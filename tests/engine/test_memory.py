@@ -7,9 +7,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from data import soft_cross_entropy
 from engine.config import TrainConfig
 from engine.distributed import World
+from engine.losses import soft_cross_entropy
 from engine.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
 from engine.runtime import Runtime
 from models import build_model

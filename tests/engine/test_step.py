@@ -29,7 +29,7 @@ PLAIN_VIT = (
     *("model=vit_preln_small", "model.patch_size=7", "model.embed_dim=12", "model.depth=1", "model.num_heads=2"),
     *("data=folder", "data.crop=28", "data.resize=28", "batch_size=32", "augment.mix_group=8"),
 )
-OPTIMIZERS = ("adamw", "adamw2", "sgd", "lion", "lamb", "muon")
+OPTIMIZERS = ("adamw", "adamw2", "sgd", "radam", "lion", "lamb", "muon", "adamuon", "nadamuon")
 
 
 def new_step(*options: str, world: World = ALONE, device: torch.device = CPU) -> TrainStep:
@@ -102,6 +102,8 @@ def test_a_whole_step_reads_nothing_from_the_device(optimizer, amp, device, set_
 
     So it is after a resume. On a GPU the first step may wait, because kernels are chosen by timing them.
     """
+    if (optimizer, device) == ("radam", "cpu"):
+        pytest.skip("torch's RAdam reads its step number, which is on the CPU on any device: only a GPU shows a wait")
     set_threads(1)  # so that the images are augmented in this thread: the modes see nothing of others
     options = (*SMALL, f"optim={optimizer}", f"amp={amp}", *ALL_AUGMENTATION, "optim.clip=1", "batch_size=16")
     step, resumed = (new_step(*options, "compile=false", device=torch.device(device)) for _ in range(2))

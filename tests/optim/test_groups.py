@@ -3,11 +3,15 @@
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import models  # noqa: F401  (registers the models)
 from optim import param_groups
+from optim.build import build_optimizer
+from optim.config import OptimConfig, ScheduleConfig
+from optim.errors import OptimError
+from optim.schedules import Schedule
 
 # Small models of families that list tables, tokens and temperatures in no_weight_decay(), in different ways.
 SMALL = (
@@ -100,3 +104,35 @@ def test_features_decay_as_the_model_does(name):
         if "pos_embed" in member or "_bias_table" in member
     ]
     assert tables and not any(tables)
+
+
+# --- layer-wise decay of the learning rate ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["lipsformer_swin_tiny", "lipsformer_cswin_tiny", "cswin_tiny", "deit_small", "resnet18"]
+)
+def test_layer_decay_is_timm_s(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    theirs = {
+        id(p): group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.7) for p in group["params"]
+    }
+    ours = {id(p): group["lr_scale"] for group in param_groups(model, layer_decay=0.7) for _, p in group["params"]}
+    assert ours == theirs
+    assert max(ours.values()) == 1 and len(set(ours.values())) > 5
+    assert not any("lr_scale" in group for group in param_groups(model))
+
+
+def test_the_schedule_multiplies_each_layers_rate():
+    model = timm.create_model("lipsformer_swin_mini")
+    optimizer = build_optimizer(OptimConfig(name="adamw", lr=1e-2, layer_decay=0.5), model, 64)
+    schedule = Schedule(ScheduleConfig(name="constant"), optimizer, 0.0, 10, 5)
+    schedule.step_update(0)
+    rates = {round(group["lr"], 12) for group in optimizer.param_groups}
+    assert rates == {round(1e-2 * 0.5**layer, 12) for layer in range(len(rates))} and len(rates) > 3
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(OptimError, match=r"Linear does not say what its layers are: leave optim\.layer_decay out"):
+        param_groups(nn.Linear(2, 2), layer_decay=0.5)

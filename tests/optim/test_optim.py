@@ -141,7 +141,10 @@ def test_inverse_sqrt_falls_with_the_root():
         ("sgd", torch.optim.SGD),
         ("lion", timm.optim.Lion),
         ("lamb", timm.optim.Lamb),
+        ("radam", torch.optim.RAdam),
         ("muon", timm.optim.Muon),
+        ("adamuon", timm.optim.Muon),
+        ("nadamuon", timm.optim.Muon),
     ],
 )
 def test_every_optimizer_has_the_paper_s_groups_and_learns(name, kind):
