@@ -15,6 +15,7 @@ from optim.errors import OptimError
 from optim.fused import FusedAdamW, FusedSGD
 from optim.groups import param_groups
 from optim.schedules import Schedule
+from optim.weight_cap import WeightCap
 
 REFERENCE_BATCH = 512  # base_lr and base_min_lr are the learning rates at this batch size
 
@@ -85,9 +86,12 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Opti
         raise OptimError(f"there is no optimizer '{cfg.name}': choose optim={', '.join(OPTIMIZERS)}")
     groups = param_groups(model, cfg.weight_decay, cfg.light_decay, cfg.layer_decay)
     try:
-        return OPTIMIZERS[cfg.name](groups, peak_lr(cfg, batch_size), cfg)
+        optimizer = OPTIMIZERS[cfg.name](groups, peak_lr(cfg, batch_size), cfg)
     except ValueError as error:
         raise OptimError(f"optim={cfg.name}: {error}") from error
+    if cfg.weight_cap is not None:
+        WeightCap(optimizer, cfg.weight_cap)
+    return optimizer
 
 
 def build_schedule(

@@ -29,6 +29,8 @@ class OptimConfig:
     momentum: float = field(default=0.9, metadata={"least": 0, "below": 1})  # sgd, muon, adamuon, nadamuon
     # adamw2: largest relative growth of a matrix's largest singular value in a step
     tau: float = field(default=0.03, metadata={"above": 0, "infinite": True})
+    # Largest singular value of a weight matrix after each step; null: no limit. For any optimizer.
+    weight_cap: float | None = field(default=None, metadata={"above": 0})
     power_iterations: int = field(default=1, metadata={"above": 0})  # adamw2: power iterations in each step
 
 
