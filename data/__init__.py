@@ -15,7 +15,7 @@ from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source, open_source
-from data.staging import is_staged, stage, staged
+from data.staging import stage, staged, staging_check
 from data.terminal import printable
 from data.transfer import on_stream
 from data.waiting import are_threads_abandoned
@@ -43,7 +43,6 @@ __all__ = [
     "differing",
     "is_prepared",
     "is_set_prepared",
-    "is_staged",
     "on_stream",
     "open_set",
     "open_source",
@@ -56,5 +55,6 @@ __all__ = [
     "resolve_backend",
     "stage",
     "staged",
+    "staging_check",
     "subset_rows",
 ]

@@ -23,7 +23,7 @@ class DataConfig:
     """One data set and how its images reach the model (``data.*``)."""
 
     name: str = MISSING  # name in logs; "synthetic" needs no files
-    # Folder that holds <split>/<class>/<image>, or shards in <split>.
+    # Folder with the images: class folders, shards, WebDataset tar files or zip files (docs/imagenet.md).
     root: str | None = field(default=None, metadata={"path": "absolute", "may_change": True})
     # Extensions of a WebDataset: of images, the preferred one first, and of labels (a number or a name as text).
     image_ext: str = "jpg,jpeg,png"

@@ -8,13 +8,16 @@ import fcntl
 import hashlib
 import logging
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -28,6 +31,7 @@ from data.sources.root import with_root
 
 log = logging.getLogger(__name__)
 
+SAME_TIME = 2.0  # seconds by which the times of a file and its copy may differ: some file systems keep no fractions
 AT_ONCE = 4  # files copied at the same time: a network file system serves several faster than one
 CHUNK = 16 * 2**20  # bytes
 PARTIAL = ".coldstart-partial-"  # begins the name of a file that is not complete
@@ -52,7 +56,7 @@ class Copy:
             found, wanted = self.target.stat(), self.source.stat()
         except FileNotFoundError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns)
+        return found.st_size == wanted.st_size and abs(found.st_mtime - wanted.st_mtime) < SAME_TIME
 
 
 def staged(cfg: DataConfig) -> DataConfig:
@@ -74,9 +78,9 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
     root = Path(str(with_root(cfg).root))
     copies = _copies(cfg, root, splits)
     place = _folder(_place(cfg, root))
-    with _only_one(place):
+    with _only_one(place) as is_alone:
         missing = [copy for copy in copies if not copy.is_done]
-        for left in place.rglob(f"{PARTIAL}*"):  # a killed start has left it
+        for left in place.rglob(f"{PARTIAL}*") if is_alone else ():  # a killed start has left it
             left.unlink()
         _refuse_full(place, missing)
         if missing:
@@ -86,14 +90,23 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
             ThreadPoolExecutor(AT_ONCE) as pool,
             tqdm(total=total, desc="stage", unit="B", unit_scale=True, disable=None, leave=False) as bar,
         ):
-            list(pool.map(lambda copy: _carry_out(copy, bar), missing))
+            stop = Event()
+            try:
+                list(pool.map(lambda copy: _carry_out(copy, bar, stop), missing))
+            finally:  # after an interrupt, too: a copy may take minutes
+                stop.set()
 
 
-def is_staged(cfg: DataConfig, splits: Sequence[str]) -> bool:
-    """Whether the copy is complete; true without ``data.stage_to``."""
-    if cfg.stage_to is None:
-        return True
-    return all(copy.is_done for copy in _copies(cfg, Path(str(with_root(cfg).root)), splits))
+def staging_check(cfg: DataConfig, splits: Sequence[str]) -> Callable[[], bool]:
+    """A function that says whether the copy is complete, for processes that wait. It may be called once the splits are
+    prepared, and opens them only once. It says yes without ``data.stage_to``.
+    """
+
+    @cache
+    def copies() -> list[Copy]:
+        return _copies(cfg, Path(str(with_root(cfg).root)), splits) if cfg.stage_to is not None else []
+
+    return lambda: all(copy.is_done for copy in copies())
 
 
 def _place(cfg: DataConfig, root: Path) -> Path:
@@ -108,6 +121,8 @@ def _folder(place: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
+    if folder.is_symlink():
+        raise DataError(f"{folder} is a link, and is not trusted: set data.stage_to to a folder of your own")
     refuse_others(folder, "set data.stage_to to a folder of your own")
     return folder
 
@@ -129,7 +144,10 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
                 "pack them with scripts/prepare_imagenet.py --layout shards, or leave data.stage_to out"
             )
         place = _place(cfg, root)
-        copies += [Copy(file, place / file.relative_to(root) if root.is_dir() else place) for file in source.files()]
+        copies += [
+            Copy(file, place / file.relative_to(root) if root.is_dir() else place.with_name(file.name))
+            for file in source.files()
+        ]
         assert source.index.file is not None
         index = source.index.file.path
         if not any(copy.source == index for copy in copies):
@@ -138,8 +156,8 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Wait until no other run copies to this folder."""
+def _only_one(folder: Path) -> Iterator[bool]:
+    """Wait until no other run copies to this folder; false if another one may, because there are no locks here."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -147,7 +165,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             log.info("another run copies to %s: waiting for it", folder)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+            return
+        yield True
     finally:
         os.close(descriptor)
 
@@ -162,18 +183,18 @@ def _refuse_full(folder: Path, missing: list[Copy]) -> None:
         )
 
 
-def _carry_out(copy: Copy, bar: "tqdm[Any]") -> None:
+def _carry_out(copy: Copy, bar: "tqdm[Any]", stop: Event) -> None:
     """Copy a file. It gets its name when the disk holds what was read from the source.
 
     Raises:
-        DataError: if it cannot be written, or the copy differs.
+        DataError: if it cannot be read or written, or the copy differs.
     """
-    scratch = copy.target.with_name(f"{PARTIAL}{copy.target.name}")
+    scratch = copy.target.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{copy.target.name}")
     try:
         copy.target.parent.mkdir(parents=True, exist_ok=True)
         copy.target.unlink(missing_ok=True)  # an outdated one would need space twice
         try:
-            if _written(copy.source, scratch, bar) != _digest(scratch):
+            if _written(copy.source, scratch, bar, stop) != _digest(scratch):
                 raise DataError(f"{scratch} does not hold what was written to it: the disk is damaged, use another one")
             shutil.copystat(copy.source, scratch)
             scratch.rename(copy.target)
@@ -183,11 +204,13 @@ def _carry_out(copy: Copy, bar: "tqdm[Any]") -> None:
         raise _unwritable(copy.target, error) from error
 
 
-def _written(source: Path, target: Path, bar: "tqdm[Any]") -> bytes:
+def _written(source: Path, target: Path, bar: "tqdm[Any]", stop: Event) -> bytes:
     """Copy the content, and return its digest; the copy is on the disk then, and no longer in memory."""
     digest = hashlib.blake2b()
     with open(source, "rb") as file, open(target, "wb") as out:
-        while chunk := file.read(CHUNK):
+        while chunk := _read(file):
+            if stop.is_set():
+                raise DataError(f"copying {source} was interrupted: the same command continues")
             out.write(chunk)
             digest.update(chunk)
             bar.update(len(chunk))
@@ -195,6 +218,13 @@ def _written(source: Path, target: Path, bar: "tqdm[Any]") -> bytes:
         os.fsync(out.fileno())
         os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return digest.digest()
+
+
+def _read(file: IO[bytes]) -> bytes:
+    try:
+        return file.read(CHUNK)
+    except OSError as error:
+        raise DataError(f"{file.name} cannot be read ({error.strerror}): repair or replace it") from error
 
 
 def _digest(path: Path) -> bytes:

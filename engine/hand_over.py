@@ -1,5 +1,6 @@
 """Hand a trained model to others: a folder in the form that timm's models have on the Hugging Face hub."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.run_dir import RunDirectory
 from engine.saved_model import open_trained
 from models import FAMILIES, build_model, load_resized
 
+FILES = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx")
 RECIPE = ("epochs", "batch_size", "seed", "amp", "ema", "recipe")  # options that the card shows, beside whole groups
 GROUPS = ("optim", "schedule", "augment")
 
@@ -55,7 +57,7 @@ class TrainedModel:
         self.model: nn.Module = build_model(cfg, len(state["classes"]), self.side).eval()
         load_resized(self.model, state["ema" if self.weights == "ema" else "model"], str(file))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, license: str | None = None) -> None:
         """Write ``model.safetensors``, ``config.json`` and the card ``README.md``.
 
         ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then gives the same model, after ``import models`` if
@@ -64,23 +66,31 @@ class TrainedModel:
         Raises:
             UserError: if the folder cannot be written.
         """
+        crop_pct = self.side / evaluation_side(self.data)
+        if int(self.side / crop_pct) != evaluation_side(self.data):  # timm computes the longer side back, rounding down
+            crop_pct = math.nextafter(crop_pct, 0)
         data = {
             "input_size": (3, self.side, self.side),
             "interpolation": "bilinear" if self.data.interpolation == "bilinear" else "bicubic",
             "mean": tuple(self.data.mean),
             "std": tuple(self.data.std),
-            "crop_pct": self.side / evaluation_side(self.data),
+            "crop_pct": crop_pct,
             "crop_mode": self.data.crop_mode,
         }
         names = {"label_names": list(map(str, self.state["classes"]))}
         try:
             save_for_hf(self.model, str(folder), model_config=names, safe_serialization=True, data_config=data)
-            (folder / "README.md").write_text(self.card(), encoding="utf-8")
+            (folder / "README.md").write_text(self.card(license), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --to") from error
 
-    def card(self) -> str:
-        """The model card: what the model is, how it was trained, how good it is, and how to load it."""
+    def card(self, license: str | None = None) -> str:
+        """The model card: what the model is, how it was trained, how good it is, and how to load it.
+
+        Args:
+            license: the licence of the weights, as the hub names it.
+        """
+        warmup = self.state["config"]["schedule"].get("warmup_epochs", 0)
         config, name = self.state["config"], self.state["config"]["model"]["name"]
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         shown = [f"{key}: {config[key]}" for key in RECIPE if config.get(key) is not None]
@@ -98,6 +108,8 @@ class TrainedModel:
             weights="the average of the weights (EMA)" if self.weights == "ema" else "the weights of the last step",
             accuracy=self._accuracy(),
             first=first,
+            warmup=f"with {warmup:g} epochs of learning-rate warm-up" if warmup else "without learning-rate warm-up",
+            license=f"\nlicense: {license}" if license else "",
             recipe="\n".join(shown),
         )
 
@@ -120,7 +132,9 @@ def _data_of(state: dict[str, Any]) -> DataConfig:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder to a repository of the Hugging Face hub, which is made if there is none; return its address.
+    """Upload a handed-over model to a repository of the Hugging Face hub; return its address.
+
+    A repository that does not exist is made, and is public. Other files in the folder stay where they are.
 
     Raises:
         UserError: if the hub refuses it or cannot be reached. The message has no token in it.
@@ -130,7 +144,10 @@ def push(folder: Path, repository: str) -> str:
     try:
         hub = HfApi()
         hub.create_repo(repository, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add the model"))
+        sent = hub.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(FILES), commit_message="Add the model"
+        )
+        return str(sent)
     except Exception as error:  # the hub's client raises the errors of the libraries that it uses, too
         raise UserError(
             f"the hub does not take {repository} ({reason(error)}): log in with 'hf auth login', or upload {folder} "
@@ -143,14 +160,12 @@ tags:
 - image-classification
 - timm
 library_name: timm
-pipeline_tag: image-classification
-license: apache-2.0
+pipeline_tag: image-classification{license}
 ---
 # {name}
 
 A {name} with {parameters:.2f} M parameters for images of {side} × {side} pixels in {classes} classes, trained with
-Coldstart, without learning-rate warm-up unless the recipe below names one. The file holds {weights}, after {epoch}
-epochs ({step} steps) on {data}.
+Coldstart {warmup}. The file holds {weights}, after {epoch} epochs ({step} steps) on {data}.
 
 ## Accuracy
 

@@ -14,11 +14,11 @@ from data import (
     TrainPlan,
     build_backend,
     is_prepared,
-    is_staged,
     open_split,
     refuse_different_classes,
     stage,
     staged,
+    staging_check,
     subset_rows,
 )
 from engine.config import TrainConfig
@@ -103,8 +103,8 @@ def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet
             open_split(cfg.data, split, cfg.model.num_classes)
         stage(cfg.data, splits)
 
-    data = staged(cfg.data)
-    runtime.world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits) and is_staged(cfg.data, splits))
+    data, is_staged = staged(cfg.data), staging_check(cfg.data, splits)
+    runtime.world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits) and is_staged())
     train_set, val_set = (open_split(data, split, cfg.model.num_classes) for split in splits)
     refuse_different_classes(train_set.index.classes, val_set.index.classes)
     images = len(subset_rows(train_set.index.targets, cfg.data.subset))

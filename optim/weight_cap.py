@@ -16,7 +16,9 @@ from optim.errors import OptimError
 from optim.power_iteration import iterate, start_vectors
 from optim.spectral_norms import FIRST_ITERATIONS
 
-ITERATIONS = 2  # in each step, from the vectors of the step before
+# In each step, from the vectors of the step before. At ten times the usual learning rates, matrices then exceeded the
+# limit by at most 0.1 % (2 iterations: 8 %, 4: 2 %).
+ITERATIONS = 8
 VECTORS = "cap_vectors"  # in the state of each parameter, so that checkpoints hold them
 
 

@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import timm
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str) -> None:
     """Create the folder for the files.
 
     Raises:
@@ -141,10 +142,10 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error.strerror}): choose another folder") from error
+        raise UserError(f"{option} {path} cannot be written ({error.strerror}): choose another folder") from error
 
 
-def refuse_full_disk(folder: Path, model: nn.Module) -> None:
+def refuse_full_disk(folder: Path, model: nn.Module, option: str) -> None:
     """Refuse to begin if the files would not fit. torch would end the process in the middle of a file.
 
     Raises:
@@ -155,18 +156,21 @@ def refuse_full_disk(folder: Path, model: nn.Module) -> None:
     if free < needed:
         raise UserError(
             f"the files need about {needed / 1e6:.0f} MB, but the disk of {folder} has {free / 1e6:.0f} MB free: "
-            "free space, or choose another folder with --out"
+            f"free space, or choose another folder with {option}"
         )
 
 
 def hand_over(args: argparse.Namespace) -> tuple[nn.Module, int, Path]:
     """Write the folder that timm reads; return the model, the side of its images and the path of its programs."""
-    if args.to is None:
-        raise UserError("where to? add --to DIR, which need not exist")
     trained_model = TrainedModel(args.run, args.checkpoint, args.take)
-    make_folder(args.to)
-    refuse_full_disk(args.to, trained_model.model)
-    trained_model.write(args.to)
+    make_folder(args.to, "--to")
+    refuse_full_disk(args.to, trained_model.model, "--to")
+    trained_model.write(args.to, args.license)
+    images = torch.randn(2, 3, trained_model.side, trained_model.side)
+    with torch.no_grad():
+        theirs = timm.create_model(f"local-dir:{args.to}", pretrained=True).eval()(images)
+        if (far := difference(theirs, trained_model.model(images))) > TOLERANCE:
+            raise UserError(f"timm builds another model from {args.to}: its largest logit differs by {far:.1e}")
     return trained_model.model, trained_model.side, args.to / "model"
 
 
@@ -176,7 +180,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--to", type=Path, metavar="DIR", help="where the files of the run's model are written")
     parser.add_argument("--checkpoint", default="last.pt", help="file in RUN/checkpoints; default: last.pt")
     parser.add_argument("--take", choices=("ema", "raw"), default="ema", help="which weights; default: ema")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to the Hugging Face hub, too")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload the files to the Hugging Face hub, too; a new repository is public",
+    )
+    parser.add_argument("--license", help="of the weights, for the model card, such as apache-2.0")
     parser.add_argument("--model", help="instead of a run: a model of this project or of timm")
     parser.add_argument("--weights", type=Path, help="a checkpoint or a file of weights; without: untrained")
     parser.add_argument(
@@ -187,6 +196,10 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.run is None) == (args.model is None):
         parser.error("give the folder of a run, or --model NAME")
+    if args.run is None and (args.to or args.push_to_hub):
+        parser.error("--to and --push-to-hub are for the folder of a run; with --model, use --out")
+    if args.run is not None and args.to is None:
+        parser.error("where to? add --to DIR")
     return args
 
 
@@ -196,9 +209,9 @@ def main() -> int:
         if args.run is not None:
             model, side, path = hand_over(args)
         else:
-            make_folder(args.out)
+            make_folder(args.out, "--out")
             model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
-            refuse_full_disk(args.out, model)
+            refuse_full_disk(args.out, model, "--out")
             path = args.out / args.model
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -54,6 +54,10 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
     lines = list(lines_of(directory))
     if not lines or not directory.config.is_file():
         raise UserError(f"{directory.path} is not a run with metrics: give the folder that holds its metrics.jsonl")
+    try:
+        os.makedirs(settings["dir"], exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{settings['dir']} cannot be written ({error.strerror}): leave --offline out") from error
     import wandb  # the import takes seconds
 
     config: Any = OmegaConf.to_container(OmegaConf.load(directory.config))
@@ -94,7 +98,6 @@ def main() -> None:
         settings = {name: getattr(args, name) or (options or {}).get(name) for name in ("project", "entity", "group")}
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.run / "uploaded" if args.offline else Path(scratch)
-            os.makedirs(folder, exist_ok=True)
             mode = {"mode": "offline" if args.offline else "online", "dir": str(folder)}
             print(f"uploaded {args.run} to {upload(directory, settings | mode)}")
     except UserError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import DataConfig
-from data.index import ImageIndex, Pieces, cached_index, scanned
+from data.index import ImageIndex, Listed, Pieces, cached_index, scanned
 from data.index.headers import read_header
 from data.sources import Advice, EncodedSource
 
@@ -46,7 +46,8 @@ class JoinedSource(EncodedSource):
         first, content = file.read_bytes().split(b"\n", 1)
         places = json.loads(first)[split]
         classes = sorted({path.split("/")[0] for path in places})
-        listed = ((name, sorted(path for path in places if path.startswith(f"{name}/"))) for name in classes)
+        changed = str(os.stat(file).st_mtime_ns)
+        listed = (Listed(n, sorted(path for path in places if path.startswith(f"{n}/")), changed) for n in classes)
 
         def stretch(path: str) -> BytesIO:
             begin, length = places[path]

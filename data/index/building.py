@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -26,6 +26,20 @@ log = logging.getLogger(__name__)
 
 PIECES = ".pieces"  # suffix of the folder for an index that is being built
 THREADS = 32  # threads that read headers mostly wait for the disk
+
+
+class Listed(NamedTuple):
+    """A class whose images are to be indexed.
+
+    Attributes:
+        paths: sorted, ``<class>/<file>``.
+        stamp: a text that changes when the images may have changed. What an interrupted start has read is used only if
+            it is the same.
+    """
+
+    name: str
+    paths: Sequence[str]
+    stamp: str
 
 
 def index_file(root: Path, split: str, index_dir: str | None) -> Path:
@@ -118,25 +132,31 @@ def _written(path: Path, index: ImageIndex) -> ImageIndex:
         raise unwritable_index(path, error) from error
 
 
-def scanned(
-    place: Path, classes: Iterable[tuple[str, Sequence[str]]], header: Callable[[str], Header | str], pieces: Pieces
-) -> ImageIndex:
-    """A new index of images in class folders; many threads read the headers.
+def scanned(place: Path, listed: Iterable[Listed], header: Callable[[str], Header | str], pieces: Pieces) -> ImageIndex:
+    """A new index of images in class folders; many threads read the headers. See :func:`scanned_rows`."""
+    rows = scanned_rows(place, listed, header, pieces)
+    return joined_index([name for part in rows for name in part.classes], rows)
+
+
+def scanned_rows(
+    place: Path, listed: Iterable[Listed], header: Callable[[str], Header | str], pieces: Pieces
+) -> list[Rows]:
+    """The rows of each class.
 
     Args:
         place: where the images are, for messages.
-        classes: in sorted order, the name of each class and the sorted paths of its images, ``<class>/<file>``.
+        listed: the classes in sorted order.
         header: reads the header of the image at a path, or returns what is wrong with it, as
             :func:`data.index.headers.read_header` does.
         pieces: what an interrupted start has read already.
     """
     rows: list[Rows] = []
     with ThreadPoolExecutor(THREADS) as pool, progress(place) as bar:
-        for name, paths in classes:  # one class at a time keeps the queue short
+        for name, paths, stamp in listed:  # one class at a time keeps the queue short
             read = partial(_class_rows, pool, place, name, paths, header)
-            rows.append(pieces.rows((name, *paths), read))
+            rows.append(pieces.rows((stamp, name, *paths), read))
             bar.update(len(paths))
-    return joined_index([name for part in rows for name in part.classes], rows)
+    return rows
 
 
 def _class_rows(

@@ -10,7 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
-BEGINNING = 64 * 1024  # bytes of a large file that are read first to find an image's header
+BEGINNINGS = (4096, 65536)  # bytes that are read first to find the header of an image in an archive
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
@@ -18,13 +18,14 @@ class Header(NamedTuple):
     """What an index stores of an image.
 
     Height and width are in pixels as stored (an EXIF rotation is not applied). ``odd_colours`` is what
-    :func:`has_odd_colours` finds. ``length`` is the file's size in bytes.
+    :func:`has_odd_colours` finds. ``length`` is the file's size in bytes, and ``offset`` where it begins in an archive.
     """
 
     height: int
     width: int
     odd_colours: bool
     length: int
+    offset: int = 0
 
 
 def read_header(source: Path | IO[bytes]) -> Header | str:
@@ -54,10 +55,13 @@ def read_header_at(file: int, offset: int, length: int) -> Header | str:
         offset: where the image begins, in bytes.
         length: bytes of the image.
     """
-    for most in (BEGINNING, length):  # a header seldom needs more; a large EXIF or ICC part does
-        header = read_header(BytesIO(os.pread(file, min(most, length), offset)))
+    for most in (*BEGINNINGS, length):  # only a large EXIF or ICC part needs more
+        try:
+            header = read_header(BytesIO(os.pread(file, min(most, length), offset)))
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
         if isinstance(header, Header):
-            return header._replace(length=length)
+            return header._replace(length=length, offset=offset)
     return header
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import DataError
 from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
 from data.index.image_index import VERSION
@@ -42,11 +44,14 @@ class Pieces:
             digest.update(b"\0" + os.fsencode(text))
         path = self.folder / f"{digest.hexdigest()[:24]}.npz"
         with suppress(*UNREADABLE):
-            return Rows.of_arrays(ArrayFile(path).arrays)
+            # Copies, because every mapped file is an open one, and there may be thousands of pieces.
+            return Rows.of_arrays({name: np.array(array) for name, array in ArrayFile(path).arrays.items()})
         rows = read()
         if len(rows) >= LEAST and not rows.bad:
             try:
                 write_arrays(path, rows.arrays())
+            except FileNotFoundError:
+                pass  # another node has finished the same index, and removed the folder
             except OSError as error:
                 raise unwritable_index(path, error) from error
         return rows

@@ -1,7 +1,7 @@
 """The rows of an index that is being built, and how they become one index."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ class Rows:
         class_of: Sequence[str],
         headers: Sequence[Header],
         bad: Sequence[str] = (),
-        offsets: Sequence[int] | None = None,
+        others: Sequence[str] = (),
     ) -> "Rows":
         """Rows of good images.
 
@@ -54,9 +54,9 @@ class Rows:
             class_of: name of the class of each image.
             headers: header of each image.
             bad: a line for each file that was left out.
-            offsets: where each image begins in its archive.
+            others: further classes, those whose images are all bad.
         """
-        classes = list(dict.fromkeys(class_of))
+        classes = list(dict.fromkeys([*class_of, *others]))
         place = {name: target for target, name in enumerate(classes)}
         return cls(
             classes=classes,
@@ -65,7 +65,7 @@ class Rows:
             sizes=np.array([(header.height, header.width) for header in headers], dtype=np.int32).reshape(-1, 2),
             odd_colours=np.array([header.odd_colours for header in headers], dtype=bool),
             lengths=np.array([header.length for header in headers], dtype=np.int64),
-            offsets=np.array(offsets if offsets is not None else [0] * len(paths), dtype=np.int64),
+            offsets=np.array([header.offset for header in headers], dtype=np.int64),
             bad=list(bad),
         )
 
@@ -75,8 +75,7 @@ class Rows:
         found = list(zip(paths, headers, strict=True))
         good = [(path, header) for path, header in found if isinstance(header, Header)]
         bad = [f"{place / path} {why}" for path, why in found if isinstance(why, str)]
-        rows = cls.of([path for path, _ in good], [name] * len(good), [header for _, header in good], bad)
-        return replace(rows, classes=[name])  # also where it has no good image
+        return cls.of([path for path, _ in good], [name] * len(good), [header for _, header in good], bad, [name])
 
     def arrays(self) -> dict[str, NDArray]:
         """The same as named arrays; :meth:`of_arrays` reads them."""
@@ -122,9 +121,10 @@ def sorted_order(index: ImageIndex) -> NDArray[np.int64]:
 
 def reordered(index: ImageIndex, order: NDArray[np.int64]) -> ImageIndex:
     """The same images in another order, without ``extra``."""
+    paths = list(index.paths)
     return ImageIndex(
         classes=index.classes,
-        paths=Strings.pack([index.paths[i] for i in order]),
+        paths=Strings.pack([paths[i] for i in order.tolist()]),
         targets=index.targets[order],
         heights=index.heights[order],
         widths=index.widths[order],

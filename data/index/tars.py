@@ -22,7 +22,7 @@ def members(
         DataError: if the file cannot be read, is no tar file, or ends too early.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=4096) as file:  # only headers are read: a larger buffer would read the images
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", **NAMES) as tar:
                 for member in tar:

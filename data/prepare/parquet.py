@@ -14,6 +14,7 @@ from data.prepare.originals import Split
 from data.prepare.target import Part, Target
 from data.prepare.writing import Written, new_tar, shrunk, write_member
 from data.sources.file_sets import complete_set, file_set
+from data.sources.webdataset import class_name
 
 ROWS = 64  # read at a time
 SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png"}
@@ -35,13 +36,13 @@ class ParquetFile:
 
     @property
     def name(self) -> str:
-        """Name of the file."""
-        return self.path.name
+        """Name of the file and of the columns: the plan of a begun set, which must not change, has it."""
+        return f"{self.path.name}|{self.image}|{self.label}"
 
     @property
     def size(self) -> int:
-        """Bytes of the file: a little more than its images have."""
-        return self.path.stat().st_size
+        """Bytes of the tar file, or a little more: two members of a sample have up to 3 kB of headers and filling."""
+        return self.path.stat().st_size + 3072 * int(_opened(self.path).metadata.num_rows)
 
     def refuse_other_columns(self) -> None:
         """Raise if the file has other columns. Only its end is read."""
@@ -63,18 +64,23 @@ class ParquetFile:
         Raises:
             DataError: if the file is damaged, or a row has no image or no label.
         """
-        row = 0
+        opened, row = _opened(self.path), 0
+        import pyarrow
+
         try:
-            for batch in _opened(self.path).iter_batches(ROWS, columns=[self.image, self.label]):
-                for image, label in zip(
-                    *(batch.column(name).to_pylist() for name in (self.image, self.label)), strict=True
-                ):
+            for batch in opened.iter_batches(ROWS, columns=[self.image, self.label]):
+                images, labels = (batch.column(name).to_pylist() for name in (self.image, self.label))
+                for image, label in zip(images, labels, strict=True):
                     if image is None or not image["bytes"] or label is None:
                         raise DataError(f"{self.path}: row {row} has no image or no label: get a complete file")
-                    name = PurePosixPath(image["path"] or f"{self.path.stem}-{row:06}").name.split(".")[0]
-                    yield f"{label}/{name}", str(label), image["bytes"]
+                    if (name := class_name(str(label))) is None:
+                        raise DataError(
+                            f"{self.path}: row {row} has the label {label!r}, which is no class: set --label-column"
+                        )
+                    stem = PurePosixPath(image["path"] or f"{self.path.stem}-{row:06}").stem.replace(".", "_")
+                    yield f"{name}/{stem}", name, image["bytes"]
                     row += 1
-        except OSError as error:
+        except (OSError, pyarrow.ArrowException) as error:
             raise _damaged(self.path, error) from error
 
 

@@ -136,6 +136,8 @@ def prepare(task: Task) -> Result:
 
 def _refuse(task: Task) -> None:
     """Raise if the options contradict one another."""
+    if task.parquet is not None and task.to is None:
+        raise DataError("--parquet needs --to DIR, where the tar files are written")
     if task.layout == "keep":
         if task.folder is None or task.to is not None:
             raise DataError(

@@ -107,17 +107,17 @@ def read_shard(path: Path) -> Rows:
     Raises:
         DataError: if it is damaged.
     """
-    paths, headers, offsets, bad = [], [], [], []
+    paths, headers, bad, classes = [], [], [], []
     with open(path, "rb") as file:
         for info in members(path, remedy=REMEDY):
             header = read_header_at(file.fileno(), info.offset_data, info.size)
+            classes.append(info.name.split("/")[0])
             if isinstance(header, Header):
                 paths.append(info.name)
                 headers.append(header)
-                offsets.append(info.offset_data)
             else:
                 bad.append(f"{path.parent.name}/{path.name}: {info.name} {header}")
-    return Rows.of(paths, [name.split("/")[0] for name in paths], headers, bad, offsets)
+    return Rows.of(paths, [name.split("/")[0] for name in paths], headers, bad, classes)
 
 
 def shards_in(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from data.errors import DataError
 
 NUMBERED = r"(?P<set>.*?)(?P<number>\d+)(?:-of-(?P<count>\d+))?"
-NOT_ONE_OF_A_SET = re.compile(r"ILSVRC2012_img_.*|shard-\d{5}\.tar|\..*")  # the official tar files; our own shards
+# The official tar files and those of their classes, our own shards, and hidden files.
+NOT_ONE_OF_A_SET = re.compile(r"ILSVRC2012_img_.*|n\d{8}\.tar|shard-\d{5}\.tar|\..*")
 OTHER_NAMES = {"val": "validation"}
 INFO = ("_info.json", "info.json")  # beside the tar files of timm's sets: the names of all of them
 
@@ -19,8 +20,8 @@ INFO = ("_info.json", "info.json")  # beside the tar files of timm's sets: the n
 def file_set(root: Path, split: str, suffix: str) -> tuple[Path, list[Path]] | None:
     """The folder with the files of a split, and these files, sorted; ``None`` if there are none.
 
-    They are in ``root/<split>/``, or in ``root`` or ``root/data`` with the name of the split as a part of their own
-    names. The split "val" may be named "validation", too.
+    They are in ``root/<split>/``. If that folder is missing or empty, they are in ``root`` or ``root/data``, with the
+    name of the split as a part of their own names. The split "val" may be named "validation", too.
 
     Args:
         root: the folder of the data set.
@@ -31,10 +32,17 @@ def file_set(root: Path, split: str, suffix: str) -> tuple[Path, list[Path]] | N
     for folder in (root / name for name in sorted(names)):
         if found := _files(folder, suffix):
             return folder, found
+        if holds_something(folder):
+            return None
     for folder in (root, root / "data"):
         if found := [file for file in _files(folder, suffix) if not names.isdisjoint(re.split(r"[-_.]", file.name))]:
             return folder, found
     return None
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder holds a file or folder that is not hidden."""
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
@@ -63,11 +71,20 @@ def complete_set(root: Path, split: str, suffix: str) -> list[Path]:
         raise DataError(f"{folder} holds two sets of {suffix} files, {first}* and {last}*: keep one of them there")
     if twice := [(a[3], b[3]) for a, b in pairwise(numbered) if a[1] == b[1]]:
         raise DataError(f"{twice[0][0]} and {twice[0][1].name} have the same number: keep one of them")
-    least = min(numbered[0][1], 1)
-    count = int(numbered[0][2]) if numbered[0][2] else numbered[-1][1] + 1 - least
-    if missing := sorted(set(range(least, least + count)) - {number for _, number, _, _ in numbered}):
-        raise DataError(f"{folder}: number {missing[0]} of the {count} {suffix} files of {split} is missing: get it")
+    _refuse_gap(folder, split, suffix, [number for _, number, _, _ in numbered], numbered[0][2])
     return [file for *_, file in numbered]
+
+
+def _refuse_gap(folder: Path, split: str, suffix: str, numbers: list[int], of: str | None) -> None:
+    """Raise if a number is missing: ``numbers`` are sorted, and ``of`` is the count in the names, if they have one."""
+    if of is not None:
+        count, least = int(of), int(numbers[-1] == int(of))  # some count from 1
+    else:
+        least = min(numbers[0], 1)
+        count = numbers[-1] + 1 - least
+    present = set(numbers)
+    if (missing := next((n for n in range(least, least + count) if n not in present), None)) is not None:
+        raise DataError(f"{folder}: number {missing} of the {count} {suffix} files of {split} is missing: get it")
 
 
 def _listed(folder: Path, split: str) -> list[str]:
@@ -75,7 +92,7 @@ def _listed(folder: Path, split: str) -> list[str]:
     for path in (folder / name for name in INFO):
         if path.is_file():
             try:
-                splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
+                splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
                 described = splits.get(split) or splits.get(OTHER_NAMES.get(split, split)) or {"filenames": []}
                 return [str(name) for name in described["filenames"]]
             except (ValueError, KeyError, TypeError, AttributeError) as error:

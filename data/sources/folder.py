@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.index import ImageIndex, Pieces, cached_index, scanned
+from data.index import ImageIndex, Listed, Pieces, cached_index, scanned
 from data.index.headers import EXTENSIONS, read_header
 from data.index.image_index import pack_texts, texts_of
 from data.sources.source import Advice, EncodedSource
@@ -167,20 +167,22 @@ def _scanned_folder(folder: Path, pieces: Pieces) -> ImageIndex:
         folders = Folders()
         folders.add(".", os.stat(folder).st_mtime_ns)
         classes = class_folders(folder) or [FLAT]
-        listed = ((name, _images_of(folder, name, folders)) for name in classes)
+        listed = (_listed(folder, name, folders) for name in classes)
         index = scanned(folder, listed, lambda path: read_header(folder / path), pieces)
     except OSError as error:
         raise unreadable_folder(error) from error
     return replace(index, extra=folders.arrays())
 
 
-def _images_of(folder: Path, name: str, folders: Folders) -> list[str]:
-    """The images of one class, sorted. The folders that hold them are added to ``folders``."""
+def _listed(folder: Path, name: str, folders: Folders) -> Listed:
+    """The images of one class. The folders that hold them are added to ``folders``."""
     images: list[str] = []
+    mtimes: list[int] = []
     for relative, mtime, found in walk(folder, name):
         folders.add(relative, mtime)
+        mtimes.append(mtime)
         images += found
-    return sorted(images)
+    return Listed(name, sorted(images), str(mtimes))
 
 
 def unreadable_folder(error: OSError) -> DataError:

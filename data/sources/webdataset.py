@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ from data.sources.file_sets import complete_set, file_set
 from data.sources.source import Advice
 
 LONGEST_LABEL = 100  # bytes
-CLASS_NAME = re.compile(r"[^\W\d][\w -]*")
+CLASS_NAME = re.compile(r"\w[\w ,.()'-]*")
 
 Sample = dict[str, tuple[int, int]]  # offset and length of each member, by extension
 
@@ -86,8 +87,15 @@ class Members:
 
 
 def _states(tars: list[Path], wanted: Members) -> list[str]:
-    """A text for each tar file that changes when it, or what is wanted of it, changes; it begins with the name."""
-    stats = [(tar.name, os.stat(tar)) for tar in tars]
+    """A text for each tar file that changes when it, or what is wanted of it, changes; it begins with the name.
+
+    Raises:
+        DataError: if a file cannot be read, such as a broken link.
+    """
+    try:
+        stats = [(tar.name, os.stat(tar)) for tar in tars]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): get it again") from error
     which = f"{','.join(wanted.images)}|{wanted.label}"
     return [f"{name}|{stat.st_size}|{stat.st_mtime_ns}|{which}" for name, stat in stats]
 
@@ -124,10 +132,11 @@ def _by_number(name: str) -> tuple[bool, int, str]:
 
 
 def _refuse_copies(tars: list[Path], paths: Strings, numbers: NDArray[np.int32], order: NDArray[np.int64]) -> None:
-    for i, j in zip(order[:-1].tolist(), order[1:].tolist(), strict=True):
-        if paths[i] == paths[j]:
+    decoded = list(paths)
+    for i, j in pairwise(order.tolist()):
+        if decoded[i] == decoded[j]:
             a, b = (tars[int(numbers[row])].name for row in (i, j))
-            raise DataError(f"two samples of {tars[0].parent} are named {paths[i]}, in {a} and in {b}: remove one copy")
+            raise DataError(f"two samples of {tars[0].parent} are named {decoded[i]}, in {a} and {b}: remove one copy")
 
 
 def _rows(tar: Path, wanted: Members) -> Rows:
@@ -140,26 +149,27 @@ def _rows(tar: Path, wanted: Members) -> Rows:
     samples = _samples(tar)
     if samples and not any(wanted.label in sample for sample in samples.values()):
         raise DataError(f"{tar} holds no KEY.{wanted.label}: set data.label_ext to the extension of its labels")
-    paths, classes, headers, offsets, bad = [], [], [], [], []
+    paths, class_of, headers, bad, classes = [], [], [], [], []
     with open(tar, "rb") as file:
         for key, sample in samples.items():
             extension = next((name for name in wanted.images if name in sample), None)
             name = _label(file.fileno(), sample, wanted.label)
             if extension is None:
-                bad.append(f"{where}: {key} has no image ({', '.join(f'.{name}' for name in wanted.images)})")
+                options = ", ".join(f".{name}" for name in wanted.images)
+                bad.append(f"{where}: {key} has no image ({options}; data.image_ext may name others)")
             elif name is None:
                 bad.append(f"{where}: {key} has no label that can be read (.{wanted.label})")
             else:
                 offset, length = sample[extension]
                 header = read_header_at(file.fileno(), offset, length)
+                classes.append(name)
                 if isinstance(header, Header):
                     paths.append(f"{key if key.startswith(f'{name}/') else f'{name}/{key}'}.{extension}")
-                    classes.append(name)
+                    class_of.append(name)
                     headers.append(header)
-                    offsets.append(offset)
                 else:
                     bad.append(f"{where}: {key}.{extension} {header}")
-    return Rows.of(paths, classes, headers, bad, offsets)
+    return Rows.of(paths, class_of, headers, bad, classes)
 
 
 def _samples(tar: Path) -> dict[str, Sample]:
@@ -184,7 +194,15 @@ def _keyed(tar: Path) -> Iterator[tuple[str, str, int, int]]:
 def _label(file: int, sample: Sample, extension: str) -> str | None:
     """The class of a sample: a number without leading zeros, or a name; ``None`` if it has none."""
     offset, length = sample.get(extension, (0, 0))
-    text = os.pread(file, min(length, LONGEST_LABEL + 1), offset).decode("utf-8", "replace").strip()
+    try:
+        return class_name(os.pread(file, min(length, LONGEST_LABEL + 1), offset).decode("utf-8", "replace"))
+    except OSError:
+        return None
+
+
+def class_name(text: str) -> str | None:
+    """The class that a label names: a number without leading zeros, or a name; ``None`` if it cannot be one."""
+    text = text.strip()
     if text.isdecimal():
         return str(int(text))
-    return text if length <= LONGEST_LABEL and CLASS_NAME.fullmatch(text) else None
+    return text if len(text.encode()) <= LONGEST_LABEL and CLASS_NAME.fullmatch(text) else None

@@ -11,29 +11,22 @@ import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.index import ImageIndex, Pieces, cached_index, scanned
+from data.index import ImageIndex, Listed, Pieces, cached_index
+from data.index.building import scanned_rows
 from data.index.headers import EXTENSIONS, Header, read_header, read_header_at
+from data.index.rows import joined_index
 from data.sources.byte_ranges import ByteRangeSource, shard_columns
+from data.sources.file_sets import holds_something
 from data.sources.source import Advice
 
 LOCAL_HEADER = 30  # bytes before a member's name; the lengths of its name and extra field are the last four
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
-
-
-class Member(NamedTuple):
-    """An image in a zip file."""
-
-    offset: int  # of its content, in bytes
-    stored: int  # bytes in the zip file
-    length: int  # bytes of the image
-    deflated: bool
 
 
 class ZipSource(ByteRangeSource):
@@ -46,29 +39,35 @@ class ZipSource(ByteRangeSource):
         changed="run touch on the zip file, so that it is indexed again",
     )
 
+    def __init__(self, place: Path, index: ImageIndex, listed: Path | None = None):
+        super().__init__(place, index)
+        self.listed = listed  # the map
+
     @classmethod
     def fits(cls, cfg: DataConfig, split: str) -> bool:
-        """See :class:`data.sources.Source`."""
-        return cfg.root is not None and _file(Path(cfg.root), split).is_file()
+        """See :class:`data.sources.Source`; a zip file beside a folder of images is not looked at."""
+        if cfg.root is None or not _file(root := Path(cfg.root), split).is_file():
+            return False
+        return root.is_file() or not holds_something(root / split)
 
     @classmethod
     def open(cls, cfg: DataConfig, split: str, build: bool = True) -> "ZipSource | None":
         """See :class:`data.sources.Source`."""
         root = Path(str(cfg.root))
         file = _file(root, split)
-        listed = root / f"{split}_map.txt" if root.is_dir() else None
-        listed = listed if listed is not None and listed.is_file() else None
+        named = file.with_name(f"{split}_map.txt")
+        listed = named if named.is_file() else None
         state = np.array([t for path in (file, listed) if path for t in (path.stat().st_mtime_ns, path.stat().st_size)])
 
         def is_current(index: ImageIndex) -> bool:
             return np.array_equal(index.extra["state"], state)
 
         def scan(pieces: Pieces) -> ImageIndex:
-            index = _scanned(file, split, listed, pieces)
+            index = _scanned(file, split, listed, pieces, str(state.tolist()))
             return replace(index, extra={**index.extra, "state": state})
 
         index = cached_index(cfg, split, is_current, scan, build)
-        return None if index is None else cls(file, index)
+        return None if index is None else cls(file, index, listed)
 
     def file(self, number: int) -> Path:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
@@ -76,8 +75,7 @@ class ZipSource(ByteRangeSource):
 
     def files(self) -> list[Path]:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
-        listed = self.place.with_name(f"{self.place.stem}_map.txt")
-        return [self.place, *([listed] if listed.is_file() else [])]
+        return [self.place, *([self.listed] if self.listed is not None else [])]
 
     def stretch(self, i: int) -> tuple[int, int]:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
@@ -101,58 +99,68 @@ def _inflated(content: bytes) -> bytes:
         raise OSError(f"the zip file is damaged: {error}") from error
 
 
-def _scanned(file: Path, split: str, listed: Path | None, pieces: Pieces) -> ImageIndex:
+def _scanned(file: Path, split: str, listed: Path | None, pieces: Pieces, stamp: str) -> ImageIndex:
     """Read the directory of a zip file, and the header of each image.
 
     Raises:
         DataError: if the zip file is damaged or locked, or holds not what the map lists.
     """
     infos = _images(file, split)
-    members = _by_class_number(infos, listed) if listed is not None else _by_folder(infos, file)
+    members = _by_class_number(infos, listed) if listed is not None else _by_folder(infos, file, split)
     classes: dict[str, list[str]] = {}
     for path in members:
         classes.setdefault(path.split("/", 1)[0], []).append(path)
-    number_first = sorted(classes, key=int) if listed is not None else sorted(classes)
+    names = sorted(classes, key=int) if listed is not None else sorted(classes)
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        places = {path: _place(descriptor, info, file) for path, info in members.items()}
-
-        def header(path: str) -> Header | str:
-            member = places[path]
-            if not member.deflated:
-                return read_header_at(descriptor, member.offset, member.length)
-            try:
-                return read_header(BytesIO(_inflated(os.pread(descriptor, member.stored, member.offset))))
-            except OSError as error:
-                return f"cannot be read ({error})"
-
-        index = scanned(file, ((name, sorted(classes[name])) for name in number_first), header, pieces)
+        listing = (Listed(name, sorted(classes[name]), stamp) for name in names)
+        rows = scanned_rows(file, listing, lambda path: _header(descriptor, members[path], file), pieces)
     finally:
         os.close(descriptor)
-    found = [places[path] for path in index.paths]
+    index = joined_index([name for part in rows for name in part.classes], rows)
+    found = [members[path] for path in index.paths]
     columns = shard_columns(
         sizes=np.array([file.stat().st_size], dtype=np.int64),
         numbers=np.zeros(len(found), dtype=np.int32),
-        offsets=np.array([member.offset for member in found], dtype=np.int64),
+        offsets=np.concatenate([part.offsets for part in rows]) if rows else np.zeros(0, dtype=np.int64),
     )
-    stored = np.array([member.stored for member in found], dtype=np.int64)
-    deflated = np.array([member.deflated for member in found], dtype=bool)
+    stored = np.array([info.compress_size for info in found], dtype=np.int64)
+    deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in found], dtype=bool)
     return replace(index, extra={**columns, "stored_lengths": stored, "deflated": deflated})
 
 
+def _header(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Header | str:
+    """The header of an image. Its content begins after the member's local header, whose name and extra vary."""
+    try:
+        local = os.pread(descriptor, LOCAL_HEADER, info.header_offset)
+        if len(local) < LOCAL_HEADER or not local.startswith(b"PK\3\4"):
+            raise DataError(f"{file} is damaged at {info.filename}: copy or download it again")
+        begin = info.header_offset + LOCAL_HEADER + sum(struct.unpack_from("<HH", local, LOCAL_HEADER - 4))
+        if info.compress_type == zipfile.ZIP_STORED:
+            return read_header_at(descriptor, begin, info.file_size)
+        found = read_header(BytesIO(_inflated(os.pread(descriptor, info.compress_size, begin))))
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return found._replace(offset=begin) if isinstance(found, Header) else found
+
+
 def _images(file: Path, split: str) -> dict[str, zipfile.ZipInfo]:
-    """The images in a zip file by path; without ``<split>/`` where all of them begin with it.
+    """The images in a zip file by path, without ``<split>/``.
+
+    A zip file of one split has that folder around all images or around none; another one holds several splits.
 
     Raises:
         DataError: if it is damaged, holds no images of the split, or one of them cannot be read without a password.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            infos = [i for i in archive.infolist() if os.path.splitext(i.filename)[1].lower() in EXTENSIONS]
+            infos = [info for info in archive.infolist() if _is_image(info.filename)]
     except DAMAGED as error:
         raise DataError(f"{file} is damaged or cut short ({error}): copy or download it again") from error
     below = [info for info in infos if info.filename.startswith(f"{split}/")]
-    if file.stem != split and not below:
+    if file.stem == split and len(below) < len(infos):
+        below = []
+    elif not below:
         raise DataError(f"{file} holds no images in {split}/: it must hold {split}/<class>/<image>")
     prefix = f"{split}/" if below else ""
     found: dict[str, zipfile.ZipInfo] = {}
@@ -169,10 +177,16 @@ def _images(file: Path, split: str) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
-def _by_folder(infos: dict[str, zipfile.ZipInfo], file: Path) -> dict[str, zipfile.ZipInfo]:
+def _is_image(path: str) -> bool:
+    """Whether a member is named as an image, and is not one of the hidden files that some systems add."""
+    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    return not is_hidden and os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+def _by_folder(infos: dict[str, zipfile.ZipInfo], file: Path, split: str) -> dict[str, zipfile.ZipInfo]:
     if flat := [path for path in infos if "/" not in path]:
         raise DataError(
-            f"{file}: {flat[0]} is in no class folder: put {file.stem}_map.txt, with lines 'path<tab>class number', "
+            f"{file}: {flat[0]} is in no class folder: put {split}_map.txt, with lines 'path<tab>class number', "
             "beside the zip file, or write it again with <class>/<image>"
         )
     return infos
@@ -190,6 +204,8 @@ def _by_class_number(infos: dict[str, zipfile.ZipInfo], listed: Path) -> dict[st
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed} cannot be read ({error}): copy it again") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         path, _, label = line.rpartition("\t")
         path = path.removeprefix("./").lstrip("/")
         if not (path and label.strip().isdecimal()):
@@ -198,13 +214,3 @@ def _by_class_number(infos: dict[str, zipfile.ZipInfo], listed: Path) -> dict[st
             raise DataError(f"{listed}, line {number}: the zip file beside it does not hold {path}: copy both again")
         found[f"{int(label)}/{path}"] = infos[path]
     return found
-
-
-def _place(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Member:
-    """Where the content of a member begins: after its local header, whose name and extra field have any length."""
-    header = os.pread(descriptor, LOCAL_HEADER, info.header_offset)
-    if len(header) < LOCAL_HEADER or not header.startswith(b"PK\3\4"):
-        raise DataError(f"{file} is damaged at {info.filename}: copy or download it again")
-    name, extra = struct.unpack_from("<HH", header, LOCAL_HEADER - 4)
-    begin = info.header_offset + LOCAL_HEADER + name + extra
-    return Member(begin, info.compress_size, info.file_size, info.compress_type == zipfile.ZIP_DEFLATED)

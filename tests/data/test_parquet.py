@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import datasets
@@ -138,6 +139,11 @@ def a_row_without_image(data: Path) -> None:
     pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
 
 
+def a_label_that_is_no_class(data: Path) -> None:
+    rows = pyarrow.table({"image": [{"bytes": b"any", "path": "1.jpg"}], "label": [-1]})
+    pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
+
+
 def none_of_the_split(data: Path) -> None:
     for path in data.glob("train-*"):
         path.unlink()
@@ -151,6 +157,7 @@ REFUSALS = {
     other_columns: r"has no column 'image' but img, class: set --image-column and --label-column$",
     numbers_for_images: r"column 'image' is int64, no images: they are structs of bytes and path$",
     a_row_without_image: r"train-00000-of-00003\.parquet: row 0 has no image or no label: get a complete file$",
+    a_label_that_is_no_class: r"train-00000.*: row 0 has the label -1, which is no class: set --label-column$",
     none_of_the_split: r"in holds no parquet files of train, such as train-00000-of-00294\.parquet$",
 }
 
@@ -179,3 +186,19 @@ def test_without_pyarrow_it_says_what_to_install(
 def test_a_layout_cannot_be_chosen(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--parquet writes tar files of a WebDataset: leave --layout out"):
         prepare(task(written, tmp_path / "set", layout="shards"))
+
+
+def test_another_column_on_a_begun_set_is_refused(written: Path, tmp_path: Path) -> None:
+    other = tmp_path / "in" / "data"
+    other.mkdir(parents=True)
+    for path in (written / "data").glob("train-*"):
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.append_column("coarse", table["label"]), other / path.name)
+    prepare(task(other.parent, tmp_path / "set", splits=["train"]))
+    with pytest.raises(DataError, match="was prepared from another source or with another"):
+        prepare(task(other.parent, tmp_path / "set", splits=["train"], label_column="coarse"))
+
+
+def test_a_place_is_needed(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--parquet needs --to DIR"):
+        prepare(replace(task(written, tmp_path), to=None, layout="keep"))

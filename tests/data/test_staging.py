@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data import DataConfig, DataError, is_staged, open_source, stage, staged, staging
+from data import DataConfig, DataError, open_source, stage, staged, staging, staging_check
 from tests.archives import images_in, write_tars, write_zips
-from tests.indexing import touch_later
 from tests.packing import pack
 from tests.runs import SMALL, checkpoint, same_tensors, train_here
 from tests.source_kinds import encoded, packed
@@ -28,7 +27,15 @@ def one_zip(images: Path, to: Path) -> Path:
     return to / "all.zip"
 
 
-KINDS = {"shards": packed, "tars": write_tars, "zips": write_zips, "one zip": one_zip}
+def mapped(images: Path, to: Path) -> Path:
+    """Zip files, and a map of one of them."""
+    write_zips(images, to)
+    names = [path.relative_to(images / "train") for path in images_in(images / "train")]
+    (to / "train_map.txt").write_text("".join(f"{name}\t{name.parts[0]}\n" for name in names))
+    return to
+
+
+KINDS = {"zips with a map": mapped, "shards": packed, "tars": write_tars, "zips": write_zips, "one zip": one_zip}
 
 
 def options(root: Path, tmp_path: Path) -> DataConfig:
@@ -53,12 +60,12 @@ def test_the_copy_is_used_and_needs_no_new_index(
     cfg = options(kind(numbered, tmp_path / "set"), tmp_path)
     original = encoded(cfg)
     images = [original.read(i) for i in range(len(original))]
-    assert not is_staged(cfg, SPLITS)
+    assert not staging_check(cfg, SPLITS)()
     stage(cfg, SPLITS)
-    assert is_staged(cfg, SPLITS)
+    assert staging_check(cfg, SPLITS)()
     shutil.rmtree(tmp_path / "set")
     for split in SPLITS:
-        assert open_source(staged(cfg), split, build=False) is not None
+        assert open_source(staged(cfg), split, build=False) is not None, "needs a new index"
     copy = encoded(staged(cfg))
     assert copy.index.fingerprint() == original.index.fingerprint()
     assert [copy.read(i) for i in range(len(copy))] == images
@@ -70,8 +77,9 @@ def test_only_what_is_missing_or_changed_is_copied(cfg: DataConfig) -> None:
     before = copies(cfg)
     first, second, *_ = sorted(before)
     os.unlink(first)
-    touch_later(Path(str(cfg.root)) / Path(second).relative_to(Path(str(staged(cfg).root))))
-    assert not is_staged(cfg, SPLITS)
+    changed = Path(str(cfg.root)) / Path(second).relative_to(Path(str(staged(cfg).root)))
+    os.utime(changed, (changed.stat().st_mtime + 10,) * 2)
+    assert not staging_check(cfg, SPLITS)()
     stage(cfg, SPLITS)
     after = copies(cfg)
     assert after.keys() == before.keys()
@@ -94,7 +102,7 @@ def test_two_runs_on_a_node_copy_once(cfg: DataConfig, caplog: pytest.LogCapture
         thread.start()
     for thread in threads:
         thread.join()
-    assert is_staged(cfg, SPLITS)
+    assert staging_check(cfg, SPLITS)()
     assert sum("copying" in message for message in caplog.messages) == 1
 
 
@@ -118,11 +126,11 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_copied(
 def test_a_disk_that_fills_up_costs_nothing_that_is_there(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     written = staging._written
 
-    def full(source: Path, target: Path, bar: object) -> bytes:
+    def full(source: Path, target: Path, bar: object, stop: threading.Event) -> bytes:
         if source.name == "train-0003.tar":
             target.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return written(source, target, bar)
+        return written(source, target, bar, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(staging, "_written", full)
@@ -132,7 +140,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_there(cfg: DataConfig, monke
     assert before and not any("train-0003" in path for path in before)
     assert not list(Path(str(cfg.stage_to)).rglob(f"{staging.PARTIAL}*"))
     stage(cfg, SPLITS)
-    assert is_staged(cfg, SPLITS)
+    assert staging_check(cfg, SPLITS)()
     assert copies(cfg).items() >= before.items()
 
 
@@ -141,6 +149,14 @@ def test_a_copy_that_differs_is_refused(cfg: DataConfig, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match="does not hold what was written to it: the disk is damaged"):
         stage(cfg, SPLITS)
     assert not copies(cfg)
+
+
+def test_a_link_is_not_followed(cfg: DataConfig, tmp_path: Path) -> None:
+    place = Path(str(staged(cfg).root)).parent
+    place.parent.mkdir()
+    place.symlink_to(tmp_path)
+    with pytest.raises(DataError, match="is a link, and is not trusted"):
+        stage(cfg, SPLITS)
 
 
 def test_a_folder_of_another_user_is_not_used(cfg: DataConfig) -> None:

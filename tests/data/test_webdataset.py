@@ -20,6 +20,7 @@ from data.index.headers import read_header_at
 from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
 from data.sources import webdataset
+from data.sources.folder import FolderSource
 from data.sources.webdataset import WebDatasetSource
 from tests.archives import write_tars
 from tests.indexing import refused, touch_later
@@ -101,7 +102,7 @@ def test_a_long_header_is_read_whole(tmp_path: Path) -> None:
     file.write_bytes(b"before" + content.getvalue() + b"after")
     with open(file, "rb") as opened:
         header = read_header_at(opened.fileno(), 6, len(content.getvalue()))
-    assert header == (7, 31, False, len(content.getvalue()))
+    assert header == (7, 31, False, len(content.getvalue()), 6)
 
 
 @pytest.mark.slow
@@ -184,7 +185,7 @@ def without_the_last_of_a_list(root: Path) -> None:
 
 
 def with_a_broken_list(root: Path) -> None:
-    (root / "_info.json").write_text("{}")
+    (root / "_info.json").write_text("{")
 
 
 def half_downloaded(root: Path) -> None:
@@ -243,12 +244,14 @@ def a_copy(root: Path) -> None:
 
 def class_folders_beside(root: Path) -> None:
     (root / "train" / "cat").mkdir(parents=True)
+    for tar in root.glob("imagenet1k-train-*"):
+        tar.rename(root / "train" / tar.name)
 
 
 REFUSALS = {
     without_one: r"set: number 1 of the 3 \.tar files of train is missing: get it$",
     without_the_last_of_a_list: r"1 of the 4 files of .*set are missing, such as imagenet1k-train-0003\.tar: get them$",
-    with_a_broken_list: r"_info\.json is no list of tar files \('splits'\): get it again, or remove it$",
+    with_a_broken_list: r"_info\.json is no list of tar files \(.*\): get it again, or remove it$",
     half_downloaded: r"imagenet1k-train-0003\.tar\.incomplete is half downloaded: finish the download",
     two_sets: r"set holds two sets of \.tar files, imagenet1k-train-\* and mine-train-\*: keep one of them there$",
     one_without_number: r"train\.tar has no number, but there are other \.tar files of train: keep one set$",
@@ -258,10 +261,10 @@ REFUSALS = {
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",
     without_a_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
     with_a_negative_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
-    without_an_image: r"train-0002\.tar: x has no image \(\.jpg, \.jpeg, \.png\): repair it",
+    without_an_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
     with_a_file_that_is_no_image: r"train-0002\.tar: x\.jpg is not a JPEG or PNG image: repair it",
     a_key_twice_in_one: r"train-0002\.tar holds s20\.jpg twice: write it again, each sample with a key of its own$",
-    a_copy: r"two samples of .*set are named 1/s20\.jpg, in .*-0002\.tar and in .*-0003\.tar: remove one copy$",
+    a_copy: r"two samples of .*set are named 1/s20\.jpg, in .*-0002\.tar and .*-0003\.tar: remove one copy$",
     class_folders_beside: r"set holds the train images in two forms, WebDataset tar files and class folders: keep one",
 }
 
@@ -297,3 +300,26 @@ def test_what_must_be_prepared_first_is_said(tmp_path: Path, file: str, command:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
     assert f"run python scripts/prepare_imagenet.py {command} {tmp_path} --to NEW, then" in refused(tmp_path)
+
+
+# --- archives that are not looked at --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["val.tar", "imagenet-val.tar", "val.zip", "val-0000.tar", "val/n01440764.tar"])
+def test_archives_beside_class_folders_change_nothing(tmp_path: Path, name: str) -> None:
+    """The archives from which they were unpacked often stay there."""
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat" / "1.jpg").write_bytes(image())
+    (tmp_path / name).write_bytes(b"any")
+    assert isinstance(source_of(tmp_path, "val"), FolderSource)
+
+
+def test_class_tars_alone_must_be_prepared(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "n01440764.tar").touch()
+    assert "train has no class folders: it must hold <class>/<image>" in refused(tmp_path)
+
+
+def test_a_class_whose_images_are_all_bad_is_not_forgotten(root: Path) -> None:
+    write(root / "imagenet1k-train-0003.tar", x={"jpg": b"no image", "cls": "7"})
+    assert "7 holds no images" in refused(root, on_bad_image="skip")

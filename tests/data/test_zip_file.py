@@ -140,6 +140,10 @@ def tars_beside(root: Path) -> None:
     (root / "train-0000.tar").touch()
 
 
+def a_damaged_map(root: Path) -> None:
+    (root / "train_map.txt").write_bytes(b"\xff\xfe")
+
+
 REFUSALS = {
     cut_short: r"train\.zip is damaged or cut short \(.*\): copy or download it again$",
     damaged_inside: r"train\.zip is damaged at .*: copy or download it again$",
@@ -148,6 +152,7 @@ REFUSALS = {
     other_method: r"train\.zip: a/odd\.jpg is encrypted or compressed in another way than deflate: write it again with",
     map_names_another: r"train_map\.txt, line 1: the zip file beside it does not hold gone\.jpg: copy both again$",
     map_without_number: r"train_map\.txt, line 1: 'gone\.jpg cat' is not 'path<tab>class number': repair it$",
+    a_damaged_map: r"train_map\.txt cannot be read \(.*\): copy it again$",
     tars_beside: r"holds the train images in two forms, WebDataset tar files and a zip file: keep one of them",
 }
 
@@ -161,3 +166,18 @@ def test_it_is_refused_in_one_line(root: Path, damage: Callable[[Path], None], m
 def test_a_zip_file_without_the_split_is_refused(photographs: Path, tmp_path: Path) -> None:
     write_zips(photographs, tmp_path)
     assert "train.zip holds no images in val/" in refused(tmp_path / "train.zip", "val")
+
+
+def test_a_class_may_have_the_split_s_name_and_hidden_files_do_not_count(tmp_path: Path, photographs: Path) -> None:
+    images = images_in(photographs / "train")
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.write(images[0], "train/a.jpg")
+        archive.write(images[1], "ship/b.jpg")
+        archive.writestr("__MACOSX/ship/._b.jpg", b"any")
+    assert source_of(tmp_path).index.classes == ["ship", "train"]
+
+
+def test_a_map_lies_beside_the_zip_file_wherever_that_is(numbered: Path, tmp_path: Path) -> None:
+    """As for ``sets.imagenet=DIR/val.zip``."""
+    root = with_map(numbered, tmp_path / "set")
+    assert source_of(root / "val.zip", "val").index.fingerprint() == source_of(root, "val").index.fingerprint()

@@ -57,6 +57,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     ):
         assert part in card
     assert "The run has not validated these weights." in TrainedModel(run, weights="raw").card()
+    assert "license" not in card and "license: mit" in TrainedModel(run).card("mit")
     assert str(run) not in card and "root" not in card
 
 
@@ -98,6 +99,8 @@ def test_mistakes_get_one_line(run: Path, here: Path, monkeypatch: pytest.Monkey
     assert out.returncode == 2 and "none has no checkpoints/last.pt: give the folder of a run" in out.stderr
     out = run_here("scripts/export.py", str(run), cwd=here)
     assert out.returncode == 2 and "where to? add --to DIR" in out.stderr
+    out = run_here("scripts/export.py", "--model", "cswin_tiny", "--push-to-hub", "me/it", cwd=here)
+    assert out.returncode == 2 and "--push-to-hub are for the folder of a run" in out.stderr
     shutil.copytree(run, here / "stripped")
     state = torch.load(here / "stripped/checkpoints/last.pt", weights_only=True)
     torch.save(state["model"], here / "stripped/checkpoints/last.pt")

@@ -10,14 +10,20 @@ from engine.errors import UserError
 from engine.options import declared
 from engine.paths import resolve_paths
 
-TRAIN = ("output_dir", "resume", "checkpoint.start", "data.root", "data.archive", "data.index_dir")
+TRAIN = ("output_dir", "resume", "checkpoint.start", "data.root", "data.archive", "data.index_dir", "data.stage_to")
 EVAL = (
     "checkpoint",
     "output",
     "predictions",
     *(f"sets.{name}" for name in ("imagenet", "labels", "real", "v2", "a", "r", "sketch")),
 )
-ABSOLUTE = {"resume", "checkpoint.start", "data.root", "data.index_dir"}  # paths that a later start must find again
+ABSOLUTE = {
+    "resume",
+    "checkpoint.start",
+    "data.root",
+    "data.index_dir",
+    "data.stage_to",
+}  # paths that a later start must find again
 
 
 @pytest.fixture
