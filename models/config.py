@@ -73,6 +73,7 @@ class ViTConfig(ModelConfig):
     depth: int = 12
     num_heads: int = 6
     mlp_ratio: float = 4.0
+    norm: str = field(default="layernorm", metadata={"choices": ("layernorm", "rmsnorm", "dyt")})
     norm_position: str = field(default="pre", metadata={"choices": ("pre", "post")})
     activation: str = field(default="gelu", metadata={"choices": ("gelu", "relu")})
     stem: str = field(

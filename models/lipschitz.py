@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath
+from timm.layers import Attention, DropPath, RmsNorm
 from timm.layers import Mlp as TimmMlp
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from models.lipschitz_layers import (
 from models.lipschitz_report import LayerBound, LipschitzReport, chain, infinite, known, residual
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
+from models.norms import DyT
 from models.pyramid import Pyramid
 from models.similarity import Similarity
 from models.spectral import largest_singular_value
@@ -52,6 +53,7 @@ _CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _UNBOUNDED: dict[type[nn.Module], str] = {
     nn.LayerNorm: LAYER_NORM,
+    RmsNorm: "RMSNorm: it divides by a token's root mean square, and only eps limits the slope if that is small",
     Attention: DOT_PRODUCT,
     SwinAttention: DOT_PRODUCT,
     nn.MultiheadAttention: DOT_PRODUCT,
@@ -170,6 +172,11 @@ def _depthwise(module: DepthwiseConv2d, name: str, shapes: Shapes) -> LayerBound
 @_rule(CenterNorm)
 def _center_norm(module: CenterNorm, name: str, shapes: Shapes) -> LayerBound:
     return known(name, "CenterNorm", module.weight.detach().abs().max().item() * module.gain)
+
+
+@_rule(DyT)
+def _dyt(module: DyT, name: str, shapes: Shapes) -> LayerBound:
+    return known(name, "DyT", module.weight.detach().abs().max().item() * module.alpha.detach().abs().item())
 
 
 @_rule(nn.Sequential)

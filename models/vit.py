@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.finetune import fitted
+from models.norms import NORMS
 from models.registry import pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
 from models.stabilizers import (
@@ -57,6 +58,7 @@ class ViT(VisionTransformer):
         depth: blocks.
         num_heads: attention heads.
         mlp_ratio: ratio of the MLPs' hidden width to ``embed_dim``.
+        norm: one of ``NORMS``.
         norm_position: ``pre``: ``x + f(LN(x))`` and a final norm; ``post``: ``LN(x + f(x))`` and no final norm.
         activation: activation of the MLPs, one of ``ACTIVATIONS``.
         stem: one of ``STEMS``.
@@ -78,6 +80,7 @@ class ViT(VisionTransformer):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        norm: str = "layernorm",
         norm_position: str = "pre",
         activation: str = "gelu",
         stem: str = "patchify",
@@ -87,6 +90,7 @@ class ViT(VisionTransformer):
         global_pool: str = "token",
         **kwargs: Any,
     ):
+        check_choice("norm", norm, tuple(NORMS))
         check_choice("norm_position", norm_position, NORM_POSITIONS)
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("stem", stem, STEMS)
@@ -101,8 +105,13 @@ class ViT(VisionTransformer):
                 f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: change one of them"
             )
         _check_patches(img_size, patch_size)
+        if stabilizer == "sigma_reparam" and norm != "layernorm":
+            raise ModelError(
+                f"model.stabilizer=sigma_reparam removes all norms, so model.norm={norm} does nothing: leave it out"
+            )
         is_post = norm_position == "post"
         options = {
+            "norm_layer": NORMS[norm],
             "block_fn": PostNormBlock if is_post else Block,
             "final_norm": not is_post,
             "act_layer": ACTIVATIONS[activation],

@@ -56,6 +56,8 @@ VARIANTS = {
     "lipsformer_cswin, certified": SMALL["lipsformer_cswin"].but(attention="certified"),
     "vit, Post-LN": SMALL["vit"].but(norm_position="post"),
     "vit, convolutional stem": Small("deit_small_convstem", 32, VIT | {"stem_width": 8}),
+    "vit, DyT": SMALL["vit"].but(norm="dyt"),
+    "vit, RMSNorm": SMALL["vit"].but(norm="rmsnorm"),
     "vit, QK-norm": SMALL["vit"].but(stabilizer="qk_norm"),
 }
 FORMS = SMALL | VARIANTS

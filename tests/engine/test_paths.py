@@ -17,13 +17,8 @@ EVAL = (
     "predictions",
     *(f"sets.{name}" for name in ("imagenet", "labels", "real", "v2", "a", "r", "sketch")),
 )
-ABSOLUTE = {
-    "resume",
-    "checkpoint.start",
-    "data.root",
-    "data.index_dir",
-    "data.stage_to",
-}  # paths that a later start must find again
+# Paths that a later start must find again.
+ABSOLUTE = {"resume", "checkpoint.start", "data.root", "data.index_dir", "data.stage_to"}
 
 
 @pytest.fixture
