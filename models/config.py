@@ -87,6 +87,19 @@ class ViTConfig(ModelConfig):
 
 
 @dataclass
+class ViT5Config(ModelConfig):
+    """ViT-5; see :class:`models.vit5.ViT5`."""
+
+    patch_size: int = 16
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    registers: int = 4  # register tokens, a square number
+    layer_scale: float = field(default=1e-4, metadata={"above": 0})  # initial value of LayerScale
+
+
+@dataclass
 class TimmConfig(ModelConfig):
     """Any timm model: ``model=timm model.name=resnet50 recipe=plain``."""
 
@@ -98,6 +111,7 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "lipsformer_cswin": LipsFormerCSwinConfig,
     "cswin": CSwinConfig,
     "vit": ViTConfig,
+    "vit5": ViT5Config,
     "timm": TimmConfig,
 }
 

@@ -1,4 +1,4 @@
-"""Tensor names of the authors' LipsFormer and CSwin models, mapped to our names.
+"""Tensor names of the authors' LipsFormer, CSwin and ViT-5 models, mapped to our names.
 
 ``tests/released/`` lists all their names and shapes. Renaming changes no shape.
 """
@@ -76,11 +76,19 @@ _LIPSFORMER_CSWIN = _Form(
 
 def to_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights that have the authors' names. Other weights are returned unchanged."""
+    if "blocks.0.attn.rope.freqs" in weights:
+        return _vit5_names(weights)
     form = _form_of(weights)
     if form is None:
         return weights
     named = ((form.our_name(name), tensor) for name, tensor in weights.items())
     return {name: tensor for name, tensor in named if name is not None}
+
+
+def _vit5_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of ViT-5. Its file also has the frequencies of the rotary positions, which follow from the sizes."""
+    kept = {name: tensor for name, tensor in weights.items() if not re.search(r"\.rope(_reg)?\.freqs$", name)}
+    return {re.sub(r"\.gamma_(\d)$", r".ls\1.gamma", name): tensor for name, tensor in kept.items()}
 
 
 def _form_of(weights: dict[str, Tensor]) -> _Form | None:

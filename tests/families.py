@@ -43,12 +43,16 @@ SWIN = {"patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
 CSWIN = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "stripes": (2, 4)}
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
+# With the usual LayerScale of 1e-4, the class token hears of the image only after many steps.
+VIT5 = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "layer_scale": 0.1}
+
 # One for each family of models.config.FAMILIES, by its name there.
 SMALL = {
     "lipsformer_swin": Small("lipsformer_swin_tiny", 28, SWIN),
     "lipsformer_cswin": Small("lipsformer_cswin_tiny", 32, CSWIN),
     "cswin": Small("cswin_tiny", 32, CSWIN),
     "vit": Small("deit_tiny", 32, VIT),
+    "vit5": Small("vit5_small", 32, VIT5),
 }
 # Options that change what a family computes.
 VARIANTS = {

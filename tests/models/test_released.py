@@ -9,10 +9,14 @@ from models.released import to_our_names
 from models.weights import named_for
 from tests.authors import released
 
-MODELS = ("lipsformer_swin_tiny", "lipsformer_cswin_tiny", "cswin_tiny")
+MODELS = ("lipsformer_swin_tiny", "lipsformer_cswin_tiny", "cswin_tiny", "vit5_small")
 # How many tensors of each file our model does not have.
 INDEX_TABLES, UNUSED_NORMS = 12, 2 * 25
-LEFT_OUT = {"lipsformer_swin_tiny": INDEX_TABLES, "lipsformer_cswin_tiny": UNUSED_NORMS, "cswin_tiny": 0}
+FREQUENCIES = 2 * 12
+LEFT_OUT = {
+    **{"lipsformer_swin_tiny": INDEX_TABLES, "lipsformer_cswin_tiny": UNUSED_NORMS},
+    **{"cswin_tiny": 0, "vit5_small": FREQUENCIES},
+}
 # One name of each kind, written by hand.
 NAMES = {
     "lipsformer_swin_tiny": {
@@ -53,6 +57,13 @@ NAMES = {
         "stage4.0.mlp.fc2.weight": "stages.3.1.mlp.branch.fc2.weight",
         "stage4.0.norm2.weight": "stages.3.1.norm.weight",
         "head.weight": "head.weight",
+    },
+    "vit5_small": {
+        "reg_token": "reg_token",
+        "blocks.3.gamma_1": "blocks.3.ls1.gamma",
+        "blocks.11.gamma_2": "blocks.11.ls2.gamma",
+        "blocks.0.attn.q_norm.weight": "blocks.0.attn.q_norm.weight",
+        "head.bias": "head.bias",
     },
     "cswin_tiny": {
         "stage1_conv_embed.0.bias": "patch_embed.proj.bias",
@@ -95,14 +106,14 @@ def test_names_equal_those_written_by_hand(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_two_tensors_get_the_same_name(name):
-    """Only the unused norms are left out."""
+    """Only unused norms, and frequencies that follow from the sizes, are left out."""
     theirs = released(name)
     ours = to_our_names(theirs)
     places = {id(value): name for name, value in theirs.items()}
     left_out = theirs.keys() - {places[id(value)] for value in ours.values()}
     assert len(theirs) - len(ours) == len(left_out)
-    assert all(part.split(".")[2] == "norm1" for part in left_out)
-    assert len(left_out) == (UNUSED_NORMS if name == "lipsformer_cswin_tiny" else 0)
+    assert all(part.split(".")[2] == "norm1" or part.endswith(".freqs") for part in left_out)
+    assert len(left_out) == {"lipsformer_cswin_tiny": UNUSED_NORMS, "vit5_small": FREQUENCIES}.get(name, 0)
     assert to_our_names(ours) is ours, "our own names must not change"
 
 
