@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.errors import UserError
 from models import ModelError, start_from
-from tests.runs import SMALL, checkpoint, run_here, same_tensors, train_here
+from tests.runs import SMALL, checkpoint, losses, run_here, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
 # A learning rate so small that the weights do not change visibly.
@@ -201,3 +201,17 @@ def test_evaluation_does_not_replace_the_classifier(pretrained, three_classes, t
     data = ("data=folder", f"data.root={three_classes}", "data.crop=28", "data.resize=28", "max_workers=0")
     out = run_here("eval.py", *options, *data, "checkpoint=w.pth", cwd=tmp_path)
     assert out.returncode == 2 and re.search(r"2 of another shape \(head.weight \(10, ", out.stderr), out.stderr
+
+
+def test_the_example_goes_on_from_a_quickstart_and_every_layer_has_its_rate(small_images, here):
+    small = [option for option in SMALL if not option.startswith("experiment=")]
+    common = (*small, f"data.root={small_images}", "max_steps=8")
+    train_here("experiment=quickstart", *common, "name=first", "optim.lr=4e-3")
+    start = "checkpoint.start=outputs/first/checkpoints/last.pt"
+    train_here("experiment=finetune_example", *common, start, "name=tuned")
+    first, tuned = (losses(here / "outputs" / name) for name in ("first", "tuned"))
+    assert tuned[1] < first[1] - 0.1
+    groups = checkpoint(here / "outputs/tuned")["stepper"]["optimizer"]["param_groups"]
+    scales = {group["lr_scale"] for group in groups}
+    assert max(scales) == 1 and len(scales) > 3
+    assert len({round(group["lr"] / group["lr_scale"], 12) for group in groups}) == 1
