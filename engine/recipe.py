@@ -49,8 +49,9 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
     elif not OmegaConf.is_missing(composed.model, "name"):  # a name that is missing has an error of its own
         refuse_unknown(composed.model.name)
         what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
+        own = f"use experiment={choices['model']}, or " if recipe_file(f"experiment/{choices['model']}") else ""
         raise UserError(
-            f"{what} has no recipe of its own: add {', '.join(f'recipe={n}' for n in general_recipes()[:-1])} or "
+            f"{what} has no recipe of its own: {own}add {', '.join(f'recipe={n}' for n in general_recipes()[:-1])} or "
             f"recipe={general_recipes()[-1]}"
         )
 

@@ -48,6 +48,12 @@ def test_a_model_without_a_recipe_does_not_start():
     )
 
 
+def test_a_model_whose_recipe_is_an_experiment_names_it():
+    with pytest.raises(UserError, match=r"^model=vit5_base has no recipe of its own: use experiment=vit5_base, or add "):
+        chosen("model=vit5_base")
+    assert chosen("experiment=vit5_base").loss == "bce"
+
+
 def test_the_chosen_recipe_s_numbers_are_taken_and_named():
     cfg = chosen("model=timm", "model.name=resnet50", "recipe=deit")
     assert (cfg.recipe, cfg.optim.betas, cfg.augment.repeats) == ("recipe/deit", [0.9, 0.999], 3)
