@@ -49,9 +49,16 @@ def test_a_model_without_a_recipe_does_not_start():
 
 
 def test_a_model_whose_recipe_is_an_experiment_names_it():
-    with pytest.raises(UserError, match=r"^model=vit5_base has no recipe of its own: use experiment=vit5_base, or add "):
+    with pytest.raises(UserError, match="vit5_base has no recipe of its own: use experiment=vit5_base, or add "):
         chosen("model=vit5_base")
-    assert chosen("experiment=vit5_base").loss == "bce"
+    for name in ("vit5_small", "vit5_base", "vit5_small_paper"):
+        cfg = chosen(f"experiment={name}")
+        assert (cfg.recipe, cfg.loss, cfg.optim.name) == (f"experiment/{name}", "bce", "lamb")
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "conf/experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_experiment_has_a_recipe(file):
+    assert chosen(f"experiment={file.stem}").recipe
 
 
 def test_the_chosen_recipe_s_numbers_are_taken_and_named():
