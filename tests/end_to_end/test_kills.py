@@ -116,6 +116,10 @@ KILLED = (
     ("lion", "constant", "schedule.warmup_epochs=1.8"),
     ("lamb", "inverse_sqrt", "schedule.timescale_epochs=1"),
     ("muon", "cosine", "schedule.cooldown_epochs=1"),
+    ("radam", "cosine", "optim.layer_decay=0.8"),
+    ("adamuon", "constant", "optim.weight_cap=1.5"),
+    ("nadamuon", "linear", "loss=bce"),
+    ("lamb_vit5", "cosine", "schedule.warmup_epochs=0.5"),
 )
 
 

@@ -52,8 +52,8 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
         "# lipsformer_swin_mini",
         "import models",
         "optim.lr: 0.004",
-        "license: apache-2.0",
-        "(EMA), after 2\nepochs",
+        "without learning-rate warm-up",
+        "(EMA), after 2 epochs",
     ):
         assert part in card
     assert "The run has not validated these weights." in TrainedModel(run, weights="raw").card()
