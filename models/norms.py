@@ -1,6 +1,5 @@
 """Normalisation layers that vision transformers may use instead of LayerNorm (``model.norm``)."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,4 +33,4 @@ class DyT(nn.Module):
 
 
 # "layernorm" is timm's own default for its vision transformers.
-NORMS: dict[str, Any] = {"layernorm": None, "rmsnorm": partial(RmsNorm, eps=1e-6), "dyt": DyT}
+NORMS: dict[str, Any] = {"layernorm": None, "rmsnorm": RmsNorm, "dyt": DyT}

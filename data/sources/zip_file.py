@@ -17,6 +17,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.index import ImageIndex, Listed, Pieces, cached_index
+from data.index.arrays import LOCAL_HEADER
 from data.index.building import scanned_rows
 from data.index.headers import EXTENSIONS, Header, read_header, read_header_at
 from data.index.rows import joined_index
@@ -24,7 +25,6 @@ from data.sources.byte_ranges import ByteRangeSource, shard_columns
 from data.sources.file_sets import holds_something
 from data.sources.source import Advice
 
-LOCAL_HEADER = 30  # bytes before a member's name; the lengths of its name and extra field are the last four
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
 

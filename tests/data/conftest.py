@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import sample, write_tar
 from tests.packing import pack
 
 
@@ -35,3 +36,13 @@ def numbered(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
                 kind = image.suffix[1:]
                 shutil.copy(image, root / split / str(number) / f"{folder.name}_{image.stem}_{kind}.{kind.lower()}")
     return root
+
+
+@pytest.fixture
+def timm_tars(tmp_path: Path) -> Path:
+    """Three tar files with two images each, in timm's form."""
+    for number in range(3):
+        samples = {f"s{number}{i}": sample((2 * number + i) % 3, width=10 * number + i + 1) for i in range(2)}
+        write_tar(tmp_path / "set" / f"imagenet1k-train-{number:04}.tar", **samples)
+    write_tar(tmp_path / "set" / "imagenet1k-validation-00.tar", v=sample(1))
+    return tmp_path / "set"

@@ -17,6 +17,7 @@ from data.prepare.check import check_images, check_rows
 from data.sources import EncodedSource, open_source
 from tests import source_kinds
 from tests.crop_requests import images_of
+from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
 from tests.source_kinds import CLASSES, EACH, ENCODED, Kind, encoded, opened
 
 folder, config = source_kinds.folder, source_kinds.config
@@ -72,6 +73,20 @@ def test_batches_are_those_of_the_folder(config: DataConfig, folder: Path, kind:
         (images,) = backend.batches(iter([EvalPlan(source.index, cfg).crops(range(len(source)))]))
         made.append(images)
     assert torch.equal(*made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for name, kind in ENCODED.items() if name not in ("folder", "joined")])
+def test_a_run_that_is_resumed_ends_as_one_from_the_folder(kind: Kind, small_images: Path, here: Path) -> None:
+    root = kind.make(small_images, here / "set")
+    common = (*SMALL, *ALL_AUGMENTATION)
+    train_here(*common, f"data.root={small_images}", "name=folder")
+    train_here(*common, f"data.root={root}", "name=other", "max_steps=13")
+    assert checkpoint(here / "outputs/other")["step_in_epoch"] == 3
+    train_here(*common, f"data.root={root}", "name=other")
+    folder, other = (checkpoint(here / "outputs" / name) for name in ("folder", "other"))
+    assert folder["step"] == other["step"] == 20
+    assert same_tensors(folder["model"], other["model"])
 
 
 @pytest.mark.parametrize("config", ENCODED, indirect=True)

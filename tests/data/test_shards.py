@@ -23,7 +23,6 @@ from data.plan import EvalPlan, TrainPlan
 from data.sources.shards import PACKED_INDEX
 from tests.opening import open_at, source_of
 from tests.packing import opened, pack
-from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
 
 CPU = torch.device("cpu")
 BACKENDS = ("torch", "dali")
@@ -97,20 +96,6 @@ def test_an_epoch_takes_the_same_images_on_any_number_of_processes(
         taken = [plan.crops(*place).index for step in steps for plan in plans for place in plan.positions(step)]
         assert np.array_equal(np.concatenate(taken), plans[0].order(epoch)[:33])
         assert len(set(np.concatenate(taken).tolist())) == 33
-
-
-@pytest.mark.slow
-def test_a_run_from_shards_that_is_resumed_ends_as_one_from_the_folder(small_images: Path, here: Path) -> None:
-    for split in ("train", "val"):
-        pack(small_images, here / "packed", split, shard_size=20_000)
-    common = (*SMALL, *ALL_AUGMENTATION)
-    train_here(*common, f"data.root={small_images}", "name=folder")
-    train_here(*common, "data.root=packed", "name=shards", "max_steps=13")
-    assert checkpoint(here / "outputs/shards")["step_in_epoch"] == 3
-    train_here(*common, "data.root=packed", "name=shards")
-    folder, shards = (checkpoint(here / "outputs" / name) for name in ("folder", "shards"))
-    assert folder["step"] == shards["step"] == 20
-    assert same_tensors(folder["model"], shards["model"])
 
 
 def test_any_file_name_survives_packing(tmp_path: Path) -> None:

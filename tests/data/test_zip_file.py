@@ -14,7 +14,6 @@ from data.sources.zip_file import ZipSource
 from tests.archives import images_in, write_zips
 from tests.indexing import refused, touch_later
 from tests.opening import open_at, source_of
-from tests.runs import ALL_AUGMENTATION, SMALL, checkpoint, same_tensors, train_here
 
 
 @pytest.fixture
@@ -83,19 +82,6 @@ def test_a_changed_zip_file_or_map_is_indexed_again(numbered: Path, tmp_path: Pa
         assert open_at(root, build=False) is None
     (root / "train_map.txt").write_text((root / "train_map.txt").read_text().split("\n", 1)[0])
     assert len(source_of(root)) == 1
-
-
-@pytest.mark.slow
-def test_a_run_from_a_zip_file_that_is_resumed_ends_as_one_from_the_folder(small_images: Path, here: Path) -> None:
-    write_zips(small_images, here / "zips")
-    common = (*SMALL, *ALL_AUGMENTATION)
-    train_here(*common, f"data.root={small_images}", "name=folder")
-    train_here(*common, "data.root=zips", "name=zip", "max_steps=13")
-    assert checkpoint(here / "outputs/zip")["step_in_epoch"] == 3
-    train_here(*common, "data.root=zips", "name=zip")
-    folder, zipped = (checkpoint(here / "outputs" / name) for name in ("folder", "zip"))
-    assert folder["step"] == zipped["step"] == 20
-    assert same_tensors(folder["model"], zipped["model"])
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
