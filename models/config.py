@@ -75,15 +75,16 @@ class ViTConfig(ModelConfig):
     mlp_ratio: float = 4.0
     norm: str = field(default="layernorm", metadata={"choices": ("layernorm", "rmsnorm", "dyt")})
     norm_position: str = field(default="pre", metadata={"choices": ("pre", "post")})
-    activation: str = field(default="gelu", metadata={"choices": ("gelu", "relu")})
+    activation: str = field(default="gelu", metadata={"choices": ("gelu", "gelu_tanh", "relu")})
     stem: str = field(
         default="patchify", metadata={"choices": ("patchify", "conv", "conv_bn", "conv_relu", "scaled_relu")}
     )
     stem_width: int = 64  # channels of the convolutional stems
     # sigma_reparam removes all norms.
     stabilizer: str = field(default="none", metadata={"choices": ("none", "layer_scale", "qk_norm", "sigma_reparam")})
-    # theory: the initialisation that the theory of Pre-LN and Post-LN assumes
-    init: str = field(default="timm", metadata={"choices": ("timm", "theory")})
+    pos_embed: str = field(default="learn", metadata={"choices": ("learn", "sincos2d")})  # sincos2d: a fixed table
+    # jax: as in Google's code; theory: the initialisation that the theory of Pre-LN and Post-LN assumes
+    init: str = field(default="timm", metadata={"choices": ("timm", "jax", "theory")})
 
 
 @dataclass

@@ -3,6 +3,7 @@
 With default options, parameter names and arithmetic are timm's, so timm's weights load.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.finetune import fitted
 from models.norms import NORMS
+from models.positions import POSITIONS, sincos2d
 from models.registry import pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
 from models.stabilizers import (
@@ -25,27 +27,15 @@ from models.stabilizers import (
     take_away_,
 )
 from models.stems import STEMS, stem_layer
+from models.theory_init import theory_init_
+from models.vit_blocks import PostNormBlock, with_drop_path
 
 torch.fx.wrap("check_image")
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, Any] = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
 NORM_POSITIONS = ("pre", "post")
-INITS = ("timm", "theory")
+INITS = ("timm", "jax", "theory")
 POOLS = ("token", "avg", "max", "avgmax", "map", "prr", "")
-
-
-class PostNormBlock(Block):
-    """``x <- LN(x + f(x))``, the original transformer's order, for attention and MLP in turn.
-
-    Source: Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 2020, section 3.1.
-    timm's ``ResPostBlock`` is different: ``x + LN(f(x))``.
-    """
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """``(batch, tokens, dim)`` to the same shape."""
-        attended = self.attn(x, attn_mask=attn_mask, is_causal=is_causal)
-        x = self.norm1(x + self.drop_path1(self.ls1(attended)))
-        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
 
 
 class ViT(VisionTransformer):
@@ -64,7 +54,10 @@ class ViT(VisionTransformer):
         stem: one of ``STEMS``.
         stem_width: channels inside a convolutional stem.
         stabilizer: one of ``STABILIZERS``.
-        init: ``timm``, or ``theory`` for :func:`theory_init_`.
+        pos_embed: ``learn``, or ``sincos2d`` for a fixed table of the patches; the class token then has no position.
+        init: ``timm``; ``jax`` for timm's port of Google's initialisation; or ``theory`` for :func:`theory_init_`.
+        drop_path_rate: stochastic depth of the last block.
+        constant_drop_path: whether all blocks have this rate. Otherwise it grows from 0 in the first one, as in timm.
         global_pool: one of ``POOLS``; ``""`` keeps the tokens.
         **kwargs: arguments of timm's ``VisionTransformer``.
 
@@ -86,7 +79,10 @@ class ViT(VisionTransformer):
         stem: str = "patchify",
         stem_width: int = 64,
         stabilizer: str = "none",
+        pos_embed: str = "learn",
         init: str = "timm",
+        drop_path_rate: float = 0.0,
+        constant_drop_path: bool = False,
         global_pool: str = "token",
         **kwargs: Any,
     ):
@@ -95,6 +91,7 @@ class ViT(VisionTransformer):
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("stem", stem, STEMS)
         check_choice("stabilizer", stabilizer, STABILIZERS)
+        check_choice("pos_embed", pos_embed, POSITIONS)
         check_choice("init", init, INITS)
         check_choice("global_pool", global_pool, POOLS)
         sizes = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
@@ -104,23 +101,33 @@ class ViT(VisionTransformer):
             raise ModelError(
                 f"model.num_heads={num_heads} does not divide model.embed_dim={embed_dim}: change one of them"
             )
+        if pos_embed == "sincos2d" and (embed_dim % 4 or embed_dim < 8):
+            raise ModelError(f"model.pos_embed=sincos2d needs a model.embed_dim that 4 divides, not {embed_dim}")
         _check_patches(img_size, patch_size)
         if stabilizer == "sigma_reparam" and norm != "layernorm":
             raise ModelError(
                 f"model.stabilizer=sigma_reparam removes all norms, so model.norm={norm} does nothing: leave it out"
             )
         is_post = norm_position == "post"
+        block: Any = PostNormBlock if is_post else Block
         options = {
             "norm_layer": NORMS[norm],
-            "block_fn": PostNormBlock if is_post else Block,
+            "block_fn": with_drop_path(block, drop_path_rate) if constant_drop_path else block,
+            "drop_path_rate": drop_path_rate,
             "final_norm": not is_post,
             "act_layer": ACTIVATIONS[activation],
             "embed_layer": stem_layer(stem, stem_width),
             "global_pool": global_pool,
+            "weight_init": "jax" if init == "jax" else "",
             **stabilizer_arguments(stabilizer),
         }
-        self.init, self.stabilizer = init, stabilizer  # before timm's constructor, which calls `init_weights`
+        self.has_fixed_positions = pos_embed == "sincos2d"
+        if self.has_fixed_positions:
+            options["no_embed_class"] = True
+        # Before timm's constructor, which calls `init_weights`.
+        self.init, self.stabilizer = init, stabilizer
         super().__init__(img_size=img_size, mlp_ratio=mlp_ratio, **(sizes | options | kwargs))
+        self._fix_positions()
         if stabilizer == "sigma_reparam":
             sigma_reparam_(self)
 
@@ -137,6 +144,15 @@ class ViT(VisionTransformer):
             theory_init_(self)
         for layer in stabilized:
             reparametrize_(layer)
+        self._fix_positions()
+
+    def _fix_positions(self) -> None:
+        """Replace timm's learned position embedding by the fixed table, which checkpoints do not hold."""
+        if self.has_fixed_positions:
+            rows, columns = self.patch_embed.grid_size
+            table, kept = sincos2d(rows, columns, self.embed_dim), self.pos_embed
+            del self.pos_embed
+            self.register_buffer("pos_embed", table.to(kept), persistent=False)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Images ``(batch, in_chans, *img_size)`` to logits ``(batch, num_classes)``.
@@ -151,7 +167,7 @@ class ViT(VisionTransformer):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Change the image size. The position embedding is interpolated as in timm.
+        """Change the image size. A learned position embedding is interpolated as in timm.
 
         Args:
             img_size: side in pixels, or (height, width); None keeps it.
@@ -168,6 +184,7 @@ class ViT(VisionTransformer):
         _check_patches(size, patch)
         before = self.patch_embed.proj
         super().set_input_size(img_size=size, patch_size=patch)
+        self._fix_positions()
         # For another patch size timm makes a new, plain convolution.
         if self.stabilizer == "sigma_reparam" and self.patch_embed.proj is not before:
             reparametrize_(self.patch_embed.proj)
@@ -182,33 +199,6 @@ class ViT(VisionTransformer):
             reparametrize_(self.head)
 
 
-@torch.no_grad()
-def theory_init_(model: VisionTransformer) -> None:
-    """The initialisation that the theory of Xiong et al. (ICML 2020, section 3.2) assumes.
-
-    Weights are Xavier normal and biases 0. The weights of queries and keys are 0, so attention takes the mean of all
-    tokens. The theory assumes input tokens with independent entries of variance 1. Here embedded patches of normalised
-    pixels and the class token have that variance.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.xavier_normal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    blocks: Any = model.blocks
-    for block in blocks:
-        queries_and_keys, values = block.attn.qkv.weight.split([2 * model.embed_dim, model.embed_dim])
-        nn.init.zeros_(queries_and_keys)
-        nn.init.xavier_normal_(values)
-    for layer in model.patch_embed.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-    if model.cls_token is not None:
-        nn.init.normal_(model.cls_token)
-    if model.pos_embed is not None:
-        nn.init.zeros_(model.pos_embed)
-
-
 def _check_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
     """Refuse image sizes that the patch size does not divide."""
     advice = "; or set a patch size that divides it"
@@ -221,11 +211,13 @@ default_cfgs = generate_default_cfgs(
         "deit_tiny.untrained": pretrained_cfg(pool_size=None),
         "deit_small.untrained": pretrained_cfg(pool_size=None),
         "deit_base.untrained": pretrained_cfg(pool_size=None),
+        "deit3_small.untrained": pretrained_cfg(pool_size=None, crop_pct=1.0),
         "deit_small_convstem.untrained": pretrained_cfg(pool_size=None, first_conv="patch_embed.proj.0"),
         "vit_preln_small.untrained": pretrained_cfg(pool_size=None),
         "vit_postln_small.untrained": pretrained_cfg(pool_size=None),
         "vit_preln_theory.untrained": pretrained_cfg(pool_size=None),
         "vit_postln_theory.untrained": pretrained_cfg(pool_size=None),
+        "vit_small_sincos.untrained": pretrained_cfg(pool_size=None),
     }
 )
 
@@ -260,6 +252,13 @@ def deit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
 
 
 @register_model
+def deit3_small(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """DeiT-III-S (Touvron et al., "DeiT III", ECCV 2022): 22.1 M parameters, 81.4 % top-1 after 800 epochs."""
+    changes = {"init_values": 1e-4, "no_embed_class": True, "constant_drop_path": True}
+    return _create("deit3_small", pretrained, _SMALL | changes, kwargs)
+
+
+@register_model
 def deit_small_convstem(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-S with the scaled-ReLU stem (Wang et al., AAAI 2022): 23.4 M parameters."""
     return _create("deit_small_convstem", pretrained, _SMALL | {"stem": "scaled_relu"}, kwargs)
@@ -287,3 +286,14 @@ def vit_preln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
 def vit_postln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
     """The Post-LN transformer of the same theory."""
     return _create("vit_postln_theory", pretrained, _THEORY | {"norm_position": "post"}, kwargs)
+
+
+@register_model
+def vit_small_sincos(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-S/16 of Beyer et al. (arXiv:2205.01580): 22.0 M parameters, 76.7 % top-1 after 90 epochs.
+
+    Fixed positions, no class token, the mean of all tokens after the last norm, and one linear layer as head.
+    """
+    plain = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    google = {"pos_embed": "sincos2d", "init": "jax", "activation": "gelu_tanh"}
+    return _create("vit_small_sincos", pretrained, _SMALL | plain | google, kwargs)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Attention, RmsNormFp32
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models.errors import ModelError
@@ -100,7 +99,6 @@ class ViT5(ViT):
         mlp_ratio: ratio of the MLPs' hidden width to ``embed_dim``.
         registers: number of register tokens, a square number.
         layer_scale: initial value of LayerScale (Touvron et al., "Going Deeper with Image Transformers", section 2).
-        drop_path_rate: stochastic depth, the same in all blocks.
         **kwargs: arguments of timm's ``VisionTransformer``.
 
     Raises:
@@ -117,7 +115,6 @@ class ViT5(ViT):
         mlp_ratio: float = 4.0,
         registers: int = 4,
         layer_scale: float = 1e-4,
-        drop_path_rate: float = 0.0,
         **kwargs: Any,
     ):
         check_positive(embed_dim=embed_dim, num_heads=num_heads, registers=registers)
@@ -129,16 +126,13 @@ class ViT5(ViT):
                 f"multiple of {4 * num_heads}, or change model.num_heads={num_heads}"
             )
 
-        def block(**options: Any) -> Block:
-            return Block(**(options | {"drop_path": drop_path_rate}))  # timm's rate grows with depth
-
-        parts: dict[str, Any] = {"norm_layer": RmsNormFp32, "attn_layer": RotaryAttention, "block_fn": block}
-        parts["reg_tokens"] = registers
+        parts: dict[str, Any] = {"norm_layer": RmsNormFp32, "attn_layer": RotaryAttention, "reg_tokens": registers}
         options: dict[str, Any] = {
             "no_embed_class": True,
             "qkv_bias": False,
             "qk_norm": True,
             "init_values": layer_scale,
+            "constant_drop_path": True,
         }
         super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, **(parts | options | kwargs))
         self._turn()

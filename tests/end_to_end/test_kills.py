@@ -96,8 +96,11 @@ def assert_kills_change_nothing(common: tuple[str, ...], here: Path, steps: int 
 
 
 KILLS = int(os.environ.get("TEST_KILLS", 1))
-# torch's loader, since DALI's threads do not survive a fork.
-QUICKSTART = ("experiment=quickstart", "seed=1", "data.backend=torch", "log_every=1", "logger=none", "device=cpu")
+# Without threads and processes of the loader, which do not survive a fork.
+QUICKSTART = (
+    *("experiment=quickstart", "seed=1", "data.backend=torch", "max_workers=0"),
+    *("log_every=1", "logger=none", "device=cpu"),
+)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,12 @@ PARAMETERS = {
     "vit_postln_small": 22_050_664 - 2 * 384,  # no final norm
     "deit_small_convstem": 22_050_664 + 1_361_472,
 }
-NAMES = (*PARAMETERS, "vit_preln_theory", "vit_postln_theory")
+OTHERS = {
+    "deit3_small": 22_050_664 + 23 * 384,  # 24 LayerScales, and no position of the class token
+    "vit_small_sincos": 22_050_664 - 198 * 384,  # no position, no class token
+}
+DEIT = (*PARAMETERS, "vit_preln_theory", "vit_postln_theory")
+NAMES = (*DEIT, *OTHERS)
 
 
 def small(name: str = "deit_small", **changes) -> nn.Module:
@@ -39,11 +46,11 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", (*PARAMETERS, *OTHERS))
 def test_the_number_of_parameters_is_exact(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in model.parameters()) == (PARAMETERS | OTHERS)[name]
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
@@ -89,7 +96,7 @@ def paper():
         return compose("train", overrides=["experiment=deit_small_paper"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DEIT)
 def test_recipes_have_no_warm_up_and_the_paper_has(name, paper):
     register()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
@@ -133,8 +140,8 @@ def test_drop_path_and_relu_apply_to_pre_and_post_norm_blocks():
         ({"norm_position": "mid"}, "model.norm_position=mid is unknown: choose pre, post"),
         ({"stem": "cnn"}, "model.stem=cnn is unknown: choose patchify, conv, conv_bn, conv_relu, scaled_relu"),
         ({"stabilizer": "x"}, "model.stabilizer=x is unknown: choose none, layer_scale, qk_norm, sigma_reparam"),
-        ({"activation": "tanh"}, "model.activation=tanh is unknown: choose gelu, relu"),
-        ({"init": "zero"}, "model.init=zero is unknown: choose timm, theory"),
+        ({"activation": "tanh"}, "model.activation=tanh is unknown: choose gelu, gelu_tanh, relu"),
+        ({"init": "zero"}, "model.init=zero is unknown: choose timm, jax, theory"),
         ({"img_size": 30}, "image size 30 does not fit: .*=8 it must be a multiple of 8, such as 24 or 32; or .*"),
         ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: change one of them"),
         ({"patch_size": 0}, "model.patch_size=0 must be 1 or more"),
@@ -196,3 +203,77 @@ def test_input_size_pool_and_precision_can_be_set(stem):
         with pytest.raises(models.ModelError, match=refusal):
             refused()
     assert model.num_classes == 5
+
+
+def literal_sincos_logits(model: ViT, image: torch.Tensor) -> torch.Tensor:
+    """The logits of one image by the formulas of big_vision's ViT (Beyer et al., 2022), one token at a time."""
+    rows, columns = model.patch_embed.grid_size
+    tokens, quarter = model.patch_embed(image[None])[0], model.embed_dim // 4
+    for place, (row, column) in enumerate(itertools.product(range(rows), range(columns))):
+        angles = [[at * 10_000 ** -(i / (quarter - 1)) for i in range(quarter)] for at in (column, row)]
+        table = [f(angle) for half in angles for f in (math.sin, math.cos) for angle in half]
+        tokens[place] = tokens[place] + torch.tensor(table, dtype=torch.float32)
+
+    def norm(layer: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * layer.weight + layer.bias
+
+    for block in model.blocks:
+        q, k, v = block.attn.qkv(norm(block.norm1, tokens)).chunk(3, dim=1)
+        heads = zip(*(part.chunk(block.attn.num_heads, dim=1) for part in (q, k, v)), strict=True)
+        mixed = [(q @ k.T / q.shape[1] ** 0.5).softmax(1) @ v for q, k, v in heads]
+        tokens = tokens + block.attn.proj(torch.cat(mixed, dim=1))
+        hidden = block.mlp.fc1(norm(block.norm2, tokens))
+        gelu = hidden / 2 * (1 + (math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)).tanh())
+        tokens = tokens + block.mlp.fc2(gelu)
+    return model.head(norm(model.norm, tokens).mean(0))
+
+
+@torch.no_grad()
+def test_the_vit_of_90_epochs_computes_the_formulas_of_its_paper():
+    torch.manual_seed(0)
+    model = small("vit_small_sincos").eval().double()
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    image = torch.randn(3, 32, 32, dtype=torch.float64)
+    assert torch.allclose(model(image[None])[0], literal_sincos_logits(model, image), atol=1e-6)
+
+
+def test_fixed_positions_are_computed_for_every_image_size_and_not_saved():
+    model = small("vit_small_sincos")
+    assert "pos_embed" not in model.state_dict() and not dict(model.named_parameters()).keys() & {"pos_embed"}
+    larger = small("vit_small_sincos", img_size=64)
+    larger.load_state_dict(model.state_dict())
+    model.set_input_size(64)
+    assert torch.equal(model.pos_embed, larger.pos_embed) and model.pos_embed.shape == (1, 64, 32)
+    with torch.device("meta"):
+        made = small("vit_small_sincos", img_size=64)
+    made.to_empty(device="cpu").init_weights()
+    assert torch.equal(made.pos_embed, larger.pos_embed)
+
+
+def test_the_class_token_has_no_fixed_position():
+    model = small("deit_small", pos_embed="sincos2d")
+    assert model.pos_embed.shape == (1, 16, 32) and model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_googles_initialisation_begins_with_equal_logits():
+    model = small("vit_small_sincos")
+    assert not model.head.weight.any() and not model.blocks[0].attn.qkv.bias.any()
+    bound = (6 / (32 + 128)) ** 0.5  # Xavier's of the MLP
+    assert 0.9 * bound < model.blocks[0].mlp.fc1.weight.abs().max().item() <= bound
+
+
+def test_weights_of_timms_deit_iii_give_the_same_logits():
+    theirs = timm.create_model("deit3_small_patch16_224", **SMALL, init_values=1e-4).eval()
+    ours = small("deit3_small").eval()
+    models.load_weights(ours, theirs.state_dict(), "timm's")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(x), theirs(x))
+    assert small("deit3_small").blocks[0].ls1.gamma.detach().unique().tolist() == pytest.approx([1e-4])
+
+
+def test_deit_iii_has_the_same_stochastic_depth_in_all_blocks():
+    model = small("deit3_small", drop_path_rate=0.2, norm_position="post")
+    assert {block.drop_path1.drop_prob for block in model.blocks} == {0.2}
+    assert small("deit_small", drop_path_rate=0.2).blocks[1].drop_path1.drop_prob == pytest.approx(0.2)

@@ -1,0 +1,34 @@
+"""The initialisation that the theory of Pre-LN and Post-LN assumes (``model.init=theory``)."""
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+
+@torch.no_grad()
+def theory_init_(model: VisionTransformer) -> None:
+    """The initialisation that the theory of Xiong et al. (ICML 2020, section 3.2) assumes.
+
+    Weights are Xavier normal and biases 0. The weights of queries and keys are 0, so attention takes the mean of all
+    tokens. The theory assumes input tokens with independent entries of variance 1. Here embedded patches of normalised
+    pixels and the class token have that variance.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    blocks: Any = model.blocks
+    for block in blocks:
+        queries_and_keys, values = block.attn.qkv.weight.split([2 * model.embed_dim, model.embed_dim])
+        nn.init.zeros_(queries_and_keys)
+        nn.init.xavier_normal_(values)
+    for layer in model.patch_embed.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    if model.cls_token is not None:
+        nn.init.normal_(model.cls_token)
+    if model.pos_embed is not None:
+        nn.init.zeros_(model.pos_embed)
