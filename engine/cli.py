@@ -30,6 +30,9 @@ from engine.names import swept_options
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
 
+# A command with one of these variables is one of many: of a job array of SLURM, or of a sweep of Weights & Biases.
+OF_MANY = {"SLURM_ARRAY_TASK_ID", "WANDB_SWEEP_ID"}
+
 # For each entry script: short forms, and the options they stand for.
 SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 
@@ -59,7 +62,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
         is_sweep = job.mode == RunMode.MULTIRUN
         try:
-            swept = swept_options(options, typed, is_sweep, "SLURM_ARRAY_TASK_ID" in os.environ)
+            swept = swept_options(options, typed, is_sweep, not OF_MANY.isdisjoint(os.environ))
         except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)
         try:

@@ -24,8 +24,9 @@ def swept_options(job: Sequence[str], typed: Iterable[str], is_sweep: bool, is_a
         job: all options of the job.
         typed: the options as typed, including those with several values of a sweep.
         is_sweep: whether Hydra runs several jobs from this command (``--multirun``).
-        is_array: whether this is a job of a SLURM array. The commands of its other jobs are unknown, so any option may
-            differ. If the user set a name or folder for the job, no option is returned.
+        is_array: whether this is a job of a SLURM array or of a sweep of Weights & Biases. The commands of its other
+            jobs are unknown, so any option may differ. If the user set a name or folder for the job, no option is
+            returned.
 
     Raises:
         UserError: if a sweep contains the same value twice.

@@ -72,6 +72,7 @@ class WandbLogger(Callback):
             resume="allow",
             settings=settings,
         )
+        self.state["id"] = run.id  # in a sweep, W&B's agent has chosen another one
         self.state["starts"] += 1
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

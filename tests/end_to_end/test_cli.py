@@ -72,6 +72,14 @@ def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
     assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names
 
 
+def test_a_sweep_of_conf_starts_its_grid(small_images, tmp_path):
+    """The file says that it is a sweep, so ``-m`` is not needed. What is typed comes before what the file says."""
+    out = run_here("train.py", *SMALL, f"data.root={small_images}", "max_steps=1", "sweep=lr", "seed=7", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
+    assert names == [f"quickstart-optim.lr_{lr}" for lr in (0.002, 0.004, 0.008)]
+
+
 def test_imagenet_dir_is_found(small_images, tmp_path, monkeypatch):
     arguments = [o for o in SMALL if o != "data=folder"]
     monkeypatch.setenv("IMAGENET_DIR", str(small_images))

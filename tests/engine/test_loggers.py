@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from engine.callbacks import Callback
 from engine.errors import UserError
-from tests.runs import SMALL, checkpoint, metrics, run, train_here
+from tests.runs import PROJECT, SMALL, checkpoint, metrics, run, train_here
 
 BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records with a header of 7 bytes
 
@@ -91,6 +93,25 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(logged):
     assert float(found["summary"]["best_top1"]) == metrics(first, "val")[-1]["top1"]
     assert checkpoint(first)["callbacks"]["wandb"]["id"] == found["id"]
     assert read_run(resumed)["id"] == found["id"], "a resumed run stays one run"
+
+
+def test_each_run_of_a_w_and_b_sweep_has_its_own_directory_and_the_agent_s_id(small_images, here):
+    """Two commands of ``conf/sweep/lr.wandb.yml``, with the arguments and variables that ``wandb agent`` gives them."""
+    sweep = yaml.safe_load((PROJECT / "conf/sweep/lr.wandb.yml").read_text())
+    typed = [word for word in sweep["command"] if not word.startswith("${") and word != "logger.mode=online"]
+    small = [option for option in SMALL if option not in ("logger=none", *typed)]
+    for number in (0, 1):
+        chosen = {key: {"value": values["values"][number]} for key, values in sweep["parameters"].items()}
+        options = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+        (here / "grid.yaml").write_text(yaml.safe_dump({"wandb_version": 1} | chosen))
+        variables = {"WANDB_SWEEP_ID": "a_sweep", "WANDB_RUN_ID": f"run{number}", "WANDB_SWEEP_PARAM_PATH": "grid.yaml"}
+        more = (f"data.root={small_images}", "max_steps=1", "monitor.every=0")
+        out = run("train.py", *typed, *options, *small, *more, cwd=here, **variables)
+        assert out.returncode == 0, out.stderr
+    folders = [path for path in (here / "outputs").iterdir() if path.is_dir()]
+    assert sorted(read_run(folder)["id"] for folder in folders) == ["run0", "run1"]
+    assert {checkpoint(folder)["callbacks"]["wandb"]["id"] for folder in folders} == {"run0", "run1"}
+    assert {checkpoint(folder)["config"]["optim"]["lr"] for folder in folders} == {0.002, 0.004}
 
 
 def test_no_logger_leaves_no_files(small_images, here):
