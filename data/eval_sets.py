@@ -58,7 +58,10 @@ def _path() -> Any:
 
 @dataclass
 class EvalSetsConfig:
-    """Evaluation sets (``sets.*``): for each, the folder that holds its class folders, directly or in ``val/``."""
+    """Evaluation sets (``sets.*``): for each, the folder that holds its class folders, directly or in ``val/``.
+
+    It may also hold the set's shards, tar files or zip file, as ``data.root`` does for the split ``val``.
+    """
 
     # Validation images: in class folders, or all in one folder if ``labels`` is given.
     imagenet: str | None = _path()
@@ -117,7 +120,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
     else:
         if name == "imagenet" and sets.labels is not None:
             raise DataError(f"sets.labels is for images in one folder, but {place} has class folders: leave it out")
-        if place.is_dir():
+        if source_kind(data, data.split) is FolderSource:
             _refuse_other_classes(name, place, _subfolders(place))  # before any image is read
         images = open_split(data, data.split, IMAGENET_CLASSES)
         _refuse_other_classes(name, place, images.index.classes)
@@ -181,22 +184,30 @@ def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) ->
 
 
 def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
-    """Where the set is: the folder that holds its class folders or images, or a file that a source can read."""
+    """Where the set is: the folder that holds its class folders or images, or what a source reads as split ``val``."""
     typed = getattr(sets, name)
     place = Path(os.path.abspath(os.path.expanduser(typed)))
-    if place.is_dir():
-        return place / "val" if (place / "val").is_dir() else place
-    described = _data_of(SETS[name], place, data)
-    if not place.is_file() or source_kind(described, described.split) is FolderSource:
+    if _is_root(place, data):
+        return place
+    if not place.is_dir():
         raise DataError(f"sets.{name}={typed} is not a folder: set it to the folder that holds {SETS[name].title}")
-    return place
+    return place / "val" if (place / "val").is_dir() else place
+
+
+def _is_root(place: Path, data: DataConfig) -> bool:
+    """Whether the place is a ``data.root`` whose split ``val`` is no folder of images."""
+    return source_kind(_rooted(place, "val", data), "val") is not FolderSource
+
+
+def _rooted(root: Path, split: str, data: DataConfig) -> DataConfig:
+    backend = "auto" if data.backend == "synthetic" else data.backend
+    return dataclasses.replace(data, name="eval", root=str(root), split=split, archive=None, backend=backend)
 
 
 def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:
-    """The data options with the set's place instead of the training data. A file is opened as split ``val``."""
-    backend = "auto" if data.backend == "synthetic" else data.backend
-    root, split = (place, "val") if place.is_file() else (place.parent, place.name)
-    return dataclasses.replace(data, name=described.title, root=str(root), split=split, archive=None, backend=backend)
+    """The data options with the set's place instead of the training data."""
+    root, split = (place, "val") if _is_root(place, data) else (place.parent, place.name)
+    return dataclasses.replace(_rooted(root, split, data), name=described.title)
 
 
 def _subfolders(folder: Path) -> list[str]:

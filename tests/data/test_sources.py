@@ -19,7 +19,7 @@ from data.sources import EncodedSource, Source, open_source, source_kind
 from data.sources.synthetic import SyntheticSource
 from tests import source_kinds
 from tests.joined import join
-from tests.source_kinds import CLASSES, EACH, SOURCE_CLASSES, opened
+from tests.source_kinds import CLASSES, EACH, ENCODED, SOURCE_CLASSES, opened
 
 folder, config = source_kinds.folder, source_kinds.config
 
@@ -102,10 +102,9 @@ def test_an_index_lies_beside_a_file_and_follows_it(config: DataConfig, folder: 
     assert opened(config).index.fingerprint() != before
 
 
-@pytest.mark.parametrize("config", ["joined"], indirect=True)
-def test_an_evaluation_set_may_lie_in_such_a_file(config: DataConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ENCODED, indirect=True)
+def test_an_evaluation_set_may_have_any_form(config: DataConfig, tmp_path: Path) -> None:
     sets = EvalSetsConfig(v2=config.root)
-    assert not is_set_prepared("v2", sets, config)
     images = open_set("v2", sets, config)
     assert images.answers.tolist() == [0] * EACH + [1] * EACH + [2] * (EACH + 1)
     assert is_set_prepared("v2", sets, config)

@@ -80,6 +80,17 @@ def test_a_sweep_of_conf_starts_its_grid(small_images, tmp_path):
     assert names == [f"quickstart-optim.lr_{lr}" for lr in (0.002, 0.004, 0.008)]
 
 
+def test_the_shell_completes_options_and_choices(tmp_path, monkeypatch):
+    for typed, expected in (
+        ("model=lipsformer_cs", "model=lipsformer_cswin_tiny"),
+        ("optim.weight_c", "optim.weight_cap="),
+    ):
+        line = f"python train.py {typed}"
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        assert run_here("train.py", "-sc", "query=bash", cwd=tmp_path).stdout.split() == [expected]
+
+
 def test_imagenet_dir_is_found(small_images, tmp_path, monkeypatch):
     arguments = [o for o in SMALL if o != "data=folder"]
     monkeypatch.setenv("IMAGENET_DIR", str(small_images))
