@@ -63,5 +63,7 @@ VARIANTS = {
     "vit, DyT": SMALL["vit"].but(norm="dyt"),
     "vit, RMSNorm": SMALL["vit"].but(norm="rmsnorm"),
     "vit, QK-norm": SMALL["vit"].but(stabilizer="qk_norm"),
+    "vit, fixed positions": Small("vit_small_sincos", 32, VIT),
+    "vit, DeiT-III": Small("deit3_small", 32, VIT),
 }
 FORMS = SMALL | VARIANTS

@@ -58,4 +58,8 @@ class DataWait(Callback):
 
     def _machine(self) -> list[str]:
         fewer = [f"run fewer than {self.local_size} processes on this machine"] if self.local_size > 1 else []
-        return [*fewer, "give it more cores", "keep the images on a faster disk, or packed (docs/imagenet.md)"]
+        return [
+            *fewer,
+            "give it more cores",
+            "keep the images on a faster disk (data.stage_to copies them), or packed (docs/imagenet.md)",
+        ]

@@ -8,7 +8,7 @@ import torch
 
 from models import FAMILIES, build_model
 from tests.families import FORMS, SMALL
-from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, losses, run, settings, train_here
+from tests.runs import NO_LOCAL_NOISE, PLAIN_IMAGES, checkpoint, losses, run, same_tensors, settings, train_here
 from tests.runs import SMALL as SMALL_RUN
 from tests.training import real_batches, twenty_losses
 
@@ -20,10 +20,10 @@ RUNS = {form: small.overrides() for form, small in FORMS.items()} | {
 }
 
 
-def options(form: str) -> tuple[str, ...]:
-    """The options of a small run."""
+def options(form: str, folder: str = "run") -> tuple[str, ...]:
+    """The options of a small run in a folder."""
     shared = [option for option in SMALL_RUN if not option.startswith("model.")]
-    return (*shared, *RUNS[form], "ema=null", "output_dir=run")
+    return (*shared, *RUNS[form], "ema=null", f"output_dir={folder}")
 
 
 def test_every_family_has_a_small_form():
@@ -74,7 +74,19 @@ def compiled_and_eager(form, amp, images, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["lipsformer_cswin", "cswin"])
+@pytest.mark.parametrize("form", RUNS)
+def test_every_family_goes_on_where_it_stopped(form, small_images, here):
+    """Bit for bit, in the middle of an epoch, with stochastic depth."""
+    common = (f"data.root={small_images}", "model.drop_path_rate=0.3", "optim.lr=1e-3")
+    train_here(*options(form, "whole"), *common, "max_steps=12")
+    for last in (7, 12):
+        train_here(*options(form, "part"), *common, f"max_steps={last}")
+    assert same_tensors(*(checkpoint(here / folder)["model"] for folder in ("whole", "part")))
+    assert losses(here / "whole") == losses(here / "part")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["lipsformer_cswin", "cswin", "vit5", "vit, DyT", "vit, fixed positions"])
 def test_two_processes_find_no_unused_parameter(form, small_images, here):
     out = run("train.py", *options(form), f"data.root={small_images}", "max_steps=3", cwd=here, processes=2)
     assert out.returncode == 0, out.stderr
