@@ -119,7 +119,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
         source, answers = _open_flat(name, place, sets.labels, data)
     else:
         if name == "imagenet" and sets.labels is not None:
-            raise DataError(f"sets.labels is for images in one folder, but {place} has class folders: leave it out")
+            raise DataError(f"sets.labels is for images in one folder, but {place} has labels of its own: leave it out")
         if source_kind(data, data.split) is FolderSource:
             _refuse_other_classes(name, place, _subfolders(place))  # before any image is read
         images = open_split(data, data.split, IMAGENET_CLASSES)
@@ -195,7 +195,9 @@ def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
 
 
 def _is_root(place: Path, data: DataConfig) -> bool:
-    """Whether the place is a ``data.root`` whose split ``val`` is no folder of images."""
+    """Whether the place is a ``data.root`` whose split ``val`` is no folder of images, and has no class folders."""
+    if place.is_dir() and set(_subfolders(place)) - {data.train_split, "val"}:
+        return False
     return source_kind(_rooted(place, "val", data), "val") is not FolderSource
 
 

@@ -62,6 +62,8 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
         is_sweep = job.mode == RunMode.MULTIRUN
         try:
+            if is_sweep and "WANDB_SWEEP_ID" in os.environ:
+                raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
             swept = swept_options(options, typed, is_sweep, not OF_MANY.isdisjoint(os.environ))
         except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)

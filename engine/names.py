@@ -25,15 +25,15 @@ def swept_options(job: Sequence[str], typed: Iterable[str], is_sweep: bool, is_a
         typed: the options as typed, including those with several values of a sweep.
         is_sweep: whether Hydra runs several jobs from this command (``--multirun``).
         is_array: whether this is a job of a SLURM array or of a sweep of Weights & Biases. The commands of its other
-            jobs are unknown, so any option may differ. If the user set a name or folder for the job, no option is
-            returned.
+            jobs are unknown, so any option may differ. If the user set a name or folder for the job, only the options
+            of its own sweep are returned.
 
     Raises:
         UserError: if a sweep contains the same value twice.
     """
-    if is_array and not is_sweep:
-        named = any(parsed(option).key_or_group in ("name", "output_dir", "output") for option in job)
-        return [] if named else list(job)
+    named = any(parsed(option).key_or_group in ("name", "output_dir", "output") for option in job)
+    if is_array and not named:
+        return list(job)
     if not is_sweep:
         return []
     fixed: dict[str, bool] = {}  # if an option is typed twice, the last one counts, as in Hydra

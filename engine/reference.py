@@ -24,7 +24,8 @@ from engine.run_dir import RunDirectory, recipe_options
 from engine.settings import defaults_of, flatten
 from optim import OptimConfig, ScheduleConfig
 
-TOLERANCE_OF_ONE = 2.0  # points of top-1, for a reference of one run, whose spread is unknown
+FEW_RUNS = 2  # a reference of so many runs, or of one, says too little about the spread
+TOLERANCE_OF_FEW = 2.0  # points of top-1, for such a reference
 LEAST_TOLERANCE = 1.0  # points of top-1: a few seeds may be close to each other by chance
 MAY_DIFFER = ("seed", "data.backend")  # both backends deliver the same pixels
 # The options of all models have these defaults. Those of a family are known only where its config class is.
@@ -193,11 +194,12 @@ class Reference:
     def tolerance(self, epoch: int) -> float:
         """Return by how many points of top-1 a run may differ from the mean and is still on track.
 
-        This is the difference between the best and the worst run of the reference, but at least 1 point. The spread of
-        one run is unknown: 2 points.
+        This is the difference between the best and the worst run of the reference, but at least 1 point, and at least 2
+        if the reference has only one run or two.
         """
         low, high = self.range(epoch)
-        return TOLERANCE_OF_ONE if len(self.curves) == 1 else max(high - low, LEAST_TOLERANCE)
+        least = TOLERANCE_OF_FEW if len(self.curves) <= FEW_RUNS else LEAST_TOLERANCE
+        return max(high - low, least)
 
     def range(self, epoch: int) -> tuple[float, float]:
         """Return the lowest and the highest top-1 of the runs after an epoch, in percent."""

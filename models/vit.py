@@ -27,8 +27,8 @@ from models.stabilizers import (
     take_away_,
 )
 from models.stems import STEMS, stem_layer
-from models.theory_init import theory_init_
 from models.vit_blocks import PostNormBlock, with_drop_path
+from models.vit_init import separate_qkv_, theory_init_
 
 torch.fx.wrap("check_image")
 
@@ -55,7 +55,7 @@ class ViT(VisionTransformer):
         stem_width: channels inside a convolutional stem.
         stabilizer: one of ``STABILIZERS``.
         pos_embed: ``learn``, or ``sincos2d`` for a fixed table of the patches; the class token then has no position.
-        init: ``timm``; ``jax`` for timm's port of Google's initialisation; or ``theory`` for :func:`theory_init_`.
+        init: ``timm``; ``jax`` for that of Google's code; or ``theory`` for :func:`theory_init_`.
         drop_path_rate: stochastic depth of the last block.
         constant_drop_path: whether all blocks have this rate. Otherwise it grows from 0 in the first one, as in timm.
         global_pool: one of ``POOLS``; ``""`` keeps the tokens.
@@ -103,6 +103,8 @@ class ViT(VisionTransformer):
             )
         if pos_embed == "sincos2d" and (embed_dim % 4 or embed_dim < 8):
             raise ModelError(f"model.pos_embed=sincos2d needs a model.embed_dim that 4 divides, not {embed_dim}")
+        if pos_embed == "sincos2d" and kwargs.get("dynamic_img_size"):
+            raise ModelError("model.pos_embed=sincos2d is for one image size: leave dynamic_img_size out")
         _check_patches(img_size, patch_size)
         if stabilizer == "sigma_reparam" and norm != "layernorm":
             raise ModelError(
@@ -142,6 +144,8 @@ class ViT(VisionTransformer):
         super().init_weights(mode, needs_reset)
         if self.init == "theory":
             theory_init_(self)
+        if self.init == "jax":
+            separate_qkv_(self)
         for layer in stabilized:
             reparametrize_(layer)
         self._fix_positions()

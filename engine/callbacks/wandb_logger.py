@@ -72,7 +72,10 @@ class WandbLogger(Callback):
             resume="allow",
             settings=settings,
         )
-        self.state["id"] = run.id  # in a sweep, W&B's agent has chosen another one
+        if (
+            run.id != self.state["id"]
+        ):  # in a sweep, W&B's agent chooses it: this is another run, which has no lines yet
+            self.state |= {"id": run.id, "starts": 0}
         self.state["starts"] += 1
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

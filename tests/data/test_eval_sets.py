@@ -223,7 +223,7 @@ def test_wrong_folders_are_refused(sets, real, tmp_path):
         ("has no class folders: set sets.a", "a", {"a": sets / "flat"}),
         ("has no class folders: add sets.labels=FILE", "imagenet", {"imagenet": sets / "flat"}),
         ("labels=nowhere cannot be read", "imagenet", {"imagenet": sets / "flat", "labels": "nowhere"}),
-        ("has class folders: leave it out", "imagenet", {"imagenet": sets / "v2", "labels": sets / "flat.txt"}),
+        ("has labels of its own: leave it out", "imagenet", {"imagenet": sets / "v2", "labels": sets / "flat.txt"}),
         ("is not named like an ImageNet validation image", "real", {"real": sets / "v2"}),
     ):
         with pytest.raises(DataError, match=message):

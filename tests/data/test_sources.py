@@ -104,10 +104,12 @@ def test_an_index_lies_beside_a_file_and_follows_it(config: DataConfig, folder: 
 
 @pytest.mark.parametrize("config", ENCODED, indirect=True)
 def test_an_evaluation_set_may_have_any_form(config: DataConfig, tmp_path: Path) -> None:
-    sets = EvalSetsConfig(v2=config.root)
-    images = open_set("v2", sets, config)
+    sets, training = EvalSetsConfig(v2=config.root), replace(config, root=str(tmp_path))
+    was_packed = (Path(str(config.root)) / "prepared-val.json").is_file()
+    assert is_set_prepared("v2", sets, training) == was_packed
+    images = open_set("v2", sets, training)
     assert images.answers.tolist() == [0] * EACH + [1] * EACH + [2] * (EACH + 1)
-    assert is_set_prepared("v2", sets, config)
+    assert is_set_prepared("v2", sets, training)
     (tmp_path / "other.txt").write_text("no source reads this")
     with pytest.raises(DataError, match=r"sets\.v2=.*other\.txt is not a folder"):
         open_set("v2", EvalSetsConfig(v2=str(tmp_path / "other.txt")), config)

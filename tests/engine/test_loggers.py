@@ -14,7 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from engine.callbacks import Callback
 from engine.errors import UserError
-from tests.runs import PROJECT, SMALL, checkpoint, metrics, run, train_here
+from tests.runs import PROJECT, SMALL, checkpoint, metrics, run, run_here, train_here
 
 BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records with a header of 7 bytes
 
@@ -112,6 +112,17 @@ def test_each_run_of_a_w_and_b_sweep_has_its_own_directory_and_the_agent_s_id(sm
     assert sorted(read_run(folder)["id"] for folder in folders) == ["run0", "run1"]
     assert {checkpoint(folder)["callbacks"]["wandb"]["id"] for folder in folders} == {"run0", "run1"}
     assert {checkpoint(folder)["config"]["optim"]["lr"] for folder in folders} == {0.002, 0.004}
+    # The same options again, in another sweep: the run has ended, and its lines belong to the agent's new run as well.
+    out = run("train.py", *typed, *options, *small, *more, cwd=here, **variables | {"WANDB_RUN_ID": "again"})
+    assert out.returncode == 0, out.stderr
+    histories = {found["id"]: found["history"] for folder in folders if (found := read_run(folder))}
+    assert "val/top1" in histories["again"] and "train/loss" in histories["again"]
+
+
+def test_a_run_of_a_sweep_is_no_sweep_itself(here, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "a_sweep")
+    out = run_here("train.py", *SMALL, "data.root=unused", "sweep=lr", cwd=here)
+    assert (out.returncode, out.stderr.count("\n")) == (2, 1) and "cannot be a sweep itself" in out.stderr
 
 
 def test_no_logger_leaves_no_files(small_images, here):

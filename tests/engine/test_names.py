@@ -90,6 +90,12 @@ def test_many_swept_options_make_a_name_that_fits():
     assert len(set(found)) == 2**3 and max(len(name) for name in found) <= 128
 
 
+def test_a_sweep_in_a_job_of_an_array_is_named_by_all_options():
+    job = ["seed=1", "epochs=3"]
+    assert swept_options(job, ["seed=1,2", "epochs=3"], True, True) == job
+    assert swept_options(["name=a", *job], ["name=a", "seed=1,2", "epochs=3"], True, True) == ["seed=1"]
+
+
 def test_sweeps_in_a_config_file_count():
     """``hydra.sweeper.params`` of a config file is not on the command line."""
     found = [swept_options([f"seed={seed}", "epochs=3"], ["epochs=3"], True, False) for seed in (1, 2)]

@@ -77,12 +77,13 @@ def test_a_reference_of_one_run_tolerates_two_points():
 
 
 def test_a_reference_of_several_runs_tolerates_their_spread_but_at_least_one_point():
-    reference = a_reference([50.0, 60.0], [54.0, 60.2])
+    assert [a_reference([50.0, 60.0], [54.0, 60.2]).tolerance(epoch) for epoch in (1, 2)] == [4.0, 2.0]
+    reference = a_reference([50.0, 60.0], [54.0, 60.2], [52.0, 60.1])
     assert [reference.tolerance(epoch) for epoch in (1, 2)] == [4.0, 1.0]
     assert verdict(reference, [48.0]).startswith("on track") and verdict(reference, [47.9]).startswith("behind")
     assert verdict(reference, [48.0, 59.0]) == (
         "behind by 1.1 points: after epoch 2 of 5 top-1 is 59.00 %, the reference had 60.10 %, "
-        "60.00 to 60.20 % in 2 runs; up to 1.0 points apart is on track"
+        "60.00 to 60.20 % in 3 runs; up to 1.0 points apart is on track"
     )
 
 

@@ -252,6 +252,11 @@ def test_fixed_positions_are_computed_for_every_image_size_and_not_saved():
     assert torch.equal(made.pos_embed, larger.pos_embed)
 
 
+def test_fixed_positions_are_for_one_image_size():
+    with pytest.raises(models.ModelError, match="leave dynamic_img_size out"):
+        small("vit_small_sincos", dynamic_img_size=True)
+
+
 def test_the_class_token_has_no_fixed_position():
     model = small("deit_small", pos_embed="sincos2d")
     assert model.pos_embed.shape == (1, 16, 32) and model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
@@ -260,8 +265,10 @@ def test_the_class_token_has_no_fixed_position():
 def test_googles_initialisation_begins_with_equal_logits():
     model = small("vit_small_sincos")
     assert not model.head.weight.any() and not model.blocks[0].attn.qkv.bias.any()
-    bound = (6 / (32 + 128)) ** 0.5  # Xavier's of the MLP
-    assert 0.9 * bound < model.blocks[0].mlp.fc1.weight.abs().max().item() <= bound
+    attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    # Xavier's bounds; queries, keys and values are three matrices.
+    for weight, bound in ((mlp.fc1.weight, (6 / (32 + 128)) ** 0.5), (attention.qkv.weight, (6 / (32 + 32)) ** 0.5)):
+        assert 0.9 * bound < weight.abs().max().item() <= bound
 
 
 def test_weights_of_timms_deit_iii_give_the_same_logits():

@@ -1,0 +1,50 @@
+"""Download CIFAR-10 and write it as class folders of JPEG files, for data=cifar10.
+
+python scripts/get_cifar10.py /path/to/cifar10
+CIFAR10_DIR=/path/to/cifar10 python scripts/lab.py replacements
+
+The archive is that of the University of Toronto (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
+2009). torchvision downloads it and checks its hash. The images are encoded with quality 95 and full colour resolution.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torchvision.datasets import CIFAR10
+from tqdm import tqdm
+
+ENCODER = {"quality": 95, "subsampling": 0}
+SPLITS = {"train": True, "val": False}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="new or empty folder")
+    folder = parser.parse_args().folder
+    if folder.is_dir() and any(folder.iterdir()):
+        print(f"error: {folder} is not empty: name a new folder", file=sys.stderr)
+        return 2
+    try:
+        write(folder)
+    except (OSError, RuntimeError) as error:  # no network, a full disk; another hash
+        print(f"error: CIFAR-10 cannot be written to {folder}: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {folder}; train with CIFAR10_DIR={folder} and data=cifar10")
+    return 0
+
+
+def write(folder: Path) -> None:
+    """Download the archive, and write ``train/<class>/00000.jpg`` and ``val/``, numbered as in the archive."""
+    with TemporaryDirectory() as downloads:
+        for split, is_train in SPLITS.items():
+            images = CIFAR10(downloads, train=is_train, download=True)
+            for name in images.classes:
+                (folder / split / name).mkdir(parents=True)
+            for number, (image, label) in enumerate(tqdm(images, desc=split, unit="image", disable=None)):
+                image.save(folder / split / images.classes[label] / f"{number:05d}.jpg", **ENCODER)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

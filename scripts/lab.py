@@ -1,0 +1,143 @@
+"""Test the papers' claims in miniature: train the grid of a study, and write what came of each claim.
+
+python scripts/lab.py                                  # lists the studies
+python scripts/lab.py postln_preln phase=init          # minutes: what the theory predicts at initialisation
+python scripts/lab.py replacements                     # hours: goes on where it stopped, training by training
+python scripts/lab.py replacements part=3/8            # the third of eight parts, for eight machines or a job array
+
+Writes docs/lab/STUDY/: results.csv, pictures and README.md. A training whose row is in results.csv is not run again.
+
+Arguments:
+  phase=init|train|report  only this phase; report: write the page again from the rows that are there
+  scale=laptop             or another size that the study's file has
+  part=K/N                 only every N-th training, beginning with the K-th
+  at_once=N                trainings at the same time (default: one for each core)
+  threads=1                threads of each training
+  to=docs/lab              folder of the results
+  runs=outputs/lab         folder of the run directories
+All other arguments, such as data.root=…, are options of all trainings.
+"""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+from tqdm import tqdm
+
+from engine.device import default_workers
+from engine.errors import UserError
+from scripts.studies.at_init import measure_at_init
+from scripts.studies.claims import Verdict, judge
+from scripts.studies.crash_map import draw_crash_map
+from scripts.studies.origin import origin_of
+from scripts.studies.report import write_report
+from scripts.studies.results import Results, row_of
+from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
+from scripts.studies.training import Stopped, Trainer
+
+PHASES = ("all", "init", "train", "report")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed; see the head of this file."""
+
+    study: str
+    phase: str = "all"
+    scale: str = "laptop"
+    part: str = "1/1"
+    at_once: str = ""
+    threads: str = "1"
+    to: str = str(PROJECT / "docs/lab")
+    runs: str = str(PROJECT / "outputs/lab")
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, typed: list[str]) -> "Arguments":
+        """Read the command line."""
+        name, *rest = typed
+        own = {field.name for field in fields(cls)} - {"study", "options"}
+        pairs = [argument.partition("=") for argument in rest]
+        if bare := [key for key, equals, _ in pairs if not equals]:
+            raise UserError(f"{bare[0]} is no argument: type NAME=VALUE; --help lists them")
+        values = {key: value for key, _, value in pairs if key in own}
+        arguments = cls(name, **values, options=tuple("".join(pair) for pair in pairs if pair[0] not in own))
+        if arguments.phase not in PHASES:
+            raise UserError(f"phase={arguments.phase} is unknown: choose {', '.join(PHASES)}")
+        return arguments
+
+    def number(self, name: str) -> int:
+        """The value of an argument that is a whole number above 0."""
+        text = getattr(self, name)
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"{name}={text} must be a whole number above 0")
+        return int(text)
+
+    def chosen(self, cells: list[Cell]) -> list[Cell]:
+        """The cells of ``part``."""
+        first, _, step = self.part.partition("/")
+        if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
+            raise UserError(f"part={self.part} must be two numbers such as 3/8: the third of eight parts")
+        return cells[int(first) - 1 :: int(step)]
+
+
+def train_missing(study: Study, results: Results, arguments: Arguments) -> None:
+    """Train the cells that have no row yet, and add their rows. The page is written again after each."""
+    missing = [cell for cell in arguments.chosen(study.cells()) if results.of(cell) is None]
+    threads = arguments.number("threads")
+    at_once = arguments.number("at_once") if arguments.at_once else max(1, default_workers(1) // threads)
+    trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads)
+    with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
+        for cell, outcome in trainer.train_all(missing, at_once):
+            results.add(row_of(cell, outcome, origin_of(trainer.folder / cell.name, threads)))
+            top1 = "–" if outcome.top1 is None else f"{outcome.top1:.2f} %"
+            tqdm.write(f"{cell.name}  {top1}{'  crashed' if outcome.crashed else ''}  {outcome.seconds:.0f} s")
+            bar.update()
+            report(study, results, [])
+
+
+def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdict]:
+    """Write the pictures and the page of a study. Returns the verdicts on its claims."""
+    folder, rows = results.path.parent, results.of_study()
+    found = [*(at_init or measure_at_init(study, folder, again=False)), *(judge(claim, rows) for claim in study.claims)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if rows:
+        draw_crash_map(study, rows, folder / "map.png")
+    pictures = [name for name in ("at_init.png", "map.png") if (folder / name).is_file()]
+    write_report(folder, study, results, found, pictures)
+    return found
+
+
+def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show ± or –
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        for path in sorted(STUDIES.glob("*.yaml")):
+            print(f"  {path.stem:15} {yaml.safe_load(path.read_text(encoding='utf-8'))['title']}")
+        return 0
+    try:
+        arguments = Arguments.parse(sys.argv[1:])
+        study = read_study(arguments.study, arguments.scale, arguments.options)
+        results = Results(Path(arguments.to) / study.name / "results.csv", study)
+        at_init = []
+        if arguments.phase in ("all", "init"):
+            at_init = measure_at_init(study, results.path.parent, again=arguments.phase == "init")
+        if arguments.phase in ("all", "train"):
+            train_missing(study, results, arguments)
+        for verdict in report(study, results, at_init):
+            print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
+        print(f"written: {results.path.parent / 'README.md'}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt):
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

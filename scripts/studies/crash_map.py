@@ -1,0 +1,43 @@
+"""The map of a study: learning rate across, the other axes down, accuracy as brightness, crashes crossed out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
+
+from scripts.studies.results import Row
+from scripts.studies.study import Study
+
+
+def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
+    """Draw the mean final top-1 at each place of the grid. The last axis goes across.
+
+    A cross marks a place where every seed crashed, a slash one where some did. A white place was not run.
+    """
+    *down, across = study.axes
+    labels = list(study.axes[across])
+    places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
+    means = np.full((len(places), len(labels)), np.nan)
+    figure, axis = plt.subplots(figsize=(2.5 + 1.0 * len(labels), 1.4 + 0.42 * len(places)), constrained_layout=True)
+    for y, place in enumerate(places):
+        for x, label in enumerate(labels):
+            chosen = [r for r in rows if tuple(r[name] for name in down) == place and r[across] == label]
+            if not chosen:
+                continue
+            values = [float(row["top1"]) for row in chosen if row["top1"]]
+            means[y, x] = fmean(values) if values else 0.0
+            crashed = sum(row["crashed"] == "True" for row in chosen)
+            mark = "×" if crashed == len(chosen) else f"{means[y, x]:.1f}{' /' if crashed else ''}"
+            axis.text(x, y, mark, ha="center", va="center", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 1})
+    image = axis.imshow(means, cmap="gray", vmin=0, aspect="auto")
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_yticks(range(len(places)), [", ".join(place) for place in places])
+    axis.set(xlabel=across, title="final top-1, %;  × every seed crashed,  / some did")
+    figure.colorbar(image, ax=axis, label="top-1, %")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

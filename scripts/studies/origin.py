@@ -1,0 +1,71 @@
+"""With what a cell was trained: commit, machine and data."""
+
+import hashlib
+import io
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from data import DataConfig, open_split
+from data.sources import EncodedSource
+from scripts.studies.results import Origin
+from scripts.studies.study import PROJECT
+
+MOST_IMAGES = 100_000  # of a larger set the pixels are not read: it takes too long
+
+
+def origin_of(run_dir: Path, threads: int) -> Origin:
+    """The origin of a run that has ended."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
+    cfg = DataConfig(**written["data"])
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return Origin(_commit(), _processor(), threads, torch.__version__, _pixels(_key(cfg), root))
+
+
+@cache
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+@cache
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _key(cfg: DataConfig) -> str:
+    chosen = {field: getattr(cfg, field) for field in ("name", "root", "archive", "archive_sha256", "train_split")}
+    return OmegaConf.to_yaml(chosen)
+
+
+@cache
+def _pixels(described: str, _cache_folder: str) -> str:
+    """SHA-256 of all decoded pixels of the training split, in the order of the index."""
+    options: Any = OmegaConf.to_container(OmegaConf.create(described))
+    cfg = DataConfig(**options)
+    source = open_split(cfg, cfg.train_split).source
+    if not isinstance(source, EncodedSource) or len(source) > MOST_IMAGES:
+        return ""
+    digest = hashlib.sha256()
+    for i in range(len(source)):
+        digest.update(np.asarray(Image.open(io.BytesIO(source.read(i))).convert("RGB")).tobytes())
+    return digest.hexdigest()[:12]

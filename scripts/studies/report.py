@@ -1,0 +1,80 @@
+"""Write a study's report: what it claims, what was found, and the whole table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+
+from scripts.studies.claims import Verdict
+from scripts.studies.results import Results, Row
+from scripts.studies.study import Study
+
+
+def write_report(
+    folder: Path, study: Study, results: Results, verdicts: Sequence[Verdict], pictures: Sequence[str]
+) -> None:
+    """Write ``README.md`` into the folder of the study's results.
+
+    Args:
+        folder: where ``results.csv`` and the pictures are.
+        study: the study.
+        results: its rows.
+        verdicts: on each claim.
+        pictures: names of picture files in the folder.
+    """
+    rows, cells = results.of_study(), study.cells()
+    command = f"python scripts/lab.py {study.name}" + ("" if study.scale == "laptop" else f" scale={study.scale}")
+    parts = [
+        f"# {study.title}",
+        f"`{command}` wrote this page. The claims are those of {study.paper}. The study's file, "
+        f"[conf/study/{study.name}.yaml](../../../conf/study/{study.name}.yaml), states them and the rules that judge "
+        "them.",
+        _claims(verdicts),
+        *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures),
+        _machine(rows),
+        f"**{len(rows)} of {len(cells)} trainings** have been run, at the scale `{study.scale}`. Nothing is said about "
+        "larger models or other data.",
+        _grid(study, rows),
+    ]
+    (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    lines = ["| claim | verdict | evidence | rule |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts)])
+
+
+def _machine(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    machines = sorted({f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}" for row in rows})
+    data = sorted({row["data"] for row in rows if row["data"]})
+    pixels = f" SHA-256 of the training images' pixels: {', '.join(data)}." if data else ""
+    return f"Machine: {'; '.join(machines)}. The trainings took {hours:.1f} hours, added up.{pixels}"
+
+
+def _grid(study: Study, rows: Sequence[Row]) -> str:
+    """Mean top-1 at each place of the grid. The last axis goes across."""
+    *down, across = study.axes
+    labels = list(study.axes[across])
+    lines = [
+        f"| {' | '.join([*down, *(f'{across} {label}' for label in labels)])} |",
+        "| --- " * (len(down) + len(labels)) + "|",
+    ]
+    places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
+    for place in places:
+        chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
+        shown = [_shown([row for row in chosen if row[across] == label]) for label in labels]
+        lines.append(f"| {' | '.join([*place, *shown])} |")
+    note = "Top-1 in percent: mean ± standard deviation (number of seeds; crashed ones). An empty place was not run."
+    return "\n".join([note, "", *lines])
+
+
+def _shown(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    values = [float(row["top1"]) for row in rows if row["top1"]]
+    crashed = sum(row["crashed"] == "True" for row in rows)
+    spread = f" ± {pstdev(values):.2f}" if len(values) > 1 else ""
+    mean = f"{fmean(values):.2f}{spread}" if values else "–"
+    return f"{mean} ({len(rows)}{f'; {crashed} crashed' if crashed else ''})"

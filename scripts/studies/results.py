@@ -1,0 +1,127 @@
+"""The table of a study's results: one row a cell, in ``results.csv``."""
+
+import csv
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from scripts.studies.study import Cell, Study
+
+# Columns that every study has; the axes come before them.
+NUMBERS = ("top1", "best_top1", "lowest_loss", "last_loss", "diverged_at", "seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell.
+
+    Attributes:
+        top1: accuracy of the last validation in percent; None if the run ended before it.
+        best_top1: the highest accuracy.
+        lowest_loss: the lowest mean training loss of an interval.
+        last_loss: that of the last interval.
+        crashed: whether the loss was not finite, or the accuracy stayed below the study's ``crash_below``.
+        diverged_at: the step whose loss or gradient was not finite; None if all were finite.
+        seconds: time of the training, in which other cells ran beside it.
+    """
+
+    top1: float | None
+    best_top1: float | None
+    lowest_loss: float
+    last_loss: float
+    crashed: bool
+    diverged_at: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where and with what a cell was trained: two rows with the same origin are equal bit for bit.
+
+    Attributes:
+        commit: the project's commit; ``+`` at its end: with changes that are not committed.
+        cpu: model of the CPU, or name of the GPU.
+        threads: threads of the process.
+        torch: torch's version.
+        data: SHA-256 of the training images' decoded pixels in the order of the index, its first 12 digits.
+    """
+
+    commit: str
+    cpu: str
+    threads: int
+    torch: str
+    data: str
+
+
+Row = dict[str, str]
+
+
+def row_of(cell: Cell, outcome: Outcome, origin: Origin) -> Row:
+    """The row of a cell, as text."""
+    values = {**cell.place, "seed": cell.seed, **asdict(outcome), **asdict(origin), "options": " ".join(cell.options)}
+    return {key: _text(value) for key, value in values.items()}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+class Results:
+    """The rows in a study's ``results.csv``. Several processes may add to it.
+
+    Args:
+        path: the file; it need not exist.
+        study: gives the columns of its axes.
+    """
+
+    def __init__(self, path: Path, study: Study):
+        self.path, self.study = path, study
+        self.columns = [*study.axes, "seed", *(f.name for f in (*fields(Outcome), *fields(Origin))), "options"]
+
+    def rows(self) -> list[Row]:
+        """All rows in the file."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def of(self, cell: Cell) -> Row | None:
+        """The row of a cell; None if it has not been trained with the same options."""
+        return next((row for row in self.rows() if row["options"] == " ".join(cell.options)), None)
+
+    def of_study(self) -> list[Row]:
+        """The rows of the study's cells, in their order. Rows of other options, such as other scales, are left out."""
+        found = {row["options"]: row for row in self.rows()}
+        return [row for cell in self.study.cells() if (row := found.get(" ".join(cell.options)))]
+
+    def add(self, row: Row) -> None:
+        """Add a row, in place of an earlier one of the same place and seed, and sort all as the study's cells."""
+        key = [*self.study.axes, "seed"]
+        order = {tuple([*cell.place.values(), str(cell.seed)]): n for n, cell in enumerate(self.study.cells())}
+        with self._locked():
+            kept = [other for other in self.rows() if any(other[k] != row[k] for k in key)]
+            rows = sorted([*kept, row], key=lambda r: order.get(tuple(r[k] for k in key), len(order)))
+            part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            with part.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            part.replace(self.path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def numbers(rows: list[Row], column: str, **where: str) -> list[float]:
+    """The numbers of a column in the rows with these labels; nothing for a row without a number."""
+    chosen = [row for row in rows if all(row[axis] == label for axis, label in where.items())]
+    return [float(row[column]) for row in chosen if row[column]]

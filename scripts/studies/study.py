@@ -1,0 +1,112 @@
+"""A study: a grid of short trainings, and the claims that they are to test. ``conf/study/NAME.yaml`` describes one."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.errors import UserError
+from engine.similar import nearest
+
+PROJECT = Path(__file__).resolve().parents[2]
+STUDIES = PROJECT / "conf/study"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        place: the label on each axis, in the order of the axes.
+        seed: the seed.
+        options: all options for ``train.py``.
+    """
+
+    place: dict[str, str]
+    seed: int
+    options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``plain-1e-3-seed_0``: the name of its run directory."""
+        return "-".join([*self.place.values(), f"seed_{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Attributes:
+        name: name of the file.
+        title: heading of the report.
+        paper: where the claims come from.
+        axes: for each axis the labels, and the options of each label.
+        seeds: every place of the grid is trained with each of them.
+        base: options of all cells.
+        crash_below: a run that ends with less top-1, in percent, has crashed.
+        claims: see ``scripts/studies/claims.py``.
+        init: the measurement at initialisation, see ``scripts/studies/at_init.py``; empty if there is none.
+        scale: the size of models and data: ``laptop``, or another that the file has.
+    """
+
+    name: str
+    title: str
+    paper: str
+    axes: dict[str, dict[str, tuple[str, ...]]]
+    seeds: tuple[int, ...]
+    base: tuple[str, ...]
+    crash_below: float
+    claims: tuple[dict[str, Any], ...]
+    init: dict[str, Any]
+    scale: str
+
+    def cells(self) -> list[Cell]:
+        """All cells, the first seed of every place before the second, so that a first picture comes early."""
+        found = []
+        for seed, labels in itertools.product(self.seeds, itertools.product(*self.axes.values())):
+            place = dict(zip(self.axes, labels, strict=True))
+            chosen = [option for axis, label in place.items() for option in self.axes[axis][label]]
+            found.append(Cell(place, seed, (*self.base, *chosen, f"seed={seed}")))
+        return found
+
+
+def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> Study:
+    """Read a study.
+
+    Args:
+        name: name of a file in ``conf/study/``.
+        scale: one of the file's scales.
+        more: further options of all cells.
+
+    Raises:
+        UserError: if there is no such study or scale.
+    """
+    known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"there is no study '{name}': {nearest(name, known)}")
+    written = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    if scale not in written["scales"]:
+        raise UserError(f"the study {name} has no scale={scale}: choose {', '.join(written['scales'])}")
+    axes = {
+        axis: {str(label): _flat(options) for label, options in labels.items()}
+        for axis, labels in written["axes"].items()
+    }
+    return Study(
+        name=name,
+        title=written["title"],
+        paper=written["paper"],
+        axes=axes,
+        seeds=tuple(written["seeds"]),
+        base=(*_flat(written["scales"][scale]), *more),
+        crash_below=written["crash_below"],
+        claims=tuple(written.get("claims", ())),
+        init=written.get("init", {}),
+        scale=scale,
+    )
+
+
+def _flat(options: list[Any]) -> tuple[str, ...]:
+    """The options of a list that may contain lists: YAML's ``*name`` puts one list into another."""
+    return tuple(o for option in options for o in (_flat(option) if isinstance(option, list) else (option,)))

@@ -1,0 +1,146 @@
+"""Train the cells of a study with ``train.py``, several at a time, and read what came of them."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import UserError
+from scripts.studies.results import Outcome
+from scripts.studies.study import PROJECT, Cell
+
+# A killed study loses no more than this of the cells that it was training.
+ALWAYS = ("logger=none", "checkpoint.every_minutes=1", "checkpoint.keep=1")
+NOT_FINITE = re.compile(r"not finite at step (\d+)")
+TAKEN = "another process trains"
+
+
+class Stopped(Exception):
+    """The study was asked to end; its cells have saved their steps."""
+
+
+class Trainer:
+    """Trains cells in processes of their own. One that was interrupted goes on where it stopped.
+
+    Args:
+        folder: of the run directories.
+        crash_below: a run that ends with less top-1, in percent, has crashed.
+        threads: of each process.
+    """
+
+    def __init__(self, folder: Path, crash_below: float, threads: int):
+        self.folder, self.crash_below, self.threads = folder, crash_below, threads
+        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.stopping = False
+
+    def train_all(self, cells: list[Cell], at_once: int) -> Iterator[tuple[Cell, Outcome]]:
+        """Train cells, and yield each with its outcome when it has ended.
+
+        Raises:
+            UserError: if a cell cannot be trained.
+            Stopped: after a signal.
+        """
+        with self._listening(), ThreadPoolExecutor(at_once) as pool:
+            left = iter(cells)
+            waiting: dict[Future[Outcome], Cell] = {}
+            try:
+                while True:
+                    for cell in left:
+                        waiting[pool.submit(self._train, cell)] = cell
+                        if len(waiting) == at_once:
+                            break
+                    if not waiting:
+                        return
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield waiting.pop(future), future.result()
+            finally:
+                self._end()
+
+    def _train(self, cell: Cell) -> Outcome:
+        if self.stopping:
+            raise Stopped
+        folder = self.folder / cell.name
+        command = [
+            sys.executable,
+            str(PROJECT / "train.py"),
+            *cell.options,
+            *ALWAYS,
+            f"output_dir={folder}",
+            f"name={cell.name}",
+        ]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then asks the cells to save
+        )
+        self.running[cell.name] = process
+        said = process.communicate()[1]
+        del self.running[cell.name]
+        if self.stopping:
+            raise Stopped
+        return outcome_of(folder, process.returncode, said, self.crash_below, time.monotonic() - started)
+
+    def _end(self) -> None:
+        """Ask the cells that still run to save and to end."""
+        self.stopping = True
+        for process in list(self.running.values()):
+            process.terminate()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def stop(*_: object) -> None:
+            self._end()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds: float) -> Outcome:
+    """Read a run's metrics.
+
+    Args:
+        folder: the run directory.
+        status: exit status of ``train.py``.
+        said: what it wrote to stderr.
+        crash_below: see :class:`Trainer`.
+        seconds: how long it ran.
+
+    Raises:
+        UserError: if it ended for another reason than a loss that is not finite.
+    """
+    diverged = NOT_FINITE.search(said)
+    if status != 0 and diverged is None:
+        errors = [line for line in said.splitlines() if line.startswith("error:")]
+        why = errors[-1].removeprefix("error: ") if errors else f"it ended with status {status}: {said[-300:]}"
+        again = "; is another lab training this study?" if TAKEN in said else ""
+        raise UserError(f"the cell {folder.name} cannot be trained: {why}{again}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [math.inf if line["loss"] is None else line["loss"] for line in lines if line["split"] == "train"]
+    accuracies = [line["top1"] or 0.0 for line in lines if line["split"] == "val"]
+    top1 = accuracies[-1] if accuracies and diverged is None else None
+    return Outcome(
+        top1=top1,
+        best_top1=max(accuracies, default=None),
+        lowest_loss=min(losses, default=math.inf),
+        last_loss=losses[-1] if losses else math.inf,
+        crashed=top1 is None or top1 < crash_below,
+        diverged_at=int(diverged[1]) if diverged else None,
+        seconds=seconds,
+    )
