@@ -16,6 +16,7 @@ from data.geometry import BatchGeometry
 from data.loader import Loader
 from data.plan import TrainPlan
 from data.sources import EncodedSource, Source, open_source, source_kind
+from data.sources.shards import ShardSource
 from data.sources.synthetic import SyntheticSource
 from tests import source_kinds
 from tests.joined import join
@@ -105,8 +106,7 @@ def test_an_index_lies_beside_a_file_and_follows_it(config: DataConfig, folder: 
 @pytest.mark.parametrize("config", ENCODED, indirect=True)
 def test_an_evaluation_set_may_have_any_form(config: DataConfig, tmp_path: Path) -> None:
     sets, training = EvalSetsConfig(v2=config.root), replace(config, root=str(tmp_path))
-    was_packed = (Path(str(config.root)) / "prepared-val.json").is_file()
-    assert is_set_prepared("v2", sets, training) == was_packed
+    assert is_set_prepared("v2", sets, training) == (source_kind(config, "val") is ShardSource)  # shards have an index
     images = open_set("v2", sets, training)
     assert images.answers.tolist() == [0] * EACH + [1] * EACH + [2] * (EACH + 1)
     assert is_set_prepared("v2", sets, training)

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +95,12 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
 
 @pytest.mark.slow
 def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(folder, small_images):
-    """SIGTERM ends it in one line; the trainings save their steps, and the same command ends with all rows."""
+    """SIGTERM ends it in one line; the trainings save their steps, and the same command ends with both rows."""
     program = (
         "import sys; from pathlib import Path; from scripts.studies import study; from scripts import lab; "
         f"study.STUDIES = lab.STUDIES = Path('{folder}'); sys.exit(lab.main())"
     )
-    longer = ("epochs=60", "max_steps=300", "log_every=1")
+    longer = ("epochs=9", "max_steps=60", "part=1/2")
     arguments = ("small", f"data.root={small_images}", f"to={folder}/to", f"runs={folder}/runs", *longer)
     starting = [sys.executable, "-c", program, *arguments]
     first = subprocess.Popen(starting, cwd=PROJECT, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -111,7 +114,7 @@ def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(folder, small
     done = subprocess.run(starting, cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "continuing from step" in (metrics.parent / "train.log").read_text()
-    assert len(rows_of(folder)) == 4
+    assert len(rows_of(folder)) == 2
 
 
 def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
@@ -209,13 +212,13 @@ def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path)
         "models": {"theory": full.init["models"]["theory"]},
     }
     init["models"]["theory"] |= {"embed_dim": 64}
-    rules = [claim | {"rule": claim["rule"] | {"within": 0.25}} for claim in full.init["claims"][:2]]  # few seeds
+    rules = [claim | {"rule": claim["rule"] | {"within": 0.4}} for claim in full.init["claims"][:2]]  # few seeds
     small = study.Study(**{**vars(full), "init": init | {"claims": rules}})
     found = at_init.measure_at_init(small, tmp_path, again=True)
     assert [verdict.verdict for verdict in found] == ["confirmed", "confirmed"], found
     assert len((tmp_path / "at_init.csv").read_text().splitlines()) == 1 + 2 * 6 * (4 + 16)
     assert (tmp_path / "at_init.png").is_file()
-    assert at_init.measure_at_init(small, tmp_path / "at_init.csv" / "..", again=False) == found
+    assert at_init.measure_at_init(small, tmp_path, again=False) == found
 
 
 def test_a_prediction_outside_the_interval_is_not_confirmed():
@@ -237,8 +240,18 @@ def test_results_of_other_options_do_not_count(folder):
     assert other.of(other.study.cells()[0]) is None and other.of_study() == []
 
 
-def test_cifar10_becomes_class_folders(tmp_path, monkeypatch):
-    """An archive in the official form, two images a class, from a file instead of the network."""
+@pytest.fixture
+def port(tmp_path):
+    """The port of a web server for the files of the test's folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_cifar10_becomes_class_folders(tmp_path, monkeypatch, port):
+    """An archive in the official form, two images a class, from a server of the test."""
     batches = tmp_path / "cifar-10-batches-py"
     batches.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3 * 32 * 32), dtype=np.uint8)
@@ -250,7 +263,7 @@ def test_cifar10_becomes_class_folders(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as archive:
         archive.add(batches, batches.name)
     md5 = {path.name: calculate_md5(path) for path in (*batches.iterdir(), tmp_path / "made.tar.gz")}
-    monkeypatch.setattr(CIFAR10, "url", (tmp_path / "made.tar.gz").as_uri())
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{port}/made.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5["made.tar.gz"])
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5["data_batch_1"]]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
