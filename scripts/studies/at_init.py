@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt  # imported after choosing a backend that n
 import models  # noqa: F401  # registers them
 from engine.errors import UserError
 from scripts.studies.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Verdict, interval
+from scripts.studies.origin import commit_now
 from scripts.studies.study import Study
 
 CLASSES = 10
@@ -40,6 +41,7 @@ class Measured:
         block: number of the block, from 1 at the input.
         gradient: Frobenius norm of the loss's mean gradient for the second weight of the block's MLP.
         size: mean of ``‖x‖² / d``: before the block's last norm in Post-LN, after the block in Pre-LN.
+        commit: the project's commit, see :class:`scripts.studies.results.Origin`.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Measured:
     block: int
     gradient: float
     size: float
+    commit: str
 
 
 def measure_at_init(study: Study, folder: Path, again: bool) -> list[Verdict]:
@@ -91,7 +94,7 @@ def _measure(init: dict[str, Any]) -> Iterator[Measured]:
         for name in init["models"]
         for position in POSITIONS
         for depth in init["depths"]
-        for seed in range(init["seeds"])
+        for seed in range(init["first_seed"], init["first_seed"] + init["seeds"])
     ]
     for name, position, depth, seed in tqdm(wanted, desc="at initialisation", unit="model", disable=None, leave=False):
         torch.manual_seed(seed)
@@ -101,7 +104,7 @@ def _measure(init: dict[str, Any]) -> Iterator[Measured]:
         shared = torch.Generator().manual_seed(seed)
         gradients, sizes = _gradients_and_sizes(model, position, init["batches"], init["images"], shared)
         for block, (gradient, size) in enumerate(zip(gradients, sizes, strict=True), 1):
-            yield Measured(name, position, depth, seed, block, gradient, size)
+            yield Measured(name, position, depth, seed, block, gradient, size, commit_now())
 
 
 def _gradients_and_sizes(

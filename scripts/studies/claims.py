@@ -68,7 +68,9 @@ def judge(claim: dict[str, Any], rows: Sequence[Row], chance: float = 0.0) -> Ve
 
 
 def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], chance: float) -> Verdict:
-    words = f"the mean difference over the seeds is at least {rule['least']} points, and so is its {LEVEL:.0%} interval"
+    words = (
+        f"the whole 95 % interval of the mean difference is at least {rule['least']} points; partly: a part of it is"
+    )
     pairs = _by_seed(rows, rule["of"], chance), _by_seed(rows, rule["minus"], chance)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
     if len(seeds) < 2:

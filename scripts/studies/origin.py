@@ -27,11 +27,13 @@ def origin_of(run_dir: Path, threads: int) -> Origin:
     written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
     cfg = DataConfig(**written["data"])
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return Origin(_commit(), _processor(), threads, torch.__version__, _pixels(_key(cfg), root))
+    return Origin(commit_now(), _processor(), threads, torch.__version__, _pixels(_key(cfg), root))
 
 
 @cache
-def _commit() -> str:
+def commit_now() -> str:
+    """The commit of this checkout, ten digits; ``+`` follows if files were changed since."""
+
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""

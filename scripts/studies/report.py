@@ -40,7 +40,11 @@ def write_report(
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | verdict | evidence | rule |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts)])
+    rows = [f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts]
+    note = (
+        "Evidence is the mean over the seeds and its bootstrap interval, which is too narrow where there are few seeds."
+    )
+    return "\n".join([*lines, *rows, "", note])
 
 
 def _machine(rows: Sequence[Row]) -> str:

@@ -224,7 +224,9 @@ def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path)
 def test_a_prediction_outside_the_interval_is_not_confirmed():
     rule = {"kind": "slope over depths", "model": "m", "position": "pre", "predicts": -0.5, "rival": 0.0}
     rows = [
-        at_init.Measured("m", "pre", depth, seed, depth, 1.0 + 0.01 * seed, 1.0) for depth in (2, 4) for seed in (0, 1)
+        at_init.Measured("m", "pre", depth, seed, depth, 1.0 + 0.01 * seed, 1.0, "")
+        for depth in (2, 4)
+        for seed in (0, 1)
     ]
     assert at_init._judge("", rule, rows).verdict == "not confirmed"
 
@@ -283,3 +285,28 @@ def test_cifar10_becomes_class_folders(tmp_path, monkeypatch, port):
 def test_the_studies_are_listed():
     shown = subprocess.run(command("scripts/lab.py"), capture_output=True, text=True, env=environment(), timeout=120)
     assert shown.returncode == 0 and "postln_preln" in shown.stdout and "Pre-LN trains without warm-up" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "table", sorted((PROJECT / "docs/lab").glob("*/*.csv")), ids=lambda path: f"{path.parent.name}"
+)
+def test_the_rules_of_a_study_are_older_than_its_rows(table):
+    """At the commit of every row, the study file had the claims and rules that it has now."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    if not git("rev-parse", "--git-dir"):
+        pytest.skip("this is no git repository, so it has no commits")
+    file = f"conf/study/{table.parent.name}.yaml"
+    with table.open(newline="") as rows:
+        commits = {row["commit"] for row in csv.DictReader(rows)}
+    now = yaml.safe_load((PROJECT / file).read_text())
+    assert commits
+    for commit in commits:
+        then = yaml.safe_load(git("show", f"{commit.rstrip('+')}:{file}"))
+        assert (then["claims"], then.get("init", {}).get("claims")) == (
+            now["claims"],
+            now.get("init", {}).get("claims"),
+        )
