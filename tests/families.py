@@ -64,6 +64,5 @@ VARIANTS = {
     "vit, RMSNorm": SMALL["vit"].but(norm="rmsnorm"),
     "vit, QK-norm": SMALL["vit"].but(stabilizer="qk_norm"),
     "vit, fixed positions": Small("vit_small_sincos", 32, VIT),
-    "vit, DeiT-III": Small("deit3_small", 32, VIT),
 }
 FORMS = SMALL | VARIANTS

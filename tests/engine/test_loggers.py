@@ -95,6 +95,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(logged):
     assert read_run(resumed)["id"] == found["id"], "a resumed run stays one run"
 
 
+@pytest.mark.slow
 def test_each_run_of_a_w_and_b_sweep_has_its_own_directory_and_the_agent_s_id(small_images, here):
     """Two commands of ``conf/sweep/lr.wandb.yml``, with the arguments and variables that ``wandb agent`` gives them."""
     sweep = yaml.safe_load((PROJECT / "conf/sweep/lr.wandb.yml").read_text())
