@@ -88,6 +88,7 @@ def test_every_family_goes_on_where_it_stopped(form, small_images, here):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["lipsformer_cswin", "cswin", "vit5", "vit, DyT", "vit, fixed positions"])
 def test_two_processes_find_no_unused_parameter(form, small_images, here):
-    out = run("train.py", *options(form), f"data.root={small_images}", "max_steps=3", cwd=here, processes=2)
+    chosen = (*options(form), "recipe=plain")  # the recipe of ViT-5 is an experiment
+    out = run("train.py", *chosen, f"data.root={small_images}", "max_steps=3", cwd=here, processes=2)
     assert out.returncode == 0, out.stderr
     assert sorted(losses(here / "run")) == [1, 2, 3]
