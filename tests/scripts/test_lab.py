@@ -205,7 +205,8 @@ def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path)
     full = read_study("postln_preln")
     init = full.init | {
         "depths": [4, 16],
-        "seeds": 6,
+        "first_seed": 0,
+        "seeds": 8,
         "batches": 2,
         "models": {"theory": full.init["models"]["theory"]},
     }
@@ -214,7 +215,7 @@ def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path)
     small = study.Study(**{**vars(full), "init": init | {"claims": rules}})
     found = at_init.measure_at_init(small, tmp_path, again=True)
     assert [verdict.verdict for verdict in found] == ["confirmed", "confirmed"], found
-    assert len((tmp_path / "at_init.csv").read_text().splitlines()) == 1 + 2 * 6 * (4 + 16)
+    assert len((tmp_path / "at_init.csv").read_text().splitlines()) == 1 + 2 * 8 * (4 + 16)
     assert (tmp_path / "at_init.png").is_file()
     assert at_init.measure_at_init(small, tmp_path, again=False) == found
 
