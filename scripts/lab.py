@@ -29,14 +29,14 @@ from tqdm import tqdm
 
 from engine.device import default_workers
 from engine.errors import UserError
-from scripts.studies.at_init import measure_at_init
+from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
 from scripts.studies.origin import origin_of
 from scripts.studies.report import write_report
 from scripts.studies.results import Results, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
-from scripts.studies.training import Stopped, Trainer
+from scripts.studies.training import Stopped, Trainer, forget
 
 PHASES = ("all", "init", "train", "report")
 
@@ -84,25 +84,27 @@ class Arguments:
         return cells[int(first) - 1 :: int(step)]
 
 
-def train_missing(study: Study, results: Results, arguments: Arguments) -> None:
+def train_missing(study: Study, results: Results, arguments: Arguments, at_init: list[Verdict]) -> None:
     """Train the cells that have no row yet, and add their rows. The page is written again after each."""
-    missing = [cell for cell in arguments.chosen(study.cells()) if results.of(cell) is None]
+    missing = results.missing(arguments.chosen(study.cells()))
     threads = arguments.number("threads")
     at_once = arguments.number("at_once") if arguments.at_once else max(1, default_workers(1) // threads)
     trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads)
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
         for cell, outcome in trainer.train_all(missing, at_once):
-            results.add(row_of(cell, outcome, origin_of(trainer.folder / cell.name, threads)))
+            run_dir = trainer.folder / cell.name
+            results.add(row_of(cell, outcome, origin_of(run_dir, threads)))
+            forget(run_dir)
             top1 = "–" if outcome.top1 is None else f"{outcome.top1:.2f} %"
             tqdm.write(f"{cell.name}  {top1}{'  crashed' if outcome.crashed else ''}  {outcome.seconds:.0f} s")
             bar.update()
-            report(study, results, [])
+            report(study, results, at_init)
 
 
 def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdict]:
     """Write the pictures and the page of a study. Returns the verdicts on its claims."""
     folder, rows = results.path.parent, results.of_study()
-    found = [*(at_init or measure_at_init(study, folder, again=False)), *(judge(claim, rows) for claim in study.claims)]
+    found = [*at_init, *(judge(claim, rows) for claim in study.claims)]
     folder.mkdir(parents=True, exist_ok=True)
     if rows:
         draw_crash_map(study, rows, folder / "map.png")
@@ -121,15 +123,15 @@ def main() -> int:
     try:
         arguments = Arguments.parse(sys.argv[1:])
         study = read_study(arguments.study, arguments.scale, arguments.options)
-        results = Results(Path(arguments.to) / study.name / "results.csv", study)
-        at_init = []
-        if arguments.phase in ("all", "init"):
-            at_init = measure_at_init(study, results.path.parent, again=arguments.phase == "init")
-        if arguments.phase in ("all", "train"):
-            train_missing(study, results, arguments)
+        folder, phase = Path(arguments.to) / study.name, arguments.phase
+        results = Results(folder / "results.csv", study)
+        measure = phase == "init" or (phase == "all" and not (folder / "at_init.csv").is_file())
+        at_init = verdicts_at_init(study, folder, measure)
+        if phase in ("all", "train"):
+            train_missing(study, results, arguments, at_init)
         for verdict in report(study, results, at_init):
             print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
-        print(f"written: {results.path.parent / 'README.md'}")
+        print(f"written: {folder / 'README.md'}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -72,9 +72,8 @@ class WandbLogger(Callback):
             resume="allow",
             settings=settings,
         )
-        if (
-            run.id != self.state["id"]
-        ):  # in a sweep, W&B's agent chooses it: this is another run, which has no lines yet
+        if run.id != self.state["id"]:
+            # In a sweep, W&B's agent chooses the id. So this is another run, which has no lines yet.
             self.state |= {"id": run.id, "starts": 0}
         self.state["starts"] += 1
         run.define_metric("step")

@@ -54,18 +54,18 @@ class Measured:
     commit: str
 
 
-def measure_at_init(study: Study, folder: Path, again: bool) -> list[Verdict]:
-    """Judge the study's claims about initialisation, from ``at_init.csv`` if it is there.
+def verdicts_at_init(study: Study, folder: Path, measure: bool = False) -> list[Verdict]:
+    """Judge the study's claims about initialisation, from ``at_init.csv``; none if that file is missing.
 
     Args:
         study: the study; without ``init`` there is nothing to judge.
         folder: of the results.
-        again: whether to measure even if the file is there.
+        measure: whether to measure and to write the file first.
     """
-    if not study.init:
-        return []
     path = folder / "at_init.csv"
-    if again or not path.is_file():
+    if not study.init or not (measure or path.is_file()):
+        return []
+    if measure:
         found = list(_measure(study.init))
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import platform
 import subprocess
 from functools import cache
@@ -26,8 +25,7 @@ def origin_of(run_dir: Path, threads: int) -> Origin:
     """The origin of a run that has ended."""
     written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
     cfg = DataConfig(**written["data"])
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return Origin(commit_now(), _processor(), threads, torch.__version__, _pixels(_key(cfg), root))
+    return Origin(commit_now(), _processor(), threads, torch.__version__, _pixels(_key(cfg)))
 
 
 @cache
@@ -60,7 +58,7 @@ def _key(cfg: DataConfig) -> str:
 
 
 @cache
-def _pixels(described: str, _cache_folder: str) -> str:
+def _pixels(described: str) -> str:
     """SHA-256 of all decoded pixels of the training split, in the order of the index."""
     options: Any = OmegaConf.to_container(OmegaConf.create(described))
     cfg = DataConfig(**options)

@@ -10,9 +10,6 @@ from pathlib import Path
 
 from scripts.studies.study import Cell, Study
 
-# Columns that every study has; the axes come before them.
-NUMBERS = ("top1", "best_top1", "lowest_loss", "last_loss", "diverged_at", "seconds")
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,14 +58,8 @@ Row = dict[str, str]
 
 def row_of(cell: Cell, outcome: Outcome, origin: Origin) -> Row:
     """The row of a cell, as text."""
-    values = {**cell.place, "seed": cell.seed, **asdict(outcome), **asdict(origin), "options": " ".join(cell.options)}
-    return {key: _text(value) for key, value in values.items()}
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    values = {**cell.place, "seed": cell.seed, **asdict(outcome), **asdict(origin), "options": cell.recipe}
+    return {key: "" if value is None else str(value) for key, value in values.items()}
 
 
 class Results:
@@ -90,14 +81,15 @@ class Results:
         with self.path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    def of(self, cell: Cell) -> Row | None:
-        """The row of a cell; None if it has not been trained with the same options."""
-        return next((row for row in self.rows() if row["options"] == " ".join(cell.options)), None)
+    def missing(self, cells: list[Cell]) -> list[Cell]:
+        """The cells that have not been trained with their present options."""
+        done = {row["options"] for row in self.rows()}
+        return [cell for cell in cells if cell.recipe not in done]
 
     def of_study(self) -> list[Row]:
         """The rows of the study's cells, in their order. Rows of other options, such as other scales, are left out."""
         found = {row["options"]: row for row in self.rows()}
-        return [row for cell in self.study.cells() if (row := found.get(" ".join(cell.options)))]
+        return [row for cell in self.study.cells() if (row := found.get(cell.recipe))]
 
     def add(self, row: Row) -> None:
         """Add a row, in place of an earlier one of the same place and seed, and sort all as the study's cells."""
@@ -116,9 +108,12 @@ class Results:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self.path.parent, os.O_RDONLY)  # a lock on the folder leaves no file behind
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
 
 
 def numbers(rows: list[Row], column: str, **where: str) -> list[float]:

@@ -7,11 +7,14 @@ from typing import Any
 
 import yaml
 
+from engine.config import TrainConfig
 from engine.errors import UserError
+from engine.options import declared
 from engine.similar import nearest
 
 PROJECT = Path(__file__).resolve().parents[2]
 STUDIES = PROJECT / "conf/study"
+_PLACES = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Cell:
     def name(self) -> str:
         """``plain-1e-3-seed_0``: the name of its run directory."""
         return "-".join([*self.place.values(), f"seed_{self.seed}"])
+
+    @property
+    def recipe(self) -> str:
+        """The options that decide the result: without paths that a resume may change, such as where the images are."""
+        return " ".join(option for option in self.options if option.partition("=")[0] not in _PLACES)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,5 +143,10 @@ def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds
         last_loss=losses[-1] if losses else math.inf,
         crashed=top1 is None or top1 < crash_below,
         diverged_at=int(diverged[1]) if diverged else None,
-        seconds=seconds,
+        seconds=round(seconds, 1),
     )
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoints of a run whose row is written. If the row is deleted later, the run starts anew."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -91,6 +91,9 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
     assert re.findall(r"^\S+-seed_\d", capsys.readouterr().out, re.MULTILINE) == ["adamw-1e-3-seed_1"]
     untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (before, rows_of(folder))]
     assert untimed[0] == untimed[1]
+    log = (folder / "runs/small/adamw-1e-3-seed_1/train.log").read_text()
+    assert log.count("run: 1 epochs") == 2, "it was trained twice, from its first step"
+    assert not list((folder / "runs").rglob("*.pt")) and "data.root" not in table.read_text()
 
 
 @pytest.mark.slow
@@ -213,11 +216,11 @@ def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path)
     init["models"]["theory"] |= {"embed_dim": 64}
     rules = [claim | {"rule": claim["rule"] | {"within": 0.4}} for claim in full.init["claims"][:2]]  # few seeds
     small = study.Study(**{**vars(full), "init": init | {"claims": rules}})
-    found = at_init.measure_at_init(small, tmp_path, again=True)
+    found = at_init.verdicts_at_init(small, tmp_path, measure=True)
     assert [verdict.verdict for verdict in found] == ["confirmed", "confirmed"], found
     assert len((tmp_path / "at_init.csv").read_text().splitlines()) == 1 + 2 * 8 * (4 + 16)
     assert (tmp_path / "at_init.png").is_file()
-    assert at_init.measure_at_init(small, tmp_path, again=False) == found
+    assert at_init.verdicts_at_init(small, tmp_path) == found
 
 
 def test_a_prediction_outside_the_interval_is_not_confirmed():
@@ -234,11 +237,13 @@ def test_results_of_other_options_do_not_count(folder):
     found = read_study("small")
     results = Results(folder / "results.csv", found)
     cell = found.cells()[0]
-    row = dict.fromkeys(results.columns, "") | cell.place | {"seed": "0", "options": " ".join(cell.options)}
+    row = dict.fromkeys(results.columns, "") | cell.place | {"seed": "0", "options": cell.recipe}
     results.add(row)
-    assert results.of(cell) == row and results.of_study() == [row]
+    assert results.missing(found.cells()) == found.cells()[1:] and results.of_study() == [row]
+    elsewhere = Results(folder / "results.csv", read_study("small", more=("data.root=/elsewhere",)))
+    assert elsewhere.of_study() == [row], "where the images are decides nothing"
     other = Results(folder / "results.csv", read_study("small", "gpu"))
-    assert other.of(other.study.cells()[0]) is None and other.of_study() == []
+    assert other.missing(other.study.cells()) == other.study.cells() and other.of_study() == []
 
 
 @pytest.fixture
