@@ -1,6 +1,5 @@
 """Runs stopped by a signal: nothing is lost, and they go on as if nothing had happened."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from random import Random
 import pytest
 import torch
 
+from data.backends.workers import clean_start
 from optim.schedules import SCHEDULES
 from tests.engine.test_loggers import records
 from tests.runs import (
@@ -54,13 +54,19 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(later for child in children for later in descendants(child))]
 
 
-def kill_a_fork(arguments: tuple[str, ...], folder: Path, step: int) -> None:
-    """Start a run in a copy of this process, which has imported all modules, and kill it once it has logged a step.
+def train_in_one_thread(*arguments: str) -> None:
+    """Train in a process of its own."""
+    torch.set_num_threads(1)
+    train_here(*arguments)
 
-    Where there is a GPU, a new process: torch's threads for it forbid a backward pass in a copy.
+
+def start_and_kill(arguments: tuple[str, ...], folder: Path, step: int) -> None:
+    """Start a run, and kill it once it has logged a step.
+
+    It starts as a fork of a process that has only imported the modules, which saves their import. A fork of this
+    process would share locks with it, such as that of progress bars: killed while it holds one, it keeps it for ever.
     """
-    method = "spawn" if torch.cuda.device_count() else "fork"
-    child = multiprocessing.get_context(method).Process(target=train_here, args=arguments)
+    child = clean_start([__name__]).Process(target=train_in_one_thread, args=arguments)
     child.start()
     log, deadline = folder / "metrics.jsonl", time.monotonic() + 240
     while child.is_alive() and time.monotonic() < deadline:
@@ -78,7 +84,7 @@ def assert_kills_change_nothing(common: tuple[str, ...], here: Path, steps: int 
     train_here(*common, "name=whole")
     folder = here / "outputs/killed"
     for step in kills:
-        kill_a_fork((*common, "name=killed"), folder, step)
+        start_and_kill((*common, "name=killed"), folder, step)
         reached = checkpoint(folder)["step"]
         assert step - 8 < reached < steps, (
             "lost: steps since the last save, or since the one before if the last was unfinished"
@@ -96,7 +102,6 @@ def assert_kills_change_nothing(common: tuple[str, ...], here: Path, steps: int 
 
 
 KILLS = int(os.environ.get("TEST_KILLS", 1))
-# Without threads and processes of the loader, which do not survive a fork.
 QUICKSTART = (
     *("experiment=quickstart", "seed=1", "data.backend=torch", "max_workers=0"),
     *("log_every=1", "logger=none", "device=cpu"),

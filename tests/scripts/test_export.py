@@ -11,7 +11,7 @@ import torch
 import models
 from engine.checkpoint import FORMAT
 from engine.errors import UserError
-from scripts.export import TOLERANCE, export, main, trained
+from scripts.export import TOLERANCE, difference, export, main, trained
 from tests.families import FORMS, SMALL, Small
 from tests.runs import run_here
 
@@ -26,9 +26,20 @@ CASES = FORMS | {
 @pytest.mark.parametrize("form", CASES)
 def test_every_family_exports(form, tmp_path):
     small = CASES[form]
-    found = export(small.create(num_classes=5).eval(), small.side, tmp_path / "model")
+    model = small.create(num_classes=5).eval()
+    if not any(weight.any() for weight in model.get_classifier().parameters()):
+        torch.nn.init.normal_(model.get_classifier().weight)  # a head of zeros would hide every difference
+    found = export(model, small.side, tmp_path / "model")
     assert max(found.values()) < TOLERANCE
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "model.onnx"}
+
+
+def test_differences_are_relative_to_the_largest_value():
+    expected, nothing = torch.tensor([-4.0, 1.0]), torch.zeros(2)
+    assert difference(torch.tensor([-4.0, 2.0]), expected) == 0.25
+    assert difference(nothing, nothing) == 0
+    assert difference(torch.tensor([0.0, 0.5]), nothing) == 0.5
+    assert math.isnan(difference(torch.tensor([0.0, math.nan]), expected))
 
 
 def test_a_checkpoint_brings_its_options(tmp_path):
