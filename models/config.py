@@ -24,7 +24,22 @@ class ModelConfig:
 
 
 @dataclass
-class LipsFormerSwinConfig(ModelConfig):
+class LipsFormerOptions:
+    """What all LipsFormers have; see :mod:`models.lipsformer_parts`."""
+
+    # certified: also normalises the values, which makes the Lipschitz bound finite | dot: as other transformers
+    attention: str = field(default="released", metadata={"choices": ("released", "certified", "dot")})
+    epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
+    nu: float = 1.0  # factor of certified attention's output
+    norm: str = field(default="centernorm", metadata={"choices": ("centernorm", "layernorm")})
+    residual: str = field(default="weighted", metadata={"choices": ("weighted", "plain")})
+    init: str = field(default="spectral", metadata={"choices": ("spectral", "xavier")})
+    # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
+    kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
+
+
+@dataclass
+class LipsFormerSwinConfig(LipsFormerOptions, ModelConfig):
     """LipsFormer-Swin; see :class:`models.lipsformer_swin.LipsFormerSwin`."""
 
     patch_size: int = 4
@@ -33,12 +48,6 @@ class LipsFormerSwinConfig(ModelConfig):
     num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
     window_size: int = 7
     mlp_ratio: float = 4.0
-    # certified: also normalises the values, which makes the Lipschitz bound finite
-    attention: str = field(default="released", metadata={"choices": ("released", "certified")})
-    epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
-    nu: float = 1.0  # factor of certified attention's output
-    # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
-    kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
 @dataclass
@@ -53,15 +62,8 @@ class CSwinConfig(ModelConfig):
 
 
 @dataclass
-class LipsFormerCSwinConfig(CSwinConfig):
+class LipsFormerCSwinConfig(LipsFormerOptions, CSwinConfig):
     """LipsFormer-CSwin; see :class:`models.lipsformer_cswin.LipsFormerCSwin`."""
-
-    # certified: also normalises the values, which makes the Lipschitz bound finite
-    attention: str = field(default="released", metadata={"choices": ("released", "certified")})
-    epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
-    nu: float = 1.0  # factor of certified attention's output
-    # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
-    kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConv2d
@@ -104,6 +105,30 @@ class WeightedResidual(nn.Module):
         kept = 1 - self.drop_path
         drop = torch.empty(x.shape[0], dtype=self.scale.dtype, device=x.device)
         return drop.bernoulli_(kept).div_(max(kept, 1e-9))
+
+
+class PlainResidual(nn.Module):
+    """``x + drop * branch(x)``: the usual residual, where a LipsFormer has a :class:`WeightedResidual`.
+
+    Args:
+        branch: maps ``(batch, ..., dim)`` to the same shape.
+        dim: channels; not used, nor are ``init_scale`` and ``factory``.
+        init_scale: see :class:`WeightedResidual`.
+        drop_path: probability that a sample skips the branch in training.
+        **factory: see :class:`WeightedResidual`.
+    """
+
+    def __init__(self, branch: nn.Module, dim: int, init_scale: float, drop_path: float = 0.0, **factory: Any):
+        super().__init__()
+        self.branch = branch
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None) -> Tensor:
+        """``(batch, ..., dim)`` to the same shape; see :class:`WeightedResidual`."""
+        x = x + self.drop_path(self.branch(x))
+        if norm_weight is None or norm_bias is None:
+            return x
+        return plain.center_norm(x, norm_weight, norm_bias)
 
 
 class ConvBranch(nn.Module):

@@ -18,7 +18,7 @@ from models.attention import CrossShapedAttention, StripeAttention, WindowAttent
 from models.cswin import CSwinBlock
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
-from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
+from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, PlainResidual, WeightedResidual
 from models.lipschitz_layers import (
     GELU,
     Heads,
@@ -196,6 +196,11 @@ def _conv_branch(module: ConvBranch, name: str, shapes: Shapes) -> LayerBound:
 def _weighted_residual(module: WeightedResidual, name: str, shapes: Shapes) -> LayerBound:
     branch = _bound(module.branch, _join(name, "branch"), shapes)
     return residual(name, module.scale.detach().abs().max().item(), branch)
+
+
+@_rule(PlainResidual)
+def _plain_residual(module: PlainResidual, name: str, shapes: Shapes) -> LayerBound:
+    return residual(name, 1.0, _bound(module.branch, _join(name, "branch"), shapes))
 
 
 @_rule(CSwinBlock)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from models.attention import CrossShapedAttention
 from models.cswin_pyramid import PATCH, CSwinPyramid
-from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, WeightedResidual
+from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge
+from models.lipsformer_parts import AttentionForm, Parts
 from models.pyramid import create_pyramid
 from models.registry import pretrained_cfg
-from models.similarity import Similarity, lipsformer_similarity
+from models.similarity import Similarity
 from models.sizes import hidden_width
-from models.spectral import spectral_init_
 from models.tokenwise import Mlp
 
 TEMPERATURE = 12.0  # of the cosine attention
@@ -34,6 +34,7 @@ class LipsFormerCSwinBlock(nn.Module):
         mlp_ratio: ratio of the MLP's hidden width to ``dim``.
         drop_path: stochastic-depth rate of all four branches.
         similarity: how queries and keys are compared.
+        parts: the norm and residuals.
         proj_drop: dropout rate of attention and MLP.
         attn_drop: dropout rate of the attention weights.
         **factory: device and dtype of the parameters.
@@ -48,14 +49,15 @@ class LipsFormerCSwinBlock(nn.Module):
         mlp_ratio: float,
         drop_path: float,
         similarity: Similarity,
+        parts: Parts,
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         **factory: Any,
     ):
         super().__init__()
 
-        def residual(branch: nn.Module) -> WeightedResidual:
-            return WeightedResidual(branch, dim, INIT_SCALE, drop_path, **factory)
+        def residual(branch: nn.Module) -> nn.Module:
+            return parts.make_residual(branch, dim, INIT_SCALE, drop_path, **factory)
 
         self.conv1 = residual(ConvBranch(dim, pointwise=True, **factory))
         self.conv2 = residual(ConvBranch(dim, pointwise=False, **factory))
@@ -63,12 +65,15 @@ class LipsFormerCSwinBlock(nn.Module):
             CrossShapedAttention(dim, size, num_heads, stripe_width, similarity, attn_drop, proj_drop, **factory)
         )
         self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory))
-        self.norm = CenterNorm(dim, **factory)
+        self.norm = parts.make_norm(dim, **factory)
+        self.has_center_norm = isinstance(self.norm, CenterNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *size, dim)`` to the same shape."""
         x = self.attn(self.conv2(self.conv1(x)))
-        return self.mlp(x, self.norm.weight, self.norm.bias)
+        if self.has_center_norm:  # one kernel does both on a GPU
+            return self.mlp(x, self.norm.weight, self.norm.bias)
+        return self.norm(self.mlp(x))
 
 
 class LipsFormerCSwin(CSwinPyramid):
@@ -83,9 +88,12 @@ class LipsFormerCSwin(CSwinPyramid):
         num_heads: attention heads of each stage; an even number in all stages but the last.
         stripes: stripe width of each stage in tokens; the last stage attends over its whole feature map.
         mlp_ratio: ratio of the MLPs' hidden width to their channels.
-        attention: ``"released"`` or ``"certified"``; see :func:`models.similarity.lipsformer_similarity`.
+        attention: ``"released"``, ``"certified"`` or ``"dot"``; see :class:`models.lipsformer_parts.AttentionForm`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
+        norm: ``"centernorm"`` or ``"layernorm"``; see :class:`models.lipsformer_parts.Parts`, also for the next two.
+        residual: ``"weighted"`` or ``"plain"``.
+        init: ``"spectral"`` or ``"xavier"``.
         drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
         global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
         drop_rate: dropout rate before the classifier.
@@ -111,6 +119,9 @@ class LipsFormerCSwin(CSwinPyramid):
         attention: str = "released",
         epsilon: float = 1e-6,
         nu: float = 1.0,
+        norm: str = "centernorm",
+        residual: str = "weighted",
+        init: str = "spectral",
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -120,13 +131,16 @@ class LipsFormerCSwin(CSwinPyramid):
         dtype: torch.dtype | None = None,
     ):
         factory: Any = {"device": device, "dtype": dtype}
+        form, parts = AttentionForm(attention, TEMPERATURE, epsilon, nu), Parts(norm, residual, init)
+        make_norm = parts.make_norm
 
         def block(dim: int, size: tuple[int, int], heads: int, stripe: int | None, drop_path: float) -> nn.Module:
             # The authors' code divides a branch's output by the square root of its number of heads.
             branch_heads = heads if stripe is None else heads // 2
-            similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu, branch_heads**-0.5)
+            similarity = form.similarity(dim // heads, branch_heads**-0.5)
+            drops = (proj_drop_rate, attn_drop_rate)
             return LipsFormerCSwinBlock(
-                dim, size, heads, stripe, mlp_ratio, drop_path, similarity, proj_drop_rate, attn_drop_rate, **factory
+                dim, size, heads, stripe, mlp_ratio, drop_path, similarity, parts, *drops, **factory
             )
 
         super().__init__(
@@ -140,11 +154,11 @@ class LipsFormerCSwin(CSwinPyramid):
             global_pool=global_pool,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            embed=lambda i, o: ConvEmbed(i, o, CenterNorm(o, **factory), PATCH, stride=PATCH, **factory),
-            merge=lambda i, o: ConvMerge(i, o, CenterNorm(o, **factory), kernel_size=2, **factory),
+            embed=lambda i, o: ConvEmbed(i, o, make_norm(o, **factory), PATCH, stride=PATCH, **factory),
+            merge=lambda i, o: ConvMerge(i, o, make_norm(o, **factory), kernel_size=2, **factory),
             block=block,
             norm=lambda _: nn.Identity(),
-            init=spectral_init_,
+            init=parts.init_,
             **factory,
         )
 

@@ -12,12 +12,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.attention import WindowAttention
-from models.layers import CenterNorm, ConvBranch, ConvEmbed, WeightedResidual
+from models.layers import CenterNorm, ConvBranch, ConvEmbed
+from models.lipsformer_parts import AttentionForm, Parts
 from models.pyramid import Pyramid, build_stages, create_pyramid
 from models.registry import pretrained_cfg
-from models.similarity import Similarity, lipsformer_similarity
+from models.similarity import Similarity
 from models.sizes import check_heads, check_positive, check_side, hidden_width, resized_width
-from models.spectral import spectral_init_
 from models.tokenwise import Mlp, TokenLinear
 
 TEMPERATURE = 10.0  # of the cosine attention, from the released code
@@ -34,6 +34,7 @@ class LipsFormerSwinBlock(nn.Module):
         init_scale: initial value of the residual scales.
         drop_path: stochastic-depth rate of all four branches.
         similarity: how queries and keys are compared.
+        parts: the norms and residuals.
         proj_drop: dropout rate of attention and MLP.
         attn_drop: dropout rate of the attention weights.
         **factory: device and dtype of the parameters.
@@ -48,40 +49,45 @@ class LipsFormerSwinBlock(nn.Module):
         init_scale: float,
         drop_path: float,
         similarity: Similarity,
+        parts: Parts,
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         **factory: Any,
     ):
         super().__init__()
 
-        def residual(branch: nn.Module) -> WeightedResidual:
-            return WeightedResidual(branch, dim, init_scale, drop_path, **factory)
+        def residual(branch: nn.Module) -> nn.Module:
+            return parts.make_residual(branch, dim, init_scale, drop_path, **factory)
 
         self.conv1 = residual(ConvBranch(dim, pointwise=True, **factory))
         self.conv2 = residual(ConvBranch(dim, pointwise=False, **factory))
         self.attn = residual(WindowAttention(dim, window_size, num_heads, similarity, attn_drop, proj_drop, **factory))
-        self.norm1 = CenterNorm(dim, **factory)
+        self.norm1 = parts.make_norm(dim, **factory)
         self.mlp = residual(Mlp(dim, hidden_width(dim, mlp_ratio), proj_drop, **factory))
-        self.norm2 = CenterNorm(dim, **factory)
+        self.norm2 = parts.make_norm(dim, **factory)
+        self.has_center_norms = isinstance(self.norm1, CenterNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, height, width, dim)`` to the same shape."""
         x = self.conv2(self.conv1(x))
-        x = self.attn(x, self.norm1.weight, self.norm1.bias)
-        return self.mlp(x, self.norm2.weight, self.norm2.bias)
+        if self.has_center_norms:  # one kernel does both on a GPU
+            x = self.attn(x, self.norm1.weight, self.norm1.bias)
+            return self.mlp(x, self.norm2.weight, self.norm2.bias)
+        return self.norm2(self.mlp(self.norm1(self.attn(x))))
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: concatenate the four tokens of each 2x2 square, then CenterNorm, then Linear to ``2 * dim``.
+    """Halve the map: concatenate the four tokens of each 2x2 square, then a norm, then Linear to ``2 * dim``.
 
     Args:
         dim: input channels.
+        norm: norm over ``4 * dim`` channels.
         **factory: device and dtype of the parameters.
     """
 
-    def __init__(self, dim: int, **factory: Any):
+    def __init__(self, dim: int, norm: nn.Module, **factory: Any):
         super().__init__()
-        self.norm = CenterNorm(4 * dim, **factory)
+        self.norm = norm
         self.reduction = TokenLinear(4 * dim, 2 * dim, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,9 +117,12 @@ class LipsFormerSwin(Pyramid):
         num_heads: attention heads of each stage.
         window_size: side of the attention window in tokens.
         mlp_ratio: ratio of the MLPs' hidden width to their channels.
-        attention: ``"released"`` or ``"certified"``; see :func:`models.similarity.lipsformer_similarity`.
+        attention: ``"released"``, ``"certified"`` or ``"dot"``; see :class:`models.lipsformer_parts.AttentionForm`.
         epsilon: ε of certified attention.
         nu: ν of certified attention.
+        norm: ``"centernorm"`` or ``"layernorm"``; see :class:`models.lipsformer_parts.Parts`, also for the next two.
+        residual: ``"weighted"`` or ``"plain"``.
+        init: ``"spectral"`` or ``"xavier"``.
         drop_path_rate: stochastic-depth rate of the last block; it grows linearly from 0 over the blocks.
         global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, or ``""`` to keep the feature map.
         drop_rate: dropout rate before the classifier.
@@ -140,6 +149,9 @@ class LipsFormerSwin(Pyramid):
         attention: str = "released",
         epsilon: float = 1e-6,
         nu: float = 1.0,
+        norm: str = "centernorm",
+        residual: str = "weighted",
+        init: str = "spectral",
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -155,7 +167,7 @@ class LipsFormerSwin(Pyramid):
         check_heads(embed_dim, depths, num_heads)
         _check_windows(size, patch_size, window_size, len(depths))
         factory: Any = {"device": device, "dtype": dtype}
-        similarity = lipsformer_similarity(attention, TEMPERATURE, epsilon, nu)
+        form, parts = AttentionForm(attention, TEMPERATURE, epsilon, nu), Parts(norm, residual, init)
 
         def block(stage: int, drop_path: float) -> nn.Module:
             return LipsFormerSwinBlock(
@@ -165,28 +177,30 @@ class LipsFormerSwin(Pyramid):
                 mlp_ratio=mlp_ratio,
                 init_scale=1 / sum(depths),
                 drop_path=drop_path,
-                similarity=similarity,
+                similarity=form.similarity(embed_dim * 2**stage // num_heads[stage]),
+                parts=parts,
                 proj_drop=proj_drop_rate,
                 attn_drop=attn_drop_rate,
                 **factory,
             )
 
         def merge(stage: int) -> nn.Module:
-            return PatchMerging(embed_dim * 2 ** (stage - 1), **factory)
+            dim = embed_dim * 2 ** (stage - 1)
+            return PatchMerging(dim, parts.make_norm(4 * dim, **factory), **factory)
 
-        norm = CenterNorm(embed_dim, **factory)
+        first_norm = parts.make_norm(embed_dim, **factory)
         super().__init__(
             img_size=size,
-            patch_embed=ConvEmbed(in_chans, embed_dim, norm, patch_size, patch_size, **factory),
+            patch_embed=ConvEmbed(in_chans, embed_dim, first_norm, patch_size, patch_size, **factory),
             stages=build_stages(depths, drop_path_rate, merge, block),
-            norm=CenterNorm(embed_dim * 2 ** (len(depths) - 1), **factory),
+            norm=parts.make_norm(embed_dim * 2 ** (len(depths) - 1), **factory),
             in_chans=in_chans,
             embed_dim=embed_dim,
             reduction=patch_size,
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
-            init=spectral_init_,
+            init=parts.init_,
             **factory,
         )
         self.window_size = window_size

@@ -1,15 +1,10 @@
 """How attention compares queries and keys: by dot products, or by cosines, which are bounded."""
 
-import math
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.errors import ModelError
-
-UNIT_EPSILON = 1e-24  # the square of F.normalize's
 
 
 class Similarity(nn.Module):
@@ -57,30 +52,3 @@ def unit_rows(x: Tensor, epsilon: float) -> Tensor:
         # Autocast would make a float32 copy of the map. The meta device has no autocast.
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             return F.rms_norm(x, (dim,), gain, epsilon / dim)
-
-
-def lipsformer_similarity(
-    attention: str, temperature: float, epsilon: float, nu: float, gain: float = 1.0
-) -> Similarity:
-    """The two forms of LipsFormer's attention (section 4.1.2).
-
-    Args:
-        attention: ``"released"`` is the authors' code: cosines of queries and keys, values not normalised.
-            ``"certified"`` is the paper's form: values are normalised too, and its Lipschitz constant is finite.
-        temperature: constant τ that multiplies the cosines.
-        epsilon: ε of the certified form, above 0.
-        nu: factor ν of the certified form's output.
-        gain: factor of the output in both forms.
-
-    Raises:
-        ModelError: if the name is unknown, or if ε or ν gives no finite bound.
-    """
-    if attention == "released":
-        return Similarity(temperature, "qk", UNIT_EPSILON, gain)
-    if attention != "certified":
-        raise ModelError(f"there is no attention '{attention}': choose model.attention=released or certified")
-    if not 0 < epsilon < math.inf:  # nor NaN
-        raise ModelError(f"model.epsilon={epsilon:g} gives certified attention no finite bound: set it to 1e-6 or so")
-    if not math.isfinite(nu):
-        raise ModelError(f"model.nu={nu:g} gives certified attention no finite bound: set it to a number such as 1")
-    return Similarity(temperature, "qkv", epsilon, nu * gain)

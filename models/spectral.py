@@ -17,15 +17,23 @@ def largest_singular_value(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spectral_init_(module: nn.Module) -> None:
-    """Initialise every Linear and Conv2d in ``module``: Xavier normal divided by its largest singular value.
+    """Initialise as :func:`xavier_init_`, then divide each weight by its largest singular value.
 
-    The weight of a convolution is the matrix ``weight.reshape(out, -1)``. A fused qkv weight is one matrix. Biases of
-    Linear layers become 0; biases of convolutions keep PyTorch's default, as in the released code.
+    The weight of a convolution is the matrix ``weight.reshape(out, -1)``. A fused qkv weight is one matrix.
+    """
+    xavier_init_(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.is_meta:
+            layer.weight.div_(largest_singular_value(layer.weight).to(layer.weight.dtype))
+
+
+def xavier_init_(module: nn.Module) -> None:
+    """Draw the weights of every Linear and Conv2d in ``module`` from Xavier's normal distribution.
+
+    Biases of Linear layers become 0; biases of convolutions keep PyTorch's default, as in the released code.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.xavier_normal_(layer.weight)
-            if not layer.weight.is_meta:
-                layer.weight.div_(largest_singular_value(layer.weight).to(layer.weight.dtype))
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)

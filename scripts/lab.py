@@ -13,6 +13,7 @@ Arguments:
   part=K/N                 only every N-th training, beginning with the K-th
   at_once=N                trainings at the same time (default: one for each core)
   threads=1                threads of each training
+  borrow=true|false        take the rows of trainings with the same options from the other studies
   to=docs/lab              folder of the results
   runs=outputs/lab         folder of the run directories
 All other arguments, such as data.root=…, are options of all trainings.
@@ -51,6 +52,7 @@ class Arguments:
     part: str = "1/1"
     at_once: str = ""
     threads: str = "1"
+    borrow: str = "true"
     to: str = str(PROJECT / "docs/lab")
     runs: str = str(PROJECT / "outputs/lab")
     options: tuple[str, ...] = ()
@@ -65,8 +67,9 @@ class Arguments:
             raise UserError(f"{bare[0]} is no argument: type NAME=VALUE; --help lists them")
         values = {key: value for key, _, value in pairs if key in own}
         arguments = cls(name, **values, options=tuple("".join(pair) for pair in pairs if pair[0] not in own))
-        if arguments.phase not in PHASES:
-            raise UserError(f"phase={arguments.phase} is unknown: choose {', '.join(PHASES)}")
+        for name, choices in (("phase", PHASES), ("borrow", ("true", "false"))):
+            if (value := getattr(arguments, name)) not in choices:
+                raise UserError(f"{name}={value} is unknown: choose {', '.join(choices)}")
         return arguments
 
     def number(self, name: str) -> int:
@@ -86,7 +89,10 @@ class Arguments:
 
 def train_missing(study: Study, results: Results, arguments: Arguments, at_init: list[Verdict]) -> None:
     """Train the cells that have no row yet, and add their rows. The page is written again after each."""
-    missing = results.missing(arguments.chosen(study.cells()))
+    cells = arguments.chosen(study.cells())
+    if arguments.borrow == "true" and (borrowed := results.borrow(cells)):
+        print(f"{borrowed} rows of the same trainings are taken from other studies")
+    missing = results.missing(cells)
     threads = arguments.number("threads")
     at_once = arguments.number("at_once") if arguments.at_once else max(1, default_workers(1) // threads)
     trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads)
@@ -104,7 +110,7 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
 def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdict]:
     """Write the pictures and the page of a study. Returns the verdicts on its claims."""
     folder, rows = results.path.parent, results.of_study()
-    found = [*at_init, *(judge(claim, rows) for claim in study.claims)]
+    found = [*at_init, *(judge(claim, rows, study.crash_below) for claim in study.claims)]
     folder.mkdir(parents=True, exist_ok=True)
     if rows:
         draw_crash_map(study, rows, folder / "map.png")

@@ -54,10 +54,12 @@ SMALL = {
     "vit": Small("deit_tiny", 32, VIT),
     "vit5": Small("vit5_small", 32, VIT5),
 }
+WITHOUT_PARTS = {"norm": "layernorm", "residual": "plain", "init": "xavier", "attention": "dot"}  # of a LipsFormer
 # Options that change what a family computes.
 VARIANTS = {
     "lipsformer_swin, certified": SMALL["lipsformer_swin"].but(attention="certified", epsilon=0.01),
     "lipsformer_cswin, certified": SMALL["lipsformer_cswin"].but(attention="certified"),
+    "lipsformer_swin, its parts taken away": SMALL["lipsformer_swin"].but(**WITHOUT_PARTS),
     "vit, Post-LN": SMALL["vit"].but(norm_position="post"),
     "vit, convolutional stem": Small("deit_small_convstem", 32, VIT | {"stem_width": 8}),
     "vit, DyT": SMALL["vit"].but(norm="dyt"),

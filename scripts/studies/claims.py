@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from engine.errors import UserError
-from scripts.studies.results import Row, numbers
+from scripts.studies.results import Row
 
 CONFIRMED, PARTLY, NOT_CONFIRMED, OPEN = "confirmed", "partly", "not confirmed", "not yet run"
 RESAMPLES = 10_000
@@ -43,35 +43,35 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return means[int(outside * RESAMPLES)], means[int((1 - outside) * RESAMPLES) - 1]
 
 
-def judge(claim: dict[str, Any], rows: Sequence[Row], chance: float = 0.0) -> Verdict:
+def judge(claim: dict[str, Any], rows: Sequence[Row], diverged: float = 0.0) -> Verdict:
     """Judge a claim by its rule.
 
     Args:
         claim: ``says`` and ``rule`` of the study file. The rule has a ``kind`` and its values:
 
-            - ``difference``: the mean top-1 where the labels are ``of``, less that where they are ``minus``, is at
-              least ``least`` points;
+            - ``difference``: the mean of a ``column`` (top-1 unless it says ``last_loss``) where the labels are
+              ``of``, less that where they are ``minus``, is at least ``least``;
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of
-              each of ``hold`` is within ``points`` of the best cell of the study.
+              each of ``hold`` is within ``points`` of its own mean at its best rate, and of that of ``fails``.
         rows: the rows of the study.
-        chance: top-1 that counts for a run without a last validation.
+        diverged: top-1 that counts for a run whose loss was not finite.
 
     Raises:
         UserError: if the rule has another kind.
     """
     rule = claim["rule"]
     if rule["kind"] == "difference":
-        return _difference(claim["says"], rule, rows, chance)
+        return _difference(claim["says"], rule, rows, diverged)
     if rule["kind"] == "rescue":
-        return _rescue(claim["says"], rule, rows)
+        return _rescue(claim["says"], rule, rows, diverged)
     raise UserError(f"a rule of the kind '{rule['kind']}' is unknown: choose difference or rescue")
 
 
-def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], chance: float) -> Verdict:
-    words = (
-        f"the whole 95 % interval of the mean difference is at least {rule['least']} points; partly: a part of it is"
-    )
-    pairs = _by_seed(rows, rule["of"], chance), _by_seed(rows, rule["minus"], chance)
+def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: float) -> Verdict:
+    column = rule.get("column", "top1")
+    unit = " points" if column == "top1" else ""
+    words = f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: a part of it is"
+    pairs = _by_seed(rows, rule["of"], column, diverged), _by_seed(rows, rule["minus"], column, diverged)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
     if len(seeds) < 2:
         return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there")
@@ -79,45 +79,41 @@ def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], chance: fl
     low, high = interval(values)
     least = rule["least"]
     verdict = CONFIRMED if low >= least else NOT_CONFIRMED if high < least else PARTLY
-    return Verdict(says, words, verdict, f"{fmean(values):+.2f} points, {low:+.2f} to {high:+.2f} ({len(seeds)} seeds)")
+    return Verdict(says, words, verdict, f"{fmean(values):+.2f}{unit}, {low:+.2f} to {high:+.2f} ({len(seeds)} seeds)")
 
 
-def _by_seed(rows: Sequence[Row], place: dict[str, Any], chance: float) -> dict[str, float]:
+def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str, diverged: float) -> dict[str, float]:
     labels = {axis: str(label) for axis, label in place.items()}
     chosen = [row for row in rows if all(row[axis] == label for axis, label in labels.items())]
-    return {row["seed"]: float(row["top1"] or chance) for row in chosen}
+    return {row["seed"]: float(row[column] or diverged) for row in chosen}
 
 
-def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
-    over, axis = rule["over"], rule["axis"]
-    names = ", ".join(rule["hold"])
+def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: float) -> Verdict:
+    over, axis, fails, points = rule["over"], rule["axis"], rule["fails"], rule["points"]
     words = (
-        f"at some {over} every seed of {rule['fails']} crashes, while the mean of each of {names} is within "
-        f"{rule['points']} points of the best cell's mean"
+        f"at some {over} every seed of {fails} crashes, while the mean of each of {', '.join(rule['hold'])} is within "
+        f"{points} points of its own best mean and of the best of {fails}"
     )
-    labels = list(dict.fromkeys(row[over] for row in rows))
-    places = dict.fromkeys((row[axis], row[over]) for row in rows)
-    means = {place: _mean(rows, {axis: place[0], over: place[1]}) for place in places}
-    best = max((mean for mean in means.values() if mean is not None), default=None)
-    if best is None or not all(any(row[axis] == name for row in rows) for name in (rule["fails"], *rule["hold"])):
+    means = {name: _means(rows, axis, name, over, diverged) for name in (fails, *rule["hold"])}
+    if not all(means.values()):
         return Verdict(says, words, OPEN, "rows are missing")
-    failing = [label for label in labels if _all_crash(rows, {axis: rule["fails"], over: label})]
-    held = {label: [means.get((name, label)) for name in rule["hold"]] for label in failing}
-    found = [
-        label for label, values in held.items() if all(v is not None and v >= best - rule["points"] for v in values)
-    ]
+    failing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
+    least = {name: max(*means[name].values(), *means[fails].values()) - points for name in rule["hold"]}
+    found = [label for label in failing if all(means[name].get(label, 0) >= least[name] for name in least)]
+    verdict = CONFIRMED if found else PARTLY if failing else NOT_CONFIRMED
+    bests = ", ".join(f"{name} {max(values.values()):.2f}" for name, values in means.items())
     told = "; ".join(
-        f"{label}: "
-        + ", ".join("–" if v is None else f"{name} {v:.2f}" for name, v in zip(rule["hold"], values, strict=True))
-        for label, values in held.items()
+        f"{label}: " + ", ".join(f"{name} {means[name][label]:.2f}" for name in least if label in means[name])
+        for label in failing
     )
-    evidence = f"the best cell has {best:.2f} %; where {rule['fails']} always crashes: {told or 'nowhere'}"
-    return Verdict(says, words, CONFIRMED if found else NOT_CONFIRMED if not failing else PARTLY, evidence)
+    evidence = f"best means: {bests}; where every seed of {fails} crashes: {told or 'nowhere'}"
+    return Verdict(says, words, verdict, evidence)
 
 
-def _mean(rows: Sequence[Row], where: dict[str, str]) -> float | None:
-    values = numbers(list(rows), "top1", **where)
-    return fmean(values) if values else None
+def _means(rows: Sequence[Row], axis: str, name: str, over: str, diverged: float) -> dict[str, float]:
+    """The mean top-1 of a method at each label of another axis."""
+    labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
+    return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", diverged).values()) for label in labels}
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

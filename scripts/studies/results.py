@@ -76,15 +76,24 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All rows in the file."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return _read(self.path) if self.path.is_file() else []
 
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """The cells that have not been trained with their present options."""
         done = {row["options"] for row in self.rows()}
         return [cell for cell in cells if cell.recipe not in done]
+
+    def borrow(self, cells: list[Cell]) -> int:
+        """Add the rows of cells that another study beside this one has trained. Returns how many."""
+        wanted = {cell.recipe: cell for cell in self.missing(cells)}
+        own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
+        found = 0
+        for path in sorted(self.path.parent.parent.glob("*/results.csv")):
+            for row in _read(path):
+                if cell := wanted.pop(row["options"], None):
+                    self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
+                    found += 1
+        return found
 
     def of_study(self) -> list[Row]:
         """The rows of the study's cells, in their order. Rows of other options, such as other scales, are left out."""
@@ -114,6 +123,11 @@ class Results:
             yield
         finally:
             os.close(folder)
+
+
+def _read(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def numbers(rows: list[Row], column: str, **where: str) -> list[float]:

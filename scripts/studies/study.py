@@ -1,6 +1,7 @@
 """A study: a grid of short trainings, and the claims that they are to test. ``conf/study/NAME.yaml`` describes one."""
 
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engine.similar import nearest
 
 PROJECT = Path(__file__).resolve().parents[2]
 STUDIES = PROJECT / "conf/study"
+IN_ASCII = {"²": "2", "σ": "sigma_", "τ": "tau"}
 _PLACES = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
 
 
@@ -33,13 +35,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``plain-1e-3-seed_0``: the name of its run directory."""
-        return "-".join([*self.place.values(), f"seed_{self.seed}"])
+        """``plain-1e-3-seed_0``: the name of its run directory, in characters that need no quotes anywhere."""
+        labels = "-".join([*self.place.values(), f"seed_{self.seed}"])
+        for letter, word in IN_ASCII.items():
+            labels = labels.replace(letter, word)
+        return re.sub(r"[^A-Za-z0-9.+_-]+", "_", labels)
 
     @property
     def recipe(self) -> str:
-        """The options that decide the result: without paths that a resume may change, such as where the images are."""
-        return " ".join(option for option in self.options if option.partition("=")[0] not in _PLACES)
+        """The options that decide the result, in the order of the alphabet, so that other studies find them.
+
+        Those are left out that a resume may change and that hold a path, such as where the images are. Of an option
+        that is there twice, the last value counts.
+        """
+        decisive = dict(option.partition("=")[::2] for option in self.options)
+        return " ".join(f"{key}={value}" for key, value in sorted(decisive.items()) if key not in _PLACES)
 
 
 @dataclass(frozen=True)

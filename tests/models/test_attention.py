@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from models.attention import CrossShapedAttention, WindowAttention
-from models.similarity import Similarity, lipsformer_similarity
+from models.lipsformer_parts import AttentionForm
+from models.similarity import Similarity
 from tests import literal
 
 SIMILARITIES = {
     "dot": Similarity(0.7),
-    "released": lipsformer_similarity("released", 10.0, 1e-6, 1.0, gain=0.5),
-    "certified": lipsformer_similarity("certified", 12.0, 0.1, 1.5),
+    "released": AttentionForm("released", 10.0, 1e-6, 1.0).similarity(4, gain=0.5),
+    "certified": AttentionForm("certified", 12.0, 0.1, 1.5).similarity(4),
 }
 
 

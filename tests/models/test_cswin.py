@@ -9,7 +9,7 @@ import models
 from models.attention import StripeAttention
 from models.cswin import CSwinBlock
 from models.lipsformer_cswin import LipsFormerCSwinBlock
-from models.similarity import lipsformer_similarity
+from models.lipsformer_parts import AttentionForm, Parts
 from tests import literal
 
 SMALL = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (1, 2, 2)}
@@ -40,8 +40,8 @@ def test_plain_block_equals_the_released_arithmetic(width):
 @pytest.mark.parametrize("width", [2, None])
 @torch.no_grad()
 def test_lipsformer_block_equals_the_released_arithmetic(width):
-    similarity = lipsformer_similarity("released", 12.0, 1e-6, 1.0, gain=0.5)
-    block = randomised(LipsFormerCSwinBlock(8, (4, 4), 4, width, 4, 0.0, similarity))
+    similarity = AttentionForm("released", 12.0, 1e-6, 1.0).similarity(2, gain=0.5)
+    block = randomised(LipsFormerCSwinBlock(8, (4, 4), 4, width, 4, 0.0, similarity, Parts()))
     x = torch.randn(2, 4, 4, 8, dtype=torch.float64)
     y = x + block.conv1.scale * literal.conv_branch(block.conv1.branch, x)
     y = y + block.conv2.scale * literal.conv_branch(block.conv2.branch, y)

@@ -15,8 +15,8 @@ from models.layers import ConvBranch, WeightedResidual
 from models.lipschitz import DOT_PRODUCT, LAYER_NORM, RAW_VALUES
 from models.lipschitz_layers import GELU, depthwise_norm
 from models.lipsformer_cswin import LipsFormerCSwinBlock
+from models.lipsformer_parts import AttentionForm, Parts
 from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock
-from models.similarity import lipsformer_similarity
 from models.spectral import largest_singular_value
 from stability import local_lipschitz
 from tests.jacobians import jacobian, randomise, stretch
@@ -39,14 +39,14 @@ def certified_blocks(draw):
     temperature = draw(st.floats(0.1, 20))
     epsilon = draw(st.floats(0.01, 2))
     nu = draw(st.floats(0.2, 3))
-    similarity = lipsformer_similarity("certified", temperature, epsilon, nu, heads**-0.5)
+    similarity = AttentionForm("certified", temperature, epsilon, nu).similarity(dim // heads, heads**-0.5)
     if draw(st.booleans()):
-        block: nn.Module = LipsFormerSwinBlock(dim, heads, 2, 2, 0.5, 0.0, similarity)
+        block: nn.Module = LipsFormerSwinBlock(dim, heads, 2, 2, 0.5, 0.0, similarity, Parts())
         size = draw(st.sampled_from([(2, 2), (2, 4)]))
     else:
         size = draw(st.sampled_from([(2, 2), (4, 2)]))
         width = draw(st.sampled_from([None, 1, 2])) if heads == 2 else None
-        block = LipsFormerCSwinBlock(dim, size, heads, width, 2, 0.0, similarity)
+        block = LipsFormerCSwinBlock(dim, size, heads, width, 2, 0.0, similarity, Parts())
     std = draw(st.floats(0.05, 2))
     return randomise(block, std, draw(st.integers(0, 1000))), (1, *size, dim)
 

@@ -11,7 +11,8 @@ import models
 from models.attention import CrossShapedAttention, WindowAttention
 from models.depthwise import DepthwiseConv2d
 from models.lipschitz_layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
-from models.similarity import Similarity, lipsformer_similarity
+from models.lipsformer_parts import AttentionForm
+from models.similarity import Similarity
 from models.spectral import largest_singular_value
 from tests.jacobians import randomise, stretch
 
@@ -125,7 +126,8 @@ def test_published_formulas_give_the_published_numbers():
 def certified_window(tokens: int, epsilon: float, temperature: float) -> WindowAttention:
     """Window attention with one head, whose query, key, value and output matrices are the identity."""
     side = math.isqrt(tokens)
-    attention = WindowAttention(4, side, 1, lipsformer_similarity("certified", temperature, epsilon, nu=1)).double()
+    similarity = AttentionForm("certified", temperature, epsilon, nu=1).similarity(4)
+    attention = WindowAttention(4, side, 1, similarity).double()
     attention.qkv.weight.data.copy_(torch.eye(4).repeat(3, 1))
     attention.proj.weight.data.copy_(torch.eye(4))
     for bias in (attention.qkv.bias, attention.proj.bias, attention.relative_position_bias_table):

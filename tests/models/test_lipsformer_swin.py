@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 from models import ModelError
+from models.layers import CenterNorm
+from models.lipsformer_parts import AttentionForm, Parts
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
-from models.similarity import lipsformer_similarity
 from tests import literal
 
 
 @torch.no_grad()
 def test_a_block_equals_the_released_arithmetic():
     torch.manual_seed(0)
-    similarity = lipsformer_similarity("released", 10.0, 1e-6, 1.0)
-    block = LipsFormerSwinBlock(8, 2, 3, mlp_ratio=4, init_scale=0.3, drop_path=0.0, similarity=similarity).double()
+    similarity = AttentionForm("released", 10.0, 1e-6, 1.0).similarity(4)
+    block = LipsFormerSwinBlock(8, 2, 3, 4, 0.3, 0.0, similarity, Parts()).double()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 6, 3, 8, dtype=torch.float64)
@@ -27,7 +28,7 @@ def test_a_block_equals_the_released_arithmetic():
 
 
 def test_merging_concatenates_tokens_in_the_released_order():
-    merge = PatchMerging(2)
+    merge = PatchMerging(2, CenterNorm(8))
     x = torch.arange(2 * 4 * 2.0).view(1, 2, 4, 2)
     squares = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
     torch.testing.assert_close(merge(x), merge.reduction(merge.norm(squares)))

@@ -1,13 +1,11 @@
 """How queries and keys are compared."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from models import ModelError
-from models.similarity import UNIT_EPSILON, lipsformer_similarity, unit_rows
+from models.lipsformer_parts import UNIT_EPSILON
+from models.similarity import unit_rows
 from tests.models.test_attention import SIMILARITIES
 
 
@@ -46,16 +44,3 @@ def test_certified_vectors_are_shorter_than_one_and_smooth_at_zero():
 def test_bf16_stays_bf16(name):
     q, k, v = SIMILARITIES[name].prepare(*torch.randn(3, 2, 4, 8, dtype=torch.bfloat16).unbind(0))
     assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
-
-
-def test_unknown_forms_and_infinite_bounds_are_refused():
-    with pytest.raises(ModelError, match=r"no attention 'certifed': choose model.attention=released or certified"):
-        lipsformer_similarity("certifed", 10.0, 1e-6, 1.0)
-    for epsilon, nu, option in (
-        (0.0, 1.0, "epsilon=0"),
-        (math.nan, 1.0, "epsilon=nan"),
-        (math.inf, 1.0, "epsilon=inf"),
-        (1.0, math.nan, "nu=nan"),
-    ):
-        with pytest.raises(ModelError, match=rf"model\.{option} gives certified attention no finite bound"):
-            lipsformer_similarity("certified", 10.0, epsilon, nu)
