@@ -12,12 +12,14 @@ from matplotlib import pyplot as plt  # imported after choosing a backend that n
 
 from scripts.studies.results import Row
 from scripts.studies.study import Study
+from scripts.studies.width import POINTS, widths
 
 
 def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Draw the mean final top-1 at each place of the grid. The last axis goes across.
 
-    A cross marks a place where every seed crashed, a slash one where some did. A white place was not run.
+    A cross marks a place where every seed crashed, a slash one where some did. A white place was not run. On the right
+    stands how wide the range of good learning rates is.
     """
     *down, across = study.axes
     labels = list(study.axes[across])
@@ -38,6 +40,10 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     axis.set_xticks(range(len(labels)), labels)
     axis.set_yticks(range(len(places)), [", ".join(place) for place in places])
     axis.set(xlabel=across, title="final top-1, %;  × every seed crashed,  / some did")
+    if wide := widths(study, rows):
+        right = axis.secondary_yaxis("right")
+        right.set_yticks(range(len(places)), [str(wide.get(place, "")) for place in places])
+        right.set_ylabel(f"octaves of learning rates within {POINTS:g} points of the best")
     figure.colorbar(image, ax=axis, label="top-1, %")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from scripts.studies.claims import Verdict
 from scripts.studies.results import Results, Row
 from scripts.studies.study import Study
+from scripts.studies.width import POINTS, widths
 
 
 def write_report(
@@ -60,17 +61,20 @@ def _machine(rows: Sequence[Row]) -> str:
 def _grid(study: Study, rows: Sequence[Row]) -> str:
     """Mean top-1 at each place of the grid. The last axis goes across."""
     *down, across = study.axes
-    labels = list(study.axes[across])
-    lines = [
-        f"| {' | '.join([*down, *(f'{across} {label}' for label in labels)])} |",
-        "| --- " * (len(down) + len(labels)) + "|",
-    ]
+    labels, wide = list(study.axes[across]), widths(study, rows)
+    heads = [*down, *(f"{across} {label}" for label in labels), *(["octaves"] if wide else [])]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
     for place in places:
         chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
         shown = [_shown([row for row in chosen if row[across] == label]) for label in labels]
-        lines.append(f"| {' | '.join([*place, *shown])} |")
+        lines.append(f"| {' | '.join([*place, *shown, *([str(wide.get(place, ''))] if wide else [])])} |")
     note = "Top-1 in percent: mean ± standard deviation (number of seeds; crashed ones). An empty place was not run."
+    if wide:
+        note += (
+            f" Octaves: the width of the range of learning rates within {POINTS:g} points of the best mean, which is "
+            "interpolated between the rates; ≥: the range reaches the end of the grid."
+        )
     return "\n".join([note, "", *lines])
 
 

@@ -128,8 +128,7 @@ def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds
     """
     diverged = NOT_FINITE.search(said)
     if status != 0 and diverged is None:
-        errors = [line for line in said.splitlines() if line.startswith("error:")]
-        why = errors[-1].removeprefix("error: ") if errors else f"it ended with status {status}: {said[-300:]}"
+        why = why_it_ended(status, said)
         again = "; is another lab training this study?" if TAKEN in said else ""
         raise UserError(f"the cell {folder.name} cannot be trained: {why}{again}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -145,6 +144,12 @@ def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds
         diverged_at=int(diverged[1]) if diverged else None,
         seconds=round(seconds, 1),
     )
+
+
+def why_it_ended(status: int, said: str) -> str:
+    """The error that ``train.py`` wrote, without ``error:``."""
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    return errors[-1].removeprefix("error: ") if errors else f"it ended with status {status}: {said[-300:]}"
 
 
 def forget(folder: Path) -> None:

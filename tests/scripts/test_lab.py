@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ from torchvision.datasets.utils import calculate_md5
 from data import DataConfig, open_split
 from engine.errors import UserError
 from scripts import get_cifar10, lab
-from scripts.studies import at_init, claims, study
+from scripts.studies import at_init, claims, study, width
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
 from tests.runs import PROJECT, SMALL, cached_settings, environment
@@ -192,6 +193,50 @@ def test_a_rescue_needs_a_rate_at_which_every_seed_of_the_other_crashes(plain, r
     assert claims.judge({"says": "", "rule": rule}, rows).verdict == verdict
 
 
+def test_a_rescuer_must_be_as_good_as_the_other_at_its_best_rate():
+    rows = made_rows({("plain", "1"): [60.0], ("plain", "2"): [10.0], ("a", "1"): [40.0], ("a", "2"): [40.0]})
+    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
+    assert claims.judge({"says": "", "rule": rule}, rows).verdict == "partly"
+    assert claims.judge({"says": "", "rule": rule | {"hold": ["b"]}}, rows).verdict == "not yet run"
+
+
+def test_a_run_that_diverged_counts_as_a_crash_in_a_difference():
+    rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [45.0, 45.0]})
+    rows[2]["top1"] = rows[3]["top1"] = ""
+    rule = {"kind": "difference", "of": {"method": "a"}, "minus": {"method": "b"}, "least": 30}
+    found = claims.judge({"says": "", "rule": rule}, rows, diverged=15.0)
+    assert (found.verdict, found.evidence[:13]) == ("confirmed", "+35.00 points")
+
+
+def test_a_difference_may_be_one_of_losses():
+    rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [50.0, 50.0]})
+    for row, loss in zip(rows, ("1.0", "1.2", "1.5", "1.6"), strict=True):
+        row["last_loss"] = loss
+    rule = {"kind": "difference", "column": "last_loss", "of": {"method": "b"}, "minus": {"method": "a"}, "least": 0}
+    assert claims.judge({"says": "", "rule": rule}, rows).evidence == "+0.45, +0.40 to +0.50 (2 seeds)"
+
+
+@pytest.mark.parametrize(
+    ("means", "shown"),
+    [
+        ([50.0, 60.0, 59.0, 10.0], "1.2"),  # 0.2 of the first octave, the second, 1/49 of the third
+        ([60.0, 59.0, 59.0, 58.0], "≥ 3.0"),
+        ([10.0, 60.0, 10.0, 10.0], "0.1"),
+        ([10.0, 10.0, 10.0, 60.0], "≥ 0.0"),
+    ],
+)
+def test_the_width_of_good_rates_is_interpolated(means, shown):
+    assert str(width.width([1e-3, 2e-3, 4e-3, 8e-3], means)) == shown
+
+
+def test_only_rows_that_were_run_at_every_rate_have_a_width(folder):
+    found = read_study("small")
+    rates = replace(found, axes=found.axes | {"lr": {"1e-3": (), "2e-3": ()}})
+    rows = made_rows({("sgd", "1e-3"): [50.0], ("sgd", "2e-3"): [50.0], ("adamw", "1e-3"): [50.0]})
+    assert {place: str(value) for place, value in width.widths(rates, rows).items()} == {("sgd",): "≥ 1.0"}
+    assert width.widths(replace(found, axes={"lr": found.axes["lr"], "method": found.axes["method"]}), rows) == {}
+
+
 def test_an_interval_of_equal_values_is_a_point_and_a_wider_spread_is_wider():
     assert claims.interval([3.0, 3.0, 3.0]) == (3.0, 3.0)
     low, high = claims.interval([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -244,6 +289,25 @@ def test_results_of_other_options_do_not_count(folder):
     assert elsewhere.of_study() == [row], "where the images are decides nothing"
     other = Results(folder / "results.csv", read_study("small", "gpu"))
     assert other.missing(other.study.cells()) == other.study.cells() and other.of_study() == []
+
+
+def test_a_study_takes_the_rows_of_the_same_trainings_from_another(folder, monkeypatch, capsys):
+    """Whatever the other calls them, in whatever order its options are."""
+    other = STUDY | {"axes": {"how": {"A": ["optim.lr=1e-3", "optim=adamw"]}, "size": {"full": []}}}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    cell = read_study("other").cells()[1]
+    table = Results(folder / "to/other/results.csv", read_study("other"))
+    table.add(dict.fromkeys(table.columns, "7") | cell.place | {"seed": "1", "options": cell.recipe})
+    own = Results(folder / "to/small/results.csv", read_study("small"))
+    assert own.borrow(own.study.cells()) == 1 and own.borrow(own.study.cells()) == 0
+    row = rows_of(folder)[0]
+    assert (row["method"], row["lr"], row["seed"], row["top1"]) == ("adamw", "1e-3", "1", "7")
+    assert len(own.missing(own.study.cells())) == 3 and own.of_study() == [row]
+
+
+def test_names_of_run_directories_need_no_quotes():
+    cell = study.Cell({"optimizer": "AdamW², τ 0.03", "lr": "1e-3"}, 0, ())
+    assert cell.name == "AdamW2_tau_0.03-1e-3-seed_0"
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""How wide the range of good learning rates is: one number for each row of a crash map."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scripts.studies.results import Row
+from scripts.studies.study import Study
+
+POINTS = 2.0  # a rate is good if its mean top-1 is at most this far below the best
+
+
+@dataclass(frozen=True)
+class Width:
+    """A range of good learning rates.
+
+    Attributes:
+        octaves: its width; each octave doubles the rate.
+        is_open: whether the lowest or highest rate of the grid is still good, so that the range may be wider.
+    """
+
+    octaves: float
+    is_open: bool
+
+    def __str__(self) -> str:
+        return f"{'≥ ' if self.is_open else ''}{self.octaves:.1f}"
+
+
+def width(rates: Sequence[float], means: Sequence[float], points: float = POINTS) -> Width:
+    """The width of the range in which the mean is at most ``points`` below the best one.
+
+    Between two rates of the grid the mean is interpolated linearly over the logarithm of the rate.
+
+    Args:
+        rates: learning rates, ascending.
+        means: mean top-1 in percent at each.
+        points: see above.
+    """
+    least = max(means) - points
+    octaves = 0.0
+    for i in range(len(rates) - 1):
+        low, high = sorted(means[i : i + 2])
+        good = 1.0 if low >= least else 0.0 if high < least else (high - least) / (high - low)
+        octaves += good * math.log2(rates[i + 1] / rates[i])
+    return Width(octaves, means[0] >= least or means[-1] >= least)
+
+
+def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
+    """The width of each row of a study's grid that has been run at every rate.
+
+    Returns:
+        By the labels of all axes but the last. Empty if the labels of the last axis are not learning rates.
+    """
+    *down, across = study.axes
+    labels = list(study.axes[across])
+    try:
+        rates = [float(label) for label in labels]
+    except ValueError:
+        return {}
+    found = {}
+    for place in dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()):
+        chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
+        tops = [[float(r["top1"] or study.crash_below) for r in chosen if r[across] == label] for label in labels]
+        if all(tops):
+            found[place] = width(rates, [fmean(values) for values in tops])
+    return found
