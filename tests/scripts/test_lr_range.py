@@ -1,0 +1,84 @@
+"""The search for the highest stable learning rate."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import lr_range
+from scripts.lr_range import Trial, search
+from tests.runs import PROJECT, SMALL, environment
+
+
+def model_that_fails_from(limit: float, best: float = 1e-3):
+    """A made training: it learns most at the rate ``best``, less the farther away, and nothing from ``limit`` on."""
+
+    def train(rate: float) -> Trial:
+        learned = 0.0 if rate >= limit else max(1 - 0.1 * abs(math.log2(rate / best)), 0.01)
+        return Trial(rate, 2.3, 2.3 - learned, 100)
+
+    return train
+
+
+@pytest.mark.parametrize("limit", [1.3e-3, 5e-3, 6.2e-3, 2.5e-2])
+def test_the_highest_rate_that_trains_is_found_to_half_an_octave(limit):
+    train = model_that_fails_from(limit)
+    good, failing, trials = search(train(1e-3), train)
+    assert good < limit <= failing <= lr_range.CLOSE * good
+    assert len(trials) <= 8
+
+
+def test_a_recipe_that_fails_is_searched_downwards():
+    train = model_that_fails_from(2e-4, best=1e-4)
+    good, failing, _ = search(train(1e-3), train)
+    assert good < 2e-4 <= failing <= lr_range.CLOSE * good
+
+
+def test_a_rate_that_is_too_low_to_learn_is_not_taken_for_unstable():
+    """The recipe's rate learns almost nothing; sixteen times higher ones learn well."""
+
+    def train(rate: float) -> Trial:
+        learned = 0.01 if rate < 4e-5 else 0.0 if rate > 3e-3 else 1.0
+        return Trial(rate, 2.3, 2.3 - learned, 100)
+
+    good, failing, _ = search(train(1e-5), train)
+    assert good <= 3e-3 < failing <= lr_range.CLOSE * good
+
+
+def test_a_model_that_never_fails_or_always_does_ends_the_search():
+    def never(rate: float) -> Trial:
+        return Trial(rate, 2.3, 1.3, 100)
+
+    always = model_that_fails_from(0.0)
+    assert search(always(1e-3), always)[0] is None
+    good, failing, _ = search(never(1e-3), never)
+    assert failing is None and good == pytest.approx(1e-3 * lr_range.FARTHEST)
+
+
+def test_a_mistake_is_one_line(monkeypatch, capsys):
+    for arguments, message in (
+        (("steps=3", "model=cswin_tiny"), "steps=3 must be a whole number of 4 or more"),
+        (("model=cswim_tiny",), "model=cswim_tiny is unknown: did you mean"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["lr_range.py", *arguments])
+        assert lr_range.main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {message}") and said.count("\n") == 1, said
+
+
+@pytest.mark.slow
+def test_real_trainings_end_with_both_rates(small_images, tmp_path):
+    """Rates from ten on make the loss of this small model useless or not finite."""
+    options = (*SMALL, f"data.root={small_images}", "optim=sgd", "optim.lr=0.5", "steps=12")
+    command = [sys.executable, str(PROJECT / "scripts/lr_range.py"), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("(the recipe's)") and "lr 5.00e-01" in lines[0]
+    assert lines[-2].startswith("highest stable learning rate") and "12 steps, no warm-up" in lines[-2]
+    assert lines[-1].startswith("the recipe's                  5.00e-01")
+    assert not list(Path(tmp_path).iterdir()), "nothing is left"
