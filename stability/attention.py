@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stability.modes import eval_mode
+from stability.multihead import attended
 from stability.spectra import effective_rank, entropy
 
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
@@ -34,6 +35,7 @@ class AttentionReport:
 def attention_report(model: nn.Module, images: Tensor, most_maps: int = 64) -> dict[str, AttentionReport]:
     """Measure all attention layers of a model that use ``scaled_dot_product_attention`` or a softmax over keys.
 
+    torch's ``nn.MultiheadAttention`` and the layers that are made of it are measured too.
     The model runs once, in eval mode, with its fused kernels. At each call of such a kernel, the attention matrices of
     a few images or windows are also computed from queries and keys. Modes and the random state do not change.
 
@@ -130,6 +132,10 @@ class _Watch(TorchFunctionMode):
             mask, is_causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
             with torch.autocast(given["query"].device.type, enabled=False):
                 self.look(_maps(given["query"], given["key"], mask, is_causal, scale, self.most_maps))
+        if func is F.multi_head_attention_forward:
+            query, key, mask = attended(args, kwargs)
+            with torch.autocast(query.device.type, enabled=False):
+                self.look(_maps(query, key, mask, False, None, self.most_maps))
         out = func(*args, **kwargs)
         if func in SOFTMAXES and out.ndim >= 4 and _is_over_keys(out, args, kwargs):
             maps = out.detach().flatten(0, -4)

@@ -25,7 +25,7 @@ def origin_of(run_dir: Path, threads: int) -> Origin:
     """The origin of a run that has ended."""
     written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
     cfg = DataConfig(**written["data"])
-    return Origin(commit_now(), _processor(), threads, torch.__version__, _pixels(_key(cfg)))
+    return Origin(commit_now(), processor(), threads, torch.__version__, _pixels(_key(cfg)))
 
 
 @cache
@@ -41,7 +41,8 @@ def commit_now() -> str:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """The model of the CPU, or the name of the GPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:

