@@ -8,7 +8,9 @@ python scripts/lab.py replacements part=3/8            # the third of eight part
 Writes docs/lab/STUDY/: results.csv, pictures and README.md. A training whose row is in results.csv is not run again.
 
 Arguments:
-  phase=init|train|report  only this phase; report: write the page again from the rows that are there
+  phase=init|train|watch|report
+                           only this phase; watch: train some cells again, with instruments, and draw what they show;
+                           report: write the page again from the rows that are there
   scale=laptop             or another size that the study's file has
   part=K/N                 only every N-th training, beginning with the K-th
   at_once=N                trainings at the same time (default: one for each core)
@@ -38,8 +40,9 @@ from scripts.studies.report import write_report
 from scripts.studies.results import Results, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.training import Stopped, Trainer, forget
+from scripts.studies.watch import watch
 
-PHASES = ("all", "init", "train", "report")
+PHASES = ("all", "init", "train", "watch", "report")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Arguments:
             raise UserError(f"{name}={text} must be a whole number above 0")
         return int(text)
 
+    def trainings_at_once(self) -> int:
+        """``at_once``, or one training for each core."""
+        return self.number("at_once") if self.at_once else max(1, default_workers(1) // self.number("threads"))
+
     def chosen(self, cells: list[Cell]) -> list[Cell]:
         """The cells of ``part``."""
         first, _, step = self.part.partition("/")
@@ -93,8 +100,7 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
     if arguments.borrow == "true" and (borrowed := results.borrow(cells)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
-    threads = arguments.number("threads")
-    at_once = arguments.number("at_once") if arguments.at_once else max(1, default_workers(1) // threads)
+    threads, at_once = arguments.number("threads"), arguments.trainings_at_once()
     trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads)
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
         for cell, outcome in trainer.train_all(missing, at_once):
@@ -114,7 +120,7 @@ def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdi
     folder.mkdir(parents=True, exist_ok=True)
     if rows:
         draw_crash_map(study, rows, folder / "map.png")
-    pictures = [name for name in ("at_init.png", "map.png") if (folder / name).is_file()]
+    pictures = [name for name in ("at_init.png", "map.png", "watched.png") if (folder / name).is_file()]
     write_report(folder, study, results, found, pictures)
     return found
 
@@ -135,6 +141,9 @@ def main() -> int:
         at_init = verdicts_at_init(study, folder, measure)
         if phase in ("all", "train"):
             train_missing(study, results, arguments, at_init)
+        if phase == "watch" or (phase == "all" and arguments.part == "1/1"):
+            runs = Path(arguments.runs).resolve() / study.name
+            watch(study, folder, runs, arguments.trainings_at_once(), arguments.number("threads"))
         for verdict in report(study, results, at_init):
             print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
         print(f"written: {folder / 'README.md'}")

@@ -19,13 +19,13 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Draw the mean final top-1 at each place of the grid. The last axis goes across.
 
     A cross marks a place where every seed crashed, a slash one where some did. A white place was not run. On the right
-    stands how wide the range of good learning rates is.
+    stands how wide the range of good learning rates is, see ``scripts/studies/width.py``.
     """
     *down, across = study.axes
     labels = list(study.axes[across])
     places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
     means = np.full((len(places), len(labels)), np.nan)
-    figure, axis = plt.subplots(figsize=(2.5 + 1.0 * len(labels), 1.4 + 0.42 * len(places)), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(3.2 + 1.0 * len(labels), 2.0 + 0.42 * len(places)), constrained_layout=True)
     for y, place in enumerate(places):
         for x, label in enumerate(labels):
             chosen = [r for r in rows if tuple(r[name] for name in down) == place and r[across] == label]
@@ -43,7 +43,7 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     if wide := widths(study, rows):
         right = axis.secondary_yaxis("right")
         right.set_yticks(range(len(places)), [str(wide.get(place, "")) for place in places])
-        right.set_ylabel(f"octaves of learning rates within {POINTS:g} points of the best")
+        right.set_ylabel(f"octaves within {POINTS:g} points")
     figure.colorbar(image, ax=axis, label="top-1, %")
     figure.savefig(path, dpi=110)
     plt.close(figure)

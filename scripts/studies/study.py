@@ -66,6 +66,7 @@ class Study:
         crash_below: a run that ends with less top-1, in percent, has crashed.
         claims: see ``scripts/studies/claims.py``.
         init: the measurement at initialisation, see ``scripts/studies/at_init.py``; empty if there is none.
+        watch: the trainings to watch with instruments, see ``scripts/studies/watch.py``; empty if there are none.
         scale: the size of models and data: ``laptop``, or another that the file has.
     """
 
@@ -78,6 +79,7 @@ class Study:
     crash_below: float
     claims: tuple[dict[str, Any], ...]
     init: dict[str, Any]
+    watch: dict[str, Any]
     scale: str
 
     def cells(self) -> list[Cell]:
@@ -121,6 +123,7 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         crash_below=written["crash_below"],
         claims=tuple(written.get("claims", ())),
         init=written.get("init", {}),
+        watch=written.get("watch", {}),
         scale=scale,
     )
 

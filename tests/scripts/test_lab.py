@@ -27,6 +27,7 @@ from scripts import get_cifar10, lab
 from scripts.studies import at_init, claims, study, width
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
+from scripts.studies.watch import read_seen, watched_cells
 from tests.runs import PROJECT, SMALL, cached_settings, environment
 
 STUDY = {
@@ -36,6 +37,7 @@ STUDY = {
     "seeds": [0, 1],
     "scales": {"laptop": [*SMALL, "epochs=1", "max_steps=4"], "gpu": ["epochs=9"]},
     "axes": {"method": {"sgd": ["optim=sgd"], "adamw": [["optim=adamw"]]}, "lr": {"1e-3": ["optim.lr=1e-3"]}},
+    "watch": {"keys": ["loss", "sigma_max"], "cells": [["sgd", "1e-3"]]},
     "claims": [
         {
             "says": "AdamW is better",
@@ -95,6 +97,13 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
     log = (folder / "runs/small/adamw-1e-3-seed_1/train.log").read_text()
     assert log.count("run: 1 epochs") == 2, "it was trained twice, from its first step"
     assert not list((folder / "runs").rglob("*.pt")) and "data.root" not in table.read_text()
+    # The watched training has its instruments on, and is not trained again.
+    seen = read_seen(folder / "to/small/watched.csv")
+    assert {(entry.training, entry.key) for entry in seen} == {("sgd, 1e-3", "loss")}, "no reading before step 6"
+    assert [entry.step for entry in seen] == [1, 2, 4] and (folder / "to/small/watched.png").is_file()
+    when = (folder / "to/small/watched.csv").stat().st_mtime_ns
+    assert start(monkeypatch, *arguments, "phase=watch") == 0
+    assert (folder / "to/small/watched.csv").stat().st_mtime_ns == when
 
 
 @pytest.mark.slow
@@ -125,7 +134,7 @@ def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
     places = (f"to={folder}/to", f"runs={folder}/runs")
     for arguments, message in (
         (("smal",), "there is no study 'smal': did you mean small"),
-        (("small", "phase=ini"), "phase=ini is unknown: choose all, init, train, report"),
+        (("small", "phase=ini"), "phase=ini is unknown: choose all, init, train, watch, report"),
         (("small", "scale=huge"), "the study small has no scale=huge: choose laptop, gpu"),
         (("small", "part=3/2"), "part=3/2 must be two numbers such as 3/8"),
         (("small", "fast"), "fast is no argument: type NAME=VALUE"),
@@ -148,6 +157,7 @@ def test_every_study_composes_and_its_rules_name_labels_that_exist(name):
         assert len({cell.name for cell in cells}) == len({cell.options for cell in cells}) == len(cells)
         for cell in cells[: len(cells) // len(found.seeds) : 7]:
             cached_settings(*cell.options, "data.root=unused")
+        assert len(watched_cells(found)) == len(found.watch.get("cells", ()))
         for claim in found.claims:
             for place in (claim["rule"].get(side, {}) for side in ("of", "minus")):
                 assert all(str(label) in found.axes[axis] for axis, label in place.items()), claim
