@@ -38,8 +38,10 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
             axis.text(x, y, mark, ha="center", va="center", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 1})
     image = axis.imshow(means, cmap="gray", vmin=0, aspect="auto")
     axis.set_xticks(range(len(labels)), labels)
-    axis.set_yticks(range(len(places)), [", ".join(place) for place in places])
-    axis.set(xlabel=across, title="final top-1, %;  × every seed crashed,  / some did")
+    axis.set_yticks(range(len(places)), [_title(down, place) for place in places])
+    axis.set(
+        xlabel={"lr": "learning rate"}.get(across, across), title="final top-1, %;  × every seed crashed,  / some did"
+    )
     if wide := widths(study, rows):
         right = axis.secondary_yaxis("right")
         right.set_yticks(range(len(places)), [str(wide.get(place, "")) for place in places])
@@ -47,3 +49,9 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     figure.colorbar(image, ax=axis, label="top-1, %")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _title(axes: Sequence[str], labels: Sequence[str]) -> str:
+    """``pre, warm-up none``: the first label speaks for itself."""
+    named = [f"{axis} {label}" for axis, label in zip(axes[1:], labels[1:], strict=True)]
+    return ", ".join([labels[0], *named])
