@@ -22,6 +22,7 @@ from scripts.studies.study import PROJECT, Cell
 ALWAYS = ("logger=none", "checkpoint.every_minutes=1", "checkpoint.keep=1")
 NOT_FINITE = re.compile(r"not finite at step (\d+)")
 TAKEN = "another process trains"
+RETRY_SECONDS = 5.0
 
 
 class Stopped(Exception):
@@ -79,6 +80,16 @@ class Trainer:
             f"name={cell.name}",
         ]
         started = time.monotonic()
+        status, said = self._run(cell, command)
+        while TAKEN in said and not self.stopping:  # by a killed lab's training, which ends by itself
+            time.sleep(RETRY_SECONDS)
+            status, said = self._run(cell, command)
+        if self.stopping:
+            raise Stopped
+        return outcome_of(folder, status, said, self.crash_below, time.monotonic() - started)
+
+    def _run(self, cell: Cell, command: list[str]) -> tuple[int, str]:
+        """Run a training. Returns its exit status and what it wrote to stderr."""
         process = subprocess.Popen(
             command,
             env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
@@ -90,9 +101,7 @@ class Trainer:
         self.running[cell.name] = process
         said = process.communicate()[1]
         del self.running[cell.name]
-        if self.stopping:
-            raise Stopped
-        return outcome_of(folder, process.returncode, said, self.crash_below, time.monotonic() - started)
+        return process.returncode, said
 
     def _end(self) -> None:
         """Ask the cells that still run to save and to end."""
@@ -128,9 +137,7 @@ def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds
     """
     diverged = NOT_FINITE.search(said)
     if status != 0 and diverged is None:
-        why = why_it_ended(status, said)
-        again = "; is another lab training this study?" if TAKEN in said else ""
-        raise UserError(f"the cell {folder.name} cannot be trained: {why}{again}")
+        raise UserError(f"the cell {folder.name} cannot be trained: {why_it_ended(status, said)}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [math.inf if line["loss"] is None else line["loss"] for line in lines if line["split"] == "train"]
     accuracies = [line["top1"] or 0.0 for line in lines if line["split"] == "val"]

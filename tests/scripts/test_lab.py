@@ -1,6 +1,7 @@
 """The lab: a study's grid through the real train.py, its table, its verdicts, and the theory at initialisation."""
 
 import csv
+import json
 import pickle
 import re
 import signal
@@ -107,8 +108,9 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
 
 
 @pytest.mark.slow
-def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(folder, small_images):
-    """SIGTERM ends it in one line; the trainings save their steps, and the same command ends with both rows."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(number, folder, small_images):
+    """SIGTERM: the trainings save their steps. SIGKILL: they go on alone, and the same command waits for them."""
     program = (
         "import sys; from pathlib import Path; from scripts.studies import study; from scripts import lab; "
         f"study.STUDIES = lab.STUDIES = Path('{folder}'); sys.exit(lab.main())"
@@ -121,13 +123,16 @@ def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(folder, small
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") > 5):
         time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
-    assert first.communicate(timeout=120)[1].splitlines()[-1] == "stopped: the same command goes on"
-    assert first.returncode == 130 and not (folder / "to/small/results.csv").exists()
+    first.send_signal(number)
+    first.wait(120)
+    assert not (folder / "to/small/results.csv").exists()
+    if number == signal.SIGTERM:
+        assert first.returncode == 130 and first.stderr.read().endswith("stopped: the same command goes on\n")
     done = subprocess.run(starting, cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "continuing from step" in (metrics.parent / "train.log").read_text()
-    assert len(rows_of(folder)) == 2
+    steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if line["split"] == "train"]
+    assert steps == list(range(1, 61)) and len(rows_of(folder)) == 2
 
 
 def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
