@@ -62,8 +62,8 @@ class Trial:
 
     @property
     def learned(self) -> float:
-        """How much lower the loss became."""
-        return self.first - self.last
+        """How much lower the loss became; minus infinity if it was not finite."""
+        return self.first - self.last if math.isfinite(self.first) else -math.inf
 
 
 def trains(trial: Trial, trials: list[Trial]) -> bool:
@@ -145,6 +145,10 @@ class Trainer:
         diverged = NOT_FINITE.search(said) is not None
         if len(lines) < self.steps and not diverged:
             raise UserError(why_it_ended(process.returncode, said))
+        if not lines and rate is None:
+            raise UserError(
+                "the recipe's own rate gives a loss that is not finite in the first step: set a lower optim.lr"
+            )
         losses = [math.inf if line["loss"] is None else line["loss"] for line in lines]
         last = math.inf if diverged else fmean(losses[-max(1, self.steps // 4) :])
         return Trial(lines[0]["lr"] if lines else rate or math.nan, losses[0] if losses else math.inf, last, len(lines))

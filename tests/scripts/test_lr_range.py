@@ -57,6 +57,12 @@ def test_a_model_that_never_fails_or_always_does_ends_the_search():
     assert failing is None and good == pytest.approx(1e-3 * lr_range.FARTHEST)
 
 
+def test_a_loss_that_is_not_finite_learned_nothing():
+    sound, bad = Trial(1e-3, 2.3, 2.0, 9), (Trial(1.0, 2.3, math.inf, 9), Trial(1.0, math.inf, math.inf, 0))
+    for trial in bad:
+        assert not lr_range.trains(trial, [sound, trial]) and lr_range.trains(sound, [sound, trial])
+
+
 def test_a_mistake_is_one_line(monkeypatch, capsys):
     for arguments, message in (
         (("steps=3", "model=cswin_tiny"), "steps=3 must be a whole number of 4 or more"),
