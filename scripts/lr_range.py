@@ -146,9 +146,7 @@ class Trainer:
         if len(lines) < self.steps and not diverged:
             raise UserError(why_it_ended(process.returncode, said))
         if not lines and rate is None:
-            raise UserError(
-                "the recipe's own rate gives a loss that is not finite in the first step: set a lower optim.lr"
-            )
+            raise UserError("the first loss at the recipe's rate is not finite: set a lower optim.lr")
         losses = [math.inf if line["loss"] is None else line["loss"] for line in lines]
         last = math.inf if diverged else fmean(losses[-max(1, self.steps // 4) :])
         return Trial(lines[0]["lr"] if lines else rate or math.nan, losses[0] if losses else math.inf, last, len(lines))
