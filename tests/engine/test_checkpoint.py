@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data import DataConfig, open_split
 from engine.checkpoint import Checkpoints, load_checkpoint
 from engine.errors import UserError
 from engine.loop import TrainLoop
@@ -148,6 +149,8 @@ def test_a_disk_that_fills_up_ends_the_run_at_the_next_step(small_images: Path, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=2", "epochs=4", "eval_every=4")
+    for split in ("train", "val"):
+        open_split(DataConfig(name="folder", root=str(small_images)), split)  # so that their index is written already
     with monkeypatch.context() as patch, pytest.raises(UserError, match=FULL.format(2, "No space left on device")):
         patch.setattr(os, "fsync", sync)
         train_here(*common)
