@@ -11,6 +11,7 @@ from scripts.studies.results import Row
 
 CONFIRMED, PARTLY, NOT_CONFIRMED, OPEN = "confirmed", "partly", "not confirmed", "not yet run"
 RESAMPLES = 10_000
+FEWEST_SEEDS = 2  # of a cell that decides
 LEVEL = 0.95
 
 
@@ -73,7 +74,7 @@ def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: 
     words = f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: a part of it is"
     pairs = _by_seed(rows, rule["of"], column, diverged), _by_seed(rows, rule["minus"], column, diverged)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
-    if len(seeds) < 2:
+    if len(seeds) < FEWEST_SEEDS:
         return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there")
     values = [pairs[0][seed] - pairs[1][seed] for seed in seeds]
     low, high = interval(values)
@@ -100,13 +101,15 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: floa
     failing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
     least = {name: max(*means[name].values(), *means[fails].values()) - points for name in rule["hold"]}
     found = [label for label in failing if all(means[name].get(label, 0) >= least[name] for name in least)]
-    verdict = CONFIRMED if found else PARTLY if failing else NOT_CONFIRMED
+    sure = [label for label in found if all(_seeds(rows, {axis: name, over: label}) >= FEWEST_SEEDS for name in means)]
+    verdict = CONFIRMED if sure else OPEN if found else PARTLY if failing else NOT_CONFIRMED
     bests = ", ".join(f"{name} {max(values.values()):.2f}" for name, values in means.items())
     told = "; ".join(
         f"{label}: " + ", ".join(f"{name} {means[name][label]:.2f}" for name in least if label in means[name])
         for label in failing
     )
-    evidence = f"best means: {bests}; where every seed of {fails} crashes: {told or 'nowhere'}"
+    few = "too few seeds; " if verdict == OPEN else ""
+    evidence = f"{few}best means: {bests}; where every seed of {fails} crashes: {told or 'nowhere'}"
     return Verdict(says, words, verdict, evidence)
 
 
@@ -114,6 +117,10 @@ def _means(rows: Sequence[Row], axis: str, name: str, over: str, diverged: float
     """The mean top-1 of a method at each label of another axis."""
     labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
     return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", diverged).values()) for label in labels}
+
+
+def _seeds(rows: Sequence[Row], where: dict[str, str]) -> int:
+    return sum(all(row[axis] == label for axis, label in where.items()) for row in rows)
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

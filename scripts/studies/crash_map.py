@@ -18,7 +18,7 @@ from scripts.studies.width import POINTS, widths
 def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Draw the mean final top-1 at each place of the grid. The last axis goes across.
 
-    A cross marks a place where every seed crashed, a slash one where some did. A white place was not run. On the right
+    A cross marks a place where every seed crashed, a slash one where some did. On the right
     stands how wide the range of good learning rates is, see ``scripts/studies/width.py``.
     """
     *down, across = study.axes
@@ -30,6 +30,7 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
         for x, label in enumerate(labels):
             chosen = [r for r in rows if tuple(r[name] for name in down) == place and r[across] == label]
             if not chosen:
+                axis.text(x, y, "not run", ha="center", va="center", fontsize=8)
                 continue
             values = [float(row["top1"]) for row in chosen if row["top1"]]
             means[y, x] = fmean(values) if values else 0.0

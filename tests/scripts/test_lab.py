@@ -215,6 +215,14 @@ def test_a_rescuer_must_be_as_good_as_the_other_at_its_best_rate():
     assert claims.judge({"says": "", "rule": rule | {"hold": ["b"]}}, rows).verdict == "not yet run"
 
 
+def test_a_rescue_on_one_seed_is_not_yet_confirmed():
+    crashing = {("plain", "1"): [60.0, 60.0], ("plain", "2"): [10.0, 10.0]}
+    rows = made_rows(crashing | {("a", "1"): [60.0], ("a", "2"): [60.0]})
+    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
+    found = claims.judge({"says": "", "rule": rule}, rows)
+    assert found.verdict == "not yet run" and found.evidence.startswith("too few seeds; best means")
+
+
 def test_a_run_that_diverged_counts_as_a_crash_in_a_difference():
     rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [45.0, 45.0]})
     rows[2]["top1"] = rows[3]["top1"] = ""
