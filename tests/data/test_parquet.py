@@ -83,7 +83,8 @@ def test_finished_tar_files_are_kept_and_a_lost_one_is_written_again(written: Pa
 def test_the_command_goes_on_after_a_kill(written: Path, tmp_path: Path) -> None:
     command = [sys.executable, PROJECT / "scripts/prepare_imagenet.py", "--parquet", written, "--to", tmp_path / "set"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "set").glob("train/*.tar")):
+    # A file that appeared may not be listed yet; when the second one appears, the first is.
+    while process.poll() is None and len(list((tmp_path / "set").glob("train/*.tar"))) < 2:
         pass
     process.kill()
     process.wait()
