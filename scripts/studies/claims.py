@@ -101,7 +101,11 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: floa
     failing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
     least = {name: max(*means[name].values(), *means[fails].values()) - points for name in rule["hold"]}
     found = [label for label in failing if all(means[name].get(label, 0) >= least[name] for name in least)]
-    sure = [label for label in found if all(_seeds(rows, {axis: name, over: label}) >= FEWEST_SEEDS for name in means)]
+
+    def seeds(name: str, label: str) -> int:
+        return len(_by_seed(rows, {axis: name, over: label}, "top1", diverged))
+
+    sure = [label for label in found if all(seeds(name, label) >= FEWEST_SEEDS for name in means)]
     verdict = CONFIRMED if sure else OPEN if found else PARTLY if failing else NOT_CONFIRMED
     bests = ", ".join(f"{name} {max(values.values()):.2f}" for name, values in means.items())
     told = "; ".join(
@@ -117,10 +121,6 @@ def _means(rows: Sequence[Row], axis: str, name: str, over: str, diverged: float
     """The mean top-1 of a method at each label of another axis."""
     labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
     return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", diverged).values()) for label in labels}
-
-
-def _seeds(rows: Sequence[Row], where: dict[str, str]) -> int:
-    return sum(all(row[axis] == label for axis, label in where.items()) for row in rows)
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

@@ -18,8 +18,8 @@ from scripts.studies.width import POINTS, widths
 def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Draw the mean final top-1 at each place of the grid. The last axis goes across.
 
-    A cross marks a place where every seed crashed, a slash one where some did. On the right
-    stands how wide the range of good learning rates is, see ``scripts/studies/width.py``.
+    A cross marks a place where every seed crashed, a slash one where some did. On the right stands how wide
+    the range of good learning rates is, see ``scripts/studies/width.py``.
     """
     *down, across = study.axes
     labels = list(study.axes[across])

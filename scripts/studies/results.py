@@ -76,7 +76,7 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All rows in the file."""
-        return _read(self.path) if self.path.is_file() else []
+        return read_rows(self.path)
 
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """The cells that have not been trained with their present options."""
@@ -89,7 +89,7 @@ class Results:
         own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
         found = 0
         for path in sorted(self.path.parent.parent.glob("*/results.csv")):
-            for row in _read(path):
+            for row in read_rows(path):
                 if cell := wanted.pop(row["options"], None):
                     self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
                     found += 1
@@ -125,12 +125,9 @@ class Results:
             os.close(folder)
 
 
-def _read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a table; none if there is no file."""
+    if not path.is_file():
+        return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def numbers(rows: list[Row], column: str, **where: str) -> list[float]:
-    """The numbers of a column in the rows with these labels; nothing for a row without a number."""
-    chosen = [row for row in rows if all(row[axis] == label for axis, label in where.items())]
-    return [float(row[column]) for row in chosen if row[column]]

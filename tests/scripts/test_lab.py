@@ -2,30 +2,18 @@
 
 import csv
 import json
-import pickle
 import re
 import signal
 import subprocess
 import sys
-import tarfile
-import threading
 import time
-from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import calculate_md5
 
-from data import DataConfig, open_split
-from engine.errors import UserError
-from scripts import get_cifar10, lab
-from scripts.studies import at_init, claims, study, width
+from scripts import lab
+from scripts.studies import at_init, study
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
 from scripts.studies.watch import read_seen, watched_cells
@@ -168,109 +156,6 @@ def test_every_study_composes_and_its_rules_name_labels_that_exist(name):
                 assert all(str(label) in found.axes[axis] for axis, label in place.items()), claim
 
 
-def made_rows(values: dict[tuple[str, str], list[float]]) -> list[dict[str, str]]:
-    """Rows of a grid of methods and rates; less than 15 % is a crash."""
-    return [
-        {"method": method, "lr": lr, "seed": str(seed), "top1": str(top1), "crashed": str(top1 < 15)}
-        for (method, lr), found in values.items()
-        for seed, top1 in enumerate(found)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("better", "verdict"),
-    [
-        ([62.0, 63.0, 64.0], "confirmed"),  # 12, 12, 12 more
-        ([62.0, 53.0, 66.0], "partly"),
-        ([52.0, 53.0, 54.0], "not confirmed"),
-        ([62.0], "not yet run"),
-    ],
-)
-def test_a_difference_is_judged_by_its_interval(better, verdict):
-    rows = made_rows({("a", "1"): better, ("b", "1"): [50.0, 51.0, 52.0]})
-    rule = {"kind": "difference", "of": {"method": "a", "lr": 1}, "minus": {"method": "b", "lr": 1}, "least": 5}
-    assert claims.judge({"says": "", "rule": rule}, rows).verdict == verdict
-
-
-@pytest.mark.parametrize(
-    ("plain", "rescued", "verdict"),
-    [
-        ([10.0, 10.0], [59.0, 59.5], "confirmed"),
-        ([10.0, 10.0], [50.0, 51.0], "partly"),
-        ([10.0, 30.0], [59.0, 59.5], "not confirmed"),
-    ],
-)
-def test_a_rescue_needs_a_rate_at_which_every_seed_of_the_other_crashes(plain, rescued, verdict):
-    rows = made_rows(
-        {("plain", "1"): [60.0, 60.0], ("plain", "2"): plain, ("a", "1"): [40.0, 41.0], ("a", "2"): rescued}
-    )
-    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
-    assert claims.judge({"says": "", "rule": rule}, rows).verdict == verdict
-
-
-def test_a_rescuer_must_be_as_good_as_the_other_at_its_best_rate():
-    rows = made_rows({("plain", "1"): [60.0], ("plain", "2"): [10.0], ("a", "1"): [40.0], ("a", "2"): [40.0]})
-    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
-    assert claims.judge({"says": "", "rule": rule}, rows).verdict == "partly"
-    assert claims.judge({"says": "", "rule": rule | {"hold": ["b"]}}, rows).verdict == "not yet run"
-
-
-def test_a_rescue_on_one_seed_is_not_yet_confirmed():
-    crashing = {("plain", "1"): [60.0, 60.0], ("plain", "2"): [10.0, 10.0]}
-    rows = made_rows(crashing | {("a", "1"): [60.0], ("a", "2"): [60.0]})
-    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
-    found = claims.judge({"says": "", "rule": rule}, rows)
-    assert found.verdict == "not yet run" and found.evidence.startswith("too few seeds; best means")
-
-
-def test_a_run_that_diverged_counts_as_a_crash_in_a_difference():
-    rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [45.0, 45.0]})
-    rows[2]["top1"] = rows[3]["top1"] = ""
-    rule = {"kind": "difference", "of": {"method": "a"}, "minus": {"method": "b"}, "least": 30}
-    found = claims.judge({"says": "", "rule": rule}, rows, diverged=15.0)
-    assert (found.verdict, found.evidence[:13]) == ("confirmed", "+35.00 points")
-
-
-def test_a_difference_may_be_one_of_losses():
-    rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [50.0, 50.0]})
-    for row, loss in zip(rows, ("1.0", "1.2", "1.5", "1.6"), strict=True):
-        row["last_loss"] = loss
-    rule = {"kind": "difference", "column": "last_loss", "of": {"method": "b"}, "minus": {"method": "a"}, "least": 0}
-    assert claims.judge({"says": "", "rule": rule}, rows).evidence == "+0.45, +0.40 to +0.50 (2 seeds)"
-
-
-@pytest.mark.parametrize(
-    ("means", "shown"),
-    [
-        ([50.0, 60.0, 59.0, 10.0], "1.2"),  # 0.2 of the first octave, the second, 1/49 of the third
-        ([60.0, 59.0, 59.0, 58.0], "≥ 3.0"),
-        ([10.0, 60.0, 10.0, 10.0], "0.1"),
-        ([10.0, 10.0, 10.0, 60.0], "≥ 0.0"),
-    ],
-)
-def test_the_width_of_good_rates_is_interpolated(means, shown):
-    assert str(width.width([1e-3, 2e-3, 4e-3, 8e-3], means)) == shown
-
-
-def test_only_rows_that_were_run_at_every_rate_have_a_width(folder):
-    found = read_study("small")
-    rates = replace(found, axes=found.axes | {"lr": {"1e-3": (), "2e-3": ()}})
-    rows = made_rows({("sgd", "1e-3"): [50.0], ("sgd", "2e-3"): [50.0], ("adamw", "1e-3"): [50.0]})
-    assert {place: str(value) for place, value in width.widths(rates, rows).items()} == {("sgd",): "≥ 1.0"}
-    assert width.widths(replace(found, axes={"lr": found.axes["lr"], "method": found.axes["method"]}), rows) == {}
-
-
-def test_an_interval_of_equal_values_is_a_point_and_a_wider_spread_is_wider():
-    assert claims.interval([3.0, 3.0, 3.0]) == (3.0, 3.0)
-    low, high = claims.interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert 1.0 <= low < 2.5 and 3.5 < high <= 5.0
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match="'better' is unknown"):
-        claims.judge({"says": "", "rule": {"kind": "better"}}, [])
-
-
 def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path):
     """A small form of ``phase=init``: the first two claims of the study, at fewer depths and seeds."""
     full = read_study("postln_preln")
@@ -331,46 +216,6 @@ def test_a_study_takes_the_rows_of_the_same_trainings_from_another(folder, monke
 def test_names_of_run_directories_need_no_quotes():
     cell = study.Cell({"optimizer": "AdamW², τ 0.03", "lr": "1e-3"}, 0, ())
     assert cell.name == "AdamW2_tau_0.03-1e-3-seed_0"
-
-
-@pytest.fixture
-def port(tmp_path):
-    """The port of a web server for the files of the test's folder."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def test_cifar10_becomes_class_folders(tmp_path, monkeypatch, port):
-    """An archive in the official form, two images a class, from a server of the test."""
-    batches = tmp_path / "cifar-10-batches-py"
-    batches.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 3 * 32 * 32), dtype=np.uint8)
-    labels = [i % 10 for i in range(20)]
-    for name in ("data_batch_1", "test_batch"):
-        (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
-    names = [f"class{i}" for i in range(10)]
-    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as archive:
-        archive.add(batches, batches.name)
-    md5 = {path.name: calculate_md5(path) for path in (*batches.iterdir(), tmp_path / "made.tar.gz")}
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{port}/made.tar.gz")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5["made.tar.gz"])
-    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5["data_batch_1"]]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    monkeypatch.setattr(sys, "argv", ["get_cifar10.py", str(tmp_path / "to")])
-    assert get_cifar10.main() == 0
-    assert len(open_split(DataConfig(name="cifar10", root=str(tmp_path / "to"), crop=32), "val").source) == 20
-    written = np.asarray(Image.open(tmp_path / "to/train/class3/00013.jpg"), dtype=float)
-    assert np.abs(written - pixels[13].reshape(3, 32, 32).transpose(1, 2, 0)).mean() < 12  # noise is hard for JPEG
-    assert get_cifar10.main() == 2, "the folder is not empty"
-    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
-    monkeypatch.setattr(sys, "argv", ["get_cifar10.py", str(tmp_path / "other")])
-    assert get_cifar10.main() == 2
 
 
 def test_the_studies_are_listed(monkeypatch, capsys):
