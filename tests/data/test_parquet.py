@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -83,9 +84,9 @@ def test_finished_tar_files_are_kept_and_a_lost_one_is_written_again(written: Pa
 def test_the_command_goes_on_after_a_kill(written: Path, tmp_path: Path) -> None:
     command = [sys.executable, PROJECT / "scripts/prepare_imagenet.py", "--parquet", written, "--to", tmp_path / "set"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
-    # A file that appeared may not be listed yet; when the second one appears, the first is.
-    while process.poll() is None and len(list((tmp_path / "set").glob("train/*.tar"))) < 2:
-        pass
+    # "*.tar" would also find the incomplete files: Path.glob lets "*" match a leading dot.
+    while process.poll() is None and not list((tmp_path / "set").glob("train/train-*.tar")):
+        time.sleep(0.001)
     process.kill()
     process.wait()
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
