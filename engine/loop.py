@@ -153,13 +153,13 @@ class TrainLoop:
         self.meter.restart()
 
     def _report(self, reading: Reading) -> None:
-        """Send the metrics of a reading to the callbacks.
+        """Send a reading, and its line of metrics, to the callbacks.
 
         Raises:
             RunStopped: if the loss or gradient of a step was not finite.
         """
+        self.callbacks.on_reading(reading)
         if reading.bad_step is not None:
-            self.callbacks.on_line({"split": "crash"} | self.length.place(reading.bad_step))
             self._finish_saving()
             raise RunStopped(
                 f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "

@@ -1,22 +1,40 @@
-"""Sum up losses and times between two lines of metrics. The sums stay on the device until they are read."""
+"""Collect the numbers of the steps between two lines of metrics. They stay on the device until they are read."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.runtime import Runtime
 from engine.step import StepOutcome
 
-NEVER = float("inf")
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """The numbers of one step.
+
+    Attributes:
+        step: number of the step, counted from 1.
+        loss: mean loss over the global batch.
+        grad_norm: norm of the gradient before clipping.
+        lr: learning rate.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Means over all processes and all steps since the last reading.
+    """The steps since the last reading, over all processes.
 
     Attributes:
+        steps: the numbers of each step.
         loss: mean training loss.
         grad_norm: mean norm of the gradient before clipping.
         images_per_second: sum over all processes.
@@ -26,6 +44,7 @@ class Reading:
         votes: for each yes-no question, whether any process answered yes.
     """
 
+    steps: list[StepNumbers]
     loss: float
     grad_norm: float
     images_per_second: float
@@ -41,7 +60,7 @@ class Reading:
 
 
 class Meter:
-    """Adds up losses and gradient norms without waiting for the device.
+    """Keeps losses and gradient norms without waiting for the device.
 
     Args:
         runtime: processes, device and precision.
@@ -50,54 +69,56 @@ class Meter:
 
     def __init__(self, runtime: Runtime, batch_size: int):
         self.world, self.device, self.batch_size = runtime.world, runtime.device, batch_size
-        device = runtime.device
         # In fp16 an overflowing gradient is normal: the gradient scaler skips the step and lowers its scale.
         self.judge_gradient = runtime.amp != "fp16"
-        self.totals = torch.zeros(2, dtype=torch.float64, device=device)
-        self.bad_step = torch.full((), NEVER, dtype=torch.float64, device=device)
+        self.bad_step: int | None = None
         self.restart()
 
     def restart(self) -> None:
         """Start a new interval, for example after a validation or a checkpoint."""
-        self.totals.zero_()
-        self.steps = 0
+        self.unread: list[tuple[int, float, Tensor]] = []
         self.waited = 0.0
         self.started = time.perf_counter()
 
     def add(self, outcome: StepOutcome, waited: float) -> None:
         """Add one step, which waited ``waited`` seconds for data."""
-        loss, grad_norm = outcome.loss, outcome.grad_norm
-        norm = grad_norm if self.judge_gradient else torch.nan_to_num(grad_norm, nan=0.0, posinf=0.0)
-        self.totals += torch.stack([loss, norm]).double()
-        finite = torch.isfinite(loss) & torch.isfinite(grad_norm) if self.judge_gradient else torch.isfinite(loss)
-        self.bad_step = torch.minimum(self.bad_step, torch.where(finite, NEVER, float(outcome.step)))
-        self.steps += 1
+        self.unread.append((outcome.step, outcome.lr, torch.stack([outcome.loss, outcome.grad_norm]).detach()))
         self.waited += waited
 
     def is_sound(self) -> bool:
         """Whether every loss and gradient of this process was finite so far. This waits for the device."""
-        return float(self.bad_step) == NEVER
+        return self.bad_step is None and all(self._is_finite(*pair.tolist()) for *_, pair in self.unread)
+
+    def _is_finite(self, loss: float, grad_norm: float) -> bool:
+        return math.isfinite(loss) and (math.isfinite(grad_norm) or not self.judge_gradient)
 
     def read(self, votes: list[bool]) -> Reading:
-        """Return the means over all processes, and start a new interval. This waits for the device.
+        """Return the steps since the last reading, and start a new interval. This waits for the device.
 
         Args:
             votes: this process's answers to yes-no questions. All processes must ask the same questions.
         """
         elapsed = time.perf_counter() - self.started
         host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
-        rows = self.world.gather(torch.cat([self.totals, self.bad_step.view(1), host]))
+        pairs = torch.cat([pair for *_, pair in self.unread]).double()
+        rows = torch.tensor(self.world.gather(torch.cat([host, pairs])), dtype=torch.float64)
         elapsed = time.perf_counter() - self.started
-        steps = max(self.steps, 1)
-        bad = min(row[2] for row in rows)
+        host, pairs = rows[:, : len(host)], rows[:, len(host) :].unflatten(1, (-1, 2))
+        steps = [
+            StepNumbers(step, sum(losses), norms[0], lr)
+            for (step, lr, _), (losses, norms) in zip(self.unread, pairs.permute(1, 2, 0).tolist(), strict=True)
+        ]
+        self.bad_step = next((s.step for s in steps if not self._is_finite(s.loss, s.grad_norm)), None)
+        norms = [s.grad_norm if self.judge_gradient or math.isfinite(s.grad_norm) else 0.0 for s in steps]
         reading = Reading(
-            loss=sum(row[0] for row in rows) / steps,
-            grad_norm=rows[0][1] / steps,
-            images_per_second=self.steps * self.batch_size / elapsed,
-            seconds_per_step=rows[0][4] / steps,
-            data_wait=max(row[3] for row in rows) / elapsed,
-            bad_step=int(bad) if bad != NEVER else None,
-            votes=[any(row[5 + i] for row in rows) for i in range(len(votes))],
+            steps=steps,
+            loss=sum(s.loss for s in steps) / len(steps),
+            grad_norm=sum(norms) / len(steps),
+            images_per_second=len(steps) * self.batch_size / elapsed,
+            seconds_per_step=float(host[0, 1]) / len(steps),
+            data_wait=float(host[:, 0].max()) / elapsed,
+            bad_step=self.bad_step,
+            votes=host[:, 2:].any(dim=0).tolist(),
         )
         self.restart()
         return reading

@@ -38,8 +38,7 @@ OF_EVERY_RUN = {
 def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
     """Build the callbacks of a run, in the order in which they are called.
 
-    Only the first process has all of them. The others have only the flight recorder, which exchanges losses between
-    processes.
+    Only the first process has callbacks.
 
     Args:
         run: the parts of the run.
@@ -48,9 +47,9 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
     """
     cfg, runtime, directory = run.cfg, run.runtime, run.directory
     callbacks = Callbacks(states)
-    callbacks.add("flight_recorder", FlightRecorder(run))
     if not runtime.world.is_main:
         return callbacks
+    callbacks.add("flight_recorder", FlightRecorder(run))
     callbacks.add("metrics", MetricsFile(directory.metrics))
     callbacks.add("progress", Progress(run.length, first))
     if reference := reference_for(run):

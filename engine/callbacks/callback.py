@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from engine.meter import Reading
 from engine.step import StepOutcome
 from engine.warn_on_failure import warn_on_failure
 
@@ -10,20 +11,23 @@ from engine.warn_on_failure import warn_on_failure
 class Callback:
     """Watches a run and changes nothing in it. The methods here do nothing; a subclass overrides those it needs.
 
-    If a method raises an exception, one warning says so and the run continues.
+    Callbacks exist only in the first process. If a method raises an exception, one warning says so and the run goes on.
 
     Attributes:
         state: saved with every checkpoint, and passed to the callback of the same name when the run resumes; None for a
             new run, and for a copy of a run under another name. It may contain only numbers, text, lists and dicts.
-        exchanges: whether the methods exchange numbers with the other processes. Then an exception ends the run,
-            because the other processes would wait for this one.
     """
 
     state: dict[str, Any] | None = None
-    exchanges: bool = False
 
     def after_step(self, outcome: StepOutcome) -> None:
         """Called after each optimizer step. It must not wait for the device, because that delays the next step."""
+
+    def on_reading(self, reading: Reading) -> None:
+        """Called before the line of metrics, with the numbers of each step since the last line.
+
+        If the loss or gradient of a step was not finite, no line follows and the run ends.
+        """
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Called with a line of metrics: ``split``, ``step``, ``epoch`` and numbers.
@@ -32,10 +36,7 @@ class Callback:
 
         - ``train``: at every reading of the training metrics;
         - ``val``: after a validation;
-        - ``stability``, ``layers``: after a reading of the instruments; ``layers`` has one number per layer;
-        - ``crash``: ``step`` is the first step whose loss or gradient was not finite.
-
-        Callbacks that a user chose exist only in the first process.
+        - ``stability``, ``layers``: after a reading of the instruments; ``layers`` has one number per layer.
         """
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
@@ -50,12 +51,10 @@ class Callback:
 
 
 def tagged(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a line by the names that loggers show, such as ``train/loss``; nothing for a crash.
+    """Return the values of a line by the names that loggers show, such as ``train/loss``.
 
     Names of layers have no prefix.
     """
-    if line["split"] == "crash":
-        return {}
     prefix = "" if line["split"] == "layers" else f"{line['split']}/"
     return {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
 
@@ -84,6 +83,10 @@ class Callbacks:
         """See :class:`Callback`."""
         self._tell("after_step", outcome)
 
+    def on_reading(self, reading: Reading) -> None:
+        """See :class:`Callback`."""
+        self._tell("on_reading", reading)
+
     def on_line(self, line: dict[str, Any]) -> None:
         """See :class:`Callback`."""
         self._tell("on_line", line)
@@ -98,8 +101,5 @@ class Callbacks:
 
     def _tell(self, event: str, *what: Any) -> None:
         for name, member in self.members.items():
-            if member.exchanges:
+            with warn_on_failure(f"{name} failed"):
                 getattr(member, event)(*what)
-            else:
-                with warn_on_failure(f"{name} failed"):
-                    getattr(member, event)(*what)

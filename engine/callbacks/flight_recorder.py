@@ -4,17 +4,15 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from engine.callbacks.callback import Callback
 from engine.json_text import to_json, with_text_for_nonfinite
+from engine.meter import Reading
 from engine.run import Run
 from engine.settings import as_container
-from engine.step import StepOutcome
 from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
@@ -28,51 +26,35 @@ MOST_SPIKES = 5  # largest number of recorded spikes, because each record keeps 
 
 
 class FlightRecorder(Callback):
-    """Watches the loss of every step without waiting for the device.
+    """Watches the loss of every step.
 
     Args:
         run: the parts of the run. ``monitor.history`` is the number of steps in a record; 0: no records.
     """
 
-    exchanges = True
-
     def __init__(self, run: Run):
-        self.run, self.world, self.plan = run, run.runtime.world, run.data.plan
-        self.keep = keep = run.cfg.monitor.history
+        self.run, self.plan = run, run.data.plan
+        self.keep = run.cfg.monitor.history
         self.crashes = run.directory.crashes
-        self.past: deque[dict[str, float]] = deque(maxlen=max(keep, LEAST_HISTORY))
-        self.unread: list[tuple[int, float, Tensor]] = []
+        self.past: deque[dict[str, float]] = deque(maxlen=max(self.keep, LEAST_HISTORY))
         self.quiet_until = 0
 
-    def after_step(self, outcome: StepOutcome) -> None:
-        """Keep the step's loss, gradient norm and learning rate, without reading them from the device."""
-        if self.keep:
-            numbers = torch.stack([outcome.loss, outcome.grad_norm]).detach()
-            self.unread.append((outcome.step, outcome.lr, numbers))
-
-    def on_line(self, line: dict[str, Any]) -> None:
-        """Read the losses since the last reading. A ``crash`` line tells the first step that was not finite."""
-        if line["split"] in ("train", "crash") and self.unread:
-            self._look(line["step"] if line["split"] == "crash" else None)
-
-    def _look(self, bad_step: int | None) -> None:
-        rows = self.world.gather(torch.cat([numbers for *_, numbers in self.unread]))
-        parts = torch.tensor(rows, dtype=torch.float64).view(len(rows), -1, 2)
-        losses, norms = parts[:, :, 0].sum(dim=0).tolist(), parts[0, :, 1].tolist()
-        for (step, lr, _), loss, norm in zip(self.unread, losses, norms, strict=True):
+    def on_reading(self, reading: Reading) -> None:
+        """Look at the loss of each step, up to the first one that was not finite."""
+        if not self.keep:
+            return
+        for numbers in reading.steps:
+            step, loss, is_bad = numbers.step, numbers.loss, numbers.step == reading.bad_step
             history = [line["loss"] for line in self.past]
-            jumped = step > self.quiet_until and is_spike(history, loss)
-            self.past.append({"step": step, "loss": loss, "grad_norm": norm, "lr": lr})
-            if step == bad_step or (jumped and (bad_step is None or step < bad_step)):
-                kind = "not finite" if step == bad_step else "spike"
+            self.past.append(asdict(numbers))
+            if is_bad or (step > self.quiet_until and is_spike(history, loss)):
                 with warn_on_failure(f"the record of step {step} cannot be written"):
-                    self._record(kind, step, loss, history)
+                    self._record("not finite" if is_bad else "spike", step, loss, history)
                 self.quiet_until = step + self.keep
-        self.unread = []
+            if is_bad:
+                return
 
     def _record(self, kind: str, step: int, loss: float, history: list[float]) -> None:
-        if not self.world.is_main:
-            return
         if kind == "spike" and len(list(self.crashes.glob("step_*/record.json"))) >= MOST_SPIKES:
             return
         place = self.crashes / f"step_{step:08d}"
@@ -99,7 +81,7 @@ class FlightRecorder(Callback):
     def _about(self) -> dict[str, Any]:
         """Return what else a replay needs: model family, number of processes and config."""
         cfg = self.run.cfg
-        return {"family": family_of(cfg.model), "processes": self.world.size, "config": as_container(cfg)}
+        return {"family": family_of(cfg.model), "processes": self.run.runtime.world.size, "config": as_container(cfg)}
 
 
 def is_spike(history: Sequence[float], loss: float) -> bool:

@@ -16,6 +16,7 @@ from engine.checkpoint import Checkpoints
 from engine.config import MonitorConfig, TrainConfig
 from engine.distributed import World
 from engine.errors import UserError
+from engine.meter import Meter, Reading
 from engine.run_dir import RunDirectory
 from engine.settings import as_container
 from engine.step import StepOutcome
@@ -25,6 +26,7 @@ from tests.runs import SMALL, checkpoint, command, environment, metrics, run, ru
 
 # The learning rate rises until the run diverges, after enough steps to know the usual loss.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
+ALONE = World(0, 1, 0, 1)
 
 
 @given(st.lists(st.floats(1.9, 2.1), min_size=LEAST_HISTORY, max_size=64), st.floats(0, 2.3))
@@ -150,30 +152,33 @@ def recorder_of(folder, keep: int = 64) -> FlightRecorder:
     data = SimpleNamespace(plan=plan, train_set=SimpleNamespace(source=SimpleNamespace(name="{}.png".format)))
     cfg = TrainConfig(model=LipsFormerSwinConfig(), monitor=MonitorConfig(history=keep))
     parts = {"data": data, "checkpoints": Checkpoints(folder, keep=1)}
-    runtime = SimpleNamespace(world=World(0, 1, 0, 1))
+    runtime = SimpleNamespace(world=ALONE)
     run = SimpleNamespace(cfg=cfg, runtime=runtime, directory=RunDirectory(folder), **parts)
     return FlightRecorder(run)  # type: ignore[arg-type]
 
 
-def recorded(recorder: FlightRecorder, losses: list[float], bad_step: int | None = None) -> list[tuple[int, str]]:
-    """Run through these losses, and return the step and the kind of each record."""
+def reading_of(losses: list[float], world: World = ALONE) -> Reading:
+    """A meter's reading of these losses, each with a gradient norm of 1."""
+    meter = Meter(SimpleNamespace(world=world, device=torch.device("cpu"), amp="off"), batch_size=1)  # type: ignore[arg-type]
     for step, loss in enumerate(losses, start=1):
-        recorder.after_step(StepOutcome(step, torch.tensor(loss), torch.tensor(1.0), 0.1, None))  # type: ignore[arg-type]
-    recorder.on_line({"split": "crash" if bad_step else "train", "step": bad_step or len(losses)})
+        meter.add(StepOutcome(step, torch.tensor(loss), torch.tensor(1.0), 0.1, None), waited=0.0)  # type: ignore[arg-type]
+    return meter.read(votes=[])
+
+
+def recorded(recorder: FlightRecorder, losses: list[float]) -> list[tuple[int, str]]:
+    """Run through these losses, and return the step and the kind of each record."""
+    recorder.on_reading(reading_of(losses))
     records = [json.loads(path.read_text()) for path in sorted(recorder.crashes.glob("*/record.json"))]
     return [(record["step"], record["kind"]) for record in records]
 
 
 def test_a_spike_is_recorded_also_where_the_loss_breaks_soon_after(tmp_path):
     losses = [2.0] * 20 + [9.0, 5.0, math.nan, math.nan]
-    assert recorded(recorder_of(tmp_path), losses, bad_step=23) == [(21, "spike"), (23, "not finite")]
+    assert recorded(recorder_of(tmp_path), losses) == [(21, "spike"), (23, "not finite")]
 
 
-def test_a_record_names_the_images_of_its_step_and_adds_up_the_processes(tmp_path):
-    recorder = recorder_of(tmp_path)
-    others = [0.5, 0.0] * 20 + [7.0, 0.0]  # loss and gradient norm of another process
-    recorder.world = SimpleNamespace(is_main=True, size=2, gather=lambda mine: [mine.tolist(), others])
-    assert recorded(recorder, [1.5] * 20 + [1.5]) == [(21, "spike")]
+def test_a_record_names_the_images_of_its_step(tmp_path):
+    assert recorded(recorder_of(tmp_path), [2.0] * 20 + [8.5]) == [(21, "spike")]
     record = json.loads((tmp_path / "crashes/step_00000021/record.json").read_text())
     assert record["images"] == [{"index": 20, "path": "20.png"}]
     assert [line["loss"] for line in record["steps"]] == [2.0] * 20 + [8.5]
@@ -182,7 +187,7 @@ def test_a_record_names_the_images_of_its_step_and_adds_up_the_processes(tmp_pat
 
 def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
     losses = ([2.0] * 20 + [9.0]) * (MOST_SPIKES + 1) + [math.nan]
-    found = recorded(recorder_of(tmp_path, keep=16), losses, bad_step=len(losses))
+    found = recorded(recorder_of(tmp_path, keep=16), losses)
     assert found == [*((21 * i, "spike") for i in range(1, MOST_SPIKES + 1)), (len(losses), "not finite")]
 
 
