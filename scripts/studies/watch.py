@@ -5,12 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
+from scripts.studies import smoothness
 from scripts.studies.origin import commit_now
 from scripts.studies.study import Cell, Study
 from scripts.studies.training import Trainer, forget
@@ -39,10 +41,11 @@ class Seen:
 
 
 def watched_cells(study: Study) -> list[Cell]:
-    """The cells that the study file lists under ``watch``, with the instruments on."""
+    """The cells that the study file lists under ``watch``, with the instruments on, and with its ``options``."""
     cells = {tuple(cell.place.values()): cell for cell in study.cells() if cell.seed == study.seeds[0]}
     chosen = [cells[tuple(str(label) for label in labels)] for labels in study.watch.get("cells", ())]
-    return [replace(cell, options=(*cell.options, f"monitor.every={EVERY}", "log_every=2")) for cell in chosen]
+    more = (f"monitor.every={EVERY}", "log_every=2", *study.watch.get("options", ()))
+    return [replace(cell, options=(*cell.options, *more)) for cell in chosen]
 
 
 def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) -> None:
@@ -62,11 +65,9 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
     trainer = Trainer(runs / "watched", study.crash_below, threads)
     for cell, _ in trainer.train_all(missing, at_once):
         run_dir = trainer.folder / cell.name
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        for line in map(json.loads, lines):
+        for line in _lines(run_dir):
             found = [key for key in keys if isinstance(line.get(key), int | float)]
-            if line["split"] in ("train", "stability"):
-                seen += [Seen(_title(cell), line["step"], key, line[key], commit_now()) for key in found]
+            seen += [Seen(_title(cell), line["step"], key, line[key], commit_now()) for key in found]
         forget(run_dir)
         _write(table, seen)
     if seen:
@@ -101,6 +102,13 @@ def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
     figure.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _lines(run_dir: Path) -> list[dict[str, Any]]:
+    """What a training wrote during its steps."""
+    files = [path for path in (run_dir / "metrics.jsonl", run_dir / smoothness.FILE) if path.is_file()]
+    lines = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line.get("split") != "val"]
 
 
 def _title(cell: Cell) -> str:
