@@ -1,6 +1,7 @@
 """timm's own model tests, applied to our models. A comment at each test names timm's test in its tests/test_models.py.
 
-The fast tests run a small form of each family. The slow tests run every registered model, with fewer blocks.
+The fast tests run a small form of each family. The slow tests run registered models, with fewer blocks: all tests for
+one size of each form, and two for the other sizes.
 """
 
 import copy
@@ -25,6 +26,11 @@ CASES = SMALL | {
     "vit": FORMS["vit, convolutional stem"].but(norm_position="post"),
 }
 OURS = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("models.")]
+# With as few blocks, each of these is another model with more or fewer channels.
+OTHER_SIZES = [
+    *("cswin_small", "cswin_base", "deit_small", "deit_base", "lipsformer_swin_small", "lipsformer_swin_base"),
+    *("vit5_base", "vit_preln_small"),
+]
 
 
 @dataclass
@@ -55,14 +61,20 @@ def few_blocks(name: str) -> dict:
 @pytest.fixture(
     scope="module",
     params=[pytest.param(small, id=f"{family}, small") for family, small in CASES.items()]
-    + [pytest.param(name, id=name, marks=pytest.mark.slow) for name in OURS],
+    + [pytest.param(name, id=name, marks=pytest.mark.slow) for name in OURS if name not in OTHER_SIZES],
 )
 def case(request):
     if isinstance(request.param, str):
-        build = partial(timm.create_model, request.param, **few_blocks(request.param))
-        side = timm.get_pretrained_cfg(request.param).input_size[-1]
-    else:
-        build, side = request.param.create, request.param.side
+        return registered(request.param)
+    return case_of(request.param.create, request.param.side)
+
+
+def registered(name: str) -> Case:
+    """A registered model with few blocks."""
+    return case_of(partial(timm.create_model, name, **few_blocks(name)), timm.get_pretrained_cfg(name).input_size[-1])
+
+
+def case_of(build: Callable[..., nn.Module], side: int) -> Case:
     torch.manual_seed(0)
     return Case(build, build().eval(), torch.randn(2, 3, side, side))
 
@@ -186,3 +198,11 @@ def test_an_exported_model_computes_the_same(case):
     """Not in timm's tests. torch.export must be able to trace all branches of our layers."""
     exported = torch.export.export(case.copy(), (case.images,)).module()
     torch.testing.assert_close(exported(case.images), case.model(case.images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_another_size_is_announced_and_can_be_trained(name):
+    other = registered(name)
+    test_default_cfg_is_correct(other)
+    test_backward_gives_every_parameter_a_gradient(other)
