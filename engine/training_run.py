@@ -13,7 +13,7 @@ from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
 from engine.config import TrainConfig
-from engine.device import peak_flops
+from engine.device import device_name, peak_flops
 from engine.errors import UserError
 from engine.flops import forward_flops
 from engine.log import log_to
@@ -91,7 +91,8 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
     if state is not None:
         loop.load(state, str(directory.checkpoints))
-        log.info("continuing from step %d of %s", loop.done, directory.path)
+        where = (runtime.world.size, device_name(runtime.device))
+        log.info("continuing from step %d of %s, on %d × %s", loop.done, directory.path, *where)
     _refuse_different_starts(run, loop.done)
     if runtime.world.is_main:
         directory.begin(cfg, loop.done, loop.validated)
