@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.callbacks.callback import tagged
+from engine.callbacks.callback import best_top1, tagged
 from engine.callbacks.instruments import of_each_layer
 from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
@@ -67,10 +67,8 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         run.define_metric("*", step_metric="step")
         best = None
         for line in tqdm(lines, desc="upload", unit=" lines", disable=None, leave=False):
-            if values := tagged(line):
-                run.log(values | {"step": line["step"]})
-            if line["split"] == "val" and not line.get("not_finite"):
-                best = max(line["top1"], best or 0.0)
+            run.log(tagged(line) | {"step": line["step"]})
+            best = best_top1(best, line)
         for name in PICTURES:
             if (path := directory.plots / f"{name}.png").exists():
                 run.log({name: wandb.Image(str(path)), "step": lines[-1]["step"]})

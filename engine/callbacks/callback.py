@@ -59,6 +59,18 @@ def tagged(line: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
 
 
+def best_top1(before: float | None, line: dict[str, Any]) -> float | None:
+    """Return the best top-1 accuracy after a line, in percent. A validation with logits that are not finite is ignored.
+
+    Args:
+        before: the best before this line; None if there was no validation.
+        line: a line of metrics.
+    """
+    if line["split"] != "val" or line.get("not_finite"):
+        return before
+    return max(line["top1"], before or 0.0)
+
+
 class Callbacks:
     """The callbacks of a run, in the order in which they are called.
 

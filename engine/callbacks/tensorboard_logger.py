@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.image
 from torch.utils.tensorboard import SummaryWriter
 
-from engine.callbacks.callback import Callback, tagged
+from engine.callbacks.callback import Callback, best_top1, tagged
 from engine.run import Run
 from engine.settings import as_container, flatten
 
@@ -30,8 +30,7 @@ class TensorBoardLogger(Callback):
         for tag, value in tagged(line).items():
             if isinstance(value, int | float) and tag.rpartition("/")[2] != "epoch":
                 self.writer.add_scalar(tag, value, line["step"])
-        if line["split"] == "val" and not line.get("not_finite"):
-            self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
+        self.state["best_top1"] = best_top1(self.state["best_top1"], line)
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
         """Write the picture."""

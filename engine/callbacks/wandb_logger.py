@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.callbacks.callback import Callback, tagged
+from engine.callbacks.callback import Callback, best_top1, tagged
 from engine.callbacks.instruments import of_each_layer
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
 from engine.run import Run
@@ -102,11 +102,11 @@ class WandbLogger(Callback):
         """Log a line unless W&B has it, and the best accuracy so far."""
         assert self.held is not None
         values, step = tagged(line), line["step"]
-        if values and step >= self.kept_from and self.held.isdisjoint(_identities(step, values)):
+        if step >= self.kept_from and self.held.isdisjoint(_identities(step, values)):
             self.run.log(values | {"step": step})
             self.held |= _identities(step, values)
-        if line["split"] == "val" and not line.get("not_finite"):
-            self.state["best_top1"] = max(line["top1"], self.state["best_top1"] or 0.0)
+        self.state["best_top1"] = best_top1(self.state["best_top1"], line)
+        if line["split"] == "val" and self.state["best_top1"] is not None:
             self.run.summary.update({"best_top1": self.state["best_top1"]})
 
     def _log_picture(self, name: str, path: Path, step: int) -> None:
