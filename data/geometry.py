@@ -68,6 +68,11 @@ class BatchGeometry:
         return tuple(range(start, stop) for start, stop in pairwise(ends))
 
     @property
+    def share(self) -> float:
+        """The share of a batch's images that this process has."""
+        return sum(len(positions) for positions in self.micro_batches) / self.batch_size
+
+    @property
     def largest_micro_batch(self) -> int:
         """Number of images in the largest micro-batch of this process."""
         return max(len(positions) for positions in self.micro_batches)

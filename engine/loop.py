@@ -231,7 +231,7 @@ class TrainLoop:
     # --- an early end ---------------------------------------------------------------------------------------------
 
     def _save_whole_steps(self) -> None:
-        """Save the steps since the last checkpoint before an error ends the run, without contacting other processes."""
+        """Save and report the last steps before an error ends the run, without contacting other processes."""
         if not self.world.is_main or self.done <= max(self.saved, self.first):
             return
         with warn_on_failure("the steps since the last checkpoint cannot be saved"):
@@ -241,6 +241,8 @@ class TrainLoop:
                 self.run.checkpoints.wait()
                 self.saved = self.done
                 log.warning("the run ends early: step %d is saved", self.done)
+                if self.meter.unread:
+                    self._report(self.meter.read_alone(self.run.data.geometry.share))
 
     def _in_one_line(self, error: Exception, in_step: bool) -> RunStopped | None:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""

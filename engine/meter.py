@@ -31,7 +31,7 @@ class StepNumbers:
 
 @dataclass(frozen=True)
 class Reading:
-    """The steps since the last reading, over all processes.
+    """The steps since the last reading.
 
     Attributes:
         steps: the numbers of each step.
@@ -98,24 +98,39 @@ class Meter:
         Args:
             votes: this process's answers to yes-no questions. All processes must ask the same questions.
         """
+        return self._reading(self.world.gather(self._row(votes)))
+
+    def read_alone(self, share: float) -> Reading:
+        """Return the steps since the last reading as this process sees them, without contacting the others.
+
+        Args:
+            share: this process's share of the images of a batch. The losses are the means over these images.
+        """
+        return self._reading([self._row([]).tolist()], share)
+
+    def _row(self, votes: list[bool]) -> Tensor:
+        """The numbers of this process: times, votes, then loss and gradient norm of each step."""
         elapsed = time.perf_counter() - self.started
         host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
-        pairs = torch.cat([pair for *_, pair in self.unread]).double()
-        rows = torch.tensor(self.world.gather(torch.cat([host, pairs])), dtype=torch.float64)
-        elapsed = time.perf_counter() - self.started
-        host, pairs = rows[:, : len(host)], rows[:, len(host) :].unflatten(1, (-1, 2))
+        return torch.cat([host, *(pair.double() for *_, pair in self.unread)])
+
+    def _reading(self, rows: list[list[float]], share: float = 1.0) -> Reading:
+        """The reading of the rows of some processes, which have a ``share`` of each batch together."""
+        elapsed, count = time.perf_counter() - self.started, len(self.unread)
+        numbers = torch.tensor(rows, dtype=torch.float64)
+        host, pairs = numbers[:, : -2 * count], numbers[:, -2 * count :].unflatten(1, (count, 2))
         steps = [
-            StepNumbers(step, sum(losses), norms[0], lr)
+            StepNumbers(step, sum(losses) / share, norms[0], lr)
             for (step, lr, _), (losses, norms) in zip(self.unread, pairs.permute(1, 2, 0).tolist(), strict=True)
         ]
         self.bad_step = next((s.step for s in steps if not self._is_finite(s.loss, s.grad_norm)), None)
         norms = [s.grad_norm if self.judge_gradient or math.isfinite(s.grad_norm) else 0.0 for s in steps]
         reading = Reading(
             steps=steps,
-            loss=sum(s.loss for s in steps) / len(steps),
-            grad_norm=sum(norms) / len(steps),
-            images_per_second=len(steps) * self.batch_size / elapsed,
-            seconds_per_step=float(host[0, 1]) / len(steps),
+            loss=sum(s.loss for s in steps) / count,
+            grad_norm=sum(norms) / count,
+            images_per_second=count * self.batch_size / elapsed,
+            seconds_per_step=float(host[0, 1]) / count,
             data_wait=float(host[:, 0].max()) / elapsed,
             bad_step=self.bad_step,
             votes=host[:, 2:].any(dim=0).tolist(),

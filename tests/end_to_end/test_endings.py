@@ -91,6 +91,24 @@ def test_an_unreadable_image_costs_no_step(options, with_a_bad_image, here):
     assert a["ema"] is None or same_tensors(a["ema"], b["ema"])
 
 
+def test_steps_before_an_early_end_are_in_the_metrics(small_images, here, monkeypatch):
+    common = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "max_steps=9")
+    train_here(*common, "name=whole")
+    real = TrainStep.take
+
+    def take(self, number, batches):
+        if number == 7:
+            raise OSError("a disk is gone")
+        return real(self, number, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="a disk is gone"):
+        patch.setattr(TrainStep, "take", take)
+        train_here(*common, "name=a", "log_every=4")
+    whole = {line["step"]: line["loss"] for line in metrics(here / "outputs/whole", "train")}
+    lines = [(line["step"], line["loss"]) for line in metrics(here / "outputs/a", "train")]
+    assert lines == [(1, whole[1]), (4, (whole[2] + whole[3] + whole[4]) / 3), (6, (whole[5] + whole[6]) / 2)]
+
+
 def test_weights_in_the_middle_of_an_update_are_not_saved(small_images, here, monkeypatch, capsys):
     """An error in the optimizer leaves some weights changed and others unchanged."""
     real, calls = torch.amp.GradScaler.step, []

@@ -43,6 +43,12 @@ def poisoned(self, step, batches):
 
 TrainStep.take = poisoned
 """
+# A process takes step 3, and is gone before the processes add up their losses.
+GONE = """
+from engine.meter import Meter
+read = Meter.read
+Meter.read = lambda self, votes: os._exit(9) if self.unread[-1][0] == 3 else read(self, votes)
+"""
 TRAIN = f"""
 sys.argv[0] = "{PROJECT}/train.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -97,6 +103,16 @@ def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images,
     assert TIMEOUT - 1 < took < TIMEOUT + 15
     # Rank 0 stands still while its thread still writes the checkpoint of step 3.
     assert checkpoint(here / "outputs/a")["step"] in ((3,) if frozen == 1 else (2, 3))
+
+
+@pytest.mark.slow
+def test_a_step_that_was_taken_before_a_process_was_gone_is_saved_and_in_the_metrics(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", f"ddp_timeout={TIMEOUT}")
+    with pair(here, ["", GONE], *common) as processes:
+        _, errors = processes[0].communicate(timeout=120)
+    assert processes[0].returncode == 1, errors
+    assert checkpoint(here / "outputs/a")["step"] == 3
+    assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -46,6 +46,15 @@ def test_losses_of_processes_add_up_and_any_vote_counts():
     assert reading.data_wait * 8 / reading.images_per_second == pytest.approx(9)  # of the one that waited longest
 
 
+def test_a_process_can_read_alone():
+    """It has a quarter of each batch, so its part of the mean loss is a quarter of the loss of its images."""
+    meter = meter_of(other=[])
+    add(meter, 1, (0.5, 8.0), (1.0, 8.0))
+    reading = meter.read_alone(share=0.25)
+    assert [(s.loss, s.grad_norm) for s in reading.steps] == [(2.0, 8.0), (4.0, 8.0)]
+    assert (reading.loss, reading.votes, meter.unread) == (3.0, [], [])
+
+
 @pytest.mark.parametrize("bad", [(math.nan, 1.0), (1.0, math.inf)])
 def test_the_first_step_that_is_not_finite_is_told_and_remembered(bad):
     meter = meter_of()
