@@ -39,7 +39,7 @@ test: setup ## run all but the slow tests
 	$(PYTEST) -m "not slow and not cluster and not image" $(ARGS)
 
 test-slow: setup ## run the slow tests
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow --durations=25 --durations-min=20 $(ARGS)
 
 test-gpu: setup ## run the tests that need a GPU, on one or more, and list what ran
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m gpu $(ARGS)

@@ -1,7 +1,7 @@
 """timm's own model tests, applied to our models. A comment at each test names timm's test in its tests/test_models.py.
 
 The fast tests run a small form of each family. The slow tests run registered models, with fewer blocks: all tests for
-one size of each form, and two for the other sizes.
+one or two of a family, and two tests for the others.
 """
 
 import copy
@@ -26,10 +26,14 @@ CASES = SMALL | {
     "vit": FORMS["vit, convolutional stem"].but(norm_position="post"),
 }
 OURS = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("models.")]
-# With as few blocks, each of these is another model with more or fewer channels.
-OTHER_SIZES = [
-    *("cswin_small", "cswin_base", "deit_small", "deit_base", "lipsformer_swin_small", "lipsformer_swin_base"),
-    *("vit5_base", "vit_preln_small"),
+# At full size, the others differ from these in channels, or in parts that the small forms of the families have, too.
+ALL_TESTS = [
+    "lipsformer_swin_tiny",
+    "lipsformer_cswin_tiny",
+    "cswin_tiny",
+    "vit5_small",
+    "deit_tiny",
+    "deit_small_convstem",
 ]
 
 
@@ -61,7 +65,7 @@ def few_blocks(name: str) -> dict:
 @pytest.fixture(
     scope="module",
     params=[pytest.param(small, id=f"{family}, small") for family, small in CASES.items()]
-    + [pytest.param(name, id=name, marks=pytest.mark.slow) for name in OURS if name not in OTHER_SIZES],
+    + [pytest.param(name, id=name, marks=pytest.mark.slow) for name in ALL_TESTS],
 )
 def case(request):
     if isinstance(request.param, str):
@@ -201,8 +205,8 @@ def test_an_exported_model_computes_the_same(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHER_SIZES)
-def test_another_size_is_announced_and_can_be_trained(name):
+@pytest.mark.parametrize("name", sorted(set(OURS) - set(ALL_TESTS)))
+def test_the_other_registered_models_are_what_they_announce_and_can_be_trained(name):
     other = registered(name)
     test_default_cfg_is_correct(other)
     test_backward_gives_every_parameter_a_gradient(other)
