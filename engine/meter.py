@@ -112,7 +112,7 @@ class Meter:
         """The numbers of this process: times, votes, then loss and gradient norm of each step."""
         elapsed = time.perf_counter() - self.started
         host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
-        return torch.cat([host, *(pair.double() for *_, pair in self.unread)])
+        return torch.cat([host, *(pair for *_, pair in self.unread)])  # all become float64
 
     def _reading(self, rows: list[list[float]], share: float = 1.0) -> Reading:
         """The reading of the rows of some processes, which have a ``share`` of each batch together."""

@@ -19,14 +19,14 @@ FILE = "smoothness.jsonl"
 
 
 class Smoothness(Callback):
-    """Writes a line every 24 steps, for the first images of the first training batch.
+    """Writes a line every 24 steps, for the first images of the first training batch. Each makes the training wait.
 
-    ``local_lipschitz`` is the median over the images of the largest singular value of the Jacobian. ``log10_bound`` is
-    the logarithm of a bound for all images, if the bound is finite.
+    ``local_lipschitz`` is the largest singular value of the Jacobian, as the median over the images. ``log10_bound`` is
+    the logarithm of a bound that holds for every image; it is left out if there is no finite one.
 
     Args:
         run: the parts of the run.
-        state: of an earlier start; there is none.
+        state: of an earlier start; not used.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
@@ -35,7 +35,7 @@ class Smoothness(Callback):
         self.images: torch.Tensor | None = None
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Measure every 24th step."""
+        """Measure at the first step and at every 24th."""
         if self.images is None:
             self.images = outcome.first_batch.images[:IMAGES].float()
         if outcome.step % EVERY and outcome.step > 1:

@@ -28,7 +28,7 @@ class Seen:
     Attributes:
         training: labels of its cell.
         step: optimizer step.
-        key: name of the number in ``metrics.jsonl``.
+        key: name of the number in ``metrics.jsonl`` or ``smoothness.jsonl``.
         value: the number.
         commit: the project's commit.
     """

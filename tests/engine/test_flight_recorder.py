@@ -157,9 +157,9 @@ def recorder_of(folder, keep: int = 64) -> FlightRecorder:
     return FlightRecorder(run)  # type: ignore[arg-type]
 
 
-def reading_of(losses: list[float], world: World = ALONE) -> Reading:
+def reading_of(losses: list[float]) -> Reading:
     """A meter's reading of these losses, each with a gradient norm of 1."""
-    meter = Meter(SimpleNamespace(world=world, device=torch.device("cpu"), amp="off"), batch_size=1)  # type: ignore[arg-type]
+    meter = Meter(SimpleNamespace(world=ALONE, device=torch.device("cpu"), amp="off"), batch_size=1)  # type: ignore[arg-type]
     for step, loss in enumerate(losses, start=1):
         meter.add(StepOutcome(step, torch.tensor(loss), torch.tensor(1.0), 0.1, None), waited=0.0)  # type: ignore[arg-type]
     return meter.read(votes=[])
