@@ -97,7 +97,10 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
         )
     root = Path(cfg.root)
     if not root.is_dir():
-        raise DataError(f"data.root={root} is not a folder: set it to a folder that holds {cfg.split}/<class>/")
+        raise DataError(
+            f"data.root={root} is not a folder: set it to a folder that holds {cfg.train_split}/<class>/ and "
+            f"{cfg.split}/<class>/"
+        )
     if not (root / split).is_dir():
         raise DataError(
             _what_to_prepare(root) or f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>"
