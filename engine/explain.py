@@ -8,6 +8,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
+from timm.models import is_model
 
 from engine.arguments import OPEN, in_shell, values_of
 from engine.config import CONF, MODEL_SCHEMA
@@ -15,6 +16,7 @@ from engine.options import ENTRIES, declared
 from engine.renamed import RENAMED
 from engine.settings import flatten
 from engine.similar import nearest
+from models import FAMILIES
 
 KINDS = {"Integer": "a whole number", "Float": "a number"}
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
@@ -42,8 +44,9 @@ def explain(error: BaseException, entry: str) -> str:
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
         return _unknown_key(match[1] or match[2], message, entry)
     if match := re.search(r"Could not find '(.+)/([^']*)'", message):
-        names = sorted(path.stem for path in (CONF / match[1]).glob("*.yaml"))
-        return f"{match[1]}={match[2]} is unknown: {nearest(match[2], names)}"
+        return _unknown_file(match[1], match[2])
+    if match := re.search(r"In '(.+)': Could not load 'schema/model/([^']*)'", message):
+        return f"conf/{match[1]}.yaml: there is no family {match[2]}: {nearest(match[2], list(FAMILIES))}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
         return f"{_key_in(message)}: '{match[1]}' is not {KINDS.get(match[2], match[2].lower())}"
     if match := re.search(r"Value '(.*?)' .*is incompatible with type hint 'Optional\[Union", message):
@@ -107,6 +110,14 @@ def _unreadable(argument: str, entry: str) -> str:
     return f"{argument} cannot be read: type {in_shell(key, [value])}"
 
 
+def _unknown_file(group: str, name: str) -> str:
+    """Say what to type if a group, such as ``model``, has no file of this name."""
+    if group == "model" and is_model(name):
+        file = f"conf/model/{name}.yaml"
+        return f"model={name} has no file {file}: type model=timm model.name={name}, or write that file"
+    return f"{group}={name} is unknown: {nearest(name, sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
+
+
 def _several_values(argument: str, entry: str) -> str:
     """Say what to type if an option has several values but the command is not a sweep."""
     key, _, value = argument.partition("=")
@@ -115,6 +126,8 @@ def _several_values(argument: str, entry: str) -> str:
         value = ",".join(map(str, values_of(argument)))
         argument = f"{key}={value}"
         hint = f", or type {in_shell(key, [value])} for one"
+    elif key == "logger":
+        hint = f", or type 'logger=[{','.join(map(str, values_of(argument)))}]' for a list"
     elif isinstance(_defaults(entry).get(key), list):
         hint = f", or type '{key}=[{value}]' for a list"
     return f"{argument} has several values: add -m to run each of them{hint}"

@@ -80,6 +80,14 @@ def log_to(path: Path | None, speaks: bool) -> None:
         logger.propagate = False
 
 
+def let_speak(room: str) -> None:
+    """Send the messages of another package, such as that of a user's callback, where the project's messages go."""
+    logger, own = logging.getLogger(room), logging.getLogger("engine")
+    logger.handlers = own.handlers
+    logger.setLevel(own.level)
+    logger.propagate = own.propagate
+
+
 def discard(stream: TextIO) -> None:
     """Redirect a broken stream to ``os.devnull``. Otherwise Python fails at exit, when it flushes the stream."""
     with suppress(OSError, ValueError):  # the stream has no file descriptor

@@ -55,6 +55,7 @@ class Run:
         data: the images.
         step: takes the optimizer steps; holds the model and the optimizer.
         checkpoints: saves the states.
+        first: number of steps done before this start; 0 for a new run.
     """
 
     cfg: TrainConfig
@@ -63,6 +64,7 @@ class Run:
     data: TrainingData
     step: TrainStep
     checkpoints: Checkpoints
+    first: int
 
     @property
     def length(self) -> RunLength:

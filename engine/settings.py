@@ -36,6 +36,7 @@ def train_settings(
     resolve_paths(composed)
     settings = _checked(composed)
     assert isinstance(settings, TrainConfig)
+    _refuse_no_family(settings)
     _refuse_new_name(settings, overrides)
     return settings
 
@@ -81,10 +82,19 @@ def eval_settings(
     return settings
 
 
+def _refuse_no_family(settings: RunConfig) -> None:
+    """Refuse a file of ``conf/model/`` that does not say which family's options its model has."""
+    if type(settings.model) is ModelConfig:
+        raise UserError(
+            f"the file of {settings.model.name} in conf/model/ names no family: begin it with 'defaults: "
+            f"[/schema/model/FAMILY@_here_, _self_]', where FAMILY is one of {', '.join(FAMILIES)}"
+        )
+
+
 def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
     """Refuse ``model.name`` together with another model's options, because it would only rename that other model."""
     typed = any(override.lstrip("+").startswith("model.name=") for override in overrides)
-    if typed and type(settings.model) not in (ModelConfig, FAMILIES["timm"]):
+    if typed and not isinstance(settings.model, FAMILIES["timm"]):
         name = settings.model.name
         raise UserError(f"model.name={name} does not choose a model: set model={name}, or model=timm model.name={name}")
 

@@ -84,10 +84,11 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     # BatchNorm's statistics cover a micro-batch: its size is a part of the recipe, and must not depend on the GPU.
     if cfg.micro_batch_size == "auto" and runtime.device.type == "cuda" and not has_batch_norm(model):
         data.set_micro_batch_size(fitting_micro_batch(cfg, runtime, model))
-    run = Run(cfg, runtime, directory, data, _new_step(cfg, runtime, data, model), checkpoints)
+    first = state["step"] if state is not None else 0
+    run = Run(cfg, runtime, directory, data, _new_step(cfg, runtime, data, model), checkpoints, first)
     stop = StopRequest()
     data.start(stop)
-    callbacks = build_callbacks(run, state["step"] if state else 0, _callback_states(cfg, state))
+    callbacks = build_callbacks(run, _callback_states(cfg, state))
     loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
     if state is not None:
         loop.load(state, str(directory.checkpoints))

@@ -43,11 +43,11 @@ class JoinedSource(EncodedSource):
     @staticmethod
     def scan(file: Path, split: str, pieces: Pieces) -> ImageIndex:
         """The index, with the start of each image and the modification time of the file."""
+        changed = os.stat(file).st_mtime_ns  # before reading: a change in between makes the index outdated
         first, content = file.read_bytes().split(b"\n", 1)
         places = json.loads(first)[split]
         classes = sorted({path.split("/")[0] for path in places})
-        changed = str(os.stat(file).st_mtime_ns)
-        listed = (Listed(n, sorted(path for path in places if path.startswith(f"{n}/")), changed) for n in classes)
+        listed = (Listed(n, sorted(path for path in places if path.startswith(f"{n}/")), str(changed)) for n in classes)
 
         def stretch(path: str) -> BytesIO:
             begin, length = places[path]
@@ -55,7 +55,7 @@ class JoinedSource(EncodedSource):
 
         index = scanned(file / split, listed, lambda path: read_header(stretch(path)), pieces)
         begins = np.array([places[path][0] + len(first) + 1 for path in index.paths])
-        return replace(index, extra={"begins": begins, "changed": np.array(os.stat(file).st_mtime_ns)})
+        return replace(index, extra={"begins": begins, "changed": np.array(changed)})
 
     @property
     def layout(self) -> str:

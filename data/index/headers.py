@@ -38,7 +38,9 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
             # Pillow keeps only 8 of the 16 bits of a channel; that the file has 16 is visible only in its tiles.
             if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
                 return "has 16 bits per channel, which the decoders read differently"
-            return Header(image.height, image.width, has_odd_colours(image), source.seek(0, os.SEEK_END))
+            odd_colours = has_odd_colours(image)
+            source.seek(0, os.SEEK_END)
+            return Header(image.height, image.width, odd_colours, source.tell())
     except UnidentifiedImageError:
         return "is not a JPEG or PNG image"
     except Image.DecompressionBombError:

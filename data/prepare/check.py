@@ -84,7 +84,8 @@ def check_rows(source: EncodedSource, rows: range) -> Findings:
         except BROKEN as error:
             found.bad.append(f"{name} cannot be decoded ({getattr(error, 'strerror', None) or error})")
             continue
-        if PurePath(source.index.paths[row]).suffix.lower() not in ENDINGS[image.format or ""]:
+        ending = PurePath(source.index.paths[row]).suffix.lower()
+        if ending and ending not in ENDINGS[image.format or ""]:
             found.misnamed.append(f"{name} is a {image.format}")
         if has_odd_colours(image):
             found.odd_colours.append(name)

@@ -6,6 +6,7 @@ To add one, write its class in a new file here, in most cases an :class:`Encoded
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -68,7 +69,10 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
     allow_many_files()
     cfg = with_root(cfg, unpack=True)
     with _told():
-        source = source_kind(cfg, split).open(cfg, split, build)
+        kind = source_kind(cfg, split)
+        if kind is FolderSource:
+            _refuse_half_a_set(cfg, split)
+        source = kind.open(cfg, split, build)
     return accepted(source, cfg) if isinstance(source, EncodedSource) else source
 
 
@@ -85,14 +89,26 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
         skip = "leave such files out with data.on_bad_image=skip"
         raise DataError(f"{bad[0]}{more}: {source.advice.at_start}, or {skip}")
     if not index.classes:
-        raise DataError(f"{source.place} has no class folders: it must hold <class>/<image>")
+        raise DataError(f"{source.place} has no classes: it must hold <class>/<image>")
     counts = np.bincount(index.targets, minlength=len(index.classes))
     if not counts.all():
         empty = source.place / index.classes[int(counts.argmin())]
-        raise DataError(f"class folder {empty} holds no images: add images to it or delete it")
+        raise DataError(f"class {empty} holds no images: add images to it or delete it")
     if bad:
         log.warning("left out %d files that are not images; the first: %s", len(bad), bad[0])
     return source
+
+
+def _refuse_half_a_set(cfg: DataConfig, split: str) -> None:
+    """Raise if there is no folder of this split, while the other split is there in another form."""
+    if cfg.root is None or (Path(cfg.root) / split).is_dir():
+        return
+    for other in {cfg.train_split, cfg.split} - {split}:
+        for kind in SOURCES:
+            if kind is not FolderSource and kind.fits(cfg, other):
+                raise DataError(
+                    f"{cfg.root} holds the {other} images in {kind.form}, but no {split} images: add them in this form"
+                )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from engine.callbacks.callback import Callback, Callbacks
@@ -15,7 +16,9 @@ from engine.callbacks.profiler import LAST_TRACED, StepProfiler
 from engine.callbacks.progress import Progress
 from engine.config import TrainConfig
 from engine.errors import UserError, reason
+from engine.log import let_speak
 from engine.run import Run
+from engine.similar import nearest
 from optim import SpectralNorms
 from stability import StabilityMonitor
 
@@ -35,14 +38,13 @@ OF_EVERY_RUN = {
 }
 
 
-def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
+def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
     """Build the callbacks of a run, in the order in which they are called.
 
     Only the first process has callbacks.
 
     Args:
         run: the parts of the run.
-        first: number of steps done before this start.
         states: the states of the callbacks, from the checkpoint.
     """
     cfg, runtime, directory = run.cfg, run.runtime, run.directory
@@ -51,7 +53,7 @@ def build_callbacks(run: Run, first: int, states: dict[str, Any]) -> Callbacks:
         return callbacks
     callbacks.add("flight_recorder", FlightRecorder(run))
     callbacks.add("metrics", MetricsFile(directory.metrics))
-    callbacks.add("progress", Progress(run.length, first))
+    callbacks.add("progress", Progress(run.length, run.first))
     if reference := reference_for(run):
         callbacks.add("on_track", OnTrack(reference, directory))
     callbacks.add("data_wait", DataWait(cfg, runtime))
@@ -91,6 +93,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
 
 def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
     """Add a callback from the settings. If it cannot start, a warning says so and the run continues without it."""
+    let_speak(path.partition(".")[0])
     try:
         callbacks.add(name, _class_of(path)(run, callbacks.states.get(name)))
     except Exception as error:  # whatever it is, it must not end a training run
@@ -98,7 +101,7 @@ def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
 
 
 def refuse_unusable(chosen: dict[str, str]) -> None:
-    """Refuse callbacks that cannot be imported, or that would take the place of one that every run has.
+    """Refuse callbacks that cannot be imported, that are none, or that would take the place of one that every run has.
 
     Raises:
         UserError: naming the first of them.
@@ -109,14 +112,20 @@ def refuse_unusable(chosen: dict[str, str]) -> None:
         _class_of(path)
 
 
-def _class_of(path: str) -> Any:
+def _class_of(path: str) -> Callable[[Run, dict[str, Any] | None], Callback]:
     """Import the class ``package.module.Class``. Its constructor gets the :class:`Run` and the callback's saved state.
 
     Raises:
-        UserError: if the class cannot be imported.
+        UserError: if it cannot be imported, or is no callback.
     """
-    module, _, name = path.rpartition(".")
+    place, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        module = importlib.import_module(place)
+    except (ImportError, ValueError) as error:
         raise UserError(f"callbacks: {path} cannot be imported ({error}): write it as package.module.Class") from error
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Callback):
+        return found
+    known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Callback)]
+    hint = nearest(name, [key for key in known if key != "Callback"]) if known else "there is none in this module"
+    raise UserError(f"callbacks: {path} is no subclass of engine.callbacks.Callback: {hint}")

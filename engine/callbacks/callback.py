@@ -15,7 +15,8 @@ class Callback:
 
     Attributes:
         state: saved with every checkpoint, and passed to the callback of the same name when the run resumes; None for a
-            new run, and for a copy of a run under another name. It may contain only numbers, text, lists and dicts.
+            new run, and for a copy of a run under another name. It may contain only numbers, text, lists and dicts. A
+        state with anything else is not saved, because a checkpoint with it could not be read.
     """
 
     state: dict[str, Any] | None = None
@@ -48,6 +49,20 @@ class Callback:
 
     def on_end(self) -> None:
         """Called at the end of the run, also after an error."""
+
+
+def _plain(state: Any) -> Any:
+    """Return the state itself.
+
+    Raises:
+        TypeError: if it holds something that a checkpoint may not contain, such as ``numpy.float64``.
+    """
+    if isinstance(state, dict | list):
+        for value in [*state, *state.values()] if isinstance(state, dict) else state:
+            _plain(value)
+    elif type(state) not in (int, float, bool, str, type(None)):  # a subclass would be pickled as itself
+        raise TypeError(f"it holds a {type(state).__name__}: use only numbers, text, lists and dicts")
+    return state
 
 
 def tagged(line: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +103,11 @@ class Callbacks:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all states by name, including loaded states of callbacks that this start does not use."""
-        own = {name: member.state for name, member in self.members.items() if member.state is not None}
+        own = {}
+        for name, member in self.members.items():
+            with warn_on_failure(f"the state of {name} cannot be saved"):
+                if member.state is not None:
+                    own[name] = _plain(member.state)
         return self.states | own
 
     def after_step(self, outcome: StepOutcome) -> None:

@@ -1,6 +1,7 @@
 """What every source of files does: folder, shards and a new kind give the same images and errors."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,10 +76,20 @@ def test_batches_are_those_of_the_folder(config: DataConfig, folder: Path, kind:
     assert torch.equal(*made)
 
 
+@pytest.mark.parametrize("name", ["shards", "tars", "zip"])
+def test_half_a_set_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(folder, tmp_path / "images"))
+    root = ENCODED[name].make(images, tmp_path / "set")
+    for path in list(root.rglob("val*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r"holds the train images in .*, but no val images: add them in this form"):
+        opened(DataConfig(name="any", root=str(root)), "val")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for name, kind in ENCODED.items() if name not in ("folder", "joined")])
-def test_a_run_that_is_resumed_ends_as_one_from_the_folder(kind: Kind, small_images: Path, here: Path) -> None:
-    root = kind.make(small_images, here / "set")
+@pytest.mark.parametrize("name", [name for name in ENCODED if name not in ("folder", "joined")])
+def test_a_run_that_is_resumed_ends_as_one_from_the_folder(name: str, small_images: Path, here: Path) -> None:
+    root = ENCODED[name].make(small_images, here / "set")
     common = (*SMALL, *ALL_AUGMENTATION)
     train_here(*common, f"data.root={small_images}", "name=folder")
     train_here(*common, f"data.root={root}", "name=other", "max_steps=13")

@@ -126,7 +126,7 @@ def test_a_class_without_images_is_refused_by_name(root: Path) -> None:
     (root / "train" / "ab").mkdir()
     touch_later(root / "train")
     for _ in ("built", "read"):
-        assert f"class folder {root / 'train' / 'ab'} holds no images" in refused(root)
+        assert f"class {root / 'train' / 'ab'} holds no images" in refused(root)
     paint(root / "train" / "ab" / "1.png")
     touch_later(root / "train" / "ab")
     assert index_of(root).classes == ["a", "ab", "b"]

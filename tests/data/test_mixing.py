@@ -1,12 +1,14 @@
 """The draws of mixup and cutmix."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from scipy import stats
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from data.augment.mixing import Cutmix, Mix, Mixup
-from data.config import AugmentConfig
+from data.config import MIXES, AugmentConfig
 from tests.plans import SIDE, make_plan
 
 GROUPS = 4000
@@ -25,6 +27,13 @@ def test_mix_groups_cover_the_batch_once() -> None:
 
 def test_nothing_is_mixed_where_both_are_off() -> None:
     assert mixes() == []
+
+
+def test_each_option_is_known_as_a_mix_or_as_none() -> None:
+    """A mix that ``MIXES`` lacks would be used only beside another one, and nothing would say so."""
+    no_mix = {"scale", "ratio", "hflip", "auto_augment", "color_jitter", "repeats", "mixup_prob", "mixup_switch_prob"}
+    no_mix |= {"mix_group", "random_erasing", "label_smoothing"}
+    assert {field.name for field in fields(AugmentConfig)} - no_mix == set(MIXES)
 
 
 def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:

@@ -134,7 +134,12 @@ def test_the_logger_and_the_callback_watch_a_run(
                 loaded(extended, file, monkeypatch)
             chosen |= dict(re.findall(rf"({key})[:=] ?(engine\.[\w.]+)", text + SECTIONS[name]))
     callbacks = [f"+callbacks.{name}={path}" for name, path in chosen.items()]
-    train_here(*SMALL, *callbacks, f"data.root={small_images}", "name=a", "max_steps=2", "monitor.every=0")
+    common = (*SMALL, *callbacks, f"data.root={small_images}", "name=a", "monitor.every=0")
+    train_here(*common, "max_steps=2")
+    check_losses(here / "outputs/a")
+    with open(here / "outputs/a/losses.csv", "a") as file:
+        file.write("3,9.0,0.1\n")  # a step after the checkpoint, which comes again
+    train_here(*common, "max_steps=4")
     check_losses(here / "outputs/a")
 
 

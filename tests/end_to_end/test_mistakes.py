@@ -84,6 +84,8 @@ MISTAKES = [
     (["name=a${foo"], r"name=a\$\{foo cannot be read: '\$\{' stands for the value of another option"),
     (["data.root=1.10,b"], r"""=1.10,b has several values: add -m .* or type 'data.root="1.10,b"' for one"""),
     (["optim.betas=0.9,0.98"], r"add -m to run each of them, or type 'optim.betas=\[0.9,0.98\]' for a list"),
+    (["model=resnet50"], r"no file conf/model/resnet50.yaml: type model=timm model.name=resnet50, or write that file"),
+    (["logger=wandb,tensorboard"], r"add -m to run each of them, or type 'logger=\[wandb,tensorboard\]' for a list"),
     ([""], r"'' cannot be read: type OPTION=VALUE"),
     (["epochs =3"], r"'epochs =3' cannot be read: type OPTION=VALUE, without spaces"),
     (["logger.project=null"], r"logger.project cannot be null"),
@@ -149,6 +151,20 @@ FURTHER_MISTAKES = [
 )
 def test_mistakes_get_one_line(overrides, message, fails):
     assert re.search(message, fails("device=cpu", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("name: deit_tiny", r"the file of deit_tiny in conf/model/ names no family: begin it with .*FAMILY@_here_"),
+        ("defaults: [/schema/model/vti@_here_]", r"conf/model/mine.yaml: there is no family vti: did you mean vit\?"),
+    ],
+    ids=["none", "unknown"],
+)
+def test_a_model_s_file_without_a_family(file, message, fails, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text(file)
+    assert re.search(message, fails(f"--config-dir={tmp_path}", "model=mine", "recipe=plain", "data=synthetic"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

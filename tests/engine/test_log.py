@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.log import log_to
+from engine.log import let_speak, log_to
 
 
 # What Python opens in the locale POSIX, with PYTHONIOENCODING=ascii, and in a locale of UTF-8.
@@ -30,3 +30,11 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path, capsys):
     said = "the class a\\x1b[2J\\x9b31m\\x0db\nis empty\n"
     assert capsys.readouterr().out == said
     assert (tmp_path / "train.log").read_text().endswith(said)
+
+
+def test_the_callback_of_another_package_is_heard_too(tmp_path, capsys):
+    log_to(tmp_path / "train.log", speaks=True)
+    let_speak("somebody")
+    logging.getLogger("somebody.callbacks").info("lowest loss")
+    assert "lowest loss" in capsys.readouterr().out
+    assert "lowest loss" in (tmp_path / "train.log").read_text()

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -204,3 +205,27 @@ def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, ca
     assert checkpoint(here / "outputs/a")["callbacks"]["mine"] == {"starts": 2}
     with pytest.raises(UserError, match=r"callbacks: tests\.nothing\.Here cannot be imported .*: write it as package"):
         train_here(*common, "callbacks.mine=tests.nothing.Here", "max_steps=3")
+    for path, hint in (
+        ("tests.engine.test_loggers.Failling", "did you mean Failing"),
+        ("tests.runs.Path", "there is none"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"callbacks: {path} is no subclass of engine\.callbacks\.Callback: {hint}"
+        ):
+            train_here(*common, f"callbacks.mine={path}", "max_steps=3")
+
+
+class Odd(Callback):
+    """Its state cannot be read from a checkpoint."""
+
+    def __init__(self, run, state):
+        self.state = {"seen": [{"loss": np.float64(2.5)}]}
+
+
+def test_a_state_that_could_not_be_read_is_not_saved(small_images, here, capsys):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.engine.test_loggers.Odd")
+    train_here(*common, "max_steps=1")
+    said = "the state of mine cannot be saved (it holds a float64: use only numbers, text, lists and dicts)"
+    assert capsys.readouterr().out.count(said) == 1
+    train_here(*common, "max_steps=2")
+    assert checkpoint(here / "outputs/a")["step"] == 2
