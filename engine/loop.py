@@ -234,7 +234,7 @@ class TrainLoop:
         """Save and report the last steps before an error ends the run, without contacting other processes."""
         if not self.world.is_main or self.done <= max(self.saved, self.first):
             return
-        with warn_on_failure("the steps since the last checkpoint cannot be saved"):
+        with warn_on_failure("the steps since the last checkpoint cannot be saved", "they are lost"):
             self.run.step.undo_unfinished()
             if self.meter.is_sound():
                 self.run.checkpoints.save(self._state(), is_best=False)

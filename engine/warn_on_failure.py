@@ -14,11 +14,12 @@ _said: set[str] = set()
 
 
 @contextmanager
-def warn_on_failure(what: str) -> Iterator[None]:
+def warn_on_failure(what: str, then: str = "the run continues without it") -> Iterator[None]:
     """Turn an exception into a warning, so that it does not end the run. Each ``what`` warns once.
 
     Args:
         what: describes the failure and begins the warning, such as "outputs/a/plots/curves.png cannot be drawn".
+        then: what happens next, which ends the warning.
     """
     try:
         yield
@@ -27,7 +28,7 @@ def warn_on_failure(what: str) -> Iterator[None]:
             _said.add(what)
             file = getattr(error, "filename", None)
             place = f"{file}: " if file is not None and str(file) not in what else ""
-            log.warning("%s (%s%s): the run continues without it", what, place, reason(error))
+            log.warning("%s (%s%s): %s", what, place, reason(error), then)
 
 
 class LineFile:

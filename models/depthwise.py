@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from models.errors import ModelError
 from models.onednn import suits_onednn
 
 
@@ -78,9 +79,14 @@ class DepthwiseConv2d(nn.Conv2d):
         dim: channels.
         kernel_size: side of the kernels, odd.
         **factory: device and dtype of the parameters.
+
+    Raises:
+        ModelError: if the kernel size is even.
     """
 
     def __init__(self, dim: int, kernel_size: int, **factory: Any):
+        if kernel_size % 2 == 0:
+            raise ModelError(f"kernel_size={kernel_size} of a depthwise convolution must be odd")
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:

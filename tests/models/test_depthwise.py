@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.depthwise import DepthwiseConv2d, _EagerDepthwise
+from models.errors import ModelError
 from tests.devices import on_devices
 
 
@@ -110,3 +111,8 @@ def test_it_can_be_copied_and_frozen():
     x = torch.randn(1, 4, 3, 3, requires_grad=True)
     layer(x).sum().backward()
     assert layer.weight.grad is None and x.grad is not None
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ModelError, match="kernel_size=4 of a depthwise convolution must be odd"):
+        DepthwiseConv2d(8, 4)
