@@ -6,6 +6,7 @@ folder.
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -111,6 +112,6 @@ class ByteRangeSource(EncodedSource):
         vars(self).update(state)
         self._start()  # the process that unpickles it opens the files itself
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, ``os`` may be gone already
         for descriptor in vars(self).get("_open", {}).values():
-            os.close(descriptor)
+            close(descriptor)
