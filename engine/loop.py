@@ -91,7 +91,6 @@ class TrainLoop:
             RunStopped: if a loss or gradient was not finite, the process was asked to stop, or another one is missing.
             UserError: if a checkpoint cannot be saved.
         """
-        self.first = self.done
         try:
             with self.stop.listening():
                 try:
@@ -112,9 +111,9 @@ class TrainLoop:
         return self.last_scores
 
     def _train_to_the_end(self) -> None:
-        if self.first > 0 and self.first != self.validated and self._validation_is_due():
+        if self.run.first > 0 and self.run.first != self.validated and self._validation_is_due():
             self._validate()  # the run was stopped between a save and its validation
-        with closing(self.run.data.training_batches(self.first, self.length.stop_at)) as batches:
+        with closing(self.run.data.training_batches(self.run.first, self.length.stop_at)) as batches:
             self.meter.restart()
             while self.done < self.length.stop_at:
                 self._step(batches)
@@ -125,7 +124,7 @@ class TrainLoop:
         outcome = self.run.step.take(self.done + 1, batches)
         self.done += 1
         self.meter.add(outcome, batches.pop_waited())
-        alone = first_works_alone(self.cfg, self.done, self.first)
+        alone = first_works_alone(self.cfg, self.done, self.run.first)
         with self.world.patient(self.cfg.ddp_timeout) if alone else nullcontext():
             self.callbacks.after_step(outcome)
 
@@ -133,7 +132,7 @@ class TrainLoop:
         self.run.checkpoints.check()
         validate_now = self._validation_is_due()
         save_now = self.done == self.length.stop_at or self._save_is_due()
-        read_now = self.done % self.cfg.log_every == 0 or self.done == self.first + 1 or validate_now or save_now
+        read_now = self.done % self.cfg.log_every == 0 or self.done == self.run.first + 1 or validate_now or save_now
         if not read_now and not self._stop_is_wanted():
             return
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
@@ -232,7 +231,7 @@ class TrainLoop:
 
     def _save_whole_steps(self) -> None:
         """Save and report the last steps before an error ends the run, without contacting other processes."""
-        if not self.world.is_main or self.done <= max(self.saved, self.first):
+        if not self.world.is_main or self.done <= max(self.saved, self.run.first):
             return
         with warn_on_failure("the steps since the last checkpoint cannot be saved", "they are lost"):
             self.run.step.undo_unfinished()

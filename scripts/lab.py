@@ -15,7 +15,8 @@ Arguments:
   part=K/N                 only every N-th training, beginning with the K-th
   at_once=N                trainings at the same time (default: one for each core)
   threads=1                threads of each training
-  borrow=true|false        take the rows of trainings with the same options from the other studies
+  borrow=true|false        take rows of trainings with the same options from the other studies, unless they are older
+                           than the claims
   to=docs/lab              folder of the results
   runs=outputs/lab         folder of the run directories
 All other arguments, such as data.root=…, are options of all trainings.
@@ -35,9 +36,9 @@ from engine.errors import UserError
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
-from scripts.studies.origin import origin_of
+from scripts.studies.origin import claims_at, origin_of
 from scripts.studies.report import write_report
-from scripts.studies.results import Results, row_of
+from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.training import Stopped, Trainer, forget
 from scripts.studies.watch import watch
@@ -97,7 +98,11 @@ class Arguments:
 def train_missing(study: Study, results: Results, arguments: Arguments, at_init: list[Verdict]) -> None:
     """Train the cells that have no row yet, and add their rows. The page is written again after each."""
     cells = arguments.chosen(study.cells())
-    if arguments.borrow == "true" and (borrowed := results.borrow(cells)):
+
+    def is_younger(row: Row) -> bool:  # a row that is older than the claims cannot test them
+        return claims_at(row["commit"], study.name) == study.claims
+
+    if arguments.borrow == "true" and (borrowed := results.borrow(cells, is_younger)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -31,13 +32,21 @@ def origin_of(run_dir: Path, threads: int) -> Origin:
 @cache
 def commit_now() -> str:
     """The commit of this checkout, ten digits; ``+`` follows if files were changed since."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    return (_git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if changed else "")
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
-    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if changed else "")
+@cache
+def claims_at(commit: str, study: str) -> tuple[dict[str, Any], ...]:
+    """The claims of a study's file at a commit, with their rules; none if there was no such file or there is no git."""
+    written = _git("show", f"{commit.removesuffix('+')}:conf/study/{study}.yaml")
+    return tuple(yaml.safe_load(written).get("claims", ())) if written else ()
+
+
+def _git(*arguments: str) -> str:
+    """What git answers; nothing if it fails."""
+    done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @cache

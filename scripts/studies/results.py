@@ -3,7 +3,7 @@
 import csv
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -83,14 +83,20 @@ class Results:
         done = {row["options"] for row in self.rows()}
         return [cell for cell in cells if cell.recipe not in done]
 
-    def borrow(self, cells: list[Cell]) -> int:
-        """Add the rows of cells that another study beside this one has trained. Returns how many."""
+    def borrow(self, cells: list[Cell], accepts: Callable[[Row], bool] = lambda row: True) -> int:
+        """Add the rows of cells that another study beside this one has trained. Returns how many.
+
+        Args:
+            cells: the cells.
+            accepts: whether a row may be taken.
+        """
         wanted = {cell.recipe: cell for cell in self.missing(cells)}
         own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
         found = 0
         for path in sorted(self.path.parent.parent.glob("*/results.csv")):
             for row in read_rows(path):
-                if cell := wanted.pop(row["options"], None):
+                if row["options"] in wanted and accepts(row):
+                    cell = wanted.pop(row["options"])
                     self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
                     found += 1
         return found

@@ -14,6 +14,7 @@ import yaml
 
 from scripts import lab
 from scripts.studies import at_init, study
+from scripts.studies.origin import claims_at
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
 from scripts.studies.watch import read_seen, watched_cells
@@ -207,10 +208,17 @@ def test_a_study_takes_the_rows_of_the_same_trainings_from_another(folder, monke
     table = Results(folder / "to/other/results.csv", read_study("other"))
     table.add(dict.fromkeys(table.columns, "7") | cell.place | {"seed": "1", "options": cell.recipe})
     own = Results(folder / "to/small/results.csv", read_study("small"))
+    assert own.borrow(own.study.cells(), lambda row: row["commit"] != "7") == 0
     assert own.borrow(own.study.cells()) == 1 and own.borrow(own.study.cells()) == 0
     row = rows_of(folder)[0]
     assert (row["method"], row["lr"], row["seed"], row["top1"]) == ("adamw", "1e-3", "1", "7")
     assert len(own.missing(own.study.cells())) == 3 and own.of_study() == [row]
+
+
+def test_claims_at_a_commit_are_those_of_the_study_s_file():
+    if claims := claims_at("HEAD", "lipsformer"):  # else this is no git repository
+        assert claims == claims_at("HEAD+", "lipsformer") and {"says", "rule"} <= claims[0].keys()
+    assert claims_at("HEAD", "no_such_study") == claims_at("no_such_commit", "lipsformer") == ()
 
 
 def test_names_of_run_directories_need_no_quotes():
