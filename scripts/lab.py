@@ -125,7 +125,8 @@ def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdi
     folder.mkdir(parents=True, exist_ok=True)
     if rows:
         draw_crash_map(study, rows, folder / "map.png")
-    pictures = [name for name in ("at_init.png", "map.png", "watched.png") if (folder / name).is_file()]
+    layers = [f"layers_{kind}.png" for kind in study.watch.get("layers", ())]
+    pictures = [name for name in ("at_init.png", "map.png", "watched.png", *layers) if (folder / name).is_file()]
     write_report(folder, study, results, found, pictures)
     return found
 

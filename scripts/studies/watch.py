@@ -2,16 +2,17 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
+from engine.callbacks.instruments import of_each_layer
+from engine.run_dir import RunDirectory
 from scripts.studies import smoothness
 from scripts.studies.origin import commit_now
 from scripts.studies.study import Cell, Study
@@ -19,6 +20,21 @@ from scripts.studies.training import Trainer, forget
 
 EVERY = 6  # steps between two readings
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))  # lines that differ without colour
+LOG_FROM = 10.0  # a panel whose largest value is this many times the smallest gets a logarithmic axis
+WORDS = {
+    "loss": "training loss",
+    "gradient_max": "largest gradient\nof a matrix",
+    "activation_max": "largest RMS of\na block's output",
+    "sigma_max": "largest σ₁\nof a matrix",
+    "local_lipschitz": "local Lipschitz\nconstant",
+    "log10_bound": "log₁₀ of the\nLipschitz bound",
+    "lr_factor_median": "effective over\nscheduled rate",
+    "entropy_min": "lowest attention\nentropy",
+    "rank_min": "lowest effective\nrank of attention",
+    "sec_max": "most energy in\nfew directions",
+    "diversity_min": "lowest token\ndiversity",
+    "diversity": "diversity of the tokens in the output",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,8 @@ class Seen:
     Attributes:
         training: labels of its cell.
         step: optimizer step.
-        key: name of the number in ``metrics.jsonl`` or ``smoothness.jsonl``.
+        key: name of the number in ``metrics.jsonl`` or ``smoothness.jsonl``. ``KIND/LAYER`` is the last one of a layer
+            in ``stability.jsonl``.
         value: the number.
         commit: the project's commit.
     """
@@ -58,20 +75,21 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
         at_once: trainings at the same time.
         threads: of each training.
     """
-    table, keys = folder / "watched.csv", study.watch.get("keys", ())
+    table, keys, kinds = folder / "watched.csv", study.watch.get("keys", ()), study.watch.get("layers", ())
     seen = read_seen(table)
     done = {entry.training for entry in seen}
     missing = [cell for cell in watched_cells(study) if _title(cell) not in done]
     trainer = Trainer(runs / "watched", study.crash_below, threads)
     for cell, _ in trainer.train_all(missing, at_once):
         run_dir = trainer.folder / cell.name
-        for line in _lines(run_dir):
-            found = [key for key in keys if isinstance(line.get(key), int | float)]
-            seen += [Seen(_title(cell), line["step"], key, line[key], commit_now()) for key in found]
+        found = [*_over_steps(run_dir, keys), *_of_layers(run_dir, kinds)]
+        seen += [Seen(_title(cell), *numbers, commit_now()) for numbers in found]
         forget(run_dir)
         _write(table, seen)
     if seen:
         draw_watched(study, seen, folder / "watched.png")
+        for kind in kinds:
+            draw_layers(kind, seen, folder / f"layers_{kind}.png")
 
 
 def read_seen(table: Path) -> list[Seen]:
@@ -84,9 +102,9 @@ def read_seen(table: Path) -> list[Seen]:
 
 
 def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
-    """Draw a panel for each key, and in it a line for each training."""
+    """Draw a panel for each key over the steps, and in it a line for each training."""
     keys = [key for key in study.watch["keys"] if any(entry.key == key for entry in seen)]
-    trainings = list(dict.fromkeys(entry.training for entry in seen))
+    trainings = _trainings(seen)
     figure, panels = plt.subplots(
         len(keys), 1, figsize=(8, 0.8 + 1.9 * len(keys)), sharex=True, squeeze=False, constrained_layout=True
     )
@@ -95,7 +113,10 @@ def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
             points = [(entry.step, entry.value) for entry in seen if (entry.training, entry.key) == (training, key)]
             if points:
                 panel.plot(*zip(*points, strict=True), linestyle=style, linewidth=1.4, label=training)
-        panel.set_ylabel(key.replace("_", " "))
+        values = [entry.value for entry in seen if entry.key == key]
+        if min(values) > 0 and max(values) > LOG_FROM * min(values):
+            panel.set_yscale("log")
+        panel.set_ylabel(WORDS.get(key, key.replace("_", " ")))
     panels[-1, 0].set_xlabel("step")
     found = [pair for panel in panels[:, 0] for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
     by_label = {label: line for line, label in found}
@@ -104,11 +125,37 @@ def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
     plt.close(figure)
 
 
-def _lines(run_dir: Path) -> list[dict[str, Any]]:
-    """What a training wrote during its steps."""
+def draw_layers(kind: str, seen: Sequence[Seen], path: Path) -> None:
+    """Draw the last numbers of all layers over the depth, a line for each training."""
+    figure, panel = plt.subplots(figsize=(8, 3.6), constrained_layout=True)
+    for training, style in zip(_trainings(seen), STYLES * len(seen), strict=False):
+        values = [e.value for e in seen if e.training == training and e.key.startswith(f"{kind}/")]
+        panel.plot(range(1, len(values) + 1), values, linestyle=style, marker="o", markersize=3, label=training)
+    panel.set(xlabel="block, from the input to the output", ylabel=WORDS.get(kind, kind))
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _trainings(seen: Sequence[Seen]) -> list[str]:
+    return list(dict.fromkeys(entry.training for entry in seen))
+
+
+def _over_steps(run_dir: Path, keys: Sequence[str]) -> Iterator[tuple[int, str, float]]:
+    """Step, key and value of the numbers that a training wrote during its steps."""
     files = [path for path in (run_dir / "metrics.jsonl", run_dir / smoothness.FILE) if path.is_file()]
-    lines = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line.get("split") != "val"]
+    for line in (json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()):
+        if line.get("split") != "val":
+            yield from ((line["step"], key, line[key]) for key in keys if isinstance(line.get(key), int | float))
+
+
+def _of_layers(run_dir: Path, kinds: Sequence[str]) -> Iterator[tuple[int, str, float]]:
+    """Step, key and value of each layer's number in the last reading of a training."""
+    for reading in RunDirectory(run_dir).read_stability()[-1:]:
+        for key, value in of_each_layer(reading["layers"]).items():
+            if key.partition("/")[0] in kinds and value is not None:
+                yield reading["step"], key, value
 
 
 def _title(cell: Cell) -> str:

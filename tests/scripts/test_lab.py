@@ -25,9 +25,9 @@ STUDY = {
     "paper": "a paper",
     "crash_below": 101.0,  # so that every run counts as crashed
     "seeds": [0, 1],
-    "scales": {"laptop": [*SMALL, "epochs=1", "max_steps=4"], "gpu": ["epochs=9"]},
+    "scales": {"laptop": [*SMALL, "epochs=1", "max_steps=6"], "gpu": ["epochs=9"]},
     "axes": {"method": {"sgd": ["optim=sgd"], "adamw": [["optim=adamw"]]}, "lr": {"1e-3": ["optim.lr=1e-3"]}},
-    "watch": {"keys": ["loss", "sigma_max"], "cells": [["sgd", "1e-3"]]},
+    "watch": {"keys": ["loss", "sigma_max"], "layers": ["diversity"], "cells": [["sgd", "1e-3"]]},
     "claims": [
         {
             "says": "AdamW is better",
@@ -89,8 +89,12 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
     assert not list((folder / "runs").rglob("*.pt")) and "data.root" not in table.read_text()
     # The watched training has its instruments on, and is not trained again.
     seen = read_seen(folder / "to/small/watched.csv")
-    assert {(entry.training, entry.key) for entry in seen} == {("sgd, 1e-3", "loss")}, "no reading before step 6"
-    assert [entry.step for entry in seen] == [1, 2, 4] and (folder / "to/small/watched.png").is_file()
+    assert {entry.training for entry in seen} == {"sgd, 1e-3"}
+    steps = {key: [entry.step for entry in seen if entry.key == key] for key in dict.fromkeys(e.key for e in seen)}
+    assert steps.pop("loss") == [1, 2, 4, 6] and steps.pop("sigma_max") == [6]
+    assert len(steps) > 1 and all(key.startswith("diversity/") and at == [6] for key, at in steps.items())
+    assert (folder / "to/small/watched.png").is_file() and (folder / "to/small/layers_diversity.png").is_file()
+    assert "layers_diversity.png" in (folder / "to/small/README.md").read_text()
     when = (folder / "to/small/watched.csv").stat().st_mtime_ns
     assert start(monkeypatch, *arguments, "phase=watch") == 0
     assert (folder / "to/small/watched.csv").stat().st_mtime_ns == when
