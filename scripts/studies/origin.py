@@ -51,15 +51,20 @@ def _git(*arguments: str) -> str:
 
 @cache
 def processor() -> str:
-    """The model of the CPU, or the name of the GPU."""
+    """The type of the CPU, such as ``AMD EPYC, family 25, model 17, AVX512``, or the name of the GPU.
+
+    A virtual machine may hide the name. Family and model still tell apart processors whose sums differ in the last bit.
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        first, *_ = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
     except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+        first = ""
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{word} {said[key]}" for key, word in (("cpu family", "family"), ("model", "model")) if key in said]
+    return ", ".join([name, *numbers, torch.backends.cpu.get_cpu_capability()])
 
 
 def _key(cfg: DataConfig) -> str:

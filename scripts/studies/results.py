@@ -40,7 +40,7 @@ class Origin:
 
     Attributes:
         commit: the project's commit; ``+`` at its end: with changes that are not committed.
-        cpu: model of the CPU, or name of the GPU.
+        cpu: type of the CPU, or name of the GPU.
         threads: threads of the process.
         torch: torch's version.
         data: SHA-256 of the training images' decoded pixels in the order of the index, its first 12 digits.

@@ -60,7 +60,8 @@ class Study:
         name: name of the file.
         title: heading of the report.
         paper: where the claims come from.
-        axes: for each axis the labels, and the options of each label.
+        axes: for each axis the labels, and the options of each label. In the file, ``$vit`` stands for the options that
+            the scale calls ``vit``.
         seeds: every place of the grid is trained with each of them.
         base: options of all cells.
         crash_below: a run that ends with less top-1, in percent, has crashed.
@@ -109,8 +110,9 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
     written = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
     if scale not in written["scales"]:
         raise UserError(f"the study {name} has no scale={scale}: choose {', '.join(written['scales'])}")
+    sizes = written["scales"][scale]
     axes = {
-        axis: {str(label): _flat(options) for label, options in labels.items()}
+        axis: {str(label): _spelled_out(options, sizes) for label, options in labels.items()}
         for axis, labels in written["axes"].items()
     }
     return Study(
@@ -119,8 +121,8 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         paper=written["paper"],
         axes=axes,
         seeds=tuple(written["seeds"]),
-        base=(*_flat(written["scales"][scale]), *more),
-        crash_below=written["crash_below"],
+        base=(*_spelled_out(sizes["base"], sizes), *more),
+        crash_below=sizes["crash_below"],
         claims=tuple(written.get("claims", ())),
         init=written.get("init", {}),
         watch=written.get("watch", {}),
@@ -128,6 +130,6 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
     )
 
 
-def _flat(options: list[Any]) -> tuple[str, ...]:
-    """The options of a list that may contain lists: YAML's ``*name`` puts one list into another."""
-    return tuple(o for option in options for o in (_flat(option) if isinstance(option, list) else (option,)))
+def _spelled_out(options: list[str], sizes: dict[str, Any]) -> tuple[str, ...]:
+    """The options, with those that the scale calls ``name`` in the place of ``$name``."""
+    return tuple(o for option in options for o in (sizes[option[1:]] if option.startswith("$") else [option]))
