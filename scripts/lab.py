@@ -13,7 +13,7 @@ Arguments:
                            report: write the page again from the rows that are there
   scale=laptop             or another size that the study's file has
   part=K/N                 only every N-th training, beginning with the K-th
-  at_once=N                trainings at the same time (default: one for each core)
+  at_once=N                trainings at the same time (default: one for each GPU, without GPUs one for each core)
   threads=1                threads of each training
   borrow=true|false        take rows of trainings with the same options from the other studies, unless they are older
                            than the claims
@@ -40,7 +40,7 @@ from scripts.studies.origin import claims_at, origin_of
 from scripts.studies.report import write_report
 from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
-from scripts.studies.training import Stopped, Trainer, forget
+from scripts.studies.training import Stopped, Trainer, forget, visible_gpus
 from scripts.studies.watch import watch
 
 PHASES = ("all", "init", "train", "watch", "report")
@@ -84,8 +84,10 @@ class Arguments:
         return int(text)
 
     def trainings_at_once(self) -> int:
-        """``at_once``, or one training for each core."""
-        return self.number("at_once") if self.at_once else max(1, default_workers(1) // self.number("threads"))
+        """``at_once``, or one training for each GPU; without GPUs one for each core."""
+        if self.at_once:
+            return self.number("at_once")
+        return len(visible_gpus()) or max(1, default_workers(1) // self.number("threads"))
 
     def chosen(self, cells: list[Cell]) -> list[Cell]:
         """The cells of ``part``."""
@@ -106,7 +108,7 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()
-    trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads)
+    trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads, visible_gpus())
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
         for cell, outcome in trainer.train_all(missing, at_once):
             run_dir = trainer.folder / cell.name

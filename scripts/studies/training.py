@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
+import torch
+
+from engine.device import default_workers
 from engine.errors import UserError
 from scripts.studies.results import Outcome
 from scripts.studies.study import PROJECT, Cell
@@ -36,10 +40,13 @@ class Trainer:
         folder: of the run directories.
         crash_below: a run that ends with less top-1, in percent, has crashed.
         threads: of each process.
+        gpus: the GPUs as ``CUDA_VISIBLE_DEVICES`` names them; each training gets one. Empty: this process's devices.
     """
 
-    def __init__(self, folder: Path, crash_below: float, threads: int):
-        self.folder, self.crash_below, self.threads = folder, crash_below, threads
+    def __init__(self, folder: Path, crash_below: float, threads: int, gpus: Sequence[str] = ()):
+        self.folder, self.crash_below, self.threads, self.gpus = folder, crash_below, threads, gpus
+        self.free: SimpleQueue[str] = SimpleQueue()  # a GPU for each training that may begin
+        self.max_workers = 1
         self.running: dict[str, subprocess.Popen[str]] = {}
         self.stopping = False
 
@@ -50,6 +57,9 @@ class Trainer:
             UserError: if a cell cannot be trained.
             Stopped: after a signal.
         """
+        self.max_workers = default_workers(at_once)
+        for i in range(at_once if self.gpus else 0):
+            self.free.put(self.gpus[i % len(self.gpus)])
         with self._listening(), ThreadPoolExecutor(at_once) as pool:
             left = iter(cells)
             waiting: dict[Future[Outcome], Cell] = {}
@@ -74,6 +84,7 @@ class Trainer:
         command = [
             sys.executable,
             str(PROJECT / "train.py"),
+            f"max_workers={self.max_workers}",
             *cell.options,
             *ALWAYS,
             f"output_dir={folder}",
@@ -90,9 +101,10 @@ class Trainer:
 
     def _run(self, cell: Cell, command: list[str]) -> tuple[int, str]:
         """Run a training. Returns its exit status and what it wrote to stderr."""
+        gpu = self.free.get() if self.gpus else None
         process = subprocess.Popen(
             command,
-            env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(self.threads)} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,6 +113,8 @@ class Trainer:
         self.running[cell.name] = process
         said = process.communicate()[1]
         del self.running[cell.name]
+        if gpu:
+            self.free.put(gpu)
         return process.returncode, said
 
     def _end(self) -> None:
@@ -120,6 +134,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] or [str(i) for i in range(count)]
 
 
 def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds: float) -> Outcome:

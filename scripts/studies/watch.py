@@ -16,7 +16,7 @@ from engine.run_dir import RunDirectory
 from scripts.studies import smoothness
 from scripts.studies.origin import commit_now
 from scripts.studies.study import Cell, Study
-from scripts.studies.training import Trainer, forget
+from scripts.studies.training import Trainer, forget, visible_gpus
 
 EVERY = 6  # steps between two readings
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))  # lines that differ without colour
@@ -79,7 +79,7 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
     seen = read_seen(table)
     done = {entry.training for entry in seen}
     missing = [cell for cell in watched_cells(study) if _title(cell) not in done]
-    trainer = Trainer(runs / "watched", study.crash_below, threads)
+    trainer = Trainer(runs / "watched", study.crash_below, threads, visible_gpus())
     for cell, _ in trainer.train_all(missing, at_once):
         run_dir = trainer.folder / cell.name
         found = [*_over_steps(run_dir, keys), *_of_layers(run_dir, kinds)]

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import itertools
 import json
 import re
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engine.device import default_workers
 from scripts import lab
-from scripts.studies import at_init, study
+from scripts.studies import at_init, study, training
 from scripts.studies.origin import claims_at
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
@@ -229,6 +231,29 @@ def test_claims_at_a_commit_are_those_of_the_study_s_file():
     if claims := claims_at("HEAD", "lipsformer"):  # else this is no git repository
         assert claims == claims_at("HEAD+", "lipsformer") and {"says", "rule"} <= claims[0].keys()
     assert claims_at("HEAD", "no_such_study") == claims_at("no_such_commit", "lipsformer") == ()
+
+
+def test_each_training_has_a_gpu_of_its_own_and_a_share_of_the_cores(tmp_path, monkeypatch):
+    """Four trainings, two at a time on two GPUs. A small program stands for train.py; it says what it was given."""
+    (tmp_path / "train.py").write_text(
+        "import json, os, pathlib, sys, time\n"
+        "given = dict(argument.split('=', 1) for argument in sys.argv[1:])\n"
+        "folder = pathlib.Path(given['output_dir']); folder.mkdir(parents=True)\n"
+        "seen = {'gpu': os.environ['CUDA_VISIBLE_DEVICES'], 'workers': given['max_workers'], 'from': time.time()}\n"
+        "time.sleep(0.5)\n"
+        "(folder / 'seen.json').write_text(json.dumps(seen | {'to': time.time()}))\n"
+        "line = {'split': 'train', 'loss': 1.0}\n"
+        "(folder / 'metrics.jsonl').write_text(json.dumps(line))\n"
+    )
+    monkeypatch.setattr(training, "PROJECT", tmp_path)
+    cells = [study.Cell({"method": f"m{i}"}, 0, ("lr=1",)) for i in range(4)]
+    trainer = training.Trainer(tmp_path / "runs", 15.0, 1, gpus=["GPU-a", "3"])
+    assert len(list(trainer.train_all(cells, at_once=2))) == 4
+    seen = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/seen.json"))]
+    assert {one["workers"] for one in seen} == {str(default_workers(2))}
+    for gpu in ("GPU-a", "3"):
+        times = sorted((one["from"], one["to"]) for one in seen if one["gpu"] == gpu)
+        assert times and all(before[1] <= after[0] for before, after in itertools.pairwise(times))
 
 
 def test_names_of_run_directories_need_no_quotes():
