@@ -64,6 +64,7 @@ class Study:
             the scale calls ``vit``.
         seeds: every place of the grid is trained with each of them.
         base: options of all cells.
+        more: options of all cells from the command line. They have the last word.
         crash_below: a run that ends with less top-1, in percent, has crashed.
         claims: see ``scripts/studies/claims.py``.
         init: the measurement at initialisation, see ``scripts/studies/at_init.py``; empty if there is none.
@@ -77,6 +78,7 @@ class Study:
     axes: dict[str, dict[str, tuple[str, ...]]]
     seeds: tuple[int, ...]
     base: tuple[str, ...]
+    more: tuple[str, ...]
     crash_below: float
     claims: tuple[dict[str, Any], ...]
     init: dict[str, Any]
@@ -89,7 +91,7 @@ class Study:
         for seed, labels in itertools.product(self.seeds, itertools.product(*self.axes.values())):
             place = dict(zip(self.axes, labels, strict=True))
             chosen = [option for axis, label in place.items() for option in self.axes[axis][label]]
-            found.append(Cell(place, seed, (*self.base, *chosen, f"seed={seed}")))
+            found.append(Cell(place, seed, (*self.base, *chosen, *self.more, f"seed={seed}")))
         return found
 
 
@@ -121,7 +123,8 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         paper=written["paper"],
         axes=axes,
         seeds=tuple(written["seeds"]),
-        base=(*_spelled_out(sizes["base"], sizes), *more),
+        base=_spelled_out(sizes["base"], sizes),
+        more=more,
         crash_below=sizes["crash_below"],
         claims=tuple(written.get("claims", ())),
         init=written.get("init", {}),

@@ -50,13 +50,15 @@ def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
     """The width of each row of a study's grid that has been run at every rate.
 
     Returns:
-        By the labels of all axes but the last. Empty if the labels of the last axis are not learning rates.
+        By the labels of all axes but the last. Empty if the labels of the last axis are not two or more learning rates.
     """
     *down, across = study.axes
     labels = list(study.axes[across])
     try:
         rates = [float(label) for label in labels]
     except ValueError:
+        return {}
+    if len(rates) < 2:
         return {}
     found = {}
     for place in dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.callbacks.wandb_files import read_rows
-from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once, lost, steps
+from engine.callbacks import wandb_files
+from scripts.studies.results import read_rows
+from tests.cluster.slurm import Job
+from tests.cluster.small_run import SMALL, STEPS, assert_every_step_once, lost, steps, wait_for
 from tests.runs import metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -54,7 +56,7 @@ def assert_wandb_has_every_step(run_dir: Path) -> None:
     """W&B's files belong to one run, and hold the steps of the metrics."""
     files = list(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1
-    rows = [row for file in files for _, row in read_rows(file) if "train/epoch" in row]
+    rows = [row for file in files for _, row in wandb_files.read_rows(file) if "train/epoch" in row]
     assert sorted(row["step"] for row in rows) == steps(run_dir)
 
 
@@ -77,3 +79,25 @@ def test_a_mistake_is_not_queued_again(slurm, tmp_path, happened):
     assert "A node does not answer" not in job.said()
     (line, *_) = (line for line in job.said().splitlines() if line.startswith("error: "))
     happened(f"ended after {time.monotonic() - since:.0f} s: {line}")
+
+
+def test_a_job_array_trains_the_parts_of_a_study(slurm, tmp_path, happened):
+    """Two jobs add to one table. The first is ended, and goes on when it is submitted again."""
+    lab = "exec python scripts/lab.py postln_preln phase=train part=$SLURM_ARRAY_TASK_ID/16 at_once=1"
+    small = "data=fashion_mnist model.patch_size=7 model.depth=1 max_steps=4 log_every=1 device=cpu borrow=false"
+    wrap = f"--wrap={lab} {small} to={tmp_path}/to runs={tmp_path}/runs"
+
+    def submitted(array: str) -> list[Job]:
+        number = slurm.ask("sbatch", "--parsable", f"--array={array}", f"--output={tmp_path}/%a.out", wrap).strip()
+        return [Job(slurm, f"{number}_{n}", tmp_path, tmp_path / f"{n}.out") for n in array.split(",")]
+
+    table = tmp_path / "to/postln_preln/results.csv"
+    first, second = submitted("1,2")
+    wait_for(lambda: table.is_file() and "pre,none,0.001,0," in table.read_text(), f"no row: {first.said()}")
+    slurm.ask("scancel", "--signal=TERM", "--full", first.number)
+    assert first.wait() == ("FAILED", 0) and "the same command goes on" in first.said(), first.said()
+    (again,) = submitted("1")
+    assert again.wait() == second.wait() == ("COMPLETED", 0), again.said() + second.said()
+    rows = read_rows(table)
+    assert len(rows) == 6 and len({(*row.values(),)[:4] for row in rows}) == 6
+    happened(f"{len(rows)} trainings of two parts; a part was ended after its first training and went on")
