@@ -30,13 +30,14 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
         for x, label in enumerate(labels):
             chosen = [r for r in rows if tuple(r[name] for name in down) == place and r[across] == label]
             if not chosen:
-                axis.text(x, y, "not run", ha="center", va="center", fontsize=8)
+                axis.text(x, y, "not run", ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none"})
                 continue
             values = [float(row["top1"]) for row in chosen if row["top1"]]
             means[y, x] = fmean(values) if values else 0.0
             crashed = sum(row["crashed"] == "True" for row in chosen)
             mark = "×" if crashed == len(chosen) else f"{means[y, x]:.1f}{' /' if crashed else ''}"
             axis.text(x, y, mark, ha="center", va="center", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 1})
+    axis.patch.set(hatch="////", edgecolor="0.8")  # where nothing was run, so that it does not look like the best
     image = axis.imshow(means, cmap="gray", vmin=0, aspect="auto")
     axis.set_xticks(range(len(labels)), labels)
     axis.set_yticks(range(len(places)), [_title(down, place) for place in places])
