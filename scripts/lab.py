@@ -12,7 +12,7 @@ Arguments:
                            only this phase; watch: train some cells again, with instruments, and draw what they show;
                            report: write the page again from the rows that are there
   scale=laptop             or another size that the study's file has
-  part=K/N                 only every N-th training, beginning with the K-th
+  part=K/N                 only every N-th training, beginning with the K-th; K is a number from 1 to N
   at_once=N                trainings at the same time (default: one for each GPU, without GPUs one for each core)
   threads=1                threads of each training
   borrow=true|false        take rows of trainings with the same options from the other studies, unless they are older
@@ -24,25 +24,29 @@ All other arguments, such as data.root=…, are options of all trainings.
 
 import sys
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import yaml
 from tqdm import tqdm
 
+from engine.config import TrainConfig
 from engine.device import default_workers
 from engine.errors import UserError
+from engine.options import declared
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
-from scripts.studies.origin import claims_at, origin_of
+from scripts.studies.origin import claims_at, commit_now, origin_of
 from scripts.studies.report import write_report
 from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
+from scripts.studies.study_checks import load
 from scripts.studies.training import Stopped, Trainer, forget, visible_gpus
-from scripts.studies.watch import watch
+from scripts.studies.watch import draw_all, watch
 
+KNOWN = {key.partition(".")[0] for key in declared(TrainConfig)}  # the first words of a training's options
 PHASES = ("all", "init", "train", "watch", "report")
 
 
@@ -67,6 +71,9 @@ class Arguments:
         name, *rest = typed
         own = {field.name for field in fields(cls)} - {"study", "options"}
         pairs = [argument.partition("=") for argument in rest]
+        for key in {key for key, *_ in pairs} - own - KNOWN:
+            if near := get_close_matches(key, own, n=1, cutoff=0.75):
+                raise UserError(f"there is no argument '{key}': did you mean {near[0]}?")
         if bare := [key for key, equals, _ in pairs if not equals]:
             raise UserError(f"{bare[0]} is no argument: type NAME=VALUE; --help lists them")
         values = {key: value for key, _, value in pairs if key in own}
@@ -74,6 +81,7 @@ class Arguments:
         for name, choices in (("phase", PHASES), ("borrow", ("true", "false"))):
             if (value := getattr(arguments, name)) not in choices:
                 raise UserError(f"{name}={value} is unknown: choose {', '.join(choices)}")
+        arguments.chosen([])  # checks part
         return arguments
 
     def number(self, name: str) -> int:
@@ -93,13 +101,15 @@ class Arguments:
         """The cells of ``part``."""
         first, _, step = self.part.partition("/")
         if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
-            raise UserError(f"part={self.part} must be two numbers such as 3/8: the third of eight parts")
+            raise UserError(f"part={self.part} must be K/N, with K from 1 to N: 3/8 is the third of eight parts")
         return cells[int(first) - 1 :: int(step)]
 
 
 def train_missing(study: Study, results: Results, arguments: Arguments, at_init: list[Verdict]) -> None:
     """Train the cells that have no row yet, and add their rows. The page is written again after each."""
     cells = arguments.chosen(study.cells())
+    if claims_at(commit_now(), study.name) != study.claims:
+        print(f"the claims of {study.name} are not committed: commit them first, so that no row is older than they are")
 
     def is_younger(row: Row) -> bool:  # a row that is older than the claims cannot test them
         return claims_at(row["commit"], study.name) == study.claims
@@ -108,10 +118,10 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()
-    trainer = Trainer(Path(arguments.runs).resolve() / study.name, study.crash_below, threads, visible_gpus())
+    trainer = Trainer(Path(arguments.runs).resolve() / study.folder, study.crash_below, threads, visible_gpus())
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
         for cell, outcome in trainer.train_all(missing, at_once):
-            run_dir = trainer.folder / cell.name
+            run_dir = trainer.folder / cell.run_name
             results.add(row_of(cell, outcome, origin_of(run_dir, threads)))
             forget(run_dir)
             top1 = "–" if outcome.top1 is None else f"{outcome.top1:.2f} %"
@@ -125,12 +135,22 @@ def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdi
     folder, rows = results.path.parent, results.of_study()
     found = [*at_init, *(judge(claim, rows, study.crash_below) for claim in study.claims)]
     folder.mkdir(parents=True, exist_ok=True)
+    pictures = ["at_init.png"] if (folder / "at_init.png").is_file() else []
     if rows:
         draw_crash_map(study, rows, folder / "map.png")
-    layers = [f"layers_{kind}.png" for kind in study.watch.get("layers", ())]
-    pictures = [name for name in ("at_init.png", "map.png", "watched.png", *layers) if (folder / name).is_file()]
-    write_report(folder, study, results, found, pictures)
+        pictures.append("map.png")
+    pictures += draw_all(study, folder)
+    older = sum(claims_at(row["commit"], study.name) != study.claims for row in rows)
+    write_report(folder, study, results, found, pictures, older)
     return found
+
+
+def title(path: Path) -> str:
+    """The title of a study's file, or what is wrong with it."""
+    try:
+        return str(load(path)["title"])
+    except UserError as error:
+        return f"cannot be read: {error}"
 
 
 def main() -> int:
@@ -138,24 +158,26 @@ def main() -> int:
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         for path in sorted(STUDIES.glob("*.yaml")):
-            print(f"  {path.stem:15} {yaml.safe_load(path.read_text(encoding='utf-8'))['title']}")
+            print(f"  {path.stem:16} {title(path)}")
         return 0
     try:
         arguments = Arguments.parse(sys.argv[1:])
         study = read_study(arguments.study, arguments.scale, arguments.options)
-        folder, phase = Path(arguments.to) / study.name, arguments.phase
+        folder, phase = Path(arguments.to) / study.folder, arguments.phase
+        if phase in ("init", "watch") and not getattr(study, phase):
+            raise UserError(f"the study {study.name} has no phase={phase}: its file has no part '{phase}'")
         results = Results(folder / "results.csv", study)
         measure = phase == "init" or (phase == "all" and not (folder / "at_init.csv").is_file())
         at_init = verdicts_at_init(study, folder, measure)
         if phase in ("all", "train"):
             train_missing(study, results, arguments, at_init)
         if phase == "watch" or (phase == "all" and arguments.part == "1/1"):
-            runs = Path(arguments.runs).resolve() / study.name
+            runs = Path(arguments.runs).resolve() / study.folder
             watch(study, folder, runs, arguments.trainings_at_once(), arguments.number("threads"))
         for verdict in report(study, results, at_init):
             print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
         print(f"written: {folder / 'README.md'}")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt):

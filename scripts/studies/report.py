@@ -1,17 +1,18 @@
 """Write a study's report: what it claims, what was found, and the whole table."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 
 from scripts.studies.claims import Verdict
 from scripts.studies.results import Results, Row
-from scripts.studies.study import Study
+from scripts.studies.study import PROJECT, Study
 from scripts.studies.width import POINTS, widths
 
 
 def write_report(
-    folder: Path, study: Study, results: Results, verdicts: Sequence[Verdict], pictures: Sequence[str]
+    folder: Path, study: Study, results: Results, verdicts: Sequence[Verdict], pictures: Sequence[str], older: int
 ) -> None:
     """Write ``README.md`` into the folder of the study's results.
 
@@ -21,19 +22,20 @@ def write_report(
         results: its rows.
         verdicts: on each claim.
         pictures: names of picture files in the folder.
+        older: rows that were trained before the claims had their present form.
     """
     rows, cells = results.of_study(), study.cells()
-    command = f"python scripts/lab.py {study.name}" + ("" if study.scale == "laptop" else f" scale={study.scale}")
+    file = os.path.relpath(PROJECT / f"conf/study/{study.name}.yaml", folder)
     parts = [
         f"# {study.title}",
-        f"`{command}` wrote this page. The claims are those of {study.paper}. The study's file, "
-        f"[conf/study/{study.name}.yaml](../../../conf/study/{study.name}.yaml), states them and the rules that judge "
-        "them.",
+        f"`{study.command}` wrote this page. The claims are those of {study.paper}. The study's file, "
+        f"[conf/study/{study.name}.yaml]({file}), states them and our rules that judge them.",
         _claims(verdicts),
         *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in pictures),
         _machine(rows),
         f"**{len(rows)} of {len(cells)} trainings** have been run, at the scale `{study.scale}`. Nothing is said about "
-        "larger models or other data.",
+        "larger models or other data."
+        + (f" **{older} of them are older than the claims in their present form.**" if older else ""),
         _grid(study, rows),
     ]
     (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -52,7 +54,7 @@ def _machine(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     hours = sum(float(row["seconds"]) for row in rows) / 3600
-    machines = sorted({f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}" for row in rows})
+    machines = sorted({f"{row['cpu']}, {row['threads']} thread(s) each, torch {row['torch']}" for row in rows})
     data = sorted({row["data"] for row in rows if row["data"]})
     pixels = f" SHA-256 of the training images' pixels: {', '.join(data)}." if data else ""
     return f"Machine: {'; '.join(machines)}. The trainings took {hours:.1f} hours, added up.{pixels}"

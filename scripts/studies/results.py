@@ -3,11 +3,12 @@
 import csv
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from engine.errors import UserError
 from scripts.studies.study import Cell, Study
 
 
@@ -22,7 +23,7 @@ class Outcome:
         last_loss: that of the last interval.
         crashed: whether the loss was not finite, or the accuracy stayed below the study's ``crash_below``.
         diverged_at: the step whose loss or gradient was not finite; None if all were finite.
-        seconds: time of the training, in which other cells ran beside it.
+        seconds: time of the training since its last start, in which other cells ran beside it.
     """
 
     top1: float | None
@@ -76,7 +77,7 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All rows in the file."""
-        return read_rows(self.path)
+        return read_rows(self.path, self.columns)
 
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """The cells that have not been trained with their present options."""
@@ -94,7 +95,7 @@ class Results:
         own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
         found = 0
         for path in sorted(self.path.parent.parent.glob("*/results.csv")):
-            for row in read_rows(path):
+            for row in read_rows(path, own):
                 if row["options"] in wanted and accepts(row):
                     cell = wanted.pop(row["options"])
                     self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
@@ -102,17 +103,16 @@ class Results:
         return found
 
     def of_study(self) -> list[Row]:
-        """The rows of the study's cells, in their order. Rows of other options, such as other scales, are left out."""
+        """The rows of the study's cells, in their order. Rows of other options stay in the file and are left out."""
         found = {row["options"]: row for row in self.rows()}
-        return [row for cell in self.study.cells() if (row := found.get(cell.recipe))]
+        return [found[cell.recipe] | cell.place for cell in self.study.cells() if cell.recipe in found]
 
     def add(self, row: Row) -> None:
-        """Add a row, in place of an earlier one of the same place and seed, and sort all as the study's cells."""
-        key = [*self.study.axes, "seed"]
-        order = {tuple([*cell.place.values(), str(cell.seed)]): n for n, cell in enumerate(self.study.cells())}
+        """Add a row, in place of an earlier one with the same options, and sort all as the study's cells."""
+        order = {cell.recipe: n for n, cell in enumerate(self.study.cells())}
         with self._locked():
-            kept = [other for other in self.rows() if any(other[k] != row[k] for k in key)]
-            rows = sorted([*kept, row], key=lambda r: order.get(tuple(r[k] for k in key), len(order)))
+            kept = [other for other in self.rows() if other["options"] != row["options"]]
+            rows = sorted([*kept, row], key=lambda r: order.get(r["options"], len(order)))
             part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             with part.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns, lineterminator="\n")
@@ -131,9 +131,23 @@ class Results:
             os.close(folder)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a table; none if there is no file."""
+def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
+    """All rows of a table; none if there is no file.
+
+    Raises:
+        UserError: if it lacks one of the columns, or a row is not complete.
+    """
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        try:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): restore it, or delete it") from error
+    if lacking := [column for column in columns if rows and column not in (reader.fieldnames or ())]:
+        raise UserError(f"{path} has no column '{lacking[0]}': restore it, or delete it")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}, line {number}, is not a whole row: delete this line, or restore the file")
+    return rows

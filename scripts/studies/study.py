@@ -1,22 +1,26 @@
 """A study: a grid of short trainings, and the claims that they are to test. ``conf/study/NAME.yaml`` describes one."""
 
+import hashlib
 import itertools
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.options import declared
 from engine.similar import nearest
+from scripts.studies.study_checks import load
 
 PROJECT = Path(__file__).resolve().parents[2]
 STUDIES = PROJECT / "conf/study"
 IN_ASCII = {"²": "2", "σ": "sigma_", "τ": "tau"}
-_PLACES = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
+# These options decide no result: where the images are, and how many processes decode them.
+_NOT_DECISIVE = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
+_NOT_DECISIVE |= {"max_workers"}
+SET_BY_THE_LAB = ("seed", "logger", "name", "output_dir", "checkpoint.every_minutes", "checkpoint.keep")
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,26 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``plain-1e-3-seed_0``: the name of its run directory, in characters that need no quotes anywhere."""
+        """``plain-1e-3-seed_0``, in characters that need no quotes anywhere."""
         labels = "-".join([*self.place.values(), f"seed_{self.seed}"])
         for letter, word in IN_ASCII.items():
             labels = labels.replace(letter, word)
         return re.sub(r"[^A-Za-z0-9.+_-]+", "_", labels)
 
     @property
-    def recipe(self) -> str:
-        """The options that decide the result, in the order of the alphabet, so that other studies find them.
+    def run_name(self) -> str:
+        """The name of its run directory. It is another one if the options are others, so that no run goes on in it."""
+        return f"{self.name}-{self.digest}"
 
-        Those are left out that a resume may change and that hold a path, such as where the images are. Of an option
-        that is there twice, the last value counts.
-        """
-        decisive = dict(option.partition("=")[::2] for option in self.options)
-        return " ".join(f"{key}={value}" for key, value in sorted(decisive.items()) if key not in _PLACES)
+    @property
+    def digest(self) -> str:
+        """Eight digits that stand for the options that decide the result."""
+        return hashlib.sha256(self.recipe.encode()).hexdigest()[:8]
+
+    @property
+    def recipe(self) -> str:
+        """The options that decide the result, in the order of the alphabet, so that other studies find them."""
+        return " ".join(sorted(_decisive(self.options), key=lambda option: option.partition("=")[0]))
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,17 @@ class Study:
     watch: dict[str, Any]
     scale: str
 
+    @property
+    def command(self) -> str:
+        """What a user types to get these trainings."""
+        scale = [] if self.scale == "laptop" else [f"scale={self.scale}"]
+        return shlex.join(["python", "scripts/lab.py", self.name, *scale, *_decisive(self.more)])
+
+    @property
+    def folder(self) -> str:
+        """Where its results are, in the folder of all results: each scale has its own page."""
+        return self.name if self.scale == "laptop" else f"{self.name}/{self.scale}"
+
     def cells(self) -> list[Cell]:
         """All cells, the first seed of every place before the second, so that a first picture comes early."""
         found = []
@@ -104,20 +124,23 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         more: further options of all cells.
 
     Raises:
-        UserError: if there is no such study or scale.
+        UserError: if there is no such study or scale, the file has a mistake, or an option is one that the lab sets.
     """
     known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     if name not in known:
         raise UserError(f"there is no study '{name}': {nearest(name, known)}")
-    written = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    written = load(STUDIES / f"{name}.yaml")
     if scale not in written["scales"]:
         raise UserError(f"the study {name} has no scale={scale}: choose {', '.join(written['scales'])}")
+    for option in more:
+        if (key := option.partition("=")[0]) in SET_BY_THE_LAB:
+            raise UserError(f"{key} cannot be typed here: the lab sets it for each training")
     sizes = written["scales"][scale]
     axes = {
         axis: {str(label): _spelled_out(options, sizes) for label, options in labels.items()}
         for axis, labels in written["axes"].items()
     }
-    return Study(
+    study = Study(
         name=name,
         title=written["title"],
         paper=written["paper"],
@@ -131,8 +154,31 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         watch=written.get("watch", {}),
         scale=scale,
     )
+    _refuse_equal_cells(study)
+    return study
+
+
+def _refuse_equal_cells(study: Study) -> None:
+    """Two labels with the same options would share one row."""
+    found: dict[str, Cell] = {}
+    for cell in study.cells():
+        if other := found.get(cell.recipe):
+            raise UserError(
+                f"the cells {other.name} and {cell.name} of {study.name} have the same options: remove a label, or the "
+                "option that you typed"
+            )
+        found[cell.recipe] = cell
+
+
+def _decisive(options: tuple[str, ...]) -> list[str]:
+    """The options that decide a result, as ``key=value``. Of an option that is there twice, the last value counts."""
+    last = dict(option.partition("=")[::2] for option in options)
+    return [f"{key}={value}" for key, value in last.items() if key not in _NOT_DECISIVE]
 
 
 def _spelled_out(options: list[str], sizes: dict[str, Any]) -> tuple[str, ...]:
     """The options, with those that the scale calls ``name`` in the place of ``$name``."""
-    return tuple(o for option in options for o in (sizes[option[1:]] if option.startswith("$") else [option]))
+    found: list[str] = []
+    for option in options:
+        found += sizes[option[1:]] if option.startswith("$") else [option]
+    return tuple(found)

@@ -80,7 +80,7 @@ class Trainer:
     def _train(self, cell: Cell) -> Outcome:
         if self.stopping:
             raise Stopped
-        folder = self.folder / cell.name
+        folder = self.folder / cell.run_name
         command = [
             sys.executable,
             str(PROJECT / "train.py"),
@@ -110,9 +110,9 @@ class Trainer:
             text=True,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then asks the cells to save
         )
-        self.running[cell.name] = process
+        self.running[cell.run_name] = process
         said = process.communicate()[1]
-        del self.running[cell.name]
+        del self.running[cell.run_name]
         if gpu:
             self.free.put(gpu)
         return process.returncode, said

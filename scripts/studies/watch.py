@@ -15,6 +15,7 @@ from engine.callbacks.instruments import of_each_layer
 from engine.run_dir import RunDirectory
 from scripts.studies import smoothness
 from scripts.studies.origin import commit_now
+from scripts.studies.results import read_rows
 from scripts.studies.study import Cell, Study
 from scripts.studies.training import Trainer, forget, visible_gpus
 
@@ -43,6 +44,7 @@ class Seen:
 
     Attributes:
         training: labels of its cell.
+        recipe: eight digits that stand for the options of its cell, see :class:`Cell`.
         step: optimizer step.
         key: name of the number in ``metrics.jsonl`` or ``smoothness.jsonl``. ``KIND/LAYER`` is the last one of a layer
             in ``stability.jsonl``.
@@ -51,6 +53,7 @@ class Seen:
     """
 
     training: str
+    recipe: str
     step: int
     key: str
     value: float
@@ -66,7 +69,7 @@ def watched_cells(study: Study) -> list[Cell]:
 
 
 def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) -> None:
-    """Train the watched cells that ``watched.csv`` lacks, add what they show, and draw it.
+    """Train the watched cells that ``watched.csv`` lacks, and add what they show.
 
     Args:
         study: the study.
@@ -77,28 +80,44 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
     """
     table, keys, kinds = folder / "watched.csv", study.watch.get("keys", ()), study.watch.get("layers", ())
     seen = read_seen(table)
-    done = {entry.training for entry in seen}
-    missing = [cell for cell in watched_cells(study) if _title(cell) not in done]
+    done, recipes = {entry.recipe for entry in seen}, _recipes(study)
+    missing = [cell for cell in watched_cells(study) if recipes[_title(cell)] not in done]
     trainer = Trainer(runs / "watched", study.crash_below, threads, visible_gpus())
-    for cell, _ in trainer.train_all(missing, at_once):
-        run_dir = trainer.folder / cell.name
+    for cell, outcome in trainer.train_all(missing, at_once):
+        run_dir = trainer.folder / cell.run_name
         found = [*_over_steps(run_dir, keys), *_of_layers(run_dir, kinds)]
-        seen += [Seen(_title(cell), *numbers, commit_now()) for numbers in found]
+        seen += [Seen(_title(cell), recipes[_title(cell)], *numbers, commit_now()) for numbers in found]
         forget(run_dir)
         _write(table, seen)
-    if seen:
-        draw_watched(study, seen, folder / "watched.png")
-        for kind in kinds:
-            draw_layers(kind, seen, folder / f"layers_{kind}.png")
+        print(f"watched: {_title(cell)}  {outcome.seconds:.0f} s", flush=True)
+        for name in {*keys, *kinds} - {key.partition("/")[0] for _, key, _ in found}:
+            print(f"warning: '{name}', which the study watches, is no number of this training")
+
+
+def draw_all(study: Study, folder: Path) -> list[str]:
+    """Draw what the watched trainings of a study show. Returns the names of the pictures."""
+    recipes = set(_recipes(study).values())
+    seen = [entry for entry in read_seen(folder / "watched.csv") if entry.recipe in recipes]
+    if not seen:
+        return []
+    draw_watched(study, seen, folder / "watched.png")
+    kinds = [kind for kind in study.watch.get("layers", ()) if any(e.key.startswith(f"{kind}/") for e in seen)]
+    for kind in kinds:
+        draw_layers(kind, seen, folder / f"layers_{kind}.png")
+    return ["watched.png", *(f"layers_{kind}.png" for kind in kinds)]
+
+
+def _recipes(study: Study) -> dict[str, str]:
+    """The recipes of the cells of the first seed, by title, without the instruments."""
+    return {_title(cell): cell.digest for cell in study.cells() if cell.seed == study.seeds[0]}
 
 
 def read_seen(table: Path) -> list[Seen]:
     """Read ``watched.csv``; nothing if it is not there."""
     if not table.is_file():
         return []
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [Seen(r["training"], int(r["step"]), r["key"], float(r["value"]), r["commit"]) for r in rows]
+    rows = read_rows(table, [field.name for field in fields(Seen)])
+    return [Seen(r["training"], r["recipe"], int(r["step"]), r["key"], float(r["value"]), r["commit"]) for r in rows]
 
 
 def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:

@@ -28,7 +28,7 @@ class Width:
 
 
 def width(rates: Sequence[float], means: Sequence[float], points: float = POINTS) -> Width:
-    """The width of the range in which the mean is at most ``points`` below the best one.
+    """The width of the range around the best rate in which the mean is at most ``points`` below the best one.
 
     Between two rates of the grid the mean is interpolated linearly over the logarithm of the rate.
 
@@ -37,20 +37,28 @@ def width(rates: Sequence[float], means: Sequence[float], points: float = POINTS
         means: mean top-1 in percent at each.
         points: see above.
     """
-    least = max(means) - points
-    octaves = 0.0
-    for i in range(len(rates) - 1):
-        low, high = sorted(means[i : i + 2])
-        good = 1.0 if low >= least else 0.0 if high < least else (high - least) / (high - low)
-        octaves += good * math.log2(rates[i + 1] / rates[i])
-    return Width(octaves, means[0] >= least or means[-1] >= least)
+    best, last = means.index(max(means)), len(means) - 1
+    least = means[best] - points
+    octaves, is_open = 0.0, False
+    for step, end in ((-1, 0), (1, last)):
+        here = best
+        while here != end and means[here + step] >= least:
+            octaves += abs(math.log2(rates[here + step] / rates[here]))
+            here += step
+        if here == end:
+            is_open = True
+        else:
+            inside = (means[here] - least) / (means[here] - means[here + step])
+            octaves += inside * abs(math.log2(rates[here + step] / rates[here]))
+    return Width(octaves, is_open)
 
 
 def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
     """The width of each row of a study's grid that has been run at every rate.
 
     Returns:
-        By the labels of all axes but the last. Empty if the labels of the last axis are not two or more learning rates.
+        By the labels of all axes but the last, without rows that crash at every rate. Empty if the labels of the last
+        axis are not two or more learning rates, ascending.
     """
     *down, across = study.axes
     labels = list(study.axes[across])
@@ -58,12 +66,12 @@ def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
         rates = [float(label) for label in labels]
     except ValueError:
         return {}
-    if len(rates) < 2:
+    if len(rates) < 2 or rates != sorted(rates):
         return {}
     found = {}
     for place in dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()):
         chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
         tops = [[float(r["top1"] or study.crash_below) for r in chosen if r[across] == label] for label in labels]
-        if all(tops):
+        if all(tops) and max(map(fmean, tops)) > study.crash_below:
             found[place] = width(rates, [fmean(values) for values in tops])
     return found

@@ -1,6 +1,7 @@
 """The lab: a study's grid through the real train.py, its table, its verdicts, and the theory at initialisation."""
 
 import ast
+import copy
 import csv
 import itertools
 import json
@@ -90,7 +91,8 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
     assert re.findall(r"^\S+-seed_\d", capsys.readouterr().out, re.MULTILINE) == ["adamw-1e-3-seed_1"]
     untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (before, rows_of(folder))]
     assert untimed[0] == untimed[1]
-    log = (folder / "runs/small/adamw-1e-3-seed_1/train.log").read_text()
+    (run_dir,) = (folder / "runs/small").glob("adamw-1e-3-seed_1-*")
+    log = (run_dir / "train.log").read_text()
     assert log.count("run: 1 epochs") == 2, "it was trained twice, from its first step"
     assert not list((folder / "runs").rglob("*.pt")) and "data.root" not in table.read_text()
     # The watched training has its instruments on, and is not trained again.
@@ -118,10 +120,13 @@ def test_a_lab_that_is_stopped_goes_on_in_the_middle_of_a_training(number, folde
     arguments = ("small", f"data.root={small_images}", f"to={folder}/to", f"runs={folder}/runs", *longer)
     starting = [sys.executable, "-c", program, *arguments]
     first = subprocess.Popen(starting, cwd=PROJECT, env=environment(), stderr=subprocess.PIPE, text=True)
-    metrics = folder / "runs/small/sgd-1e-3-seed_0/metrics.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") > 5):
+    while time.monotonic() < deadline:
+        found = [*(folder / "runs/small").glob("sgd-1e-3-seed_0-*/metrics.jsonl")]
+        if found and found[0].read_text().count("\n") > 5:
+            break
         time.sleep(0.05)
+    (metrics,) = found
     first.send_signal(number)
     first.wait(120)
     assert not (folder / "to/small/results.csv").exists()
@@ -140,7 +145,14 @@ def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
         (("smal",), "there is no study 'smal': did you mean small"),
         (("small", "phase=ini"), "phase=ini is unknown: choose all, init, train, watch, report"),
         (("small", "scale=huge"), "the study small has no scale=huge: choose laptop, gpu"),
-        (("small", "part=3/2"), "part=3/2 must be two numbers such as 3/8"),
+        (("small", "part=3/2"), "part=3/2 must be K/N, with K from 1 to N"),
+        (("small", "bororw=true"), "there is no argument 'bororw': did you mean borrow?"),
+        (("small", "seed=7"), "seed cannot be typed here: the lab sets it for each training"),
+        (("small", "phase=init"), "the study small has no phase=init"),
+        (
+            ("small", "optim.lr=1", "optim=sgd"),
+            "the cells sgd-1e-3-seed_0 and adamw-1e-3-seed_0 of small",
+        ),
         (("small", "fast"), "fast is no argument: type NAME=VALUE"),
         (("small", "at_once=0"), "at_once=0 must be a whole number above 0"),
     ):
@@ -149,7 +161,7 @@ def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
         assert said.startswith(f"error: {message}") and said.count("\n") == 1, said
     # A mistake in an option of the trainings is found by the first one.
     assert start(monkeypatch, "small", *places, "optim.rate=1", "data.root=unused", "at_once=1") == 2
-    assert re.match(r"error: the cell sgd-1e-3-seed_0 cannot be trained: .*optim\.rate", capsys.readouterr().err)
+    assert re.match(r"error: the cell sgd-1e-3-seed_0-\w+ cannot be trained: .*optim\.rate", capsys.readouterr().err)
     assert not list((folder / "to").rglob("*.csv"))
 
 
@@ -199,6 +211,91 @@ def test_a_prediction_outside_the_interval_is_not_confirmed():
     assert at_init._judge("", rule, rows).verdict == "not confirmed"
 
 
+WRONG_STUDIES = {
+    "needs 'title'": lambda s: s.pop("title"),
+    "has 'claim': did you mean claims?": lambda s: s.update(claim=s.pop("claims")),
+    "'seeds' of the study must be a list in […], not 2": lambda s: s.update(seeds=2),
+    "the scale gpu needs 'base'": lambda s: s["scales"]["gpu"].pop("base"),
+    "the scale laptop needs 'crash_below'": lambda s: s["scales"]["laptop"].pop("crash_below"),
+    "the scale gpu has no list 'ours': did you mean our?": lambda s: s["scales"]["gpu"].update(
+        our=s["scales"]["gpu"].pop("ours")
+    ),
+    "'sgd' of the axis method must be a list in […], not 'optim=sgd'": lambda s: s["axes"]["method"].update(
+        sgd="optim=sgd"
+    ),
+    "the claim 'AdamW is better' names method=sdg: choose sgd, adamw": lambda s: s["claims"][0]["rule"].update(
+        minus={"method": "sdg"}
+    ),
+    "the claim 'AdamW is better' names the axis 'methd': did you mean method?": lambda s: s["claims"][0]["rule"].update(
+        of={"methd": "sgd"}
+    ),
+    "the claim 'AdamW is better' names lr=0.001: choose 1e-3": lambda s: s["claims"][0]["rule"]["of"].update(lr=0.001),
+    "the rule of the claim 'AdamW is better' needs 'least'": lambda s: s["claims"][0]["rule"].pop("least"),
+    "has a rule of the kind 'better': choose difference or rescue": lambda s: s["claims"][0]["rule"].update(
+        kind="better"
+    ),
+    "has the column 'top_1': choose top1": lambda s: s["claims"][0]["rule"].update(column="top_1"),
+    "the watched cell ['sgd'] needs a label for each of method, lr": lambda s: s["watch"].update(cells=[["sgd"]]),
+    "the watched cell ['sgd', '1'] names lr=1: choose 1e-3": lambda s: s["watch"].update(cells=[["sgd", "1"]]),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_STUDIES)
+def test_a_mistake_in_a_study_file_is_one_line_before_the_first_training(folder, monkeypatch, capsys, said):
+    wrong = copy.deepcopy(STUDY)
+    WRONG_STUDIES[said](wrong)
+    (folder / "small.yaml").write_text(yaml.safe_dump(wrong, sort_keys=False))
+    assert start(monkeypatch, "small", f"to={folder}/to") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}/small.yaml: ") and said in error and error.count("\n") == 1, error
+
+
+def test_a_file_that_is_not_yaml_is_named_and_does_not_hide_the_other_studies(folder, monkeypatch, capsys):
+    (folder / "broken.yaml").write_text("title: x\nseeds: [0, 1\nscales: {}\n")
+    assert start(monkeypatch, "broken") == 2
+    assert re.match(rf"error: {folder}/broken.yaml, line \d is not YAML: .*\n$", capsys.readouterr().err)
+    assert start(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be read" in shown and "A small study" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "has no column 'method'"),
+        ("{header}\nsgd,1e-3,0\n", "line 2, is not a whole row"),
+        ("\x00\udcff", "cannot be read"),
+    ],
+)
+def test_a_damaged_table_is_named(folder, monkeypatch, capsys, text, said):
+    table = Results(folder / "to/small/results.csv", read_study("small"))
+    table.path.parent.mkdir(parents=True)
+    text = text.format(header=",".join(table.columns))
+    table.path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert start(monkeypatch, "small", f"to={folder}/to", "phase=report") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {table.path}") and said in error and error.count("\n") == 1, error
+
+
+def test_a_try_out_with_other_options_keeps_the_rows_and_has_pages_without_their_pictures(folder, monkeypatch):
+    full, short = read_study("small"), read_study("small", more=("max_steps=2", "max_workers=0"))
+    results = Results(folder / "to/small/results.csv", full)
+    cell, other = full.cells()[0], short.cells()[0]
+    assert "max_steps=2" in other.recipe and "max_workers" not in other.recipe and cell.run_name != other.run_name
+    for one, top1 in ((cell, "50.0"), (other, "20.0")):
+        results.add(
+            dict.fromkeys(results.columns, "1") | one.place | {"seed": "0", "top1": top1, "options": one.recipe}
+        )
+    assert [row["top1"] for row in results.of_study()] == ["50.0"]
+    assert [row["top1"] for row in Results(results.path, short).of_study()] == ["20.0"]
+    to = f"to={folder}/to"
+    assert start(monkeypatch, "small", to, "phase=report", "max_steps=2") == 0
+    assert "`python scripts/lab.py small max_steps=2` wrote" in (folder / "to/small/README.md").read_text()
+    assert start(monkeypatch, "small", to, "phase=report", "scale=gpu") == 0
+    page = (folder / "to/small/gpu/README.md").read_text()
+    assert "scripts/lab.py small scale=gpu" in page and "0 of 4 trainings" in page and "map.png" not in page
+
+
 def test_results_of_other_options_do_not_count(folder):
     found = read_study("small")
     results = Results(folder / "results.csv", found)
@@ -214,7 +311,8 @@ def test_results_of_other_options_do_not_count(folder):
 
 def test_a_study_takes_the_rows_of_the_same_trainings_from_another(folder, monkeypatch, capsys):
     """Whatever the other calls them, in whatever order its options are."""
-    other = STUDY | {"axes": {"how": {"A": ["optim.lr=1e-3", "optim=adamw"]}, "size": {"full": []}}}
+    axes = {"how": {"A": ["optim.lr=1e-3", "optim=adamw"]}, "size": {"full": []}}
+    other = STUDY | {"axes": axes, "claims": [], "watch": {}}
     (folder / "other.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
     cell = read_study("other").cells()[1]
     table = Results(folder / "to/other/results.csv", read_study("other"))

@@ -1,0 +1,108 @@
+"""Reads a study's file, and finds its mistakes before the first training."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.errors import UserError
+from engine.similar import nearest
+
+NEEDED = {"title": str, "paper": str, "seeds": list, "scales": dict, "axes": dict}
+MAY = {"claims": list, "init": dict, "watch": dict}
+KINDS: dict[Any, set[str]] = {
+    "difference": {"of", "minus", "least"},
+    "rescue": {"axis", "over", "fails", "hold", "points"},
+}
+COLUMNS = ("top1", "best_top1", "lowest_loss", "last_loss")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a study's file.
+
+    Raises:
+        UserError: if it is not YAML, lacks a part, or names a label or a list of options that it does not have.
+    """
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
+    try:
+        _check(written)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return written
+
+
+def _check(written: Any) -> None:
+    _keys(written, "the study", NEEDED, MAY)
+    for name, scale in written["scales"].items():
+        _keys(scale, f"the scale {name}", {"base": list, "crash_below": (int, float)}, dict.fromkeys(scale, object))
+    for axis, labels in written["axes"].items():
+        _keys(labels, f"the axis {axis}", {}, dict.fromkeys(labels, list))
+    _check_names(written)
+    for claim in written.get("claims", ()):
+        _check_claim(claim, written["axes"])
+    for labels in written.get("watch", {}).get("cells", ()):
+        if len(labels) != len(written["axes"]):
+            raise UserError(f"the watched cell {labels} needs a label for each of {', '.join(written['axes'])}")
+        for axis, label in zip(written["axes"], labels, strict=True):
+            _label(written["axes"], axis, label, f"the watched cell {labels}")
+
+
+def _check_names(written: dict[str, Any]) -> None:
+    """Each ``$name`` is a list in every scale."""
+    for name, scale in written["scales"].items():
+        lists = [scale["base"], *(options for labels in written["axes"].values() for options in labels.values())]
+        for option in (option for options in lists for option in options):
+            if str(option).startswith("$") and not isinstance(scale.get(option[1:]), list):
+                known = [key for key in scale if key not in ("base", "crash_below")]
+                raise UserError(f"the scale {name} has no list '{option[1:]}': {nearest(option[1:], known)}")
+
+
+def _check_claim(claim: Any, axes: dict[str, Any]) -> None:
+    _keys(claim, "a claim", {"says": str, "rule": dict}, {})
+    rule, of = claim["rule"], f"the claim '{claim['says']}'"
+    kind = rule.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"{of} has a rule of the kind '{kind}': choose {' or '.join(KINDS)}")
+    _keys(rule, f"the rule of {of}", dict.fromkeys(KINDS[kind], object), {"kind": str, "column": str})
+    if rule.get("column", "top1") not in COLUMNS:
+        raise UserError(f"{of} has the column '{rule['column']}': choose {', '.join(COLUMNS)}")
+    for place in (rule.get("of", {}), rule.get("minus", {})):
+        for axis, label in place.items():
+            _label(axes, axis, label, of)
+    if kind == "rescue":
+        for label in (rule["fails"], *rule["hold"]):
+            _label(axes, rule["axis"], label, of)
+        _label(axes, rule["over"], next(iter(axes.get(rule["over"], {})), None), of)
+
+
+def _label(axes: dict[str, Any], axis: str, label: Any, of: str) -> None:
+    if axis not in axes:
+        raise UserError(f"{of} names the axis '{axis}': {nearest(str(axis), list(axes))}")
+    labels = [str(known) for known in axes[axis]]
+    if str(label) not in labels:
+        raise UserError(f"{of} names {axis}={label}: choose {', '.join(labels)}")
+
+
+def _keys(found: Any, of: str, needed: dict[str, Any], may: dict[str, Any]) -> None:
+    """Check the names and types in a mapping."""
+    if not isinstance(found, dict):
+        raise UserError(f"{of} must be a mapping of names to values, not {found!r}")
+    _known(found, of, [*needed, *may])
+    for key, kind in (needed | may).items():
+        if key not in found and key in needed:
+            raise UserError(f"{of} needs '{key}'")
+        if key in found and not isinstance(found[key], kind):
+            what = {list: "a list in […]", dict: "a mapping of names to values", str: "text"}.get(kind, "a number")
+            raise UserError(f"'{key}' of {of} must be {what}, not {found[key]!r}")
+
+
+def _known(found: Iterable[Any], of: str, known: list[str]) -> None:
+    for key in found:
+        if key not in known:
+            raise UserError(f"{of} has '{key}': {nearest(str(key), [str(k) for k in known])}")
