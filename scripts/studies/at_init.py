@@ -193,7 +193,7 @@ def _judge_slope(says: str, rule: dict[str, Any], values: Sequence[float]) -> Ve
         return Verdict(says, words, CONFIRMED if low >= bound else NOT_CONFIRMED if high < bound else PARTLY, told)
     predicted = rule["predicts"]
     if "within" in rule:
-        words = f"the whole 95 % interval is within {rule['within']} of {predicted}; partly: a part of it is"
+        words = f"the whole 95 % interval is within {rule['within']} of {predicted}; partly: only a part is"
         inside = predicted - rule["within"] <= low and high <= predicted + rule["within"]
         touches = low <= predicted + rule["within"] and predicted - rule["within"] <= high
     else:

@@ -71,7 +71,10 @@ def judge(claim: dict[str, Any], rows: Sequence[Row], diverged: float = 0.0) -> 
 def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: float) -> Verdict:
     column = rule.get("column", "top1")
     unit = " points" if column == "top1" else ""
-    words = f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: only a part of the interval is"
+    words = (
+        f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: only a part of the "
+        "interval is"
+    )
     pairs = _by_seed(rows, rule["of"], column, diverged), _by_seed(rows, rule["minus"], column, diverged)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
     if len(seeds) < FEWEST_SEEDS:
