@@ -176,6 +176,8 @@ def main() -> int:
     own = [word for word in typed if word.startswith("steps=")]
     number = own[-1].removeprefix("steps=") if own else "100"
     try:
+        for key in {word.partition("=")[0] for word in typed} & {"step", "max_steps"}:
+            raise UserError(f"{key}= is no argument here: type steps=N for the steps of each training")
         if not number.isdecimal() or int(number) < 4:
             raise UserError(f"steps={number} must be a whole number of 4 or more")
         with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:

@@ -44,7 +44,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return means[int(outside * RESAMPLES)], means[int((1 - outside) * RESAMPLES) - 1]
 
 
-def judge(claim: dict[str, Any], rows: Sequence[Row], diverged: float = 0.0) -> Verdict:
+def judge(claim: dict[str, Any], rows: Sequence[Row], crash_below: float = 0.0) -> Verdict:
     """Judge a claim by its rule.
 
     Args:
@@ -55,27 +55,27 @@ def judge(claim: dict[str, Any], rows: Sequence[Row], diverged: float = 0.0) -> 
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of
               each of ``hold`` is within ``points`` of its own mean at its best rate, and of that of ``fails``.
         rows: the rows of the study.
-        diverged: top-1 that counts for a run whose loss was not finite.
+        crash_below: top-1 that counts for a run whose loss was not finite.
 
     Raises:
         UserError: if the rule has another kind.
     """
     rule = claim["rule"]
     if rule["kind"] == "difference":
-        return _difference(claim["says"], rule, rows, diverged)
+        return _difference(claim["says"], rule, rows, crash_below)
     if rule["kind"] == "rescue":
-        return _rescue(claim["says"], rule, rows, diverged)
+        return _rescue(claim["says"], rule, rows, crash_below)
     raise UserError(f"a rule of the kind '{rule['kind']}' is unknown: choose difference or rescue")
 
 
-def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: float) -> Verdict:
+def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: float) -> Verdict:
     column = rule.get("column", "top1")
     unit = " points" if column == "top1" else ""
     words = (
         f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: only a part of the "
         "interval is"
     )
-    pairs = _by_seed(rows, rule["of"], column, diverged), _by_seed(rows, rule["minus"], column, diverged)
+    pairs = _by_seed(rows, rule["of"], column, crash_below), _by_seed(rows, rule["minus"], column, crash_below)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
     if len(seeds) < FEWEST_SEEDS:
         return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there")
@@ -86,30 +86,36 @@ def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: 
     return Verdict(says, words, verdict, f"{fmean(values):+.2f}{unit}, {low:+.2f} to {high:+.2f} ({len(seeds)} seeds)")
 
 
-def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str, diverged: float) -> dict[str, float]:
+def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str, crash_below: float) -> dict[str, float]:
     labels = {axis: str(label) for axis, label in place.items()}
     chosen = [row for row in rows if all(row[axis] == label for axis, label in labels.items())]
-    return {row["seed"]: float(row[column] or diverged) for row in chosen}
+    return {row["seed"]: float(row[column] or crash_below) for row in chosen}
 
 
-def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: float) -> Verdict:
+def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: float) -> Verdict:
     over, axis, fails, points = rule["over"], rule["axis"], rule["fails"], rule["points"]
     words = (
         f"at some {over} every seed of {fails} crashes, while the mean of each of {', '.join(rule['hold'])} is within "
         f"{points} points of its own best mean and of the best of {fails}"
     )
-    means = {name: _means(rows, axis, name, over, diverged) for name in (fails, *rule["hold"])}
-    if not all(means.values()):
-        return Verdict(says, words, OPEN, "rows are missing")
+    means = {name: _means(rows, axis, name, over, crash_below) for name in (fails, *rule["hold"])}
+    if lacking := [name for name, values in means.items() if not values]:
+        return Verdict(says, words, OPEN, f"no rows of {', '.join(lacking)}")
+    of_fails = max(means[fails].values())
+    least = {name: max(*means[name].values(), of_fails) - points for name in rule["hold"]}
     failing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
-    least = {name: max(*means[name].values(), *means[fails].values()) - points for name in rule["hold"]}
-    found = [label for label in failing if all(means[name].get(label, 0) >= least[name] for name in least)]
+    held = [label for label in failing if all(means[name].get(label, 0.0) >= least[name] for name in least)]
 
-    def seeds(name: str, label: str) -> int:
-        return len(_by_seed(rows, {axis: name, over: label}, "top1", diverged))
+    def has_seeds(label: str) -> bool:
+        places = ({axis: name, over: label} for name in means)
+        return all(len(_by_seed(rows, place, "top1", crash_below)) >= FEWEST_SEEDS for place in places)
 
-    sure = [label for label in found if all(seeds(name, label) >= FEWEST_SEEDS for name in means)]
-    verdict = CONFIRMED if sure else OPEN if found else PARTLY if failing else NOT_CONFIRMED
+    if not failing:
+        verdict = NOT_CONFIRMED
+    elif not held:
+        verdict = PARTLY
+    else:
+        verdict = CONFIRMED if any(map(has_seeds, held)) else OPEN
     bests = ", ".join(f"{name} {max(values.values()):.2f}" for name, values in means.items())
     told = "; ".join(
         f"{label}: " + ", ".join(f"{name} {means[name][label]:.2f}" for name in least if label in means[name])
@@ -120,10 +126,10 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], diverged: floa
     return Verdict(says, words, verdict, evidence)
 
 
-def _means(rows: Sequence[Row], axis: str, name: str, over: str, diverged: float) -> dict[str, float]:
+def _means(rows: Sequence[Row], axis: str, name: str, over: str, crash_below: float) -> dict[str, float]:
     """The mean top-1 of a method at each label of another axis."""
     labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
-    return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", diverged).values()) for label in labels}
+    return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", crash_below).values()) for label in labels}
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -62,18 +63,15 @@ class Trainer:
             self.free.put(self.gpus[i % len(self.gpus)])
         with self._listening(), ThreadPoolExecutor(at_once) as pool:
             left = iter(cells)
-            waiting: dict[Future[Outcome], Cell] = {}
+            waiting = {pool.submit(self._train, cell): cell for cell in islice(left, at_once)}
             try:
-                while True:
-                    for cell in left:
-                        waiting[pool.submit(self._train, cell)] = cell
-                        if len(waiting) == at_once:
-                            break
-                    if not waiting:
-                        return
+                while waiting:
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
-                        yield waiting.pop(future), future.result()
+                        cell, outcome = waiting.pop(future), future.result()
+                        for following in islice(left, 1):  # begins while the caller works on this outcome
+                            waiting[pool.submit(self._train, following)] = following
+                        yield cell, outcome
             finally:
                 self._end()
 

@@ -67,6 +67,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys):
     for arguments, message in (
         (("steps=3", "model=cswin_tiny"), "steps=3 must be a whole number of 4 or more"),
         (("model=cswim_tiny",), "model=cswim_tiny is unknown: did you mean"),
+        (("step=6", "model=cswin_tiny"), "step= is no argument here: type steps=N"),
     ):
         monkeypatch.setattr(sys, "argv", ["lr_range.py", *arguments])
         assert lr_range.main() == 2
