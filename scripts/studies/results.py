@@ -5,11 +5,11 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engine.errors import UserError
-from scripts.studies.study import Cell, Study
+from scripts.studies.study import Cell, Study, study_names
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Results:
         return [cell for cell in cells if cell.recipe not in done]
 
     def borrow(self, cells: list[Cell], accepts: Callable[[Row], bool] = lambda row: True) -> int:
-        """Add the rows of cells that another study beside this one has trained. Returns how many.
+        """Add the rows of cells that another study has trained at the same scale. Returns how many.
 
         Args:
             cells: the cells.
@@ -94,7 +94,9 @@ class Results:
         wanted = {cell.recipe: cell for cell in self.missing(cells)}
         own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
         found = 0
-        for path in sorted(self.path.parent.parent.glob("*/results.csv")):
+        root = self.path.parents[len(Path(self.study.folder).parts)]
+        for name in study_names():
+            path = root / replace(self.study, name=name).folder / "results.csv"
             for row in read_rows(path, own):
                 if row["options"] in wanted and accepts(row):
                     cell = wanted.pop(row["options"])

@@ -115,6 +115,11 @@ class Study:
         return found
 
 
+def study_names() -> list[str]:
+    """The names of all studies."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
 def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> Study:
     """Read a study.
 
@@ -126,7 +131,7 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
     Raises:
         UserError: if there is no such study or scale, the file has a mistake, or an option is one that the lab sets.
     """
-    known = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    known = study_names()
     if name not in known:
         raise UserError(f"there is no study '{name}': {nearest(name, known)}")
     written = load(STUDIES / f"{name}.yaml")

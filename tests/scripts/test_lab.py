@@ -317,6 +317,8 @@ def test_a_study_takes_the_rows_of_the_same_trainings_from_another(folder, monke
     cell = read_study("other").cells()[1]
     table = Results(folder / "to/other/results.csv", read_study("other"))
     table.add(dict.fromkeys(table.columns, "7") | cell.place | {"seed": "1", "options": cell.recipe})
+    (folder / "to/language").mkdir()
+    (folder / "to/language/results.csv").write_text("loss\n2.0\n")  # no study's
     own = Results(folder / "to/small/results.csv", read_study("small"))
     assert own.borrow(own.study.cells(), lambda row: row["commit"] != "7") == 0
     assert own.borrow(own.study.cells()) == 1 and own.borrow(own.study.cells()) == 0
