@@ -25,7 +25,8 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     labels = list(study.axes[across])
     places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
     means = np.full((len(places), len(labels)), np.nan)
-    figure, axis = plt.subplots(figsize=(3.2 + 1.0 * len(labels), 2.0 + 0.42 * len(places)), constrained_layout=True)
+    size = (max(6.2, 3.2 + len(labels)), 2.0 + 0.42 * len(places))
+    figure, axis = plt.subplots(figsize=size, constrained_layout=True)
     for y, place in enumerate(places):
         for x, label in enumerate(labels):
             chosen = [r for r in rows if tuple(r[name] for name in down) == place and r[across] == label]
