@@ -46,6 +46,8 @@ def _check(written: Any) -> None:
     _check_names(written)
     for claim in written.get("claims", ()):
         _check_claim(claim, written["axes"])
+    if watch := written.get("watch"):
+        _keys(watch, "'watch'", {"keys": list, "cells": list}, {"layers": list, "options": list})
     for labels in written.get("watch", {}).get("cells", ()):
         if len(labels) != len(written["axes"]):
             raise UserError(f"the watched cell {labels} needs a label for each of {', '.join(written['axes'])}")

@@ -90,8 +90,9 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
         forget(run_dir)
         _write(table, seen)
         print(f"watched: {_title(cell)}  {outcome.seconds:.0f} s", flush=True)
-        for name in {*keys, *kinds} - {key.partition("/")[0] for _, key, _ in found}:
-            print(f"warning: '{name}', which the study watches, is no number of this training")
+    shown = {entry.key.partition("/")[0] for entry in seen}
+    for name in [name for name in (*keys, *kinds) if seen and name not in shown]:
+        print(f"warning: no watched training has the number '{name}'")
 
 
 def draw_all(study: Study, folder: Path) -> list[str]:

@@ -34,7 +34,7 @@ STUDY = {
         "gpu": {"crash_below": 15.0, "base": ["epochs=9"], "ours": ["optim=adamw"]},
     },
     "axes": {"method": {"sgd": ["optim=sgd"], "adamw": ["$ours"]}, "lr": {"1e-3": ["optim.lr=1e-3"]}},
-    "watch": {"keys": ["loss", "sigma_max"], "layers": ["diversity"], "cells": [["sgd", "1e-3"]]},
+    "watch": {"keys": ["loss", "sigma_max", "sigma_mox"], "layers": ["diversity"], "cells": [["sgd", "1e-3"]]},
     "claims": [
         {
             "says": "AdamW is better",
@@ -75,6 +75,7 @@ def test_a_row_that_was_deleted_is_computed_again_and_is_the_same(folder, small_
     assert [(row["method"], row["seed"]) for row in rows_of(folder)] == [("sgd", "0"), ("sgd", "1")]
     assert "not yet run" in capsys.readouterr().out
     assert start(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out.count("warning: no watched training has the number 'sigma_mox'\n") == 1
     before = rows_of(folder)
     places = [("sgd", "0"), ("adamw", "0"), ("sgd", "1"), ("adamw", "1")]
     assert [(row["method"], row["seed"]) for row in before] == places
@@ -235,6 +236,8 @@ WRONG_STUDIES = {
         kind="better"
     ),
     "has the column 'top_1': choose top1": lambda s: s["claims"][0]["rule"].update(column="top_1"),
+    "'watch' has 'layer': did you mean layers?": lambda s: s["watch"].update(layer=["diversity"]),
+    "'watch' needs 'keys'": lambda s: s["watch"].pop("keys"),
     "the watched cell ['sgd'] needs a label for each of method, lr": lambda s: s["watch"].update(cells=[["sgd"]]),
     "the watched cell ['sgd', '1'] names lr=1: choose 1e-3": lambda s: s["watch"].update(cells=[["sgd", "1"]]),
 }
