@@ -1,7 +1,6 @@
 """The lab: a study's grid through the real train.py, its table, its verdicts, and the theory at initialisation."""
 
 import ast
-import copy
 import csv
 import itertools
 import json
@@ -16,51 +15,13 @@ import pytest
 import yaml
 
 from engine.device import default_workers
-from scripts import lab
 from scripts.studies import at_init, study, training
 from scripts.studies.origin import claims_at
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
 from scripts.studies.watch import read_seen, watched_cells
-from tests.runs import PROJECT, SMALL, cached_settings, environment
-
-STUDY = {
-    "title": "A small study",
-    "paper": "a paper",
-    "seeds": [0, 1],
-    "scales": {
-        # Every run counts as crashed.
-        "laptop": {"crash_below": 101.0, "base": [*SMALL, "epochs=1", "max_steps=6"], "ours": ["optim=adamw"]},
-        "gpu": {"crash_below": 15.0, "base": ["epochs=9"], "ours": ["optim=adamw"]},
-    },
-    "axes": {"method": {"sgd": ["optim=sgd"], "adamw": ["$ours"]}, "lr": {"1e-3": ["optim.lr=1e-3"]}},
-    "watch": {"keys": ["loss", "sigma_max", "sigma_mox"], "layers": ["diversity"], "cells": [["sgd", "1e-3"]]},
-    "claims": [
-        {
-            "says": "AdamW is better",
-            "rule": {
-                "kind": "difference",
-                "of": {"method": "adamw", "lr": "1e-3"},
-                "minus": {"method": "sgd", "lr": "1e-3"},
-                "least": 90,
-            },
-        }
-    ],
-}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with a study called ``small``, where the lab looks for studies."""
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    monkeypatch.setattr(study, "STUDIES", tmp_path)
-    monkeypatch.setattr(lab, "STUDIES", tmp_path)
-    return tmp_path
-
-
-def start(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lab.py", *arguments])
-    return lab.main()
+from tests.runs import PROJECT, cached_settings, environment
+from tests.small_study import STUDY, start
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -210,56 +171,6 @@ def test_a_prediction_outside_the_interval_is_not_confirmed():
         for seed in (0, 1)
     ]
     assert at_init._judge("", rule, rows).verdict == "not confirmed"
-
-
-WRONG_STUDIES = {
-    "needs 'title'": lambda s: s.pop("title"),
-    "has 'claim': did you mean claims?": lambda s: s.update(claim=s.pop("claims")),
-    "'seeds' of the study must be a list in […], not 2": lambda s: s.update(seeds=2),
-    "the scale gpu needs 'base'": lambda s: s["scales"]["gpu"].pop("base"),
-    "the scale laptop needs 'crash_below'": lambda s: s["scales"]["laptop"].pop("crash_below"),
-    "the scale gpu has no list 'ours': did you mean our?": lambda s: s["scales"]["gpu"].update(
-        our=s["scales"]["gpu"].pop("ours")
-    ),
-    "'sgd' of the axis method must be a list in […], not 'optim=sgd'": lambda s: s["axes"]["method"].update(
-        sgd="optim=sgd"
-    ),
-    "the claim 'AdamW is better' names method=sdg: choose sgd, adamw": lambda s: s["claims"][0]["rule"].update(
-        minus={"method": "sdg"}
-    ),
-    "the claim 'AdamW is better' names the axis 'methd': did you mean method?": lambda s: s["claims"][0]["rule"].update(
-        of={"methd": "sgd"}
-    ),
-    "the claim 'AdamW is better' names lr=0.001: choose 1e-3": lambda s: s["claims"][0]["rule"]["of"].update(lr=0.001),
-    "the rule of the claim 'AdamW is better' needs 'least'": lambda s: s["claims"][0]["rule"].pop("least"),
-    "has a rule of the kind 'better': choose difference or rescue": lambda s: s["claims"][0]["rule"].update(
-        kind="better"
-    ),
-    "has the column 'top_1': choose top1": lambda s: s["claims"][0]["rule"].update(column="top_1"),
-    "'watch' has 'layer': did you mean layers?": lambda s: s["watch"].update(layer=["diversity"]),
-    "'watch' needs 'keys'": lambda s: s["watch"].pop("keys"),
-    "the watched cell ['sgd'] needs a label for each of method, lr": lambda s: s["watch"].update(cells=[["sgd"]]),
-    "the watched cell ['sgd', '1'] names lr=1: choose 1e-3": lambda s: s["watch"].update(cells=[["sgd", "1"]]),
-}
-
-
-@pytest.mark.parametrize("said", WRONG_STUDIES)
-def test_a_mistake_in_a_study_file_is_one_line_before_the_first_training(folder, monkeypatch, capsys, said):
-    wrong = copy.deepcopy(STUDY)
-    WRONG_STUDIES[said](wrong)
-    (folder / "small.yaml").write_text(yaml.safe_dump(wrong, sort_keys=False))
-    assert start(monkeypatch, "small", f"to={folder}/to") == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {folder}/small.yaml: ") and said in error and error.count("\n") == 1, error
-
-
-def test_a_file_that_is_not_yaml_is_named_and_does_not_hide_the_other_studies(folder, monkeypatch, capsys):
-    (folder / "broken.yaml").write_text("title: x\nseeds: [0, 1\nscales: {}\n")
-    assert start(monkeypatch, "broken") == 2
-    assert re.match(rf"error: {folder}/broken.yaml, line \d is not YAML: .*\n$", capsys.readouterr().err)
-    assert start(monkeypatch) == 0
-    shown = capsys.readouterr().out
-    assert "cannot be read" in shown and "A small study" in shown
 
 
 @pytest.mark.parametrize(

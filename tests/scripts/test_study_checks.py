@@ -1,0 +1,58 @@
+"""Mistakes in a study's file."""
+
+import copy
+import re
+
+import pytest
+import yaml
+
+from tests.small_study import STUDY, start
+
+WRONG_STUDIES = {
+    "needs 'title'": lambda s: s.pop("title"),
+    "has 'claim': did you mean claims?": lambda s: s.update(claim=s.pop("claims")),
+    "'seeds' of the study must be a list in […], not 2": lambda s: s.update(seeds=2),
+    "the scale gpu needs 'base'": lambda s: s["scales"]["gpu"].pop("base"),
+    "the scale laptop needs 'crash_below'": lambda s: s["scales"]["laptop"].pop("crash_below"),
+    "the scale gpu has no list 'ours': did you mean our?": lambda s: s["scales"]["gpu"].update(
+        our=s["scales"]["gpu"].pop("ours")
+    ),
+    "'sgd' of the axis method must be a list in […], not 'optim=sgd'": lambda s: s["axes"]["method"].update(
+        sgd="optim=sgd"
+    ),
+    "the claim 'AdamW is better' names method=sdg: choose sgd, adamw": lambda s: s["claims"][0]["rule"].update(
+        minus={"method": "sdg"}
+    ),
+    "the claim 'AdamW is better' names the axis 'methd': did you mean method?": lambda s: s["claims"][0]["rule"].update(
+        of={"methd": "sgd"}
+    ),
+    "the claim 'AdamW is better' names lr=0.001: choose 1e-3": lambda s: s["claims"][0]["rule"]["of"].update(lr=0.001),
+    "the rule of the claim 'AdamW is better' needs 'least'": lambda s: s["claims"][0]["rule"].pop("least"),
+    "has a rule of the kind 'better': choose difference or rescue": lambda s: s["claims"][0]["rule"].update(
+        kind="better"
+    ),
+    "has the column 'top_1': choose top1": lambda s: s["claims"][0]["rule"].update(column="top_1"),
+    "'watch' has 'layer': did you mean layers?": lambda s: s["watch"].update(layer=["diversity"]),
+    "'watch' needs 'keys'": lambda s: s["watch"].pop("keys"),
+    "the watched cell ['sgd'] needs a label for each of method, lr": lambda s: s["watch"].update(cells=[["sgd"]]),
+    "the watched cell ['sgd', '1'] names lr=1: choose 1e-3": lambda s: s["watch"].update(cells=[["sgd", "1"]]),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_STUDIES)
+def test_a_mistake_in_a_study_file_is_one_line_before_the_first_training(folder, monkeypatch, capsys, said):
+    wrong = copy.deepcopy(STUDY)
+    WRONG_STUDIES[said](wrong)
+    (folder / "small.yaml").write_text(yaml.safe_dump(wrong, sort_keys=False))
+    assert start(monkeypatch, "small", f"to={folder}/to") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}/small.yaml: ") and said in error and error.count("\n") == 1, error
+
+
+def test_a_file_that_is_not_yaml_is_named_and_does_not_hide_the_other_studies(folder, monkeypatch, capsys):
+    (folder / "broken.yaml").write_text("title: x\nseeds: [0, 1\nscales: {}\n")
+    assert start(monkeypatch, "broken") == 2
+    assert re.match(rf"error: {folder}/broken.yaml, line \d is not YAML: .*\n$", capsys.readouterr().err)
+    assert start(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be read" in shown and "A small study" in shown
