@@ -1,6 +1,5 @@
 """Reads a study's file, and finds its mistakes before the first training."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,7 @@ def _check(written: Any) -> None:
     for claim in written.get("claims", ()):
         _check_claim(claim, written["axes"])
     if watch := written.get("watch"):
-        _keys(watch, "'watch'", {"keys": list, "cells": list}, {"layers": list, "options": list})
-    for labels in written.get("watch", {}).get("cells", ()):
-        if len(labels) != len(written["axes"]):
-            raise UserError(f"the watched cell {labels} needs a label for each of {', '.join(written['axes'])}")
-        for axis, label in zip(written["axes"], labels, strict=True):
-            _label(written["axes"], axis, label, f"the watched cell {labels}")
+        _check_watch(watch, written["axes"])
 
 
 def _check_names(written: dict[str, Any]) -> None:
@@ -83,6 +77,15 @@ def _check_claim(claim: Any, axes: dict[str, Any]) -> None:
         _label(axes, rule["over"], next(iter(axes.get(rule["over"], {})), None), of)
 
 
+def _check_watch(watch: Any, axes: dict[str, Any]) -> None:
+    _keys(watch, "'watch'", {"keys": list, "cells": list}, {"layers": list, "options": list})
+    for labels in watch["cells"]:
+        if len(labels) != len(axes):
+            raise UserError(f"the watched cell {labels} needs a label for each of {', '.join(axes)}")
+        for axis, label in zip(axes, labels, strict=True):
+            _label(axes, axis, label, f"the watched cell {labels}")
+
+
 def _label(axes: dict[str, Any], axis: str, label: Any, of: str) -> None:
     if axis not in axes:
         raise UserError(f"{of} names the axis '{axis}': {nearest(str(axis), list(axes))}")
@@ -95,16 +98,12 @@ def _keys(found: Any, of: str, needed: dict[str, Any], may: dict[str, Any]) -> N
     """Check the names and types in a mapping."""
     if not isinstance(found, dict):
         raise UserError(f"{of} must be a mapping of names to values, not {found!r}")
-    _known(found, of, [*needed, *may])
+    for key in found:
+        if key not in (known := [*needed, *may]):
+            raise UserError(f"{of} has '{key}': {nearest(str(key), known)}")
     for key, kind in (needed | may).items():
         if key not in found and key in needed:
             raise UserError(f"{of} needs '{key}'")
         if key in found and not isinstance(found[key], kind):
             what = {list: "a list in […]", dict: "a mapping of names to values", str: "text"}.get(kind, "a number")
             raise UserError(f"'{key}' of {of} must be {what}, not {found[key]!r}")
-
-
-def _known(found: Iterable[Any], of: str, known: list[str]) -> None:
-    for key in found:
-        if key not in known:
-            raise UserError(f"{of} has '{key}': {nearest(str(key), [str(k) for k in known])}")
