@@ -9,9 +9,10 @@ The products with M run once per shape. All other work uses small square matrice
 for all matrices together. Nothing is read back to the host.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ VECTORS = 6
 # Weight of the old vectors in the new ones. It keeps the new vectors distinct in float32, even if the matrix maps many
 # vectors to almost the same one, or to zero.
 KEPT = 1e-2
+
+Name = TypeVar("Name")
 
 
 def start_vectors(count: int, columns: int, device: torch.device) -> Tensor:
@@ -61,6 +64,35 @@ def iterate(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor]
         turns = _gram_schmidt(torch.cat([torch.bmm(mix, mix.mT) for mix in mixed]))
         following = [torch.bmm(turn, mix) for turn, mix in zip(turns.split(counts), mixed, strict=True)]
     return list(squares.sqrt().split(counts)), following
+
+
+def estimate(
+    matrices: Mapping[Name, Tensor], vectors: Mapping[Name, Tensor], iterations: int
+) -> tuple[dict[Name, Tensor], dict[Name, Tensor]]:
+    """Estimate the largest singular values of matrices of any shapes; those of one shape are stacked.
+
+    Args:
+        matrices: by name, ``(count, rows, columns)`` each, all on one device.
+        vectors: by the same names, ``(count, VECTORS, columns)``, with orthonormal rows.
+        iterations: how often to call :func:`iterate`.
+
+    Returns:
+        By name the singular values ``(count,)``, and the next vectors.
+    """
+    shapes: dict[torch.Size, list[Name]] = defaultdict(list)
+    for name, stack in matrices.items():
+        shapes[stack.shape[1:]].append(name)
+    stacks = [torch.cat([matrices[name].float() for name in names]) for names in shapes.values()]
+    turned = [torch.cat([vectors[name] for name in names]) for names in shapes.values()]
+    for _ in range(iterations):
+        values, turned = iterate(stacks, turned)
+    sizes: dict[Name, Tensor] = {}
+    following: dict[Name, Tensor] = {}
+    for names, values_of_shape, vectors_of_shape in zip(shapes.values(), values, turned, strict=True):
+        counts = [len(matrices[name]) for name in names]
+        sizes |= dict(zip(names, values_of_shape.split(counts), strict=True))
+        following |= dict(zip(names, vectors_of_shape.split(counts), strict=True))
+    return sizes, following
 
 
 def _power(gram: Tensor) -> Tensor:

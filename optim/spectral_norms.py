@@ -1,13 +1,11 @@
 """Largest singular values of the weights that an optimizer trains, from vectors that are kept between readings."""
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import iterate, start_vectors
+from optim.power_iteration import estimate, start_vectors
 
 FIRST_ITERATIONS = 32  # from random vectors; for random matrices the values are then at most 0.2 % too low
 ITERATIONS = 3  # from vectors of the last reading, or AdamW²'s
@@ -38,32 +36,22 @@ class SpectralNorms:
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
         """Return the largest singular value of each matrix, a scalar on its device."""
-        shapes: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)  # each layer's matrices, by their shape
+        matrices: dict[str, Tensor] = {}  # by layer
         iterations = ITERATIONS
         for group in self.optimizer.param_groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 if group["cap"]:
                     layer, state = name.removesuffix(".weight"), self.optimizer.state.get(parameter, {})
-                    matrices = parameter.detach().reshape(group["splits"], -1, parameter[0].numel()).float()
-                    shapes[matrices.shape[1:]][layer] = matrices
+                    matrices[layer] = stack = parameter.detach().reshape(group["splits"], -1, parameter[0].numel())
                     if "vectors" in state:
                         self.vectors[layer] = state["vectors"][1]
                     elif layer not in self.vectors:
-                        self.vectors[layer] = start_vectors(len(matrices), matrices.shape[2], matrices.device)
+                        self.vectors[layer] = start_vectors(len(stack), stack.shape[2], stack.device)
                         iterations = FIRST_ITERATIONS
-        if not shapes:
+        if not matrices:
             return {}
-        stacks = [torch.cat(list(layers.values())) for layers in shapes.values()]
-        vectors = [torch.cat([self.vectors[layer] for layer in layers]) for layers in shapes.values()]
-        for _ in range(iterations):
-            values, vectors = iterate(stacks, vectors)
-        found: dict[str, Tensor] = {}
-        for layers, *results in zip(shapes.values(), values, vectors, strict=True):
-            counts = [len(matrices) for matrices in layers.values()]
-            for layer, own, kept in zip(layers, *(result.split(counts) for result in results), strict=True):
-                found |= _named(layer, own)
-                self.vectors[layer] = kept
-        return found
+        sizes, self.vectors = estimate(matrices, self.vectors, iterations)
+        return {name: value for layer, values in sizes.items() for name, value in _named(layer, values).items()}
 
 
 def _named(layer: str, values: Tensor) -> dict[str, Tensor]:

@@ -5,15 +5,12 @@ called spectral normalization: W ← W · min(1, limit / σ₁(W)). With such a 
 Lipschitz layers stays below a number that is known before training (:func:`models.lipschitz_bound`).
 """
 
-from collections import defaultdict
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import iterate, start_vectors
+from optim.power_iteration import estimate, start_vectors
 from optim.spectral_norms import FIRST_ITERATIONS
 
 # In each step, from the vectors of the step before. At ten times the usual learning rates, matrices then exceeded the
@@ -46,27 +43,22 @@ class WeightCap:
     @torch.no_grad()
     def __call__(self) -> None:
         """Scale every matrix that exceeds the limit down to it."""
-        shapes: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # parameters and their matrices
+        matrices: dict[Tensor, Tensor] = {}  # by parameter
         iterations = ITERATIONS
         for group in self.optimizer.param_groups:
             for parameter in group["params"] if group["cap"] else ():
                 if parameter.grad is not None:  # so the optimizer has made the parameter's state
-                    matrices = parameter.reshape(group["splits"], -1, parameter[0].numel())
-                    shapes[matrices.device, matrices.dtype, matrices.shape[1:]].append((parameter, matrices))
+                    matrices[parameter] = stack = parameter.reshape(group["splits"], -1, parameter[0].numel())
                     state = self.optimizer.state[parameter]
                     if VECTORS not in state:
-                        state[VECTORS] = start_vectors(len(matrices), matrices.shape[2], matrices.device)
+                        state[VECTORS] = start_vectors(len(stack), stack.shape[2], stack.device)
                         iterations = FIRST_ITERATIONS
-        if not shapes:
+        if not matrices:
             return
-        stacks = [torch.cat([matrices for _, matrices in members]).float() for members in shapes.values()]
-        kept = [[self.optimizer.state[p][VECTORS] for p, _ in members] for members in shapes.values()]
-        vectors = [torch.cat(each) for each in kept]
-        for _ in range(iterations):
-            sizes, vectors = iterate(stacks, vectors)
-        for members, size, old, new in zip(shapes.values(), sizes, kept, vectors, strict=True):
-            counts = [len(matrices) for _, matrices in members]
-            torch._foreach_copy_(old, list(new.split(counts)))
-            factors = (self.limit / size).clamp(max=1)[:, None, None]
-            for (parameter, matrices), factor in zip(members, factors.split(counts), strict=True):
-                parameter.copy_((matrices * factor.to(matrices.dtype)).view_as(parameter))
+        kept = {parameter: self.optimizer.state[parameter][VECTORS] for parameter in matrices}
+        sizes, vectors = estimate(matrices, kept, iterations)
+        torch._foreach_copy_(list(kept.values()), [vectors[parameter] for parameter in kept])
+        factors = (self.limit / torch.cat([sizes[parameter] for parameter in matrices])).clamp(max=1)[:, None, None]
+        counts = [len(stack) for stack in matrices.values()]
+        for (parameter, stack), factor in zip(matrices.items(), factors.split(counts), strict=True):
+            parameter.copy_((stack * factor.to(stack.dtype)).view_as(parameter))
