@@ -23,9 +23,9 @@ FUNCTIONS: dict[Op, Function] = {
     **dict.fromkeys((Op.SHEAR_X, Op.TRANSLATE_X, Op.ROTATE, Op.SHEAR_Y, Op.TRANSLATE_Y), warps.warp),
     Op.BLUR: image_ops.gaussian_blur,
 }
-# Images at a time: on a CPU as many as its caches hold, on a GPU as many as fit in memory beside a model. Rotations
-# need most memory: 0.9 GB for 64 images of 224 pixels.
-AT_ONCE = {"cpu": 1, "cuda": 64}
+# Pixels at a time. On a CPU, its caches hold them: one image of 224 pixels, or 16 of 32. On a GPU, they fit in memory
+# beside a model: 64 images of 224 pixels, for which rotations need 0.9 GB.
+PIXELS_AT_ONCE = {"cpu": 2**14, "cuda": 64 * 224**2}
 
 
 def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None, fill: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ def _operate_on(images: Tensor, layer: Layer) -> None:
         function, rows = run
         images[rows] = function(images[rows], layer[rows])
 
-    runs = _runs(layer.ops, AT_ONCE[images.device.type])
+    at_once = max(1, PIXELS_AT_ONCE[images.device.type] // images[0, 0].numel())
+    runs = _runs(layer.ops, at_once)
     if images.device.type == "cpu":
         in_parallel(operate, runs)
     else:

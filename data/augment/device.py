@@ -6,10 +6,14 @@ from numpy.typing import NDArray
 from timm.data.mixup import one_hot
 from torch import Tensor, nn
 
-from data.augment.auto_augment import AT_ONCE, carry_out
+from data.augment.auto_augment import carry_out
 from data.augment.device_draws import DeviceDraws
 from data.augment.mixing import Mix
 from data.transfer import send
+
+# Images whose boxes are filled at once, with noise for the smallest area that holds all these boxes. So the number
+# decides which noise an image gets.
+ERASED_AT_ONCE = {"cpu": 1, "cuda": 64}
 
 
 class DeviceAugment(nn.Module):
@@ -55,7 +59,7 @@ class DeviceAugment(nn.Module):
             images = carry_out(images, draws.auto, draws.cubic, self.fill)
         images = self.normalise(images)
         if draws.erase is not None:
-            at_once = AT_ONCE[images.device.type]
+            at_once = ERASED_AT_ONCE[images.device.type]
             generator = torch.Generator(images.device).manual_seed(draws.noise)
             for start in range(0, len(images), at_once):
                 _erase(images[start : start + at_once], draws.erase[start : start + at_once], generator)

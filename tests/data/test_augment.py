@@ -12,8 +12,7 @@ from timm.data.mixup import Mixup as TimmMixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from data.augment.auto_augment import AT_ONCE
-from data.augment.device import DeviceAugment
+from data.augment.device import ERASED_AT_ONCE, DeviceAugment
 from data.augment.device_draws import DeviceDraws
 from data.augment.levels import Op
 from data.augment.mixing import Cutmix, Mix, Mixup
@@ -77,7 +76,7 @@ def test_the_batch_given_stays_as_it_is(augment: DeviceAugment) -> None:
 def test_erasing_changes_only_the_box_and_fills_it_with_noise(
     augment: DeviceAugment, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(ERASED_AT_ONCE, "cpu", at_once)
     images, labels = make_batch(64)
     boxes = np.tile(np.array([3, 5, 20, 11], dtype=np.int32), (64, 1))
     boxes[1::2] = 0

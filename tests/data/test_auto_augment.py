@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import auto_augment as timm
 from torch import Tensor
 
-from data.augment.auto_augment import AT_ONCE, carry_out
+from data.augment.auto_augment import PIXELS_AT_ONCE, carry_out
 from data.augment.levels import LEVELS, Op, operations
 from data.augment.policies import AutoDraws, policies
 from data.draws import Stream, uniforms
@@ -99,8 +99,10 @@ def test_operations_done_together_as_on_a_gpu_change_no_pixel(images, monkeypatc
     batch = as_batch([*images, *(image.rotate(180) for image in images)]).repeat(6, 1, 1, 1)
     draws, fill = drawn(auto, len(batch)), torch.tensor(FILL, dtype=torch.uint8).view(1, 3, 1, 1)
     cubic = np.random.default_rng(0).random(draws.ops.shape) < 0.5
+    pixels = batch[0, 0].numel()
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", pixels)
     alone = carry_out(batch, draws, cubic, fill)
-    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", at_once * pixels)
     assert torch.equal(carry_out(batch, draws, cubic, fill), alone)
 
 
@@ -118,6 +120,7 @@ def test_threads_share_the_images_and_change_no_pixel(images, auto, set_threads)
 
 def fork_between_batches() -> None:
     torch.set_num_threads(2)
+    PIXELS_AT_ONCE["cpu"] = 1  # each image is work for a thread
     draws = the_same(Op.INVERT, 0, 4)
     batch = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     done(batch, draws)
