@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ import torch
 
 import models  # noqa: F401  registers the architectures
 from engine.hand_over import TrainedModel
+from tests.devices import DEVICES, run_on
 from tests.runs import PROJECT, SMALL, environment, metrics, run_here, train_here
 
 
-@pytest.fixture(scope="module")
-def run(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs with an average of its weights."""
+@pytest.fixture(scope="module", params=DEVICES)
+def run(request: pytest.FixtureRequest, small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs with an average of its weights. It is handed over on the CPU, wherever it was trained."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    train_here(*SMALL, f"data.root={small_images}", "name=a", f"output_dir={folder}", "ema=0.9", "optim.lr=4e-3")
+    options = (*SMALL, *run_on(request.param), "ema=0.9", "optim.lr=4e-3")
+    train_here(*options, f"data.root={small_images}", "name=a", f"output_dir={folder}")
     return folder
 
 
@@ -62,7 +65,10 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
 
 
 @pytest.mark.slow
-def test_a_model_of_timm_needs_none_of_our_code(small_images: Path, here: Path) -> None:
+def test_a_model_of_timm_needs_none_of_our_code(
+    small_images: Path, here: Path, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(1)  # as the other process has, because rounding depends on the number of threads
     options = ("model=timm", "model.name=resnet10t", "recipe=plain", "data=folder", f"data.root={small_images}")
     small = ("data.crop=32", "data.resize=32", "max_steps=2", "epochs=2", "batch_size=32", "logger=none", "device=cpu")
     train_here(*options, *small, "max_workers=0", "data.backend=torch", "name=r")
