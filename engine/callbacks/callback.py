@@ -16,7 +16,7 @@ class Callback:
     Attributes:
         state: saved with every checkpoint, and passed to the callback of the same name when the run resumes; None for a
             new run, and for a copy of a run under another name. It may contain only numbers, text, lists and dicts. A
-        state with anything else is not saved, because a checkpoint with it could not be read.
+            state with anything else is not saved, because a checkpoint with it could not be read.
     """
 
     state: dict[str, Any] | None = None

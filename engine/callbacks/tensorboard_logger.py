@@ -7,6 +7,7 @@ import matplotlib.image
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.callbacks.callback import Callback, best_top1, tagged
+from engine.callbacks.instruments import lines_so_far
 from engine.run import Run
 from engine.settings import as_container, flatten
 
@@ -16,21 +17,31 @@ class TensorBoardLogger(Callback):
 
     Args:
         run: the parts of the run.
-        state: the ``best_top1`` so far; None for a new run. A resumed run writes another event file, and TensorBoard
-            joins the files.
+        state: the ``best_top1`` so far, and the last ``step`` that is written; None if the run never had this logger.
+            Each start writes another event file. TensorBoard joins the files, and drops the steps that come again.
     """
 
     def __init__(self, run: Run, state: dict[str, Any] | None):
-        self.cfg = run.cfg
-        self.writer = SummaryWriter(str(run.directory.path / "tensorboard"))
-        self.state: dict[str, Any] = state or {"best_top1": None}
+        self.cfg, self.directory, self.first = run.cfg, run.directory, run.first
+        self.state: dict[str, Any] = {"best_top1": None, "step": 0 if state is None else run.first} | (state or {})
+        again = 0 if state is None else self.state["step"] + 1  # the first step that this file writes
+        self.writer = SummaryWriter(str(run.directory.path / "tensorboard"), purge_step=again)
+        self.is_behind = self.state["step"] < run.first
 
     def on_line(self, line: dict[str, Any]) -> None:
-        """Write the numbers of a line."""
+        """Write the numbers of a line, and before the first one those of steps that were taken without this logger."""
+        if self.is_behind:
+            self.is_behind, written = False, self.state["step"]
+            for earlier in lines_so_far(self.directory):
+                if written < earlier["step"] <= self.first:
+                    self._write(earlier)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
         for tag, value in tagged(line).items():
             if isinstance(value, int | float) and tag.rpartition("/")[2] != "epoch":
                 self.writer.add_scalar(tag, value, line["step"])
-        self.state["best_top1"] = best_top1(self.state["best_top1"], line)
+        self.state |= {"best_top1": best_top1(self.state["best_top1"], line), "step": line["step"]}
 
     def on_picture(self, name: str, path: Path, step: int) -> None:
         """Write the picture."""

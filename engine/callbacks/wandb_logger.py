@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.callbacks.callback import Callback, best_top1, tagged
-from engine.callbacks.instruments import of_each_layer
+from engine.callbacks.instruments import lines_so_far
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
 from engine.run import Run
 from engine.settings import as_container
@@ -132,11 +132,8 @@ class WandbLogger(Callback):
                     self.pictures |= {tag.removesuffix("/path") for tag in row if tag.endswith("/path")}
         if len(files) < self.state["starts"]:  # `wandb clean` removed files, which the server has
             self.kept_from = min((place for place, _ in self.held), default=step + 1)
-        for line in self.directory.read_metrics():
+        for line in lines_so_far(self.directory):
             self._log(line)
-        for reading in self.directory.read_stability():
-            place = {"split": "layers", "step": reading["step"], "epoch": reading["epoch"]}
-            self._log(place | of_each_layer(reading["layers"]))
         for name in ("batch", "val_batch"):  # these come once in a run, others again
             path = self.directory.plots / f"{name}.png"
             if name not in self.pictures and path.exists():

@@ -187,6 +187,26 @@ def test_tensorboard_gets_numbers_pictures_and_settings(logged):
     assert [e.step for e in again.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_tensorboard_has_each_step_once_however_the_run_went(small_images, here):
+    """It is killed before its first checkpoint, has no logger for two steps, loses two steps, and takes them again."""
+    common = (*SMALL, f"data.root={small_images}", "name=a", "monitor.every=1", "checkpoint.every_steps=1")
+    folder = here / "outputs/a"
+    train_here(*common, "logger=tensorboard", "max_steps=1")
+    shutil.rmtree(folder / "checkpoints")
+    train_here(*common, "max_steps=2")
+    train_here(*common, "logger=tensorboard", "max_steps=4")
+    shutil.copytree(folder / "checkpoints", here / "kept")
+    train_here(*common, "logger=tensorboard", "max_steps=6")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.move(here / "kept", folder / "checkpoints")
+    train_here(*common, "max_steps=5")  # without it again
+    train_here(*common, "logger=tensorboard", "max_steps=8")
+    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}).Reload()
+    for tag in ("train/loss", "stability/sigma_max", "sec/stages.0.0.attn.branch"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, 9)), tag
+    assert checkpoint(folder)["callbacks"]["tensorboard"]["best_top1"] is not None
+
+
 class Failing(Callback):
     """A user's callback that fails."""
 
