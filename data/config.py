@@ -116,11 +116,16 @@ class AugmentConfig:
         return any(getattr(self, name) > 0 for name in MIXES)
 
     def check(self) -> None:
-        """Refuse ranges that begin with the larger number.
+        """Refuse ranges that begin with the larger number, and mixing within groups of one image.
 
         Raises:
-            DataError: the message names the first such range.
+            DataError: the message says what is wrong.
         """
+        if self.mixes and self.mix_group == 1:
+            raise DataError(
+                "augment.mix_group=1 leaves no other image to mix with: set augment.mix_group=2 or more, or "
+                + " ".join(f"augment.{name}=0" for name in MIXES)
+            )
         for name in ("scale", "ratio"):
             if getattr(self, name) != sorted(getattr(self, name)):
                 raise DataError(f"augment.{name}={getattr(self, name)} must begin with the smaller number")

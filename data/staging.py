@@ -141,7 +141,7 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
             assert source is not None
             raise DataError(
                 f"data.stage_to copies large files, but the {split} images are in {source.layout}: "
-                "pack them with scripts/prepare_imagenet.py --layout shards, or leave data.stage_to out"
+                "leave data.stage_to out, or pack class folders with scripts/prepare_imagenet.py --layout shards"
             )
         place = _place(cfg, root)
         copies += [

@@ -9,6 +9,7 @@ from timm.data.mixup import cutmix_bbox_and_lam
 
 from data.augment.mixing import Cutmix, Mix, Mixup
 from data.config import MIXES, AugmentConfig
+from data.errors import DataError
 from tests.plans import SIDE, make_plan
 
 GROUPS = 4000
@@ -34,6 +35,15 @@ def test_each_option_is_known_as_a_mix_or_as_none() -> None:
     no_mix = {"scale", "ratio", "hflip", "auto_augment", "color_jitter", "repeats", "mixup_prob", "mixup_switch_prob"}
     no_mix |= {"mix_group", "random_erasing", "label_smoothing"}
     assert {field.name for field in fields(AugmentConfig)} - no_mix == set(MIXES)
+
+
+def test_groups_of_one_image_cannot_be_mixed() -> None:
+    AugmentConfig(mix_group=1).check()
+    message = (
+        "augment.mix_group=1 leaves no other image to mix with: set augment.mix_group=2 or more, or augment.mixup=0"
+    )
+    with pytest.raises(DataError, match=message):
+        AugmentConfig(mix_group=1, cutmix=1.0).check()
 
 
 def test_as_many_groups_are_mixed_and_cut_as_asked_for() -> None:
