@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -54,7 +55,7 @@ def explain(error: BaseException, entry: str) -> str:
     if match := re.search(r"Value '(.*?)' is not a valid bool", message):
         return f"{_key_in(message)}: '{match[1]}' is not true or false"
     if "is not a ListConfig" in message:
-        return f"{_key_in(message)} takes a list of values in brackets, such as [0.5,0.5,0.5]"
+        return f"{_key_in(message)} takes a list of values in brackets{_as_list(message)}"
     if re.search(r"NoneType'? is not a subclass", message):
         return f"{_key_in(message).partition('[')[0]} cannot contain null"
     if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
@@ -76,6 +77,11 @@ def _as_text(message: str) -> str:
     typed = re.search(r"Error merging override (.*)", message)
     key, _, value = typed[1].partition("=") if typed else ("", "", "")
     return f", {in_shell(key, [value])}" if typed else ""
+
+
+def _as_list(message: str) -> str:
+    typed = re.search(r"Error merging override ([^\s=]+)=(\S+)", message)
+    return f", such as '{typed[1]}=[{typed[2]},{typed[2]}]'" if typed else ""
 
 
 def one_line(message: str) -> str:
@@ -140,7 +146,24 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
         return f"{key} has a new name: type {RENAMED[key]}=…"
     if key.startswith(NEW_KEYS):
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
+    if file := _file_with(key):
+        return f"{file} sets '{key}', which is no option: correct it or remove it there"
     return f"there is no option '{key}': {nearest(key, sorted(_all_keys(entry)))}"
+
+
+def _file_with(key: str) -> str | None:
+    """Return the chosen config file that sets an option which the user did not type; None if there is none."""
+    typed = [argument.lstrip("+~").partition("=") for argument in sys.argv[1:]]
+    if any(name == key for name, *_ in typed):
+        return None
+    folders = [CONF, *(Path(value) for name, _, value in typed if name == "--config-dir")]
+    entry = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", re.MULTILINE)
+    for group, _, name in typed:
+        for folder in folders:
+            file = folder / group / f"{name}.yaml"
+            if group in groups() and file.is_file() and entry.search(file.read_text(encoding="utf-8")):
+                return f"conf/{group}/{name}.yaml" if folder is CONF else str(file)
+    return None
 
 
 def _all_keys(entry: str) -> set[str]:

@@ -39,11 +39,12 @@ def watching_blocks(model: nn.Module) -> Iterator[dict[str, BlockReport]]:
     """In this context every forward pass of the model fills a dictionary with reports by block name."""
     reports: dict[str, BlockReport] = {}
     prefix = getattr(model, "num_prefix_tokens", 0)  # timm's name for the number of class and register tokens
+    layout = getattr(model, "output_fmt", None)  # timm's name for the layout of features: NCHW, NHWC or NLC
 
     def reader(name: str) -> Any:
         def read(block: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim in (3, 4):
-                reports[name] = _report(_tokens(block, output.detach().float(), prefix))
+                reports[name] = _report(_tokens(block, output.detach().float(), prefix, layout))
 
         return read
 
@@ -60,13 +61,16 @@ def _report(tokens: Tensor) -> BlockReport:
     return BlockReport(tokens.square().mean().sqrt(), diversity)
 
 
-def _tokens(block: nn.Module, output: Tensor, prefix: int) -> Tensor:
+def _tokens(block: nn.Module, output: Tensor, prefix: int, layout: str | None) -> Tensor:
     """A block's output as ``(batch, tokens, channels)``, without class and register tokens."""
     if output.ndim == 3:
         return output[:, prefix:] if output.shape[1] > prefix + 1 else output
-    # Transformers have channels last, convolutional networks first. The lengths of the block's vectors show which.
+    # Transformers have channels last, convolutional networks first. Where the model does not say which, the lengths of
+    # the block's vectors show it.
     sizes = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
     is_first = output.shape[1] in sizes and output.shape[3] not in sizes
+    if layout in ("NCHW", "NHWC"):
+        is_first = layout == "NCHW"
     return output.flatten(2).mT if is_first else output.flatten(1, 2)
 
 

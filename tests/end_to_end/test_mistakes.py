@@ -49,7 +49,7 @@ MISTAKES = [
     (["data.mean=[123.675,116.28,103.53]"], r"data\.mean=.* is for pixels from 0 to 255; .*: set \[0\.485, "),
     (["compile=yes"], r"compile=yes is unknown: choose auto, true, false$"),
     (["channels_last=maybe"], r"channels_last: 'maybe' is not true or false"),
-    (["data.mean=0.5"], r"data\.mean takes a list of values in brackets"),
+    (["data.mean=0.5"], r"data\.mean takes a list of values in brackets, such as 'data\.mean=\[0\.5,0\.5\]'"),
     (["checkpoint=https://a.b/c.pth"], r"is a web address: download the file"),
     (["--config-name=eval"], r"train\.py reads conf/train\.yaml: leave out --config-name"),
     (["data.backend=dalli"], r"data.backend=dalli is unknown: did you mean dali"),
@@ -158,10 +158,14 @@ def test_mistakes_get_one_line(overrides, message, fails):
     [
         ("name: deit_tiny", r"the file of deit_tiny in conf/model/ names no family: begin it with .*FAMILY@_here_"),
         ("defaults: [/schema/model/vti@_here_]", r"conf/model/mine.yaml: there is no family vti: did you mean vit\?"),
+        (
+            "defaults: [/schema/model/vit@_here_]\nkernels: 5",
+            r"/model/mine.yaml sets 'model.kernels', which is no option: correct it or remove it there",
+        ),
     ],
-    ids=["none", "unknown"],
+    ids=["no family", "an unknown family", "an unknown option"],
 )
-def test_a_model_s_file_without_a_family(file, message, fails, tmp_path):
+def test_a_mistake_in_a_model_s_file(file, message, fails, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine.yaml").write_text(file)
     assert re.search(message, fails(f"--config-dir={tmp_path}", "model=mine", "recipe=plain", "data=synthetic"))

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 import models  # noqa: F401  (registers the models)
 from optim import AdamW2
@@ -127,6 +128,26 @@ def test_diversity_is_correct_for_a_map_with_channels_first():
     report = block_report(model, images)["layer1.0"]
     tokens = outputs["first"].detach().permute(0, 2, 3, 1).reshape(2, 16 * 16, 64)
     assert report.diversity.item() == pytest.approx(token_diversity(tokens).mean().item(), rel=1e-5)
+
+
+class MapBlock(nn.Module):
+    """A block of a convolutional network whose maps are as wide as they have channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_a_model_that_names_the_layout_of_its_maps_is_read_so():
+    model, images = nn.Sequential(MapBlock()), torch.randn(2, 6, 6, 6)
+    maps = model(images).detach()
+    for layout, tokens in (("NCHW", maps.flatten(2).mT), ("NHWC", maps.flatten(1, 2))):
+        model.output_fmt = layout
+        diversity = block_report(model, images)["0"].diversity.item()
+        assert diversity == pytest.approx(token_diversity(tokens).mean().item(), rel=1e-5), layout
 
 
 def test_sec_is_computed_for_each_head():
