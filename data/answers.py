@@ -45,7 +45,7 @@ def read_list(file: str) -> list[list[str]]:
             if line.strip()
         ]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', error)})") from error
+        raise DataError(f"sets.labels={file} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if {len(words) for words in lines} not in ({1}, {2}):
         raise DataError(f"sets.labels={file}: write one label on each line, or 'name label' on each line")
     return lines

@@ -195,15 +195,17 @@ def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
 
 
 def _is_root(place: Path, data: DataConfig) -> bool:
-    """Whether the place is a ``data.root`` whose split ``val`` is no folder of images, and has no class folders."""
+    """Whether the place serves as ``data.root``.
+
+    Then it has no folders but those of the splits, and ``val`` is in shards, tar files or a zip file.
+    """
     if place.is_dir() and set(_subfolders(place)) - {data.train_split, "val"}:
         return False
     return source_kind(_rooted(place, "val", data), "val") is not FolderSource
 
 
 def _rooted(root: Path, split: str, data: DataConfig) -> DataConfig:
-    backend = "auto" if data.backend == "synthetic" else data.backend
-    return dataclasses.replace(data, name="eval", root=str(root), split=split, archive=None, backend=backend)
+    return dataclasses.replace(data, name="eval", root=str(root), split=split, archive=None)
 
 
 def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:

@@ -20,8 +20,9 @@ class BatchGeometry:
         mix_group: images in a group; the last group of a batch may be smaller.
         world_size: number of processes.
         rank: number of this process.
-        micro_batch_size: most images a process takes at once, in whole groups; ``None``: its whole share. All
-            processes take equally many micro-batches, so a process with a larger share may take one group more.
+        micro_batch_size: most images a process takes at once, in whole groups, and at least one group; ``None``:
+            its whole share. All processes take equally many micro-batches, so a process with a larger share may take
+            one group more.
 
     Raises:
         DataError: if there are fewer groups than processes.

@@ -60,7 +60,7 @@ class Copy:
 
 
 def staged(cfg: DataConfig) -> DataConfig:
-    """The options that open the copy; the options themselves without ``data.stage_to``."""
+    """The options that open the copy; the same options if ``data.stage_to`` is null."""
     if cfg.stage_to is None:
         return cfg
     root = Path(str(with_root(cfg).root))
@@ -77,14 +77,14 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
         return
     root = Path(str(with_root(cfg).root))
     copies = _copies(cfg, root, splits)
-    place = _folder(_place(cfg, root))
-    with _only_one(place) as is_alone:
+    folder = _folder(_place(cfg, root))
+    with _only_one(folder) as is_alone:
         missing = [copy for copy in copies if not copy.is_done]
-        for left in place.rglob(f"{PARTIAL}*") if is_alone else ():  # a killed start has left it
+        for left in folder.rglob(f"{PARTIAL}*") if is_alone else ():  # a killed start has left it
             left.unlink()
-        _refuse_full(place, missing)
+        _refuse_full(folder, missing)
         if missing:
-            log.info("copying %s to %s (once)", root, place)
+            log.info("copying %s to %s (once)", root, folder)
         total = sum(copy.size for copy in missing)
         with (
             ThreadPoolExecutor(AT_ONCE) as pool,
@@ -99,7 +99,7 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
 
 def staging_check(cfg: DataConfig, splits: Sequence[str]) -> Callable[[], bool]:
     """A function that says whether the copy is complete, for processes that wait. It may be called once the splits are
-    prepared, and opens them only once. It says yes without ``data.stage_to``.
+    prepared, and opens them only once. If ``data.stage_to`` is null, it says yes.
     """
 
     @cache

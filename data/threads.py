@@ -20,7 +20,7 @@ def single_torch_threads(count: int) -> ThreadPoolExecutor:
     slowest thread.
     """
     own = torch.get_num_threads()
-    all_there = Barrier(count)
+    all_there = Barrier(count)  # all threads start now, and set their own number before the number here is set again
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     for thread in [pool.submit(all_there.wait) for _ in range(count)]:
         thread.result()

@@ -37,7 +37,8 @@ def attentive(stream: Generator[T, None, None], look: Callable[[], object], ahea
         for _ in range(ahead):
             asked.put(True)
         while True:
-            asked.put(waits := True)
+            waits = True
+            asked.put(waits)
             is_item, item = _answer(given, look)
             waits = False
             if not is_item:

@@ -48,10 +48,10 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
             copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, side, side, device="meta"))
     except ValueError as error:
         cut = " + ".join(map(str, sizes))
-        group, whole = geometry.mix_group, geometry.batch_size - 1
+        group, processes = max(geometry.mix_group, 2), geometry.world_size
         raise UserError(
             f"batch_size={geometry.batch_size} is split into {cut} images, but BatchNorm cannot train on one image: "
-            f"set batch_size to a multiple of augment.mix_group={group}" + (f", or to {whole}" if whole > 1 else "")
+            f"set batch_size to a multiple of augment.mix_group={group}, {group * processes} or more"
         ) from error
 
 

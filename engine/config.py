@@ -38,7 +38,7 @@ class MonitorConfig:
 
     every: int = field(default=200, metadata={"least": 0})  # optimizer steps between readings of all layers; 0: none
     images: int = field(default=16, metadata={"above": 0})  # images of the batch for reading attention and blocks
-    history: int = field(default=64, metadata={"least": 0})  # steps in the record of a loss spike; 0: no records
+    history: int = field(default=64, metadata={"least": 0})  # steps in a loss spike's record, 16 at least; 0: none
 
 
 @dataclass

@@ -105,7 +105,7 @@ class World:
     def patient(self, afterwards: float) -> Iterator[None]:
         """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait.
 
-        The price: a process that is lost in this time is not missed before it is over. At the end all meet again.
+        The price: a process that is lost in this time is noticed only when it is over. At the end all meet again.
 
         Args:
             afterwards: seconds that processes wait for each other after this.

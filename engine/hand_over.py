@@ -67,7 +67,7 @@ class TrainedModel:
             UserError: if the folder cannot be written.
         """
         crop_pct = self.side / evaluation_side(self.data)
-        if int(self.side / crop_pct) != evaluation_side(self.data):  # timm computes the longer side back, rounding down
+        if int(self.side / crop_pct) != evaluation_side(self.data):  # timm computes this side so, and rounds down
             crop_pct = math.nextafter(crop_pct, 0)
         data = {
             "input_size": (3, self.side, self.side),

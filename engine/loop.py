@@ -103,8 +103,8 @@ class TrainLoop:
             in_step = self.run.step.stage != "between steps"
             lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
             self._save_whole_steps()
-            if said := lost or self._in_one_line(error, in_step):
-                raise said from error
+            if instead := lost or self._in_one_line(error, in_step):
+                raise instead from error
             raise
         finally:
             self.callbacks.on_end()
@@ -136,7 +136,8 @@ class TrainLoop:
         if not read_now and not self._stop_is_wanted():
             return
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
-        # The group starts with a long time-out, which covers the compilation in the first step. Its reading ends that.
+        # The group starts with a long time-out, which covers the compilation in the first step. The reading
+        # after that step sets the usual one.
         with self.world.patient(afterwards=self.cfg.ddp_timeout):
             self._report(reading)
             stop_wanted, save_wanted = reading.votes
@@ -191,7 +192,7 @@ class TrainLoop:
         self.callbacks.on_line({"split": "val"} | self.length.place(self.done) | scores.as_dict())
         if self.world.is_main and self.run.checkpoints.is_last(self.done):
             self.run.checkpoints.add_validation(self._changed_by_validation(), is_best)
-        elif is_best or self.saved == self.done:
+        elif is_best or self.saved == self.done:  # last.pt is not of this step, or this is not the first process
             self._save(is_best)
 
     def _save(self, is_best: bool) -> None:
@@ -266,7 +267,7 @@ def too_many_at_once(geometry: BatchGeometry) -> str:
     It suggests the next smaller power of two in whole mix groups. How much would fit is unknown after such an error.
     """
     images, group = geometry.largest_micro_batch, geometry.mix_group
-    power = 1 << (images - 1).bit_length() >> 1
+    power = 1 << (images - 1).bit_length() >> 1  # the largest power of two below
     smaller = max(power // group * group, group)
     what = f"micro_batch_size={smaller}" if smaller < images else "model.grad_checkpointing=true, or use more GPUs"
     return f"the GPU has too little memory for {images} images at once: set {what}"

@@ -87,8 +87,8 @@ def most_images(memory: StepMemory, free: int, mix_group: int) -> int:
 def step_memory(cfg: TrainConfig, runtime: Runtime, model: nn.Module) -> StepMemory:
     """Measure steps of a copy of the model with two small batches, and return the line through both.
 
-    LipsFormers use plain operations here. These keep more than the Triton kernel does, but need no choice between the
-    two.
+    LipsFormers use plain operations here. These keep more than the Triton kernel does, but need no timing of
+    both.
     """
     trained = copy.deepcopy(model).to(runtime.device).train()
     set_kernels(trained, "torch")

@@ -36,7 +36,7 @@ class Reading:
     Attributes:
         steps: the numbers of each step.
         loss: mean training loss.
-        grad_norm: mean norm of the gradient before clipping.
+        grad_norm: mean norm of the gradient before clipping. In fp16, one that is not finite counts as 0.
         images_per_second: sum over all processes.
         seconds_per_step: time of the first process, so that all processes use the same number.
         data_wait: share of the time in which the device had no data, on the process that waited longest.

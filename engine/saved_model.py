@@ -30,9 +30,9 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
             model.
         ModelError: if the file cannot be read.
     """
-    if checkpoint is None and not needed:
-        return None
     if checkpoint is None:
+        if not needed:
+            return None
         raise UserError("no checkpoint: add checkpoint=PATH, such as outputs/quickstart/checkpoints/last.pt")
     path = Path(checkpoint)
     if not path.exists():

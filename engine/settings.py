@@ -46,9 +46,9 @@ def eval_settings(
 ) -> EvalConfig:
     """Return the settings of an evaluation.
 
-    For a checkpoint of this project, model and data come from its run, unless the user chose others with ``model=`` or
-    ``data=``. For other weights, images are prepared as the model's timm registration says, unless the user typed
-    ``data=``. Single options that the user typed, such as ``data.crop``, override both.
+    For a checkpoint of this project, model, data and precision come from its run, unless the user chose others with
+    ``model=``, ``data=`` and so on. For other weights, images are prepared as the model's timm registration says,
+    unless the user typed ``data=``. Single options that the user typed, such as ``data.crop``, override both.
 
     Args:
         composed: the config from Hydra.

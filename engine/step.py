@@ -102,7 +102,7 @@ class TrainStep:
         self.loss = training_loss(cfg)
         self.watcher: UpdateWatcher | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # The values that forward passes change, such as running statistics, and a copy from before the current step.
+        # All buffers in the state, such as running statistics, and a copy from before the current step.
         self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
         self.statistics_before = [torch.empty_like(value) for value in self.statistics]
         self.stage = "between steps"  # | "gradients" | "update"

@@ -1,4 +1,4 @@
-"""The micro-batches of a training run, augmented and with targets. A GPU makes them beside the step before."""
+"""The micro-batches of a training run, augmented and with targets. A GPU makes them during the step before."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator

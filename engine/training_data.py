@@ -28,7 +28,7 @@ from engine.signals import StopRequest
 from engine.training_batches import TrainBatches, prepare
 
 # Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/memory.py).
-WITHOUT_GPU = 128
+UNMEASURED = 128
 
 
 class TrainingData:
@@ -45,7 +45,7 @@ class TrainingData:
     def __init__(self, cfg: TrainConfig, runtime: Runtime):
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
-        at_once = WITHOUT_GPU if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
+        at_once = UNMEASURED if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
         self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
@@ -97,14 +97,14 @@ def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet
     """Open the training and the validation split, and check them."""
     splits = (cfg.data.train_split, cfg.data.split)
 
-    def prepare() -> None:
+    def index_and_stage() -> None:
         # The smaller validation split comes first, so that a mistake in it is found before the long indexing.
         for split in reversed(splits):
             open_split(cfg.data, split, cfg.model.num_classes)
         stage(cfg.data, splits)
 
     data, is_staged = staged(cfg.data), staging_check(cfg.data, splits)
-    runtime.world.first_on_machine(prepare, lambda: is_prepared(cfg.data, splits) and is_staged())
+    runtime.world.first_on_machine(index_and_stage, lambda: is_prepared(cfg.data, splits) and is_staged())
     train_set, val_set = (open_split(data, split, cfg.model.num_classes) for split in splits)
     refuse_different_classes(train_set.index.classes, val_set.index.classes)
     images = len(subset_rows(train_set.index.targets, cfg.data.subset))

@@ -81,7 +81,7 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
     state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
     seconds_at_peak = _seconds_at_peak(model, cfg, runtime)
-    # BatchNorm's statistics cover a micro-batch: its size is a part of the recipe, and must not depend on the GPU.
+    # BatchNorm's statistics cover a micro-batch, so there its size must not depend on the memory of the GPU.
     if cfg.micro_batch_size == "auto" and runtime.device.type == "cuda" and not has_batch_norm(model):
         data.set_micro_batch_size(fitting_micro_batch(cfg, runtime, model))
     first = state["step"] if state is not None else 0

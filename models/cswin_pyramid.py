@@ -114,7 +114,8 @@ class CSwinPyramid(Pyramid):
             if (width is None) != (widths[stage] is None):
                 raise ModelError(
                     f"stage {stage + 1} has weights {'for its whole map' if width is None else 'for stripes'}, and "
-                    f"images of {size} pixels with model.stripes={stripes} need the other kind: build a new model"
+                    f"images of {size} pixels with model.stripes={stripes} need the other kind: choose other stripes "
+                    "or build a new model"
                 )
         # Not strict: a pruned model has fewer stages.
         for stage, (layers, width) in enumerate(zip(self.stages, widths, strict=False)):

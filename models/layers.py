@@ -1,4 +1,4 @@
-"""Layers of all LipsFormer models: CenterNorm, the weighted residual and the convolution layers.
+"""Layers of the pyramids: CenterNorm, the weighted residual and the convolution layers.
 
 They work on feature maps in channels-last layout, ``(batch, height, width, channels)``. Linear layers then need no
 transpose, and a convolution gets a channels-last view of the same memory.
@@ -18,7 +18,7 @@ from models.kernels import plain, residual_center_norm, wants_triton
 from models.sizes import check_image
 from models.tokenwise import tokenwise
 
-torch.fx.wrap("check_image")
+torch.fx.wrap("check_image")  # FX traces calls from this module as one node, so the graph keeps the check
 torch.fx.wrap("tokenwise")
 
 

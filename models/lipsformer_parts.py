@@ -1,7 +1,7 @@
-"""The four parts that make a transformer a LipsFormer, and what each replaces, so that one can be taken away.
+"""The four parts that make a transformer a LipsFormer. Each can be switched off alone.
 
-CenterNorm replaces LayerNorm, cosine attention dot products, weighted residuals plain ones, and spectral initialisation
-Xavier's.
+CenterNorm replaces LayerNorm, cosine attention replaces dot products, weighted residuals replace plain ones, and
+spectral initialisation replaces Xavier's.
 Source: Qi et al., "LipsFormer: Introducing Lipschitz Continuity to Vision Transformers", ICLR 2023, section 4.
 """
 

@@ -102,7 +102,10 @@ class Pyramid(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups for timm's layer-wise learning rate decay: stem, stages (``coarse``) or their layers, head."""
-        layers = [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]  # timm's MATCH_PREV_GROUP: the last layer's
+        layers = [
+            (r"^stages\.(\d+)\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]  # timm's MATCH_PREV_GROUP: with the last layer
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else layers}
 
     @torch.jit.ignore
@@ -244,6 +247,6 @@ def build_stages(
 
 def create_pyramid(kind: type[Pyramid], variant: str, pretrained: bool, **kwargs: Any) -> Any:
     """Create a pyramid through timm. With ``features_only=True`` it returns the maps of stages in ``out_indices``."""
-    stages = len(kwargs.get("depths", (1, 1, 1, 1)))
+    stages = len(kwargs["depths"]) if "depths" in kwargs else 4
     features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
     return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **kwargs)

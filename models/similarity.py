@@ -32,7 +32,7 @@ class Similarity(nn.Module):
         if self.normalise == "none":
             return q, k, v
         q, k = unit_rows(q, self.epsilon), unit_rows(k, self.epsilon)
-        return q, k, unit_rows(v, self.epsilon) if self.normalise == "qkv" else v
+        return q, k, (unit_rows(v, self.epsilon) if self.normalise == "qkv" else v)
 
     def extra_repr(self) -> str:
         return f"{self.scale}, {self.normalise!r}, {self.epsilon}, {self.gain}"

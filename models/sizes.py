@@ -77,7 +77,6 @@ def resized_width(width: int, before: tuple[int, int], after: tuple[int, int]) -
     return next(fitting, width)
 
 
-@torch.fx.wrap  # FX traces it as one node, so that the graph keeps the check
 def check_image(x: Tensor, img_size: tuple[int, int]) -> Tensor:
     """Return the images ``(batch, channels, height, width)`` if their size is ``img_size``.
 

@@ -30,7 +30,7 @@ from models.stems import STEMS, stem_layer
 from models.vit_blocks import PostNormBlock, with_drop_path
 from models.vit_init import separate_qkv_, theory_init_
 
-torch.fx.wrap("check_image")
+torch.fx.wrap("check_image")  # FX traces calls from this module as one node, so the graph keeps the check
 
 ACTIVATIONS: dict[str, Any] = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
 NORM_POSITIONS = ("pre", "post")

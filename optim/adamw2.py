@@ -50,7 +50,8 @@ class AdamW2(Optimizer):
         eps: added to the square root of the second average.
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         tau: largest relative growth of σ₁ in a step. Infinity gives plain AdamW, which measures nothing.
-        power_iterations: power iterations in each step. Steps with new matrices take more.
+        power_iterations: power iterations in each step; the largest number of all groups counts. Steps with new
+            matrices take more.
 
     Raises:
         ValueError: if a number is out of range, or ``splits`` does not divide the rows of a matrix.

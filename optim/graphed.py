@@ -11,8 +11,8 @@ class GraphedStep:
     """Takes the steps of an optimizer on a GPU, and records one of them as a CUDA graph that takes all later ones.
 
     A graph runs the same kernels on the same memory each time. So the graph reads copies of the gradients, and learning
-    rates from tensors. Everything else that the optimizer reads must stay as it is: the other options of its groups,
-    and which parameters have gradients. If other parameters have gradients, the step is recorded again.
+    rates from tensors. The other options of its groups must stay as they are. If other parameters have gradients, the
+    step is recorded again.
 
     Args:
         optimizer: an optimizer that reads no number back to the host, takes the learning rate as a tensor, and changes

@@ -17,16 +17,16 @@ TABLES = ("pos_embed", "position_bias", "rel_pos", "_token")
 def param_groups(
     model: nn.Module, weight_decay: float = 0.05, light_decay: float = 5e-4, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Split a model's parameters into groups for the LipsFormer recipe and for AdamW².
+    """Split a model's parameters into the groups of all optimizers here.
 
     These parameters get ``light_decay``: biases, one-dimensional parameters (gains, residual scales), and those in the
     model's ``no_weight_decay()`` (position-bias tables, tokens), which returns names or patterns such as
     ``pos_embed.*``. All other parameters get ``weight_decay``. Frozen parameters are left out. A wrapper around the
     model makes no difference.
 
-    Each group also has two entries that AdamW² uses and other optimizers ignore. ``cap`` says whether the parameters
-    are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of matrices on top of each other in
-    a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
+    Each group also has two entries that AdamW², Muon, weight caps and ``SpectralNorms`` read. ``cap`` says whether the
+    parameters are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of matrices on top of
+    each other in a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
 
     With ``layer_decay``, a group also has ``lr_scale``, by which timm's schedulers multiply its learning rate. It is 1
     for the last layer, and in each layer before ``layer_decay`` times that of the next (BEiT, Bao et al. 2022).

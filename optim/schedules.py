@@ -31,6 +31,7 @@ class Schedule(Scheduler):
     def __init__(self, cfg: ScheduleConfig, optimizer: Optimizer, low: float, steps: int, steps_per_epoch: int):
         if cfg.name not in SCHEDULES:
             raise OptimError(f"there is no schedule '{cfg.name}': choose schedule={', '.join(SCHEDULES)}")
+        # Here timm's own t_in_epochs: the rate is set at each step. ``rate`` follows the option of this name.
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
         self.cfg, self.low, self.per_epoch = cfg, low, steps_per_epoch
         self.warmup = round(cfg.warmup_epochs * steps_per_epoch)

@@ -68,9 +68,8 @@ def _tokens(block: nn.Module, output: Tensor, prefix: int, layout: str | None) -
     # Transformers have channels last, convolutional networks first. Where the model does not say which, the lengths of
     # the block's vectors show it.
     sizes = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
-    is_first = output.shape[1] in sizes and output.shape[3] not in sizes
-    if layout in ("NCHW", "NHWC"):
-        is_first = layout == "NCHW"
+    looks_so = output.shape[1] in sizes and output.shape[3] not in sizes
+    is_first = layout == "NCHW" if layout in ("NCHW", "NHWC") else looks_so
     return output.flatten(2).mT if is_first else output.flatten(1, 2)
 
 

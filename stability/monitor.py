@@ -15,7 +15,7 @@ from stability.layers import norm_gains, query_keys, residual_scales, weight_mat
 from stability.modes import eval_mode
 from stability.spectra import energy_concentration, query_key_energies
 
-MOST_MAPS, MOST_ROWS = 2, 64  # how many attention matrices of a layer, and rows of each, are measured
+MOST_MAPS, MOST_ROWS = 2, 64  # images (or windows) of a layer, and rows of each matrix, that are measured
 
 Values = dict[str, Tensor]
 

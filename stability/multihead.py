@@ -1,4 +1,4 @@
-"""Queries and keys of torch's ``nn.MultiheadAttention``, whose attention is one call for instruments."""
+"""Queries and keys of torch's ``nn.MultiheadAttention``, which instruments see as one call."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _of_pairs(mask: Tensor | None, heads: int) -> Tensor | None:
-    """``(queries, keys)`` as it is; ``(batch * heads, queries, keys)`` with both dimensions."""
+    """``(queries, keys)`` as it is; ``(batch * heads, queries, keys)`` as ``(batch, heads, queries, keys)``."""
     return mask if mask is None or mask.ndim == 2 else mask.unflatten(0, (-1, heads))
 
 

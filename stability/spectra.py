@@ -7,7 +7,7 @@ from stability.errors import StabilityError
 
 
 def effective_rank(matrices: Tensor) -> Tensor:
-    """The exponential of the entropy of the singular values, divided by their sum (Roy & Vetterli, 2007).
+    """The exponential of the entropy of the singular values' shares of their sum (Roy & Vetterli, 2007).
 
     Args:
         matrices: ``(..., rows, columns)``.

@@ -119,8 +119,8 @@ class Rand:
         if self.weights is None:
             return (u * len(self.candidates)).astype(np.int64)
         # Weighted choice without replacement: the smallest of exponential variables with these weights as rates.
-        rings = -np.log1p(-u) / self.weights
-        return np.argsort(rings, axis=1)[:, : self.layers]
+        waiting_times = -np.log1p(-u) / self.weights
+        return np.argsort(waiting_times, axis=1)[:, : self.layers]
 
 
 class Searched:
@@ -169,7 +169,7 @@ class Candidates:
         """
         happens, a, b, way = np.moveaxis(u.reshape(*chosen.shape, 4), 2, 0)
         mean = self.magnitude[chosen]
-        if math.isinf(self.spread):
+        if math.isinf(self.spread):  # mstd above 100: uniform up to the magnitude
             magnitude = a * mean
         else:
             magnitude = mean + self.spread * np.sqrt(-2 * np.log1p(-a)) * np.cos(2 * np.pi * b)  # Box-Muller

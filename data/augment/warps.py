@@ -31,12 +31,13 @@ def warp(images: Tensor, layer: Layer) -> Tensor:
     centres = limits / 2 * (layer.ops == Op.ROTATE).reshape(-1, 1, 1)
     cubic = layer.cubic.astype(np.float32).reshape(-1, 1, 1)
     numbers = (*_places(layer, height, width), limits, limits - 1, centres, -cubic)
-    p, q, size, last, centre, minus_a = send(images.device, *numbers)
+    p, q, size, last, centre, a = send(images.device, *numbers)
 
     # Along an axis in which no image moves, one of the four taps has all the weight.
     along_x, along_y = layer.ops[0] <= Op.ROTATE, layer.ops[-1] >= Op.ROTATE
     across, down = (range(4) if moves else range(1, 2) for moves in (along_x, along_y))
     place, whole = p[:2] + q[:2]
+    # Where no image moves along y, this is the same number in all columns; where none moves along x, in all rows.
     beyond = p[2, ..., : width if along_y else 1] + q[2, ..., : height if along_x else 1, :]
     place += centre
     inside = (place >= 0) & (place < size)
@@ -44,7 +45,7 @@ def warp(images: Tensor, layer: Layer) -> Tensor:
         from_first_centre = place[:, rows] - 0.5
         torch.floor(from_first_centre, out=whole[:, rows])
         torch.sub(from_first_centre, whole[:, rows], out=beyond[:, rows])
-    by_column, by_row = _weights(beyond, minus_a).unsqueeze(3).unbind(1)
+    by_column, by_row = _weights(beyond, a).unsqueeze(3).unbind(1)
 
     x, y = torch.minimum(whole.clamp_(min=-1), last).int()
     lines = _weighted(_taps(images, x, y, across, down), by_column[across.start :])
@@ -111,14 +112,14 @@ def _weighted(taps: Iterable[Tensor], weights: Tensor) -> Tensor:
     return total
 
 
-def _weights(beyond: Tensor, minus_a: Tensor) -> Tensor:
+def _weights(beyond: Tensor, a: Tensor) -> Tensor:
     """Weights of the four pixels around places that are so far beyond the second one: float32 ``(4, …)``.
 
     Pillow's bicubic interpolation has a = -1. Bilinear interpolation is the same formula with a = 0: the outer two
     pixels get the weight 0.
     """
     before = 1 - beyond
-    outer = minus_a * beyond
+    outer = a * beyond
     both = outer * before
     inner = 1 - both
     return torch.stack([both * before, before * inner, beyond * inner, outer * beyond * before])

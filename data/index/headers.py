@@ -73,8 +73,10 @@ def has_odd_colours(image: Image.Image) -> bool:
     DALI decodes these differently from Pillow. The rule for three components is libjpeg's
     (``default_decompress_parms`` in jdapimin.c), which Pillow uses. The mode of the image does not show it.
     """
+    if image.mode == "CMYK":
+        return True
     if not isinstance(image, JpegImageFile) or image.mode != "RGB":
-        return image.mode == "CMYK"
+        return False
     if "jfif" in image.info:
         return False
     if "adobe_transform" in image.info:

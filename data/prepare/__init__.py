@@ -1,4 +1,6 @@
-"""Preparing ImageNet: official tar files or an image folder become class folders or shards, with their index."""
+"""Preparing ImageNet: official tar files, an image folder or parquet files become class folders,
+shards or WebDataset tar files, with their index.
+"""
 
 from data.prepare.task import Result, Task, prepare
 

@@ -36,7 +36,7 @@ class Target:
     Attributes:
         folder: where it is written.
         split: its source.
-        parts: the shards or class folders it will consist of.
+        parts: the class folders, shards or tar files it will consist of.
         layout: what the parts are: "folder" (class folders), "shards" or "tars" (of a WebDataset).
         shorter_side: most pixels of an image's shorter side.
     """

@@ -75,7 +75,7 @@ class ByteRangeSource(EncodedSource):
         offset, length = self.stretch(i)
         found = os.pread(self._descriptor(i), length, offset)
         if len(found) < length:
-            raise OSError("the shard has been cut short")
+            raise OSError("its file has been cut short")
         return found
 
     def _descriptor(self, i: int) -> int:

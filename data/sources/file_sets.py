@@ -66,7 +66,9 @@ def complete_set(root: Path, split: str, suffix: str) -> list[Path]:
     matches = [(re.fullmatch(NUMBERED + re.escape(suffix), file.name), file) for file in files]
     if strange := [file for match, file in matches if match is None]:
         raise DataError(f"{strange[0]} has no number, but there are other {suffix} files of {split}: keep one set")
-    numbered = sorted((match["set"], int(match["number"]), match["count"], file) for match, file in matches if match)
+    numbered = sorted(
+        (match["set"], int(match["number"]), match["count"] or "", file) for match, file in matches if match
+    )
     if (first := numbered[0][0]) != (last := numbered[-1][0]):
         raise DataError(f"{folder} holds two sets of {suffix} files, {first}* and {last}*: keep one of them there")
     if twice := [(a[3], b[3]) for a, b in pairwise(numbered) if a[1] == b[1]]:
@@ -75,9 +77,9 @@ def complete_set(root: Path, split: str, suffix: str) -> list[Path]:
     return [file for *_, file in numbered]
 
 
-def _refuse_gap(folder: Path, split: str, suffix: str, numbers: list[int], of: str | None) -> None:
-    """Raise if a number is missing: ``numbers`` are sorted, and ``of`` is the count in the names, if they have one."""
-    if of is not None:
+def _refuse_gap(folder: Path, split: str, suffix: str, numbers: list[int], of: str) -> None:
+    """Raise if a number is missing: ``numbers`` are sorted, and ``of`` is the count in the names, or empty."""
+    if of:
         count, least = int(of), int(numbers[-1] == int(of))  # some count from 1
     else:
         least = min(numbers[0], 1)

@@ -212,7 +212,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     if entry.is_symlink():
-        os.stat(entry.path)
+        os.stat(entry.path)  # raises for a broken link
     return entry.is_dir()
 
 
@@ -231,5 +231,7 @@ def walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
     images = [e.name for e in entries if _is_named_as_image(e) and not e.is_dir()]
     yield relative, mtime, [os.path.join(relative, image) for image in images]
     for entry in entries:
-        if entry.is_dir() if _is_named_as_image(entry) else _is_folder(entry):
+        # A broken link raises, unless it is named as an image: then it is one that cannot be read.
+        is_folder = entry.is_dir() if _is_named_as_image(entry) else _is_folder(entry)
+        if is_folder:
             yield from walk(root, os.path.join(relative, entry.name))

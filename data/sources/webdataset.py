@@ -1,8 +1,8 @@
 """WebDataset: tar files whose members ``KEY.jpg``, ``KEY.cls`` and so on are one sample, read where they lie.
 
 This is the form of ``timm/imagenet-1k-wds`` on Hugging Face. The first start reads the headers of all tar files and
-images and writes an index, in which images are sorted by class and key, as in a folder. So their order does not depend
-on how they are spread over the tar files.
+images and writes an index, in which images are sorted by class (numbers by their value) and key. So their order does
+not depend on how they are spread over the tar files.
 """
 
 import os

@@ -147,7 +147,7 @@ def _header(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Header | str:
 def _images(file: Path, split: str) -> dict[str, zipfile.ZipInfo]:
     """The images in a zip file by path, without ``<split>/``.
 
-    A zip file of one split has that folder around all images or around none; another one holds several splits.
+    In ``<split>.zip`` this folder is around all images or around none. A zip file of another name holds several splits.
 
     Raises:
         DataError: if it is damaged, holds no images of the split, or one of them cannot be read without a password.

@@ -68,7 +68,8 @@ def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
 
 
 def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
-    """Whether the first process works for long after a step while the others wait: at a reading or to save a trace.
+    """Whether the first process works for long after a step while the others wait: for a reading of
+    the instruments, or to save a trace.
 
     Args:
         cfg: the settings.
@@ -101,7 +102,7 @@ def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
 
 
 def refuse_unusable(chosen: dict[str, str]) -> None:
-    """Refuse callbacks that cannot be imported, that are none, or that would take the place of one that every run has.
+    """Refuse what cannot be imported, what is no callback, and what would take the place of a callback of every run.
 
     Raises:
         UserError: naming the first of them.

@@ -132,5 +132,5 @@ class Callbacks:
 
     def _tell(self, event: str, *what: Any) -> None:
         for name, member in self.members.items():
-            with warn_on_failure(f"{name} failed"):
+            with warn_on_failure(f"{name} failed", "the run continues, and later failures of it are not shown"):
                 getattr(member, event)(*what)

@@ -29,7 +29,8 @@ class FlightRecorder(Callback):
     """Watches the loss of every step.
 
     Args:
-        run: the parts of the run. ``monitor.history`` is the number of steps in a record; 0: no records.
+        run: the parts of the run. ``monitor.history`` is the number of steps in a record, 16 at least; 0: no
+            records.
     """
 
     def __init__(self, run: Run):

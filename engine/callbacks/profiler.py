@@ -54,5 +54,5 @@ class StepProfiler(Callback):
         with warn_on_failure(f"{self.path} cannot be written"):
             profiler.export_chrome_trace(str(self.path))
             steps = f"{LAST_TRACED - TRACED + 1} to {LAST_TRACED}"
-            log.info("trace of steps %s: %s (open it in https://ui.perfetto.dev)", steps, self.path)
+            log.info("trace of steps %s of this start: %s (open it in https://ui.perfetto.dev)", steps, self.path)
             log.info("what a step waits for: python scripts/read_profile.py %s", self.folder)

@@ -114,10 +114,10 @@ class WandbLogger(Callback):
         self.pictures.add(name)
 
     def _catch_up(self, step: float = math.inf) -> None:
-        """Log what W&B's files lack; they then stay as they are. The first call does this, others do nothing.
+        """Log the lines and pictures that W&B lacks. The first call does this, others do nothing.
 
         Args:
-            step: offline files lose the rows after this step, as ``metrics.jsonl`` did when the run resumed.
+            step: offline files first lose the rows after this step, as ``metrics.jsonl`` did when the run resumed.
         """
         if self.held is not None:
             return

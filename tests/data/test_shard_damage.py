@@ -108,7 +108,7 @@ def test_an_image_damaged_in_the_middle_of_an_epoch_is_named(
     first = i if damage is overwritten else i - 1
     with pytest.raises(DataError) as caught:
         list(backend.batches(iter([plan.crops(range(first - 1, i + 1))])))
-    reason = "the shard has been cut short" if damage is shortened else ""
+    reason = "its file has been cut short" if damage is shortened else ""
     assert f"{source.name(i)} cannot be decoded ({reason}" in str(caught.value)
     assert source.name(i).endswith(".tar: coffee/progressive.JPG")
     assert "\n" not in str(caught.value)

@@ -110,7 +110,7 @@ def test_two_runs_on_a_node_copy_once(cfg: DataConfig, caplog: pytest.LogCapture
 
 
 def test_class_folders_are_not_copied(numbered: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"copies large files, but the train images are in class folders: pack them"):
+    with pytest.raises(DataError, match=r"copies large files, but the train images are in class folders: leave"):
         stage(options(numbered, tmp_path), SPLITS)
 
 

@@ -55,6 +55,11 @@ def a_number_twice(root: Path) -> None:
     write_tar(root / "imagenet1k-train-1.tar", x=sample(1))
 
 
+def a_number_with_a_count(root: Path) -> None:
+    tar = root / "imagenet1k-train-0001.tar"
+    tar.with_name("imagenet1k-train-0001-of-0003.tar").write_bytes(tar.read_bytes())
+
+
 def cut_short(root: Path) -> None:
     tar = root / "imagenet1k-train-0002.tar"
     tar.write_bytes(tar.read_bytes()[:1000])
@@ -107,6 +112,7 @@ REFUSALS = {
     two_sets: r"set holds two sets of \.tar files, imagenet1k-train-\* and mine-train-\*: keep one of them there$",
     one_without_number: r"train\.tar has no number, but there are other \.tar files of train: keep one set$",
     a_number_twice: r"train-0001\.tar and imagenet1k-train-1\.tar have the same number: keep one of them$",
+    a_number_with_a_count: r"train-0001\.tar and imagenet1k-train-0001-of-0003\.tar have the same number: keep one",
     cut_short: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
     no_tar: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",
