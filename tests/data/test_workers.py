@@ -1,6 +1,7 @@
 """The processes of the torch backend: that they end, and the shared memory for their batches."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,7 +145,10 @@ with open("/dev/shm/other", "wb") as file:
 """
         )
         done = with_little_shared_memory(3, [sys.executable, "-c", code, str(photographs)])
-        assert done.stdout.startswith("a data worker found no shared memory for a batch (/dev/shm has 0.0 MB free)")
+        # Batches that are used up free some of it again, before the message is made.
+        assert re.match(
+            r"a data worker found no shared memory for a batch \(/dev/shm has 0\.\d MB free\)", done.stdout
+        ), done
 
 
 @pytest.mark.slow
