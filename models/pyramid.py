@@ -102,10 +102,8 @@ class Pyramid(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups for timm's layer-wise learning rate decay: stem, stages (``coarse``) or their layers, head."""
-        layers = [
-            (r"^stages\.(\d+)\.(\d+)", None),
-            (r"^norm", (99999,)),
-        ]  # timm's MATCH_PREV_GROUP: with the last layer
+        # 99999 is timm's MATCH_PREV_GROUP: the norm belongs to the last layer.
+        layers = [(r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else layers}
 
     @torch.jit.ignore

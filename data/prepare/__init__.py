@@ -1,6 +1,4 @@
-"""Preparing ImageNet: official tar files, an image folder or parquet files become class folders,
-shards or WebDataset tar files, with their index.
-"""
+"""Preparing ImageNet: its files, in any form, become class folders, shards or WebDataset tar files with their index."""
 
 from data.prepare.task import Result, Task, prepare
 

@@ -68,8 +68,7 @@ def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
 
 
 def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
-    """Whether the first process works for long after a step while the others wait: for a reading of
-    the instruments, or to save a trace.
+    """Whether the first process works for long after a step while the others wait, for instruments or a trace.
 
     Args:
         cfg: the settings.
