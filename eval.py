@@ -10,6 +10,7 @@ python eval.py model=deit_small benchmark=true
 
 
 def task(composed, choices, overrides, swept) -> None:
+    from engine.arguments import values_by_name
     from engine.benchmark import measure_speed
     from engine.evaluation_run import evaluate_checkpoint
     from engine.paths import resolve_paths
@@ -17,8 +18,7 @@ def task(composed, choices, overrides, swept) -> None:
     from engine.settings import eval_settings
 
     resolve_paths(composed)
-    has_model = any(option.lstrip("+").startswith("model=") for option in overrides)
-    trained = open_trained(composed.checkpoint, not composed.benchmark, has_model)
+    trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in values_by_name(overrides))
     settings = eval_settings(composed, trained, overrides, swept)
     (measure_speed if settings.benchmark else evaluate_checkpoint)(settings, trained)
 

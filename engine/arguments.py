@@ -28,6 +28,12 @@ FUNCTIONS = "|".join(create_functions().functions)
 UNCLEAR = re.compile(rf"""^["']|,|{OPEN}|^({FUNCTIONS})\s*\(""")
 
 
+def values_by_name(options: Iterable[str]) -> dict[str, str]:
+    """Return the value that the user typed for each option, by its name without the ``+`` or ``~`` in front."""
+    parts = (option.lstrip("+~").partition("=") for option in options)
+    return {name: value for name, _, value in parts}
+
+
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Separate Hydra's flags from the options, because Hydra's own parser needs all options next to each other.
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from timm.models import is_model
 
-from engine.arguments import OPEN, in_shell, values_of
+from engine.arguments import OPEN, in_shell, values_by_name, values_of
 from engine.config import CONF, MODEL_SCHEMA
 from engine.options import ENTRIES, declared
 from engine.renamed import RENAMED
@@ -153,12 +153,12 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
 
 def _file_with(key: str) -> str | None:
     """Return the chosen config file that sets an option which the user did not type; None if there is none."""
-    typed = [argument.lstrip("+~").partition("=") for argument in sys.argv[1:]]
-    if any(name == key for name, *_ in typed):
+    typed = values_by_name(sys.argv[1:])
+    if key in typed:
         return None
-    folders = [CONF, *(Path(value) for name, _, value in typed if name == "--config-dir")]
+    folders = [CONF] + ([Path(typed["--config-dir"])] if "--config-dir" in typed else [])
     entry = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", re.MULTILINE)
-    for group, _, name in typed:
+    for group, name in typed.items():
         for folder in folders:
             file = folder / group / f"{name}.yaml"
             if group in groups() and file.is_file() and entry.search(file.read_text(encoding="utf-8")):

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from engine.arguments import values_by_name
 from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.credentials import refuse_secrets
 from engine.errors import UserError
@@ -60,7 +61,7 @@ def eval_settings(
         UserError: naming the first invalid option.
         ModelError: if no model has the chosen name.
     """
-    typed = {o.lstrip("+").split("=", 1)[0] for o in overrides}
+    typed = set(values_by_name(overrides))
     composed.output = output_of(composed.output, swept)
     if trained is not None:
         config = trained["config"]
@@ -93,8 +94,7 @@ def _refuse_no_family(settings: RunConfig) -> None:
 
 def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
     """Refuse ``model.name`` together with another model's options, because it would only rename that other model."""
-    typed = any(override.lstrip("+").startswith("model.name=") for override in overrides)
-    if typed and not isinstance(settings.model, FAMILIES["timm"]):
+    if "model.name" in values_by_name(overrides) and not isinstance(settings.model, FAMILIES["timm"]):
         name = settings.model.name
         raise UserError(f"model.name={name} does not choose a model: set model={name}, or model=timm model.name={name}")
 

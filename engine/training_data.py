@@ -28,7 +28,7 @@ from engine.signals import StopRequest
 from engine.training_batches import TrainBatches, prepare
 
 # Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/memory.py).
-UNMEASURED = 128
+IF_NOT_MEASURED = 128
 
 
 class TrainingData:
@@ -45,7 +45,7 @@ class TrainingData:
     def __init__(self, cfg: TrainConfig, runtime: Runtime):
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
-        at_once = UNMEASURED if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
+        at_once = IF_NOT_MEASURED if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
         self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
