@@ -9,8 +9,8 @@ python train.py --help
 
 
 def task(composed, choices, overrides, swept) -> None:
-    from engine.recipe import set_recipe
-    from engine.settings import train_settings
+    from engine.options.recipe import set_recipe
+    from engine.options.settings import train_settings
     from engine.training_run import train
 
     set_recipe(composed, choices)
@@ -18,7 +18,7 @@ def task(composed, choices, overrides, swept) -> None:
 
 
 if __name__ == "__main__":
-    from engine.cli import launch
-    from engine.recipe import implied_recipe
+    from engine.options.cli import launch
+    from engine.options.recipe import implied_recipe
 
     launch("train", task, implied_recipe)

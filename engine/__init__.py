@@ -1,1 +1,7 @@
-"""Training and evaluation: devices, processes, the loop, checkpoints, metrics. Uses all the other packages."""
+"""Training and evaluation. Uses all the other packages.
+
+- ``options/``: from the words of a command to checked settings;
+- this folder: a training run, from ``training_run.py``, which builds its parts, to ``loop.py`` and ``step.py``;
+- ``callbacks/``: what watches a run;
+- ``evaluation/``: scores and speed of a model.
+"""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from engine.errors import UserError, reason
-from engine.renamed import translated
+from engine.options.renamed import translated
 from engine.snapshot import snapshot
 from models import ModelError, read_file
 

@@ -12,8 +12,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from data import refuse_others
-from engine.config import RunConfig
 from engine.errors import UserError
+from engine.options.config import RunConfig
 from engine.runtime import Runtime
 from models import family_of
 

@@ -11,10 +11,10 @@ from data import BatchGeometry
 from engine.callbacks import Callbacks, first_works_alone
 from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.evaluation.scoring import Scores, score
 from engine.meter import Meter, Reading
+from engine.options.settings import as_container
 from engine.run import Run
-from engine.scoring import Scores, score
-from engine.settings import as_container
 from engine.signals import StopRequest, WaitGivenUp
 from engine.training_batches import TrainBatches
 from engine.warn_on_failure import warn_on_failure

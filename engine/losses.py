@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import TrainConfig
+from engine.options.config import TrainConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.config import TrainConfig
+from engine.options.config import TrainConfig
 from engine.runtime import Runtime
 from models.kernels import set_kernels
 

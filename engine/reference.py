@@ -16,12 +16,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from engine.config import TrainConfig
 from engine.errors import UserError, reason
 from engine.json_text import to_json, with_text_for_nonfinite
-from engine.renamed import translated
+from engine.options.config import TrainConfig
+from engine.options.renamed import translated
+from engine.options.settings import defaults_of, flatten
 from engine.run_dir import RunDirectory, recipe_options
-from engine.settings import defaults_of, flatten
 from optim import OptimConfig, ScheduleConfig
 
 FEW_RUNS = 2  # a reference of so many runs, or of one, says too little about the spread

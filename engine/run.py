@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data import TrainPlan
 from engine.checkpoint import Checkpoints
-from engine.config import TrainConfig
+from engine.options.config import TrainConfig
 from engine.run_dir import RunDirectory
 from engine.runtime import Runtime
 from engine.step import TrainStep

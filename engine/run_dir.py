@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.json_text import to_json
-from engine.options import declared
-from engine.renamed import translated
-from engine.settings import as_container, defaults_of, flatten, write_settings
+from engine.options.config import TrainConfig
+from engine.options.renamed import translated
+from engine.options.rules import declared
+from engine.options.settings import as_container, defaults_of, flatten, write_settings
 
 
 class RunDirectory:

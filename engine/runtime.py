@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.config import RunConfig
 from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, tune
 from engine.distributed import World
 from engine.log import log_to
+from engine.options.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.arguments import typed_values
 from engine.checkpoint import checked, is_ours, lacking
-from engine.config import MODEL_SCHEMA, EvalConfig
 from engine.errors import UserError
+from engine.options.arguments import typed_values
+from engine.options.config import MODEL_SCHEMA, EvalConfig
 from models import build_model, load_resized, read_file, read_weights
 
 log = logging.getLogger(__name__)

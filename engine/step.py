@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from engine.compiling import Compiler, training_mode
-from engine.config import TrainConfig
 from engine.errors import RunStopped
 from engine.losses import training_loss
+from engine.options.config import TrainConfig
 from engine.runtime import Runtime, seed_step
 from engine.span import span
 from engine.training_batches import TrainBatch

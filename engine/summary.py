@@ -6,10 +6,10 @@ import shlex
 from typing import Any
 
 from engine.device import device_name
-from engine.recipe import described
+from engine.evaluation.scoring import Scores
+from engine.options.recipe import described
 from engine.run import Run
 from engine.run_dir import RunDirectory
-from engine.scoring import Scores
 from optim import peak_lr
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from data import (
     staging_check,
     subset_rows,
 )
-from engine.config import TrainConfig
 from engine.errors import UserError
+from engine.options.config import TrainConfig
 from engine.runtime import Runtime
 from engine.signals import StopRequest
 from engine.training_batches import TrainBatches, prepare

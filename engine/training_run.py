@@ -12,13 +12,13 @@ from data import differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
-from engine.config import TrainConfig
 from engine.device import device_name, peak_flops
 from engine.errors import UserError
 from engine.flops import forward_flops
 from engine.log import log_to
 from engine.loop import TrainLoop
 from engine.memory import fitting_micro_batch
+from engine.options.config import TrainConfig
 from engine.run import Run
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.runtime import Runtime

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from engine.config import TrainConfig
 from engine.device import default_workers
 from engine.errors import UserError
-from engine.options import declared
+from engine.options.config import TrainConfig
+from engine.options.rules import declared
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map

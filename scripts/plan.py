@@ -31,13 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from data import BatchGeometry
-from engine.cli import launch
-from engine.config import TrainConfig
 from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
 from engine.memory import MOST
-from engine.recipe import implied_recipe, set_recipe
-from engine.settings import train_settings
+from engine.options.cli import launch
+from engine.options.config import TrainConfig
+from engine.options.recipe import implied_recipe, set_recipe
+from engine.options.settings import train_settings
 from models import build_model
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
 

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.config import TrainConfig
 from engine.errors import USER_ERRORS, RunStopped, UserError
-from engine.renamed import translated
+from engine.options.config import TrainConfig
+from engine.options.renamed import translated
 from engine.run_dir import RunDirectory
 from engine.training_run import train
 from models import FAMILIES

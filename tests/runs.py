@@ -19,8 +19,8 @@ import torch
 from omegaconf import DictConfig
 
 from engine.checkpoint import load_checkpoint
-from engine.config import TrainConfig, register
-from engine.settings import train_settings
+from engine.options.config import TrainConfig, register
+from engine.options.settings import train_settings
 from engine.training_run import train
 from tests.plans import SWITCHED_ON
 

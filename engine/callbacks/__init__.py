@@ -14,9 +14,9 @@ from engine.callbacks.on_track import OnTrack, reference_for
 from engine.callbacks.pictures import Pictures
 from engine.callbacks.profiler import LAST_TRACED, StepProfiler
 from engine.callbacks.progress import Progress
-from engine.config import TrainConfig
 from engine.errors import UserError, reason
 from engine.log import let_speak
+from engine.options.config import TrainConfig
 from engine.run import Run
 from engine.similar import nearest
 from optim import SpectralNorms

@@ -4,8 +4,8 @@ import logging
 from typing import Any
 
 from engine.callbacks.callback import Callback
-from engine.config import TrainConfig
 from engine.device import default_workers
+from engine.options.config import TrainConfig
 from engine.runtime import Runtime
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ import os
 from typing import Any
 
 from engine.callbacks.callback import Callback
-from engine.config import CONF
+from engine.options.config import CONF
+from engine.options.settings import as_container, defaults_of
 from engine.reference import Curve, Reference, setting_of, unlike
 from engine.run import Run
 from engine.run_dir import RunDirectory
-from engine.settings import as_container, defaults_of
 from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)

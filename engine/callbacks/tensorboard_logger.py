@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine.callbacks.callback import Callback, best_top1, tagged
 from engine.callbacks.instruments import lines_so_far
+from engine.options.settings import as_container, flatten
 from engine.run import Run
-from engine.settings import as_container, flatten
 
 
 class TensorBoardLogger(Callback):

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from engine.callbacks.callback import Callback, best_top1, tagged
 from engine.callbacks.instruments import lines_so_far
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
+from engine.options.settings import as_container
 from engine.run import Run
-from engine.settings import as_container
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import TrainConfig
 from engine.errors import UserError
-from engine.options import declared
+from engine.options.config import TrainConfig
+from engine.options.rules import declared
 from engine.similar import nearest
 from scripts.studies.study_checks import load
 

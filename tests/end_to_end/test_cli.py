@@ -5,9 +5,9 @@ import re
 import sys
 from typing import Any
 
-from engine import cli
-from engine.paths import resolve_paths
-from engine.settings import eval_settings, train_settings
+from engine.options import cli
+from engine.options.paths import resolve_paths
+from engine.options.settings import eval_settings, train_settings
 from tests.runs import SMALL, run_here
 
 

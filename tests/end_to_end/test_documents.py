@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from engine.config import TrainConfig
-from engine.options import declared
+from engine.options.config import TrainConfig
+from engine.options.rules import declared
 from tests.runs import PROJECT, settings
 
 LIFE = (PROJECT / "docs/life_of_an_image.md").read_text()

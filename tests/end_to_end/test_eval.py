@@ -14,8 +14,8 @@ from PIL import Image
 from data import DeviceAugment
 from data.loader import Batch
 from engine.distributed import World
+from engine.evaluation.scoring import score
 from engine.runtime import Runtime
-from engine.scoring import score
 from tests.devices import run_on
 from tests.runs import SMALL, checkpoint, run, run_here, scores, train_here
 

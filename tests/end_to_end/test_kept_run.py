@@ -1,7 +1,7 @@
 """A run from an earlier version, kept in ``kept_run/``: it still evaluates to the same numbers, resumes and exports.
 
-If a change breaks one of these tests, translate the old file where it is read (``engine/renamed.py``); do not write a
-new one. This command made it, and ran to step 98 for the losses below:
+If a change breaks one of these tests, translate the old file where it is read (``engine/options/renamed.py``); do not
+write a new one. This command made it, and ran to step 98 for the losses below:
 
     python train.py experiment=quickstart data.backend=torch max_workers=0 'model.depths=[1,1]' model.embed_dim=12 \
       'model.num_heads=[1,2]' optim=adamw2 ema=0.9 augment.mixup=0.8 augment.cutmix=1.0 augment.random_erasing=0.25 \

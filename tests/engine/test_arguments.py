@@ -8,11 +8,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from engine.arguments import as_typed, in_shell, split, typed_values
-from engine.config import register
 from engine.errors import UserError
-from engine.explain import explain, text_options
-from engine.settings import write_settings
+from engine.options.arguments import as_typed, in_shell, split, typed_values
+from engine.options.config import register
+from engine.options.explain import explain, text_options
+from engine.options.settings import write_settings
 from tests.runs import PROJECT, settings
 
 TEXT = text_options("train")

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from engine import benchmark
-from engine.benchmark import measure_speed, time_runs
-from engine.settings import eval_settings
+from engine.evaluation import benchmark
+from engine.evaluation.benchmark import measure_speed, time_runs
+from engine.options.settings import eval_settings
 from tests.devices import on_devices, run_on
 from tests.runs import composed, run_here
 

@@ -7,10 +7,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from engine.config import TrainConfig
 from engine.distributed import World
 from engine.losses import soft_cross_entropy
 from engine.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
+from engine.options.config import TrainConfig
 from engine.runtime import Runtime
 from models import build_model
 from tests.runs import SMALL, checkpoint, same_tensors, settings, train_here

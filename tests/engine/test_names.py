@@ -7,10 +7,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from engine.arguments import as_typed
 from engine.errors import UserError
-from engine.explain import text_options
-from engine.names import output_of, set_name, swept_options
+from engine.options.arguments import as_typed
+from engine.options.explain import text_options
+from engine.options.names import output_of, set_name, swept_options
 
 TEXT = text_options("train")
 

@@ -5,10 +5,10 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from engine.config import EvalConfig, TrainConfig
 from engine.errors import UserError
-from engine.options import declared
-from engine.paths import resolve_paths
+from engine.options.config import EvalConfig, TrainConfig
+from engine.options.paths import resolve_paths
+from engine.options.rules import declared
 
 TRAIN = ("output_dir", "resume", "checkpoint.start", "data.root", "data.archive", "data.index_dir", "data.stage_to")
 EVAL = (

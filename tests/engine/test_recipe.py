@@ -6,10 +6,10 @@ from pathlib import Path
 import hydra
 import pytest
 
-from engine.config import register
 from engine.errors import UserError
-from engine.recipe import described, general_recipes, implied_recipe, set_recipe
-from engine.settings import train_settings
+from engine.options.config import register
+from engine.options.recipe import described, general_recipes, implied_recipe, set_recipe
+from engine.options.settings import train_settings
 from scripts.model_table import names
 from tests.runs import PROJECT, run_here, settings
 

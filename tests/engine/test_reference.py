@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import CONF
 from engine.errors import UserError
+from engine.options.config import CONF
+from engine.options.settings import as_container, defaults_of, write_settings
 from engine.reference import Course, Curve, Reference, differences, setting_of, unlike, write_reference
-from engine.settings import as_container, defaults_of, write_settings
 from tests.runs import cached_settings, settings
 
 STEPS = 10

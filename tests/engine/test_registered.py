@@ -14,11 +14,11 @@ from timm.data import create_transform, resolve_data_config
 
 from data import EvalPlan, build_backend, open_split
 from data.config import evaluation_side
-from engine.config import EvalConfig
 from engine.errors import UserError
 from engine.log import log_to
-from engine.registered import registered_options
-from engine.settings import eval_settings
+from engine.options.config import EvalConfig
+from engine.options.registered import registered_options
+from engine.options.settings import eval_settings
 from models import registration
 from tests.runs import composed
 

@@ -8,8 +8,8 @@ import torch
 
 from engine.checkpoint import resumable
 from engine.errors import UserError
+from engine.options.settings import as_container, eval_settings
 from engine.saved_model import open_trained, trained_model
-from engine.settings import as_container, eval_settings
 from models import build_model, family_of
 from tests.runs import composed, same_tensors, settings
 

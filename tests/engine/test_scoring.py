@@ -10,13 +10,13 @@ from data import DeviceAugment
 from data.loader import Batch
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
-from engine.evaluation_run import evaluate_checkpoint
+from engine.evaluation.run import evaluate_checkpoint
+from engine.evaluation.score_files import write_scores
+from engine.evaluation.scoring import Scores, score
 from engine.log import log_to
+from engine.options.settings import eval_settings
 from engine.runtime import Runtime
 from engine.saved_model import open_trained
-from engine.score_files import write_scores
-from engine.scoring import Scores, score
-from engine.settings import eval_settings
 from tests.runs import SMALL, checkpoint, composed, metrics, train_here
 
 

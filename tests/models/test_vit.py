@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import models
-from engine.config import register
+from engine.options.config import register
 from models.config import ViTConfig
 from models.vit import ViT
 from tests.runs import PROJECT

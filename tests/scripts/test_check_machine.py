@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from data.backends.workers import SharedMemory
-from engine.config import EvalOptions
 from engine.device import GPUS
+from engine.options.config import EvalOptions
 from scripts import check_machine
 from scripts.machine import exchange, gpu, host, versions
 from scripts.machine.row import Row, rows_of, verdict

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import as_container, flatten, write_settings
+from engine.options.settings import as_container, flatten, write_settings
 from scripts import compare_runs
 from tests.runs import SMALL, cached_settings, settings, train_here
 

@@ -23,14 +23,14 @@ from data import (
     resolve_backend,
 )
 from engine.compiling import Compiler
-from engine.config import EvalConfig
 from engine.distributed import World
 from engine.errors import RunStopped
-from engine.predictions import Predictions, write_predictions
+from engine.evaluation.predictions import Predictions, write_predictions
+from engine.evaluation.score_files import predictions_path, refuse_unwritable, write_scores, write_sets
+from engine.evaluation.scoring import Scores, score
+from engine.options.config import EvalConfig
 from engine.runtime import Runtime
 from engine.saved_model import trained_model
-from engine.score_files import predictions_path, refuse_unwritable, write_scores, write_sets
-from engine.scoring import Scores, score
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from engine.arguments import values_by_name
-from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.credentials import refuse_secrets
 from engine.errors import UserError
-from engine.names import output_of, set_name
-from engine.options import check
-from engine.paths import resolve_paths
-from engine.registered import apply_registration
+from engine.options.arguments import values_by_name
+from engine.options.config import EvalConfig, RunConfig, TrainConfig
+from engine.options.names import output_of, set_name
+from engine.options.paths import resolve_paths
+from engine.options.registered import apply_registration
+from engine.options.rules import check
 from models import FAMILIES, ModelConfig, refuse_unknown
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from engine.config import TrainConfig
 from engine.errors import UserError
-from engine.options import check, declared
+from engine.options.config import TrainConfig
+from engine.options.rules import check, declared
 from tests.runs import settings
 
 

@@ -1,7 +1,7 @@
 """The options of train.py and eval.py with their types and rules. The YAML files in conf/ set their values.
 
-The ``metadata`` of a field holds the rules of that option; :class:`engine.options.Rules` lists the possible rules. The
-method ``check`` of a class holds the rules that involve several options.
+The ``metadata`` of a field holds the rules of that option; :class:`engine.options.rules.Rules` lists the possible
+rules. The method ``check`` of a class holds the rules that involve several options.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from engine.errors import UserError
 from models import FAMILIES, ModelConfig
 from optim import OptimConfig, ScheduleConfig
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 NOT_IN_PROJECTS = r"/\#?%:"  # characters that Weights & Biases refuses in project names
 MODEL_SCHEMA = "+schema/model@model"  # the argument MODEL_SCHEMA=FAMILY selects a family's options without conf/model/
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from engine.config import EvalConfig, RunConfig, TrainConfig
 from engine.errors import UserError
+from engine.options.config import EvalConfig, RunConfig, TrainConfig
 from engine.similar import nearest
 
 ENTRIES: dict[str, type[RunConfig]] = {"train": TrainConfig, "eval": EvalConfig}

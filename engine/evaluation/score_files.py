@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data import SETS
-from engine.config import EvalConfig
 from engine.errors import UserError
+from engine.evaluation.scoring import Scores
 from engine.json_text import to_json
-from engine.scoring import Scores
+from engine.options.config import EvalConfig
 
 log = logging.getLogger(__name__)
 

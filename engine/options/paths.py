@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import UserError
-from engine.options import declared
+from engine.options.rules import declared
 
 LONGEST_PATH = 3840  # bytes: less than the system's 4096, to leave room for the files in a run's folder
 LONGEST_NAME = 255  # most bytes in the name of a file or folder

@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data import are_threads_abandoned
-from engine.arguments import as_typed, split
-from engine.config import CONF, register
 from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError
-from engine.explain import explain, first_line, text_options
 from engine.log import flush_streams, log_to, safe_text
-from engine.names import swept_options
+from engine.options.arguments import as_typed, split
+from engine.options.config import CONF, register
+from engine.options.explain import explain, first_line, text_options
+from engine.options.names import swept_options
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
 
@@ -107,7 +107,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
 
 def _help(main: Callable[[], None], entry: str) -> NoReturn:
     """Print Hydra's help with the rules of each option, and exit."""
-    from engine.help import with_rules
+    from engine.options.help import with_rules
 
     shown = io.StringIO()
     with redirect_stdout(shown), suppress(SystemExit):

@@ -13,13 +13,13 @@ from torch import nn
 
 from data import IMAGENET_CLASSES
 from engine.compiling import Compiler
-from engine.config import EvalConfig
 from engine.device import device_name
 from engine.errors import UserError
+from engine.evaluation.score_files import refuse_unwritable, write_json
 from engine.flops import forward_flops
+from engine.options.config import EvalConfig
 from engine.runtime import Runtime
 from engine.saved_model import trained_model
-from engine.score_files import refuse_unwritable, write_json
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from engine.arguments import parsed
 from engine.errors import UserError
-from engine.paths import LONGEST_NAME
+from engine.options.arguments import parsed
+from engine.options.paths import LONGEST_NAME
 
 LONGEST_MADE = 128  # most bytes of a name made from options
 

@@ -11,11 +11,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from timm.models import is_model
 
-from engine.arguments import OPEN, in_shell, values_by_name, values_of
-from engine.config import CONF, MODEL_SCHEMA
-from engine.options import ENTRIES, declared
-from engine.renamed import RENAMED
-from engine.settings import flatten
+from engine.options.arguments import OPEN, in_shell, values_by_name, values_of
+from engine.options.config import CONF, MODEL_SCHEMA
+from engine.options.renamed import RENAMED
+from engine.options.rules import ENTRIES, declared
+from engine.options.settings import flatten
 from engine.similar import nearest
 from models import FAMILIES
 

@@ -6,10 +6,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from engine.arguments import typed_values
-from engine.config import CONF, TrainConfig
 from engine.errors import UserError
-from engine.settings import as_container, defaults_of, flatten
+from engine.options.arguments import typed_values
+from engine.options.config import CONF, TrainConfig
+from engine.options.settings import as_container, defaults_of, flatten
 from engine.similar import nearest
 from models import refuse_unknown
 

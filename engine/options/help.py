@@ -2,8 +2,8 @@
 
 import re
 
-from engine.options import ENTRIES, declared
-from engine.recipe import general_recipes
+from engine.options.recipe import general_recipes
+from engine.options.rules import ENTRIES, declared
 
 COLUMN = 44  # where the rules start
 
