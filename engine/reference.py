@@ -20,7 +20,7 @@ from engine.errors import UserError, reason
 from engine.json_text import to_json, with_text_for_nonfinite
 from engine.options.config import TrainConfig
 from engine.options.renamed import translated
-from engine.options.settings import defaults_of, flatten
+from engine.options.settings import defaults_of, differences, flatten
 from engine.run_dir import RunDirectory, recipe_options
 from optim import OptimConfig, ScheduleConfig
 
@@ -266,12 +266,6 @@ def unlike(reference: Reference, setting: dict[str, Any], defaults: dict[str, An
         defaults: defaults by dotted name.
     """
     return differences(_shared(defaults) | reference.setting, setting)
-
-
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Return ``NAME expected → found`` for each entry that differs."""
-    names = sorted(expected.keys() | found.keys())
-    return [f"{n} {expected.get(n)} → {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
 
 
 def write_reference(path: Path, runs: list[Course]) -> None:

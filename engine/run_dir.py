@@ -17,7 +17,7 @@ from engine.json_text import to_json
 from engine.options.config import TrainConfig
 from engine.options.renamed import translated
 from engine.options.rules import declared
-from engine.options.settings import as_container, defaults_of, flatten, write_settings
+from engine.options.settings import as_container, defaults_of, differences, flatten, write_settings
 
 
 class RunDirectory:
@@ -176,13 +176,10 @@ def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str
     # The earlier settings may lack options that were added later. These had their defaults.
     old = recipe_options(defaults_of(settings) | flatten(before))
     new = recipe_options(flatten(as_container(settings)))
-    differing = [
-        f"{key} {old.get(key)} → {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_auto(key, new)
-    ]
-    if differing:
-        raise UserError(f"{what}: {', '.join(differing)}; set another name=… to start a new run")
+    if new["data.backend"] == "auto":  # the run then keeps its backend
+        new["data.backend"] = old.get("data.backend")
+    if found := differences(old, new):
+        raise UserError(f"{what}: {', '.join(found)}; set another name=… to start a new run")
 
 
 def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -197,8 +194,3 @@ def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in may_change and not any(key.startswith(f"{option}.") for option in may_change)
     }
-
-
-def _is_auto(key: str, new: dict[str, Any]) -> bool:
-    """Whether the option is ``data.backend=auto``, which keeps the earlier backend."""
-    return key == "data.backend" and new[key] == "auto"

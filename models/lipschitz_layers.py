@@ -101,16 +101,13 @@ def attention_slopes(form: str, tokens: int, temperature: float) -> tuple[float,
     its queries and keys have the constant 0.
 
     Args:
-        form: ``"published"`` as in LipsFormer's theorem; ``"half_softmax"`` the same with a ½-Lipschitz softmax;
-            ``"tight"`` as above.
+        form: ``"published"`` as in LipsFormer's theorem; ``"tight"`` as above.
         tokens: N of a window.
         temperature: τ.
     """
     n, t = tokens, abs(temperature)
     if form == "published":
         return 2 * (n - 1) * t, 2 * n * (n - 1) * t, 2 * n
-    if form == "half_softmax":
-        return n * t, n * n * t, 2 * n
     logits = n / 2 * t if n > 1 else 0.0
     return logits, logits, math.sqrt(n)
 

@@ -8,7 +8,7 @@ trains and the lowest that fails. A training fails if its loss is not finite, or
 the best of the others. Nothing is validated or saved.
 
 Arguments:
-  steps=100  steps of each training
+  steps=100  steps of each training; fewer than 50 say little
   All others are options of train.py. The schedule's warm-up is switched off, because it is what should not be needed.
 
 The rate that a whole training survives may be lower: give more steps, and try seed=1 too.
@@ -34,6 +34,7 @@ from scripts.studies.training import NOT_FINITE, why_it_ended
 PROJECT = Path(__file__).resolve().parents[1]
 FACTOR = 4.0  # from one rate to the next, until one fails
 CLOSE = 1.5  # the search ends when the lowest rate that fails is at most this many times the highest that trains
+FEW = 50  # steps: after fewer, most models have hardly begun to learn
 FARTHEST = 4**6  # rates this many times higher or lower than the recipe's are not tried
 ALWAYS = (
     "schedule.warmup_epochs=0",
@@ -180,6 +181,8 @@ def main() -> int:
             raise UserError(f"{key}= is no argument here: type steps=N for the steps of each training")
         if not number.isdecimal() or int(number) < 4:
             raise UserError(f"steps={number} must be a whole number of 4 or more")
+        if int(number) < FEW:
+            print(f"warning: {number} steps say little about a rate: give {FEW} or more", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
             trainer = Trainer([word for word in typed if word not in own], int(number), Path(folder))
             recipe = trainer(None)

@@ -146,6 +146,7 @@ def estimated_rate(name: str, machines: Machines, optim: str) -> float:
     if machines.gpu not in GPUS:
         known = ", ".join(name for name in GPUS if "*" not in name)
         raise UserError(f"gpu={machines.gpu} is unknown: choose {known}, or set images_per_second")
+    print("estimating the speed of a GPU takes about a minute; images_per_second=… saves it", file=sys.stderr)
     kernels = "triton" if name.startswith("lipsformer") else "torch"
     args = Namespace(
         kernels=kernels, optim="adamw2" if optim == "adamw2" else "adamw", batch_size=TRACED_BATCH, amp="bf16"

@@ -1,6 +1,7 @@
 """Callbacks watch a run: metrics files, loggers, pictures, instruments. Each has its own file. This one builds them."""
 
 import importlib
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -125,7 +126,17 @@ def _class_of(path: str) -> Callable[[Run, dict[str, Any] | None], Callback]:
         raise UserError(f"callbacks: {path} cannot be imported ({error}): write it as package.module.Class") from error
     found = getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, Callback):
+        _refuse_other_constructor(path, found)
         return found
     known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Callback)]
     hint = nearest(name, [key for key in known if key != "Callback"]) if known else "there is none in this module"
     raise UserError(f"callbacks: {path} is no subclass of engine.callbacks.Callback: {hint}")
+
+
+def _refuse_other_constructor(path: str, kind: type[Callback]) -> None:
+    try:
+        inspect.signature(kind).bind("run", "state")
+    except TypeError as error:
+        raise UserError(
+            f"callbacks: the constructor of {path} must take two arguments, __init__(self, run, state): {error}"
+        ) from error

@@ -2,10 +2,12 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
@@ -20,6 +22,7 @@ from engine.similar import nearest
 from models import FAMILIES
 
 KINDS = {"Integer": "a whole number", "Float": "a number"}
+GLOBAL = {"recipe", "experiment", "logger"}  # the files of these groups set options of all groups
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
 
 
@@ -40,6 +43,8 @@ def explain(error: BaseException, entry: str) -> str:
     message = f"{error}\n{error.__cause__ or ''}"
     if "Could not override ''" in message:
         return _unreadable(next(typed for typed in sys.argv[1:] if typed.lstrip("+").startswith("=")), entry)
+    if file := _file_without_package(message):
+        return f"{file} must begin with the line '# @package _global_', as those in conf/ do"
     if match := re.search(r"Ambiguous value for argument '(.*)'\n", message):
         return _several_values(match[1], entry)
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
@@ -153,17 +158,28 @@ def _unknown_key(key: str, message: str, entry: str) -> str:
 
 def _file_with(key: str) -> str | None:
     """Return the chosen config file that sets an option which the user did not type; None if there is none."""
-    typed = values_by_name(sys.argv[1:])
-    if key in typed:
+    if key in values_by_name(sys.argv[1:]):
         return None
-    folders = [CONF] + ([Path(typed["--config-dir"])] if "--config-dir" in typed else [])
     entry = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", re.MULTILINE)
-    for group, name in typed.items():
+    return next((name for name, _, text in _chosen_files() if entry.search(text)), None)
+
+
+def _file_without_package(message: str) -> str | None:
+    """Return the chosen file that must set options of all groups, but does not say so; None if there is none."""
+    wrong = GLOBAL & set(re.findall(r"(?:full_key: |Key '|Could not override ')(\w+)", message))
+    return next((name for name, group, text in _chosen_files() if group in wrong and "@package" not in text), None)
+
+
+def _chosen_files() -> Iterator[tuple[str, str, str]]:
+    """Yield the config files that the user chose with ``GROUP=NAME``: path as people know it, group, content."""
+    typed = values_by_name(sys.argv[1:])
+    own = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
+    folders = [CONF, *([Path(own)] if own else [])]
+    for group in typed.keys() & groups():
         for folder in folders:
-            file = folder / group / f"{name}.yaml"
-            if group in groups() and file.is_file() and entry.search(file.read_text(encoding="utf-8")):
-                return f"conf/{group}/{name}.yaml" if folder is CONF else str(file)
-    return None
+            file = folder / group / f"{typed[group]}.yaml"
+            if file.is_file():
+                yield (str(file.relative_to(CONF.parent) if folder is CONF else file), group, file.read_text("utf-8"))
 
 
 def _all_keys(entry: str) -> set[str]:

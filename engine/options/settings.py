@@ -153,6 +153,12 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return ``NAME expected → found`` for each option that differs."""
+    names = sorted(expected.keys() | found.keys())
+    return [f"{n} {expected.get(n)} → {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
+
+
 def defaults_of(settings: TrainConfig) -> dict[str, Any]:
     """Return the default of every option that has one, for the same config classes as in ``settings``."""
     values: dict[str, Any] = vars(settings)

@@ -10,9 +10,10 @@ from engine.similar import nearest
 
 NEEDED = {"title": str, "paper": str, "seeds": list, "scales": dict, "axes": dict}
 MAY = {"claims": list, "init": dict, "watch": dict}
-KINDS: dict[Any, set[str]] = {
-    "difference": {"of", "minus", "least"},
-    "rescue": {"axis", "over", "fails", "hold", "points"},
+NUMBER = (int, float)
+KINDS: dict[Any, dict[str, Any]] = {  # what a rule of each kind needs
+    "difference": {"of": dict, "minus": dict, "least": NUMBER},
+    "rescue": {"axis": str, "over": str, "fails": object, "hold": list, "points": NUMBER},
 }
 COLUMNS = ("top1", "best_top1", "lowest_loss", "last_loss")
 
@@ -39,7 +40,7 @@ def load(path: Path) -> dict[str, Any]:
 def _check(written: Any) -> None:
     _keys(written, "the study", NEEDED, MAY)
     for name, scale in written["scales"].items():
-        _keys(scale, f"the scale {name}", {"base": list, "crash_below": (int, float)}, dict.fromkeys(scale, object))
+        _keys(scale, f"the scale {name}", {"base": list, "crash_below": NUMBER}, dict.fromkeys(scale, object))
     for axis, labels in written["axes"].items():
         _keys(labels, f"the axis {axis}", {}, dict.fromkeys(labels, list))
     _check_names(written)
@@ -65,7 +66,7 @@ def _check_claim(claim: Any, axes: dict[str, Any]) -> None:
     kind = rule.get("kind")
     if kind not in KINDS:
         raise UserError(f"{of} has a rule of the kind '{kind}': choose {' or '.join(KINDS)}")
-    _keys(rule, f"the rule of {of}", dict.fromkeys(KINDS[kind], object), {"kind": str, "column": str})
+    _keys(rule, f"the rule of {of}", KINDS[kind], {"kind": str, "column": str})
     if rule.get("column", "top1") not in COLUMNS:
         raise UserError(f"{of} has the column '{rule['column']}': choose {', '.join(COLUMNS)}")
     for place in (rule.get("of", {}), rule.get("minus", {})):
@@ -80,7 +81,7 @@ def _check_claim(claim: Any, axes: dict[str, Any]) -> None:
 def _check_watch(watch: Any, axes: dict[str, Any]) -> None:
     _keys(watch, "'watch'", {"keys": list, "cells": list}, {"layers": list, "options": list})
     for labels in watch["cells"]:
-        if len(labels) != len(axes):
+        if not isinstance(labels, list) or len(labels) != len(axes):
             raise UserError(f"the watched cell {labels} needs a label for each of {', '.join(axes)}")
         for axis, label in zip(axes, labels, strict=True):
             _label(axes, axis, label, f"the watched cell {labels}")

@@ -171,6 +171,14 @@ def test_a_mistake_in_a_model_s_file(file, message, fails, tmp_path):
     assert re.search(message, fails(f"--config-dir={tmp_path}", "model=mine", "recipe=plain", "data=synthetic"))
 
 
+@pytest.mark.parametrize("group", ["recipe", "experiment", "logger"])
+def test_a_file_that_must_set_options_of_all_groups_but_does_not_say_so(group, fails, tmp_path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text("epochs: 3\noptim:\n  lr: 1e-3\n")
+    said = fails("--config-dir", str(tmp_path), "model=deit_tiny", f"{group}=mine", "data=synthetic")
+    assert re.search(rf"/{group}/mine.yaml must begin with the line '# @package _global_'", said)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(fails):
     assert "device=cuda, but this machine has no GPU" in fails("data=synthetic", "device=cuda")

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from engine.callbacks import Callback
+from engine.callbacks import Callback, refuse_unusable
 from engine.errors import UserError
 from tests.runs import PROJECT, SMALL, checkpoint, metrics, run, run_here, train_here
 
@@ -233,6 +233,21 @@ def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, ca
             UserError, match=rf"callbacks: {path} is no subclass of engine\.callbacks\.Callback: {hint}"
         ):
             train_here(*common, f"callbacks.mine={path}", "max_steps=3")
+
+
+class WithoutState(Callback):
+    """Its constructor does not take a saved state."""
+
+    def __init__(self, run):
+        self.run = run
+
+
+def test_a_callback_with_another_constructor_is_refused_before_the_training():
+    with pytest.raises(
+        UserError, match=r"WithoutState must take two arguments, __init__\(self, run, state\): too many"
+    ):
+        refuse_unusable({"mine": "tests.engine.test_loggers.WithoutState"})
+    refuse_unusable({"mine": "tests.engine.test_loggers.Failing"})
 
 
 class Odd(Callback):

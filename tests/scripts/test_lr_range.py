@@ -84,6 +84,7 @@ def test_real_trainings_end_with_both_rates(small_images, tmp_path):
         command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
+    assert "warning: 12 steps say little about a rate: give 50 or more" in done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("(the recipe's)") and "lr 5.00e-01" in lines[0]
     assert lines[-2].startswith("highest stable learning rate") and "12 steps, no warm-up" in lines[-2]

@@ -35,6 +35,10 @@ WRONG_STUDIES = {
     "'watch' has 'layer': did you mean layers?": lambda s: s["watch"].update(layer=["diversity"]),
     "'watch' needs 'keys'": lambda s: s["watch"].pop("keys"),
     "the watched cell ['sgd'] needs a label for each of method, lr": lambda s: s["watch"].update(cells=[["sgd"]]),
+    "the watched cell 3 needs a label for each of method, lr": lambda s: s["watch"].update(cells=[3]),
+    "'of' of the rule of the claim 'AdamW is better' must be a mapping": lambda s: s["claims"][0]["rule"].update(
+        of="sgd"
+    ),
     "the watched cell ['sgd', '1'] names lr=1: choose 1e-3": lambda s: s["watch"].update(cells=[["sgd", "1"]]),
 }
 
