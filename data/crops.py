@@ -1,10 +1,14 @@
 """Boxes for crops and for random erasing, as arrays of numbers for a whole batch at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Whole = NDArray[np.int64]
+Range = Sequence[float]  # smallest and largest value
 TRIES = 10  # attempts at a random box before giving up, as in torchvision and timm
 
 
@@ -28,22 +32,26 @@ class Crops:
         return len(self.index)
 
 
-def _log_uniform(u: NDArray, low: float, high: float) -> NDArray:
-    return np.exp(np.log(low) + u * (np.log(high) - np.log(low)))
+def _random_sides(u: NDArray, whole: NDArray | int, share: Range, ratio: Range) -> tuple[Whole, Whole]:
+    """Two sides whose product is a uniform share of the area ``whole``; first / second is log-uniform."""
+    area = whole * (share[0] + u[0] * (share[1] - share[0]))
+    aspect = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
 
 
-def _first(valid: NDArray[np.bool_], *choices: NDArray) -> tuple[NDArray, ...]:
-    """The first valid one of the ``(n, tries)`` choices in each row, or the first one if none is valid."""
-    rows = np.arange(len(valid))
-    return tuple(choice[rows, valid.argmax(axis=1)] for choice in choices)
+def _first_valid(valid: NDArray[np.bool_], u: NDArray, room: tuple[Any, Any], h: Whole, w: Whole) -> NDArray:
+    """In each row the first valid try, else the first one, as a box at a random place in ``room`` (height, width)."""
+    top, left = np.floor(u[2] * (room[0] - h + 1)), np.floor(u[3] * (room[1] - w + 1))
+    first = valid.argmax(axis=1)[:, None]
+    return np.hstack([np.take_along_axis(tries, first, axis=1) for tries in (top, left, h, w)])
 
 
 def random_resized_boxes(
     u: NDArray[np.float64],
     height: NDArray,
     width: NDArray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: Range,
+    ratio: Range,
 ) -> NDArray[np.int32]:
     """Boxes (top, left, height, width) with the distribution of torchvision's and timm's RandomResizedCrop.
 
@@ -54,19 +62,15 @@ def random_resized_boxes(
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest aspect ratio (width / height).
     """
-    u_area, u_ratio, u_top, u_left = np.moveaxis(u.reshape(len(u), TRIES, 4), 2, 0)
+    u = np.moveaxis(u.reshape(len(u), TRIES, 4), 2, 0)
     H, W = height[:, None].astype(np.int64), width[:, None].astype(np.int64)
-    area = H * W * (scale[0] + u_area * (scale[1] - scale[0]))
-    aspect = _log_uniform(u_ratio, *ratio)
-    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    w, h = _random_sides(u, H * W, scale, ratio)
     valid = (w > 0) & (w <= W) & (h > 0) & (h <= H)
-    top, left = np.floor(u_top * (H - h + 1)), np.floor(u_left * (W - w + 1))
-    boxes = np.stack(_first(valid, top, left, h, w), axis=1)
-    return np.where(valid.any(axis=1)[:, None], boxes, _central_boxes(height, width, ratio)).astype(np.int32)
+    boxes = _first_valid(valid, u, (H, W), h, w)
+    return np.where(valid.any(axis=1, keepdims=True), boxes, _central_boxes(height, width, ratio)).astype(np.int32)
 
 
-def _central_boxes(height: NDArray, width: NDArray, ratio: tuple[float, float]) -> NDArray:
+def _central_boxes(height: NDArray, width: NDArray, ratio: Range) -> NDArray:
     """The largest central boxes whose aspect ratio is allowed."""
     H, W = height.astype(np.int64), width.astype(np.int64)
     h = np.where(W < ratio[0] * H, np.rint(W / ratio[0]), H).astype(np.int64)
@@ -109,8 +113,8 @@ def random_erase_boxes(
     u: NDArray[np.float64],
     probability: float,
     side: int,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    area: Range = (0.02, 1 / 3),
+    ratio: Range = (0.3, 1 / 0.3),
 ) -> NDArray[np.int32]:
     """Boxes (top, left, height, width) with the distribution of timm's RandomErasing with one box; height 0: none.
 
@@ -121,13 +125,9 @@ def random_erase_boxes(
         area: smallest and largest share of the image's area.
         ratio: smallest and largest aspect ratio (height / width).
     """
-    u_area, u_ratio, u_top, u_left = np.moveaxis(u[:, 1:].reshape(len(u), TRIES, 4), 2, 0)
-    target = side * side * (area[0] + u_area * (area[1] - area[0]))
-    aspect = _log_uniform(u_ratio, *ratio)
-    h = np.rint(np.sqrt(target * aspect)).astype(np.int64)
-    w = np.rint(np.sqrt(target / aspect)).astype(np.int64)
+    tries = np.moveaxis(u[:, 1:].reshape(len(u), TRIES, 4), 2, 0)
+    h, w = _random_sides(tries, side * side, area, ratio)
     valid = (h < side) & (w < side)
-    top, left = np.floor(u_top * (side - h + 1)), np.floor(u_left * (side - w + 1))
-    boxes = np.stack(_first(valid, top, left, h, w), axis=1)
+    boxes = _first_valid(valid, tries, (side, side), h, w)
     wanted = valid.any(axis=1) & (u[:, 0] < probability)
     return np.where(wanted[:, None], boxes, 0).astype(np.int32)

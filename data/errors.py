@@ -16,3 +16,8 @@ class BadImage(DataError):
     def __init__(self, message: str, row: int | None = None):
         super().__init__(message)
         self.row = row
+
+
+def reason(error: BaseException) -> str:
+    """In one line, why something failed: the system's words if it has them, else the error's."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

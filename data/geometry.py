@@ -83,10 +83,10 @@ class BatchGeometry:
         ranks = [replace(self, rank=rank) for rank in range(self.world_size)]
         return [len(positions) for geometry in ranks for positions in geometry.micro_batches]
 
-    def groups_in(self, positions: range) -> list[range]:
-        """The mix groups of a micro-batch, as ranges inside it."""
+    def groups_in(self, positions: range) -> list[slice]:
+        """The rows of each mix group in a micro-batch."""
         size = len(positions)
-        return [range(start, min(start + self.mix_group, size)) for start in range(0, size, self.mix_group)]
+        return [slice(start, min(start + self.mix_group, size)) for start in range(0, size, self.mix_group)]
 
 
 def shard(count: int, world_size: int, rank: int) -> range:

@@ -127,7 +127,7 @@ class Loader:
         draws_at: Callable[[P], tuple[Crops, DeviceDraws | None]],
         handle: Callable[[BadImage], None],
     ) -> Generator[tuple[P, Batch], None, None]:
-        """Each place with its batch. A backend makes the draws ahead, so steps do not wait for them.
+        """Each place with its batch. A backend takes places ahead, so the draws are ready before a step needs them.
 
         If the backend stops at a bad image, ``handle`` either raises or makes ``draws_at`` leave that image out. The
         backend then starts again from the first place whose batch is missing. It also starts again, once for each

@@ -83,10 +83,8 @@ class TrainPlan:
         n, start = len(positions), positions.start
         u = uniforms(self.seed, epoch, Stream.CROP, start, n, 4 * TRIES)
         height, width = self.index.heights[index], self.index.widths[index]
-        augment = self.augment
-        scale, ratio = augment.scale, augment.ratio
-        box = random_resized_boxes(u, height, width, (scale[0], scale[1]), (ratio[0], ratio[1]))
-        flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < augment.hflip
+        box = random_resized_boxes(u, height, width, self.augment.scale, self.augment.ratio)
+        flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < self.augment.hflip
         size = np.full((n, 2), self.side, dtype=np.int32)
         window, cubic = np.zeros((n, 2), dtype=np.int32), self._cubic(epoch, positions)[:, 0]
         return Crops(index=index, box=box, size=size, window=window, flip=flip, cubic=cubic)
@@ -124,7 +122,7 @@ class TrainPlan:
         first, *others = (p.draw(part) for p, part in zip(self.policies, np.split(u, ends[:-1], axis=1), strict=True))
         return reduce(AutoDraws.then, others, first)
 
-    def _mix(self, epoch: int, first: int, rows: range) -> Mix | None:
+    def _mix(self, epoch: int, first: int, rows: slice) -> Mix | None:
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
         return draw_mix(self.augment, rng, rows, self.side)
 

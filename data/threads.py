@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
@@ -24,8 +24,21 @@ def single_torch_threads(count: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     for thread in [pool.submit(all_there.wait) for _ in range(count)]:
         thread.result()
-    torch.set_num_threads(own)  # the calls in the pool's threads also set it for threads that start later
+    torch.set_num_threads(own)  # the pool's calls also changed the number for threads that start later: set it back
     return pool
+
+
+def begun_ahead(tasks: Iterable[T]) -> Iterator[T]:
+    """The tasks in their order. While the caller waits for one and uses its result, the next one has begun already.
+
+    Args:
+        tasks: beginning the next one is what taking it from this iterable does.
+    """
+    before: list[T] = []
+    for task in tasks:
+        yield from before
+        before = [task]
+    yield from before
 
 
 def in_parallel(work: Callable[[T], object], items: Sequence[T]) -> None:

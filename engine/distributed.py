@@ -105,7 +105,8 @@ class World:
     def patient(self, afterwards: float) -> Iterator[None]:
         """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait.
 
-        The price: a process that is lost in this time is noticed only when it is over. At the end all meet again.
+        The price: if a process is lost meanwhile, the others may notice it only after these 10 minutes. At the end all
+        processes meet again.
 
         Args:
             afterwards: seconds that processes wait for each other after this.
@@ -157,10 +158,10 @@ class World:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def gather(self, row: Tensor) -> list[list[float]]:
-        """Return the row of numbers of every process, by rank. The host waits for the device here."""
-        if self.size == 1:
-            return [row.tolist()]
-        rows = [torch.empty_like(row) for _ in range(self.size)]
-        dist.all_gather(rows, row)
-        return torch.stack(rows).tolist()
+    def gather(self, row: Tensor) -> Tensor:
+        """Return the rows of all processes, ``(processes, numbers)``, on the host. It waits for the device here."""
+        rows = [row]
+        if self.size > 1:
+            rows = [torch.empty_like(row) for _ in range(self.size)]
+            dist.all_gather(rows, row)
+        return torch.stack(rows).cpu()

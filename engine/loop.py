@@ -136,8 +136,8 @@ class TrainLoop:
         if not read_now and not self._stop_is_wanted():
             return
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
-        # The group starts with a long time-out, which covers the compilation in the first step. The reading
-        # after that step sets the usual one.
+        # Until the first reading, processes wait 30 minutes for each other, because the first step compiles. Leaving
+        # this context sets the usual time-out.
         with self.world.patient(afterwards=self.cfg.ddp_timeout):
             self._report(reading)
             stop_wanted, save_wanted = reading.votes
@@ -209,14 +209,12 @@ class TrainLoop:
     # --- what is due ----------------------------------------------------------------------------------------------
 
     def _validation_is_due(self) -> bool:
-        due = self.length.ends_epoch(self.done) and self.length.epoch_of(self.done) % self.cfg.eval_every == 0
-        return due or self.done == self.length.stop_at
+        return self.length.ends_epoch(self.done, self.cfg.eval_every) or self.done == self.length.stop_at
 
     def _save_is_due(self) -> bool:
         every = self.cfg.checkpoint
         by_steps = every.every_steps is not None and self.done % every.every_steps == 0
-        by_epochs = every.every_epochs is not None and self.length.epoch_of(self.done) % every.every_epochs == 0
-        return by_steps or (by_epochs and self.length.ends_epoch(self.done))
+        return by_steps or (every.every_epochs is not None and self.length.ends_epoch(self.done, every.every_epochs))
 
     def _minutes_are_over(self) -> bool:
         minutes = self.cfg.checkpoint.every_minutes

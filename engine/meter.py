@@ -106,7 +106,7 @@ class Meter:
         Args:
             share: this process's share of the images of a batch. The losses are the means over these images.
         """
-        return self._reading([self._row([]).tolist()], share)
+        return self._reading(self._row([]).cpu().unsqueeze(0), share)
 
     def _row(self, votes: list[bool]) -> Tensor:
         """The numbers of this process: times, votes, then loss and gradient norm of each step."""
@@ -114,11 +114,10 @@ class Meter:
         host = torch.tensor([self.waited, elapsed, *map(float, votes)], dtype=torch.float64, device=self.device)
         return torch.cat([host, *(pair for *_, pair in self.unread)])  # all become float64
 
-    def _reading(self, rows: list[list[float]], share: float = 1.0) -> Reading:
-        """The reading of the rows of some processes, which have a ``share`` of each batch together."""
+    def _reading(self, rows: Tensor, share: float = 1.0) -> Reading:
+        """The reading of the rows of some processes, on the host. Together they have a ``share`` of each batch."""
         elapsed, count = time.perf_counter() - self.started, len(self.unread)
-        numbers = torch.tensor(rows, dtype=torch.float64)
-        host, pairs = numbers[:, : -2 * count], numbers[:, -2 * count :].unflatten(1, (count, 2))
+        host, pairs = rows[:, : -2 * count], rows[:, -2 * count :].unflatten(1, (count, 2))
         steps = [
             StepNumbers(step, sum(losses) / share, norms[0], lr)
             for (step, lr, _), (losses, norms) in zip(self.unread, pairs.permute(1, 2, 0).tolist(), strict=True)

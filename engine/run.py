@@ -35,9 +35,9 @@ class RunLength:
         """Return the epoch that a step belongs to, counted from 1."""
         return -(-step // self.steps_per_epoch)
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether a step is the last of an epoch."""
-        return step % self.steps_per_epoch == 0
+    def ends_epoch(self, step: int, every: int = 1) -> bool:
+        """Whether a step is the last of an epoch whose number is a multiple of ``every``."""
+        return step % (every * self.steps_per_epoch) == 0
 
     def place(self, step: int) -> dict[str, float]:
         """Return step and epoch for a line of metrics. The epoch is fractional: 2.5 means two and a half epochs."""

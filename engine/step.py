@@ -28,10 +28,10 @@ LEAST_LOSS_SCALE = 2.0**-20
 
 
 class UpdateWatcher(Protocol):
-    """Called just before and after the optimizer changes the weights."""
+    """Watches an update of the weights."""
 
-    def before_update(self, step: int, images: Tensor) -> None:
-        """Called with the gradients in place, before clipping.
+    def __call__(self, step: int, images: Tensor) -> AbstractContextManager[None]:
+        """Return a context for the update: gradients exist at both ends, and at the beginning they are not yet clipped.
 
         Args:
             step: number of the step, counted from 1.
@@ -39,9 +39,10 @@ class UpdateWatcher(Protocol):
         """
         ...
 
-    def after_update(self) -> None:
-        """Called when the weights are new and the gradients still exist."""
-        ...
+
+def unwatched(step: int, images: Tensor) -> AbstractContextManager[None]:
+    """Return a context that does nothing; see :class:`UpdateWatcher`."""
+    return nullcontext()
 
 
 @runtime_checkable
@@ -85,7 +86,7 @@ class TrainStep:
 
     Attributes:
         evaluated_network: what validation scores: the moving average if there is one and ``eval.weights`` is ``ema``.
-        watcher: called before and after every update; None: nothing is called.
+        watched: makes the context in which every update runs.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class TrainStep:
         self.cfg, self.runtime, self.model = cfg, runtime, model
         self.optimizer, self.schedule, self.micro_steps = optimizer, schedule, micro_steps
         self.loss = training_loss(cfg)
-        self.watcher: UpdateWatcher | None = None
+        self.watched: UpdateWatcher = unwatched
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # All buffers in the state, such as running statistics, and a copy from before the current step.
         self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
@@ -179,16 +180,13 @@ class TrainStep:
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        if self.watcher is not None:
-            self.watcher.before_update(step, images)
-        grad_norm = self._clip()
-        if self.graphed is not None:
-            self.graphed()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        if self.watcher is not None:
-            self.watcher.after_update()
+        with self.watched(step, images):
+            grad_norm = self._clip()
+            if self.graphed is not None:
+                self.graphed()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
 

@@ -77,7 +77,7 @@ class TrainBatches:
             with torch.cuda.stream(self.side), span("data wait"):
                 return next(self.batches)
         finally:
-            if self.side is not None:  # so that the event below comes when the images are there
+            if self.side is not None:  # so that the GPU reaches the event below only when the images are there
                 torch.cuda.current_stream(self.side.device).wait_stream(self.side)
             self.waits.append((began, self._now()))
 

@@ -41,7 +41,7 @@ class AdamW2(Optimizer):
 
     A step reads no number back to the host. So it does not wait for a GPU, and can be captured in a CUDA graph. torch's
     own ``AdamW(fused=True)`` kernel updates the moments. Under a gradient scaler, too, a step that overflows is skipped
-    on the device. Only a step with new matrices waits then: the host must know when they have taken their first step.
+    on the device. Only a step with new matrices waits then: if it is skipped, the next one is still their first.
 
     Args:
         params: parameters, named parameters or groups of them.
@@ -87,19 +87,23 @@ class AdamW2(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        is_new = any(self._lacks_vectors(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None)
+        trained = ((group, p) for group in self.param_groups for p in group["params"] if p.grad is not None)
+        new = [each for each in trained if self._lacks_state(*each)]
+        is_new = any(_is_capped(*each) for each in new)
         if is_new and found_inf is not None and found_inf.item():
             return loss
+        for each in new:
+            self._begin(*each)
         stacks: dict[torch.device, list[Stack]] = defaultdict(list)
         for group in self.param_groups:
             others, shapes = [], defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._begin(group, parameter)
-                    if _is_capped(group, parameter):
-                        shapes[parameter.device, parameter.dtype, parameter.shape].append(parameter)
-                    else:
-                        others.append(parameter)
+                if parameter.grad is None:
+                    continue
+                if _is_capped(group, parameter):
+                    shapes[parameter.device, parameter.dtype, parameter.shape].append(parameter)
+                else:
+                    others.append(parameter)
             self._adamw(group, others, others, group["weight_decay"])
             for (device, *_), members in shapes.items():
                 stacks[device].append(self._proposal(group, members))
@@ -182,9 +186,9 @@ class AdamW2(Optimizer):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def _lacks_vectors(self, group: Group, parameter: Tensor) -> bool:
-        """Whether a parameter needs vectors for power iteration, and has none yet."""
-        return _is_capped(group, parameter) and "sizes" not in self.state.get(parameter, {})
+    def _lacks_state(self, group: Group, parameter: Tensor) -> bool:
+        """Whether a parameter has no state yet, or a capped one has no vectors for power iteration."""
+        return ("sizes" if _is_capped(group, parameter) else "step") not in self.state.get(parameter, {})
 
     def _begin(self, group: Group, parameter: Tensor) -> None:
         """Create what a parameter's state lacks, on the parameter's device and with contiguous moments."""
@@ -195,9 +199,7 @@ class AdamW2(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        for name in ("exp_avg", "exp_avg_sq"):  # a loaded state may have other strides
-            state[name] = state[name].contiguous()
-        if self._lacks_vectors(group, parameter):
+        if _is_capped(group, parameter):
             splits, columns = group["splits"], parameter[0].numel()
             state["vectors"] = start_vectors(2 * splits, columns, parameter.device).unflatten(0, (2, splits))
             state["sizes"] = torch.zeros(2, splits, dtype=torch.float32, device=parameter.device)  # σ₁ of lr·u and of W
@@ -230,15 +232,18 @@ class AdamW2(Optimizer):
 
         torch converts a loaded state to the parameter's dtype, and does not move step numbers to another device. Here
         everything except the moments becomes float32 on the parameter's device. The fused kernel needs the step number
-        there; otherwise each step would wait for a copy.
+        there; otherwise each step would wait for a copy. The moments become contiguous, as the kernel needs them.
         """
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         for parameter, kept in self.state.items():
-            for name in kept.keys() - {"exp_avg", "exp_avg_sq"}:
-                kept[name] = torch.as_tensor(kept[name], dtype=torch.float32, device=parameter.device)
+            for name, value in kept.items():
+                if name in ("exp_avg", "exp_avg_sq"):
+                    kept[name] = value.contiguous()
+                else:
+                    kept[name] = torch.as_tensor(value, dtype=torch.float32, device=parameter.device)
 
     # --- metrics --------------------------------------------------------------------------------------------------
 

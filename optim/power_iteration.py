@@ -123,13 +123,11 @@ def _gram_schmidt(gram: Tensor) -> Tensor:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Compute products in full float32 precision, even if the user allows TF32 for the network."""
-    settings: Any = torch.backends
-    backends = [settings.cuda.matmul, settings.mkldnn.matmul]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    backends: Any = torch.backends
+    gpu, cpu = backends.cuda.matmul, backends.mkldnn.matmul
+    before = gpu.fp32_precision, cpu.fp32_precision
+    gpu.fp32_precision = cpu.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        gpu.fp32_precision, cpu.fp32_precision = before

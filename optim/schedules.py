@@ -65,6 +65,8 @@ class Schedule(Scheduler):
         if t >= self.length and self.cfg.name != "constant":
             return self.low
         match self.cfg.name:
+            case "cosine":
+                fraction = 0.5 * (1 + math.cos(math.pi * t / self.length))
             case "constant":
                 return peak
             case "step":
@@ -73,10 +75,8 @@ class Schedule(Scheduler):
             case "inverse_sqrt":  # Xiong et al., section 3.2, shifted so that it starts at its peak
                 scale = max(self.cfg.timescale_epochs * self.per_epoch, 1.0)
                 return max(self.low, peak * math.sqrt(scale / (scale + t)))
-            case "linear":
-                fraction = 1 - t / self.length
             case "trapezoid":  # warm-up, stable, decay
                 fraction = min(1.0, (self.length - t) / self.decay) if self.decay else 1.0
             case _:
-                fraction = 0.5 * (1 + math.cos(math.pi * t / self.length))
+                fraction = 1 - t / self.length
         return self.low + (peak - self.low) * fraction

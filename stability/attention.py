@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,19 +154,15 @@ def _is_over_keys(out: Tensor, args: Any, kwargs: Any) -> bool:
 def _named_calls(model: nn.Module) -> Iterator[Callable[[], str]]:
     """Context with a function that returns the name of the innermost module of ``model`` that is running."""
     running: list[str] = []
-    hooks = []
 
-    def entering(name: str) -> Callable[..., None]:
-        return lambda *_: running.append(name)
+    def enter(name: str, *_: Any) -> None:
+        running.append(name)
 
-    def leaving(*_: Any) -> None:
+    def leave(*_: Any) -> None:
         running.pop()
 
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(entering(name)))
-        hooks.append(module.register_forward_hook(leaving, always_call=True))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(module.register_forward_hook(leave, always_call=True))
         yield lambda: running[-1] if running else ""
-    finally:
-        for hook in hooks:
-            hook.remove()

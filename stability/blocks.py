@@ -1,8 +1,9 @@
 """The output of each block: how large it is, and how diverse its tokens are."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,19 +42,14 @@ def watching_blocks(model: nn.Module) -> Iterator[dict[str, BlockReport]]:
     prefix = getattr(model, "num_prefix_tokens", 0)  # timm's name for the number of class and register tokens
     layout = getattr(model, "output_fmt", None)  # timm's name for the layout of features: NCHW, NHWC or NLC
 
-    def reader(name: str) -> Any:
-        def read(block: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim in (3, 4):
-                reports[name] = _report(_tokens(block, output.detach().float(), prefix, layout))
+    def read(name: str, block: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim in (3, 4):
+            reports[name] = _report(_tokens(block, output.detach().float(), prefix, layout))
 
-        return read
-
-    hooks = [block.register_forward_hook(reader(name)) for name, block in find_blocks(model).items()]
-    try:
+    with ExitStack() as hooks:
+        for name, block in find_blocks(model).items():
+            hooks.enter_context(block.register_forward_hook(partial(read, name)))
         yield reports
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _report(tokens: Tensor) -> BlockReport:

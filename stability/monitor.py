@@ -67,7 +67,6 @@ class StabilityMonitor:
         self.model, self.spectral_norms, self.precision = model, spectral_norms, precision
         self.most_images = most_images
         self.weights = weight_matrices(model)
-        self.report: StabilityReport
 
     @torch.no_grad()
     def before_update(self, images: Tensor) -> None:
@@ -85,8 +84,8 @@ class StabilityMonitor:
         self.seconds = time.perf_counter() - self.started
 
     @torch.no_grad()
-    def after_update(self) -> None:
-        """Call this after the optimizer's step. It sets ``report``. Only this method waits for the device."""
+    def after_update(self) -> StabilityReport:
+        """Call this after the optimizer's step. Returns the reading. Only this method waits for the device."""
         started = time.perf_counter()
         attention, blocks = self._probe()
         energies = {name: query_key_energies(qk.query, qk.key, qk.heads) for name, qk in query_keys(self.model).items()}
@@ -108,7 +107,7 @@ class StabilityMonitor:
         on_host = _on_host({kind: values for kind, values in layers.items() if values})
         collapsed = {name: _collapsed(on_host, name) for name in sec if name in entropy}
         seconds = self.seconds + time.perf_counter() - started
-        self.report = StabilityReport(on_host, {name: heads for name, heads in collapsed.items() if heads}, seconds)
+        return StabilityReport(on_host, {name: heads for name, heads in collapsed.items() if heads}, seconds)
 
     def _probe(self) -> tuple[dict[str, AttentionReport], dict[str, BlockReport]]:
         """Run the model on the kept images."""
@@ -144,9 +143,9 @@ def _rms(values: Tensor) -> Tensor:
 
 
 def _by_owner(parts: Values, owners: list[str]) -> Values:
-    """Values of each head under the name of the layer with the query and key weights.
+    """Values of each head under the name of the layer that owns W_q and W_k.
 
-    The attention itself may be computed in parts of that layer.
+    The attention may be computed in several parts of that layer. Their heads are then joined.
     """
     joined: dict[str, list[Tensor]] = {}
     for name, heads in parts.items():
@@ -158,8 +157,7 @@ def _by_owner(parts: Values, owners: list[str]) -> Values:
 def _on_host(layers: dict[str, Values]) -> dict[str, dict[str, list[float]]]:
     """Copy all values to the host in one transfer."""
     flat = [values.detach().double().flatten() for kind in layers.values() for values in kind.values()]
-    device = next((values.device for values in flat if values.device.type != "cpu"), torch.device("cpu"))
-    numbers = iter(torch.cat([values.to(device) for values in flat]).tolist()) if flat else iter(())
+    numbers = iter(torch.cat(flat).tolist() if flat else ())
     return {
         kind: {name: [next(numbers) for _ in range(values.numel())] for name, values in by_name.items()}
         for kind, by_name in layers.items()

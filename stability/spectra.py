@@ -61,7 +61,7 @@ def query_key_energies(w_q: Tensor, w_k: Tensor, num_heads: int) -> Tensor:
         )
     factors = (torch.linalg.qr(w.float().cpu().unflatten(0, (num_heads, -1)).mT, mode="r").R for w in (w_q, w_k))
     r_q, r_k = factors
-    return _singular_values(r_q @ r_k.mT).square()
+    return _singular_values(r_q @ r_k.mT).square().to(w_q.device)
 
 
 def energy_concentration(energies: Tensor, directions: int = 10) -> Tensor:

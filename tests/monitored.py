@@ -33,12 +33,10 @@ def read(name: str = "vit_preln_small", build: Callable = torch.optim.AdamW):
     monitor.before_update(images)
     optimizer.step()
     optimizer.zero_grad()
-    monitor.after_update()
-    return model, before, gradients, images, monitor.report, optimizer
+    return model, before, gradients, images, monitor.after_update(), optimizer
 
 
 def reading(model: nn.Module, images: Tensor) -> StabilityReport:
     monitor = StabilityMonitor(model, dict)
     monitor.before_update(images)
-    monitor.after_update()
-    return monitor.report
+    return monitor.after_update()

@@ -40,6 +40,7 @@ def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None,
             ``None``: all bicubically.
         fill: colour of pixels that come from outside the image, uint8 ``(1, 3, 1, 1)``.
     """
+    # One gather for each layer puts the images from the order of the layer before into the order of this one.
     orders = np.argsort(draws.ops, axis=0, kind="stable").T  # for each layer: the image at each place
     places = np.argsort(orders, axis=1)  # and the place of each image
     moves = [orders[0], *(before[order] for before, order in zip(places[:-1], orders[1:], strict=True)), places[-1]]

@@ -11,8 +11,8 @@ from data.augment.device_draws import DeviceDraws
 from data.augment.mixing import Mix
 from data.transfer import send
 
-# Images whose boxes are filled at once, with noise for the smallest area that holds all these boxes. So the number
-# decides which noise an image gets.
+# How many images take their noise from one draw, which covers the smallest area that holds their boxes. Another number
+# would give the images other noise.
 ERASED_AT_ONCE = {"cpu": 1, "cuda": 64}
 
 
@@ -64,7 +64,7 @@ class DeviceAugment(nn.Module):
             for start in range(0, len(images), at_once):
                 _erase(images[start : start + at_once], draws.erase[start : start + at_once], generator)
         for mix in draws.mix:
-            mix.apply(images[mix.rows.start : mix.rows.stop])
+            mix.apply(images[mix.rows])
         return images, self._targets(labels, draws.mix)
 
     def _targets(self, labels: Tensor, mixes: list[Mix]) -> Tensor:
@@ -75,8 +75,7 @@ class DeviceAugment(nn.Module):
             return own
         lam, other = np.ones((len(labels), 1)), np.arange(len(labels))
         for mix in mixes:
-            rows = slice(mix.rows.start, mix.rows.stop)
-            lam[rows], other[rows] = mix.lam, mix.rows[::-1]
+            lam[mix.rows], other[mix.rows] = mix.lam, other[mix.rows][::-1]
         weight, rest = send(labels.device, lam.astype(np.float32), (1 - lam).astype(np.float32))
         return own * weight + own.index_select(0, send(labels.device, other)[0]) * rest
 

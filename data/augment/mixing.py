@@ -21,7 +21,7 @@ class Mix(Protocol):
     """
 
     @property
-    def rows(self) -> range: ...
+    def rows(self) -> slice: ...
 
     @property
     def lam(self) -> float: ...
@@ -35,7 +35,7 @@ class Mix(Protocol):
 class Mixup:
     """Blend two images (Zhang et al., ICLR 2018)."""
 
-    rows: range
+    rows: slice
     lam: float
 
     def apply(self, images: Tensor) -> None:
@@ -47,7 +47,7 @@ class Mixup:
 class Cutmix:
     """Paste a box of one image into the other (Yun et al., ICCV 2019)."""
 
-    rows: range
+    rows: slice
     lam: float
     box: Box
 
@@ -58,7 +58,7 @@ class Cutmix:
         area.copy_(area.flip(0))
 
 
-def draw_mix(augment: AugmentConfig, rng: Generator, rows: range, side: int) -> Mix | None:
+def draw_mix(augment: AugmentConfig, rng: Generator, rows: slice, side: int) -> Mix | None:
     """Draw how to mix a group; None to leave it unmixed. The distribution is that of timm's Mixup in batch mode.
 
     Args:
@@ -76,7 +76,7 @@ def draw_mix(augment: AugmentConfig, rng: Generator, rows: range, side: int) -> 
     return None
 
 
-def _cutmix(alpha: float, rng: Generator, rows: range, side: int) -> Cutmix:
+def _cutmix(alpha: float, rng: Generator, rows: slice, side: int) -> Cutmix:
     """Draw a box of random size around a random point. Only the part inside the image counts."""
     cut_side = int(side * np.sqrt(1 - float(rng.beta(alpha, alpha))))
     y, x = (int(rng.integers(side)) for _ in range(2))

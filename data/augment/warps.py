@@ -56,9 +56,14 @@ def warp(images: Tensor, layer: Layer) -> Tensor:
 def _places(layer: Layer, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Where pixels come from: a number for each column, ``(3, 2, n, 1, width)``, and row, ``(3, 2, n, height, 1)``.
 
-    The second axis is x and y. The first axis has three quantities, each the sum of both numbers: the place in pixels,
-    the last pixel whose centre is not beyond the place, and how far the place is beyond that centre. Shears and
-    translations have all three, split in float64. Rotations only have the place, relative to the image's centre.
+    The second axis is x and y. The first axis has three quantities, each the sum of a column's and a row's number:
+
+    - the place in pixels;
+    - the last pixel whose centre is not beyond the place;
+    - the distance of the place from that centre.
+
+    Shears and translations have all three, split in float64. Rotations only have the place, relative to the image's
+    centre.
     """
     x, y, args = np.arange(width), np.arange(height), layer.args[:, None]
     exact = np.zeros((2, len(args), width + height))  # the places, from the centre of the first pixel

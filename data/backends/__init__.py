@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.errors import BadImage, DataError
+from data.errors import BadImage, DataError, reason
 from data.index.headers import BROKEN, decoded
 from data.sources import EncodedSource, Source, source_kind
 from data.waiting import no_check
@@ -109,8 +109,7 @@ def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> Bad
             if (image.height, image.width) != (index.heights[row], index.widths[row]):
                 return BadImage(f"{name} has changed since the index was written: {advice.changed}", row)
         except BROKEN as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             again = "then run the same command again to continue"
-            return BadImage(f"{name} cannot be decoded ({reason}): {advice.in_run}, {again}", row)
-    reason = " ".join(str(cause).split())
-    return BadImage(f"a batch that holds {source.name(int(crops.index[0]))} could not be decoded: {reason}", None)
+            return BadImage(f"{name} cannot be decoded ({reason(error)}): {advice.in_run}, {again}", row)
+    first = source.name(int(crops.index[0]))
+    return BadImage(f"a batch that holds {first} could not be decoded: {reason(cause)}", None)

@@ -1,7 +1,6 @@
 """Images in the form that DALI takes: the path of each, or the content of its file, read one batch ahead."""
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -15,8 +14,8 @@ from data.backends import unreadable
 from data.crops import Crops
 from data.index.headers import BROKEN
 from data.sources import EncodedSource
+from data.threads import begun_ahead
 
-AHEAD = 1  # batches read before they are asked for
 READERS = 16  # threads: they mostly wait for the disk
 
 Encoded = list[NDArray[np.uint8]]
@@ -47,22 +46,13 @@ def encoded_images(
                 return np.frombuffer(os.fsencode(str(path)), dtype=np.uint8)
             return np.frombuffer(_ppm(source, row) if row in odd_colours else source.read(row), dtype=np.uint8)
 
-        waiting: deque[tuple[Crops, Iterator[NDArray[np.uint8]]]] = deque()
-
-        def first() -> tuple[Crops, Encoded]:
-            crops, images = waiting.popleft()
+        begin = map if by_path else pool.map  # the pool begins to read at once
+        for crops, begun in begun_ahead((crops, begin(image, crops.index.tolist())) for crops in requests):
             try:
-                return crops, list(images)
+                images = list(begun)
             except BROKEN as error:
                 raise unreadable(source, crops, error) from error
-
-        for crops in requests:
-            rows = crops.index.tolist()
-            waiting.append((crops, map(image, rows) if by_path else pool.map(image, rows)))
-            if len(waiting) > AHEAD:
-                yield first()
-        while waiting:
-            yield first()
+            yield crops, images
 
 
 def _ppm(source: EncodedSource, row: int) -> bytes:

@@ -1,7 +1,6 @@
 """Makes batches on a CPU from decoded crops: resizes, cuts to the window, mirrors. The arithmetic is Pillow's."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.crops import Crops
-from data.threads import single_torch_threads
+from data.threads import begun_ahead, single_torch_threads
 
 Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and the pixels in its boxes, (height, width, 3) each
 
@@ -38,20 +37,17 @@ def in_threads(decoded: Iterator[Decoded], side: int, threads: int) -> Generator
         side: side of the square images in pixels.
         threads: number of threads.
     """
-    waiting: deque[Callable[[], Tensor]] = deque()
     with single_torch_threads(threads) as pool:
-        for crops, images in decoded:
-            waiting.append(_begun(pool, threads, side, crops, images))
-            if len(waiting) > 1:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
+        for out, parts in begun_ahead(_begun(pool, threads, side, *request) for request in decoded):
+            for part in parts:
+                part.result()
+            yield out
 
 
 def _begun(
     pool: ThreadPoolExecutor, parts: int, side: int, crops: Crops, images: Sequence[NDArray[np.uint8]]
-) -> Callable[[], Tensor]:
-    """Begin to make a batch. The returned function waits for it."""
+) -> tuple[Tensor, list[Future[None]]]:
+    """Begin to make a batch. It is ready when all of its parts are."""
     out = torch.empty(len(crops), 3, side, side, dtype=torch.uint8)
 
     @torch.inference_mode()  # evaluation runs in this mode, and threads do not inherit it
@@ -59,11 +55,4 @@ def _begun(
         for row in range(first, len(crops), parts):
             write_row(out, row, crops, np.asarray(images[row]))
 
-    futures: list[Future[None]] = [pool.submit(write, part) for part in range(parts)]
-
-    def made() -> Tensor:
-        for future in futures:
-            future.result()
-        return out
-
-    return made
+    return out, [pool.submit(write, part) for part in range(parts)]

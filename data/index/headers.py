@@ -8,6 +8,8 @@ from typing import IO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from data.errors import reason
+
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
 BEGINNINGS = (4096, 65536)  # bytes that are read first to find the header of an image in an archive
@@ -46,7 +48,7 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:
-        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        return f"cannot be read ({reason(error)})"
 
 
 def read_header_at(file: int, offset: int, length: int) -> Header | str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, reason
 
 NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps any file name unchanged
 END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
@@ -34,5 +34,4 @@ def members(
                 if file.read(tarfile.BLOCKSIZE) != END:
                     raise tarfile.ReadError("its end is missing")
     except (OSError, tarfile.TarError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} is damaged or cut short ({reason}): {remedy}") from error
+        raise DataError(f"{path} is damaged or cut short ({reason(error)}): {remedy}") from error

@@ -69,7 +69,7 @@ def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
 
 
 def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
-    """Whether the first process works for long after a step while the others wait, for instruments or a trace.
+    """Whether the first process has long work at a step (instruments, a trace), for which the others must wait.
 
     Args:
         cfg: the settings.
@@ -80,7 +80,7 @@ def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
 
 
 def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
-    """Build the instruments, and let the training step call them before and after each update."""
+    """Build the instruments, and let the training step run each update in their context."""
     monitor = StabilityMonitor(
         run.step.model,
         spectral_norms=SpectralNorms(run.step.optimizer),
@@ -88,7 +88,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
         most_images=run.cfg.monitor.images,
     )
     instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
-    run.step.watcher = instruments
+    run.step.watched = instruments.watch_update
     return instruments
 
 

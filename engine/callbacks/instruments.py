@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -13,7 +14,6 @@ from engine.callbacks.plots import draw_heat_maps
 from engine.json_text import to_json
 from engine.run import RunLength
 from engine.run_dir import RunDirectory
-from engine.step import StepOutcome
 from engine.warn_on_failure import LineFile, warn_on_failure
 from stability import StabilityMonitor, StabilityReport
 
@@ -62,37 +62,29 @@ class Instruments(Callback):
         self.length, self.callbacks = length, callbacks
         self.lines = LineFile(directory.stability)
         self.warned: set[tuple[str, int]] = set()
-        self.has_begun = False
-        self.report: StabilityReport | None = None
 
-    # --- around the update: see engine.step.UpdateWatcher --------------------------------------------------------
+    @contextmanager
+    def watch_update(self, step: int, images: Tensor) -> Iterator[None]:
+        """Take a reading around an update if one is due, see :class:`engine.step.UpdateWatcher`.
 
-    def before_update(self, step: int, images: Tensor) -> None:
-        """Begin a reading if one is due."""
+        If an instrument fails, there is no reading and the run continues.
+        """
+        has_begun = False
         if is_due(self.every, step):
             with warn_on_failure(FAILED):
                 self.monitor.before_update(images)
-                self.has_begun = True
-
-    def after_update(self) -> None:
-        """Finish the reading. If an instrument fails, there is no reading and the run continues."""
-        if self.has_begun:
-            self.has_begun = False
+                has_begun = True
+        yield
+        if has_begun:
             with warn_on_failure(FAILED):
-                self.monitor.after_update()
-                self.report = self.monitor.report
+                self._record(self.monitor.after_update(), step)
 
-    # --- after the step -------------------------------------------------------------------------------------------
-
-    def after_step(self, outcome: StepOutcome) -> None:
-        """Record a new reading in the metrics and in ``stability.jsonl``. Warn if attention heads have collapsed."""
-        report, self.report = self.report, None
-        if report is None:
-            return
-        place = self.length.place(outcome.step)
+    def _record(self, report: StabilityReport, step: int) -> None:
+        """Record a reading in the metrics and in ``stability.jsonl``. Warn if attention heads have collapsed."""
+        place = self.length.place(step)
         layers = {kind: {name: _round(v) for name, v in by_name.items()} for kind, by_name in report.layers.items()}
         self.lines.add(to_json(place | {"layers": layers, "collapsed": report.collapsed}))
-        self._warn(report, outcome.step)
+        self._warn(report, step)
         self.callbacks.on_line({"split": "stability"} | place | summary(report) | {"seconds": report.seconds})
         self.callbacks.on_line({"split": "layers"} | place | of_each_layer(report.layers))
 
@@ -146,8 +138,8 @@ def summary(report: StabilityReport) -> dict[str, Any]:
     """Reduce a reading to a few numbers, such as ``sigma_max``, its layer ``sigma_max_of``, and the collapsed heads."""
     line: dict[str, Any] = {}
     for kind, ways in SUMMARIES.items():
-        by_layer = {name: worst(kind, values) for name, values in report.layers.get(kind, {}).items()}
-        finite = {name: value for name, value in by_layer.items() if value is not None}
+        by_layer = report.layers.get(kind, {}).items()
+        finite = {name: value for name, heads in by_layer if (value := worst(kind, heads)) is not None}
         for way, function in ways.items() if finite else ():
             line[f"{kind}_{way}"] = value = function(list(finite.values()))
             if way != "median":

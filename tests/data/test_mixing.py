@@ -23,7 +23,7 @@ def mixes(**options) -> list[Mix]:
 
 
 def test_mix_groups_cover_the_batch_once() -> None:
-    assert [mix.rows for mix in mixes(mixup=0.8)] == [range(start, start + 4) for start in range(0, 4 * GROUPS, 4)]
+    assert [mix.rows for mix in mixes(mixup=0.8)] == [slice(start, start + 4) for start in range(0, 4 * GROUPS, 4)]
 
 
 def test_nothing_is_mixed_where_both_are_off() -> None:

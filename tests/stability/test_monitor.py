@@ -57,8 +57,7 @@ def test_activations_diversity_and_attention_are_read_for_every_block(name):
         images = torch.randn(1, 3, 224, 224)
         monitor = StabilityMonitor(model, dict)
         monitor.before_update(images)
-        monitor.after_update()
-        report = monitor.report
+        report = monitor.after_update()
     else:
         model, _, _, images, report, _ = read(name)
         images = images[:4]
