@@ -18,7 +18,7 @@ from data.sources import EncodedSource, Source, open_source
 from data.staging import stage, staged, staging_check
 from data.terminal import printable
 from data.transfer import on_stream
-from data.waiting import are_threads_abandoned
+from data.waiting import are_threads_abandoned, attentive
 
 __all__ = [
     "IMAGENET_CLASSES",
@@ -39,6 +39,7 @@ __all__ = [
     "Source",
     "TrainPlan",
     "are_threads_abandoned",
+    "attentive",
     "build_backend",
     "differing",
     "is_prepared",

@@ -3,18 +3,22 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import RunStopped, UserError
+from engine.lockstep import Lockstep, PeerFailed
 from engine.roll_call import RollCall
+
+T = TypeVar("T")
 
 # How long processes wait for each other until the first step is done, and while the first process works alone.
 START, ALONE = timedelta(minutes=30), timedelta(minutes=10)
@@ -25,7 +29,7 @@ class World:
     """The rank of this process and the number of processes.
 
     ``rank`` and ``size`` count the processes of all machines, ``local_rank`` and ``local_size`` those of this machine.
-    ``roll_call`` exists while several processes are joined.
+    ``roll_call`` and ``lockstep`` exist while several processes are joined.
     """
 
     rank: int
@@ -33,6 +37,7 @@ class World:
     local_rank: int
     local_size: int
     roll_call: RollCall | None = field(default=None, compare=False)
+    lockstep: Lockstep | None = field(default=None, compare=False)
 
     @classmethod
     def from_environment(cls) -> "World":
@@ -80,6 +85,7 @@ class World:
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=START, device_id=device_id)
         self.roll_call = RollCall()
+        self.lockstep = Lockstep(self.roll_call, START.total_seconds())
         if backend == "nccl":
             self.roll_call.watch(device)
         try:
@@ -95,8 +101,10 @@ class World:
     def lost(self, error: Exception) -> RunStopped | None:
         """Return the error to raise instead if ``error`` means that another process is missing; otherwise None.
 
-        It takes seconds, in which all processes that still run must call it.
+        If it is not known which one, this takes seconds, in which all processes that still run must call it.
         """
+        if isinstance(error, PeerFailed):
+            return RunStopped(str(error), 1)
         # gloo raises a plain RuntimeError.
         is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         return RunStopped(self.roll_call.lost(), 1) if self.roll_call is not None and is_lost else None
@@ -118,6 +126,17 @@ class World:
         yield
         self.barrier()
         dist.set_timeout(timedelta(seconds=afterwards))
+        if self.lockstep is not None:
+            self.lockstep.patience = afterwards
+
+    def in_step(self, items: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
+        """Return the items, each of which comes when all processes have theirs; see :meth:`Lockstep.in_step`."""
+        return items if self.lockstep is None else self.lockstep.in_step(items, look)
+
+    def leave(self) -> None:
+        """After an error in :meth:`in_step`, wait until the first process has saved and called this, too."""
+        if self.lockstep is not None:
+            self.lockstep.leave()
 
     def first_on_machine(self, work: Callable[[], object], is_done: Callable[[], bool]) -> None:
         """Run ``work`` on the first process of each machine. The others on that machine wait until ``is_done``.

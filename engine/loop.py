@@ -12,6 +12,7 @@ from engine.callbacks import Callbacks, first_works_alone
 from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.evaluation.scoring import Scores, score
+from engine.lockstep import PeerFailed
 from engine.meter import Meter, Reading
 from engine.options.settings import as_container
 from engine.run import Run
@@ -103,7 +104,8 @@ class TrainLoop:
             in_step = self.run.step.stage != "between steps"
             lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
             self._save_whole_steps()
-            if instead := lost or self._in_one_line(error, in_step):
+            self.world.leave()
+            if instead := self._in_one_line(error, in_step) or lost:
                 raise instead from error
             raise
         finally:
@@ -244,7 +246,7 @@ class TrainLoop:
 
     def _in_one_line(self, error: Exception, in_step: bool) -> RunStopped | None:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
-        if isinstance(error, WaitGivenUp):
+        if isinstance(error, WaitGivenUp) or (isinstance(error, PeerFailed) and self.stop):
             return self._stopped_by_signal()
         if in_step and isinstance(error, torch.OutOfMemoryError):
             return RunStopped(too_many_at_once(self.run.data.geometry), 1)

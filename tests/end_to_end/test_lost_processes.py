@@ -49,6 +49,27 @@ from engine.meter import Meter
 read = Meter.read
 Meter.read = lambda self, votes: os._exit(9) if self.unread[-1][0] == 3 else read(self, votes)
 """
+# A process cannot read the images of step 4, or waits for them forever.
+BROKEN, HANGING = (
+    f"""
+from data import DataError, Loader
+train = Loader.train
+
+def without_the_fourth(self, plan, first, last):
+    for number, batch in enumerate(train(self, plan, first, last)):
+        if number == 3:
+            {fault}
+        yield batch
+
+Loader.train = without_the_fourth
+"""
+    for fault in ('raise DataError("the disk is gone")', "while True: self.look(); time.sleep(0.1)")
+)
+SLOW_SAVE = """
+from engine.checkpoint import Checkpoints
+save = Checkpoints.save
+Checkpoints.save = lambda *given, **named: time.sleep(4) or save(*given, **named)
+"""
 TRAIN = f"""
 sys.argv[0] = "{PROJECT}/train.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -136,3 +157,32 @@ def test_weights_that_are_not_finite_in_one_process_end_both(small_images, here)
     assert re.search(r"^error: the loss or gradient was not finite at step 4: .*step 3", said, re.M), said
     kept = checkpoint(here / "outputs/a")
     assert kept["step"] == 3 and all(torch.isfinite(weights).all() for weights in kept["model"].values())
+
+
+@pytest.mark.slow
+def test_a_process_without_images_stays_until_the_first_one_has_saved_the_steps_before(small_images, here):
+    """With NCCL, the first process could not save once the other one is gone."""
+    common = (*SMALL, f"data.root={small_images}", "name=a")
+    with pair(here, [SLOW_SAVE, BROKEN], *common) as processes:
+        said = processes[1].communicate(timeout=120)[1]
+        assert checkpoint(here / "outputs/a")["step"] == 3
+        told = processes[0].communicate(timeout=60)[1]
+    assert [process.returncode for process in processes] == [1, 2]
+    # Without torchrun, the store ends with the first process, and torch may print that it is gone.
+    assert said.splitlines()[-1] == "error: the disk is gone (process 1)"
+    assert re.search(r"^error: rank 1 on \S+ cannot go on, and says why; run the same command again", told, re.M), told
+    assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_wait_for_a_process_without_images(small_images, here):
+    with pair(here, ["", HANGING], *SMALL, f"data.root={small_images}", "name=a") as processes:
+        file = here / "outputs/a/metrics.jsonl"
+        while processes[0].poll() is None and not (file.exists() and file.read_text().count('"train"') == 3):
+            time.sleep(0.1)
+        for process in processes:
+            process.terminate()
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    assert all("stopped by a signal" in line for line in said)
+    assert checkpoint(here / "outputs/a")["step"] == 3

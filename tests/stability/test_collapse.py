@@ -23,11 +23,13 @@ def test_a_reading_is_summarised_by_its_worst_layers_and_warns_once(tmp_path, ca
     report = StabilityReport(layers, {"a": [1]}, seconds=0.1)
     told: list[dict] = []
     callbacks = SimpleNamespace(on_line=told.append)
-    instruments = Instruments(None, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)  # type: ignore[arg-type]
+    monitor = SimpleNamespace(before_update=lambda images: None, after_update=lambda: report)
+    parts = (monitor, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)
+    instruments = Instruments(*parts)  # type: ignore[arg-type]
 
     def take_down(step: int) -> None:
-        instruments.report = report
-        instruments.after_step(SimpleNamespace(step=step))  # type: ignore[arg-type]
+        with instruments.watch_update(step, torch.zeros(1)):
+            pass
 
     take_down(3)
     line, of_layers = told

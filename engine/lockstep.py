@@ -1,0 +1,127 @@
+"""Keep the processes of a run in step: none begins a micro-batch before all of them have theirs."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from threading import Thread
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from data import attentive
+from engine.roll_call import PATIENCE, RollCall
+
+T = TypeVar("T")
+
+UNTIL_SAVED = timedelta(minutes=1)  # how long other processes stay for the first one's save
+LONGEST_SLEEP = 0.05  # seconds between two looks at the store
+ALL = "all"
+
+
+class PeerFailed(Exception):
+    """Another process cannot go on. The message is one line."""
+
+
+class Lockstep:
+    """Tells all processes before a step that one of them cannot take it.
+
+    With NCCL, a process does not notice by itself: its GPU waits for gradients that never come, and it can no longer
+    save the steps before. So the processes meet on the host before each micro-batch, when the GPU still computes the
+    one before. A process that fails says so there, and stays until the first process has saved.
+
+    The processes meet in the store where they first met. It needs no other connection between machines.
+
+    Args:
+        roll_call: knows the processes. It no longer watches NCCL once a process has failed, because the others leave.
+        patience: seconds that processes wait for each other.
+    """
+
+    def __init__(self, roll_call: RollCall, patience: float):
+        self.roll_call, self.patience = roll_call, patience
+        self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self.turn = 0
+        self.waits_since = 0.0
+        self.all_stop = False  # whether a failure is known to all processes
+
+    def in_step(self, items: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
+        """Yield each item when all processes have theirs.
+
+        Args:
+            items: every process has equally many.
+            look: called every second while this process waits for others; may raise to stop the waiting.
+
+        Raises:
+            PeerFailed: if another process cannot get its item.
+            DistError: if another process does not come in time.
+        """
+        # The store may be on a machine that is gone and never reply: only a second thread can be given up.
+        with closing(items), closing(attentive(self._meetings(), partial(self._look, look))) as answers:
+            while True:
+                with self._telling_others():
+                    item = next(items, None)
+                    if item is None:
+                        return
+                    self.waits_since = time.monotonic()
+                    if (who := next(answers)) != ALL:
+                        raise PeerFailed(
+                            f"rank {who} on {self.roll_call.hosts[int(who)]} cannot go on, and says why; "
+                            "run the same command again to continue from the last checkpoint"
+                        )
+                yield item
+
+    def _look(self, look: Callable[[], object]) -> None:
+        look()
+        if time.monotonic() - self.waits_since > self.patience:
+            raise dist.DistStoreError("another process does not come to the next step")
+
+    @contextmanager
+    def _telling_others(self) -> Iterator[None]:
+        """If an error occurs in this context, the other processes learn of it."""
+        answer = self._answer(self.turn + 1)
+        try:
+            yield
+        except Exception as error:
+            self.all_stop = not isinstance(error, dist.DistError)
+            self.roll_call.over.set()
+            teller = Thread(target=self._tell, args=(answer,), daemon=True)
+            teller.start()
+            teller.join(PATIENCE)
+            raise
+
+    def _tell(self, answer: str) -> None:
+        with suppress(dist.DistError):
+            self.store.compare_set(answer, "", str(self.roll_call.rank))  # unless there is an answer already
+
+    def _meetings(self) -> Generator[str, None, None]:
+        """At each request, come to the next turn and wait for its answer: ``ALL``, or the rank that failed."""
+        while True:
+            self.turn += 1
+            answer, began = self._answer(self.turn), time.monotonic()
+            if self.store.add(self._place(self.turn), 1) == self.roll_call.size:  # this is the last process
+                self.store.set(answer, ALL)
+                self.store.delete_key(self._place(self.turn - 1))  # all have left it
+                self.store.delete_key(self._answer(self.turn - 1))
+            # Look often at first, then rarely. A wait inside the store would keep its connection from other threads.
+            while not self.store.check([answer]):
+                time.sleep(min((time.monotonic() - began) / 10, LONGEST_SLEEP))
+            yield self.store.get(answer).decode()
+
+    def _place(self, turn: int) -> str:
+        return f"{self.roll_call.key}/turn/{turn}"
+
+    def _answer(self, turn: int) -> str:
+        return f"{self._place(turn)}/answer"
+
+    def leave(self) -> None:
+        """After a failure, wait until the first process has saved. That one calls this when it has."""
+        if not self.all_stop:
+            return
+        saved = f"{self.roll_call.key}/saved"
+        with suppress(dist.DistError):
+            if self.roll_call.rank == 0:
+                self.store.set(saved, "")
+            else:
+                self.store.wait([saved], UNTIL_SAVED)
