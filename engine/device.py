@@ -1,6 +1,7 @@
 """Choose the device of a process, set it up for speed, and tell the peaks of known GPUs."""
 
 import ctypes
+import gc
 import os
 import re
 import resource
@@ -90,6 +91,21 @@ def check_amp(amp: str, device: torch.device) -> None:
     """
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{torch.cuda.get_device_name(device)} does not support bf16: set amp=fp16 (or amp=fp32)")
+
+
+def release(device: torch.device) -> None:
+    """Free what an earlier run in this process has left: the runs of a sweep share one process.
+
+    Otherwise ``micro_batch_size=auto`` would count with less memory in the second run than in the first, and
+    :func:`memory_gb` would show the peak of the first. Models are parts of reference cycles, and compiled ones stay in
+    the compiler's cache, so neither would go by itself.
+    """
+    if device.type == "cuda":
+        torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def tune(device: torch.device) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, tune
+from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, release, tune
 from engine.distributed import World
 from engine.log import log_to
 from engine.options.config import RunConfig
@@ -39,6 +39,7 @@ class Runtime:
         world = World.from_environment()
         device = choose_device(cfg.device, world.local_rank)
         check_amp(cfg.amp, device)
+        release(device)
         tune(device)
         log_to(None, world.is_main)
         return cls(world, device, cfg.amp, torch.channels_last if cfg.channels_last else torch.contiguous_format)

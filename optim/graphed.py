@@ -59,11 +59,13 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         for parameter, copied in zip(self.members, self.gradients, strict=True):
             parameter.grad = copied
-        # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step()
-        for parameter, gradient in zip(self.members, given, strict=True):
-            parameter.grad = gradient
+        try:
+            # Other threads go on using the GPU, such as those of DALI and NCCL; "global" would make that an error.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        finally:
+            for parameter, gradient in zip(self.members, given, strict=True):
+                parameter.grad = gradient
         return graph
 
     def _step(self) -> None:
@@ -72,6 +74,8 @@ class GraphedStep:
         given = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate
-        self.optimizer.step()
-        for group, rate in zip(groups, given, strict=True):
-            group["lr"] = rate
+        try:
+            self.optimizer.step()
+        finally:
+            for group, rate in zip(groups, given, strict=True):
+                group["lr"] = rate

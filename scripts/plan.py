@@ -11,6 +11,8 @@ Options of train.py (model, recipe, batch_size, epochs, …) describe the run. T
   per_node=8            GPUs in a machine
   within=100            GB/s in which the GPUs of a machine exchange gradients (make check measures it)
   network=100           Gbit/s of a machine's network for gradients, all cards together
+  host_ms=78            ms in which a host starts the kernels of a micro-batch, on several GPUs (train.py with
+                        compile_mode=default and a small batch measures it); 78 is lipsformer_swin_tiny's
   loader=4000           images/s that one GPU's share of the cores and its decoder can load
   storage=              MB/s of data.root, for all machines together; if it is left out, it does not bound the speed
   image_kb=108          mean size of an image file (ImageNet: 138 GB in 1.28 million files)
@@ -59,6 +61,7 @@ class Machines:
     per_node: int = 8
     within: float = 100.0
     network: float = 100.0
+    host_ms: float = 78.0  # 128 images at 1641 images/s: docs/performance.md, "The host is slower than the GPU"
     loader: float = 4000.0
     storage: float | None = None
     image_kb: float = 108.0
@@ -72,7 +75,8 @@ class Plan:
     Attributes:
         gpus: number of GPUs.
         micro: images that a GPU takes at once, and how many times in a step.
-        seconds: of a step, by what would bound it: ``GPUs``, ``network``, ``loader``, ``storage``.
+        seconds: of a step, by what would bound it: ``GPUs``, ``hosts``, ``loader``, ``storage``, ``network``. The last
+            one is that of GPUs or hosts, with the delay by the exchange.
         hours: of the whole run, with its validations.
     """
 
@@ -84,8 +88,8 @@ class Plan:
     @property
     def bound(self) -> str:
         """What bounds the speed."""
-        slowest = max(self.seconds, key=lambda what: self.seconds[what])
-        return "GPUs" if self.seconds[slowest] <= self.seconds["GPUs"] * 1.02 else slowest
+        longest = max(self.seconds.values())
+        return next(what for what, time in self.seconds.items() if longest <= time * 1.05)
 
 
 def exchange_seconds(size: float, gpus: int, machines: Machines) -> float:
@@ -128,12 +132,15 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     at_once = MOST if cfg.micro_batch_size == "auto" else cast(int | None, cfg.micro_batch_size)
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus, 0, at_once)
     images = max(BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus).sizes())  # the largest share of a GPU
-    compute = images / rate
+    # Several processes train without CUDA graphs of the model, so their hosts start every kernel.
+    host = geometry.micro_steps * machines.host_ms / 1e3 if gpus > 1 else 0.0
     exchange = exchange_seconds(gradients, gpus, machines)
+    compute = max(images / rate, host)
     late = late_seconds(exchange, compute / geometry.micro_steps, gradients, cfg.ddp_bucket_mb)
-    seconds = {"GPUs": compute, "network": compute + late, "loader": images / machines.loader}
+    seconds = {"GPUs": images / rate, "hosts": host, "loader": images / machines.loader}
     if machines.storage is not None:
         seconds["storage"] = cfg.batch_size * machines.image_kb * 1e3 / (machines.storage * 1e6)
+    seconds["network"] = compute + late
     validations = -(-cfg.epochs // cfg.eval_every)
     step = max(seconds.values())
     steps = cfg.epochs * (machines.images // cfg.batch_size)
@@ -157,11 +164,13 @@ def estimated_rate(name: str, machines: Machines, optim: str) -> float:
 
 def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     """Return what to change about what bounds the speed."""
-    needed = cfg.batch_size * machines.image_kb * 1e3 / found.seconds["network"]
+    computing = max(found.seconds["GPUs"], found.seconds["hosts"])
+    needed = cfg.batch_size * machines.image_kb * 1e3 / computing
     return {
         "GPUs": "nothing waits",
+        "hosts": "more images at once: fewer GPUs, or a larger batch_size",
         "network": "a faster network, fewer machines, or a larger batch_size",
-        "loader": f"{found.seconds['loader'] / found.seconds['network']:.1f} times as many cores for each GPU",
+        "loader": f"{found.seconds['loader'] / computing:.1f} times as many cores for each GPU",
         "storage": f"a storage of {needed / 1e6:.0f} MB/s, or copies of the data on each machine",
     }[found.bound]
 

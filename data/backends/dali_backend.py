@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,8 +81,7 @@ class DaliBackend:
             return encoded, crops
 
         pipeline = self._pipeline(feed)
-        # Without a stream, the host would wait for the GPU. This one only waits; the images stay on DALI's own stream.
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = _waiting_stream(self.device) if self.device.type == "cuda" else None
         try:
             pipeline.build()
         except RuntimeError as error:
@@ -113,6 +113,12 @@ class DaliBackend:
             on = self.device.index or 0
             return gpu_pipeline(feed, from_paths, self.cfg.crop, self.cfg.hw_decoder_load, device_id=on, **common)
         return cpu_pipeline(feed, from_paths, device_id=None, **common)
+
+
+@cache  # torch has 32 streams for each GPU and gives them out in turn: a new one each time would meet those of others
+def _waiting_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that waits for DALI. Without one, the host would wait for the GPU. DALI has streams of its own."""
+    return torch.cuda.Stream(device)
 
 
 def _held_while_used(batches: Iterator[Tensor], stream: torch.cuda.Stream) -> Generator[Tensor, None, None]:

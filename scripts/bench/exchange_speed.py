@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.device import AMP_DTYPES, device_name
+from engine.device import AMP_DTYPES, device_name, tune
 from scripts.bench.training_step import TrainingStep
 from scripts.machine.exchange import bus_bandwidth, in_processes, join
 from scripts.plan import Machines, exchange_seconds, late_seconds
@@ -72,6 +72,7 @@ def step_seconds(count: int, kind: str, args: argparse.Namespace) -> tuple[float
 def take_steps(rank: int, count: int, kind: str, folder: str, args: argparse.Namespace) -> None:
     """Take steps in one of the processes. The first one writes the medians."""
     device = join(rank, count, kind, folder)
+    tune(device)  # as training does
     model = timm.create_model(args.model).to(device)
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
     side = model.default_cfg["input_size"][-1]

@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, device_name, memory_gb, tune
+from engine.device import AMP_DTYPES, device_name, memory_gb, release, tune
 from optim import AdamW2, param_groups
 from scripts.bench.training_step import TrainingStep
 
@@ -55,14 +55,14 @@ def main() -> None:
     print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}, {args.optim}\n")
     print("| model | step, ms | images/s | peak memory, GiB |\n| --- | --- | --- | --- |")
     for name in args.models:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        release(device)
         step = new_step(name, device, args)
         for _ in range(UNTIMED):
             step()
         time = median(step.seconds() for _ in range(args.turns))
         speed, memory = args.batch_size / time, memory_gb(device)
         print(f"| {name} | {1e3 * time:.1f} | {speed:.0f} | {memory:.1f} |", flush=True)
+        del step  # its memory is not the next model's
 
 
 if __name__ == "__main__":

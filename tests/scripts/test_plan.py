@@ -32,23 +32,37 @@ def test_one_gpu_takes_every_image_itself():
 
 
 def test_twice_the_gpus_take_half_the_time_while_nothing_waits():
-    few, many = planned(4, "within=10000"), planned(8, "within=10000")
+    few, many = planned(4, "within=10000", "host_ms=1"), planned(8, "within=10000", "host_ms=1")
     assert few.bound == many.bound == "GPUs"
     assert many.hours == pytest.approx(few.hours / 2, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("typed", "bound"),
-    [("network=1", "network"), ("loader=500", "loader"), ("storage=100", "storage"), ("network=10000", "GPUs")],
+    [
+        (("network=1",), "network"),
+        (("loader=500",), "loader"),
+        (("storage=100",), "storage"),
+        (("network=10000",), "hosts"),
+        (("network=10000", "host_ms=1"), "GPUs"),
+    ],
 )
 def test_the_slowest_part_bounds_the_run(typed, bound):
-    found = planned(16, typed)
+    found = planned(16, *typed)
     assert found.bound == bound
     assert found.hours >= 300 * 1251 * max(found.seconds.values()) / 3600
 
 
+def test_a_host_needs_the_same_time_for_few_images_as_for_many():
+    few, many = planned(32, "network=10000"), planned(4, "network=10000")  # 32 and 256 images for each GPU
+    assert few.seconds["hosts"] == many.seconds["hosts"] == pytest.approx(0.078)
+    assert (few.bound, many.bound) == ("hosts", "GPUs")
+    assert few.hours > 1.5 * many.hours / 8
+    assert planned(1).seconds["hosts"] == 0  # one GPU trains with CUDA graphs
+
+
 def test_an_exchange_is_hidden_behind_the_last_backward_pass_except_for_its_last_bucket():
-    found = planned(8, "within=10")
+    found = planned(8, "within=10", "host_ms=1")
     exchange = 2 * 7 / 8 * 1e8 / 1e10
     assert exchange < 2 / 3 * found.seconds["GPUs"]
     assert found.seconds["network"] - found.seconds["GPUs"] == pytest.approx(exchange * 25 * 2**20 / 1e8)
