@@ -126,7 +126,7 @@ def training_mode(cfg: RunConfig, runtime: Runtime, micro_steps: int) -> str:
     """Return the mode in which the network is compiled for training.
 
     A step of these models has more than a thousand short kernels, and the host is slower than the GPU. With
-    ``compile_mode=auto``, a CUDA graph therefore starts them where this is known to work: on one GPU, with one
+    ``compile_mode=auto``, a CUDA graph therefore starts them where this was measured: on one GPU, with one
     micro-batch in each step. A CUDA graph writes its gradients to the same memory every time, so those of a second
     micro-batch would overwrite those of the first: https://github.com/pytorch/pytorch/issues/169545
 

@@ -171,6 +171,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_all(self, tensors: list[Tensor]) -> None:
+        """Sum tensors of one type over all processes, in place and in one exchange."""
+        if self.size > 1:
+            whole = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(whole)
+            parts = whole.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
     def share_buffers(self, module: nn.Module) -> None:
         """Copy the first process's buffers to all others, because BatchNorm's running statistics differ."""
         if self.size > 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from engine.compiling import Compiler, training_mode
+from engine.compiling import CUDA_GRAPHS, Compiler, training_mode
 from engine.errors import RunStopped
 from engine.losses import training_loss
 from engine.options.config import TrainConfig
@@ -111,18 +111,18 @@ class TrainStep:
         # A scaler hands the optimizer new tensors in each step, which a graph would not see.
         is_recorded = GraphedStep.suits(optimizer) and not self.scaler.is_enabled()
         self.graphed = GraphedStep(optimizer) if is_recorded else None
-        self.ddp = self._distributed()  # before the moving average: it gives all processes the same weights
+        mode = training_mode(cfg, runtime, micro_steps)
+        # CUDA graphs of the network have no place for DDP's exchanges in the middle of the backward pass.
+        is_whole = mode in CUDA_GRAPHS or cfg.ddp_bucket_mb == 0
+        self.ddp = None if is_whole or runtime.world.size == 1 else self._distributed()
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         compiler = Compiler(cfg, runtime.device)
-        mode = training_mode(cfg, runtime, micro_steps)
         self.network = compiler.wrap(self.ddp if self.ddp is not None else model, mode=mode)
         evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
         self.evaluated_network = compiler.wrap(evaluated, cfg.eval.batch_size)
 
-    def _distributed(self) -> DistributedDataParallel | None:
-        """Wrap the model so that processes sum their gradients; None for a single process."""
-        if self.runtime.world.size == 1:
-            return None
+    def _distributed(self) -> DistributedDataParallel:
+        """Wrap the model so that processes sum their gradients during the backward pass."""
         return DistributedDataParallel(
             self.model,
             device_ids=[self.runtime.device.index] if self.runtime.device.type == "cuda" else None,
@@ -174,11 +174,14 @@ class TrainStep:
             loss = self.loss(logits, batch.targets) / self.cfg.batch_size  # its part of the global mean
         with span("backward"):
             # DDP averages gradients over the processes. They must be summed instead, so multiply by their number.
-            self.scaler.scale(loss * self.runtime.world.size).backward()
+            averaged = self.runtime.world.size if self.ddp is not None else 1
+            self.scaler.scale(loss * averaged).backward()
         return loss.detach()
 
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
+        if self.ddp is None:
+            self.runtime.world.sum_all([p.grad for p in self.parameters if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
         with self.watched(step, images):
             grad_norm = self._clip()

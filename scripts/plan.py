@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from data import BatchGeometry
+from engine.compiling import CUDA_GRAPHS
 from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
 from engine.memory import MOST
@@ -110,8 +111,10 @@ def late_seconds(exchange: float, compute: float, gradients: float, bucket_mb: i
         exchange: seconds of the whole exchange.
         compute: seconds that the last micro-batch takes, forward and backward. Only its gradients are exchanged.
         gradients: bytes of the gradients.
-        bucket_mb: ``ddp_bucket_mb``. The last bucket is exchanged after the backward pass.
+        bucket_mb: ``ddp_bucket_mb``. The last bucket is exchanged after the backward pass; with 0, everything is.
     """
+    if bucket_mb == 0:
+        return exchange
     last_bucket = exchange * min(1.0, (bucket_mb or BUCKET_MB) * 2**20 / gradients)
     return max(exchange - BACKWARD * compute, last_bucket)
 
@@ -132,11 +135,13 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     at_once = MOST if cfg.micro_batch_size == "auto" else cast(int | None, cfg.micro_batch_size)
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus, 0, at_once)
     images = max(BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus).sizes())  # the largest share of a GPU
-    # Several processes train without CUDA graphs of the model, so their hosts start every kernel.
-    host = geometry.micro_steps * machines.host_ms / 1e3 if gpus > 1 else 0.0
+    # Several processes train without CUDA graphs, unless told otherwise. Then their hosts start every kernel.
+    has_graphs = gpus == 1 or cfg.compile_mode in CUDA_GRAPHS
+    host = 0.0 if has_graphs else geometry.micro_steps * machines.host_ms / 1e3
     exchange = exchange_seconds(gradients, gpus, machines)
     compute = max(images / rate, host)
-    late = late_seconds(exchange, compute / geometry.micro_steps, gradients, cfg.ddp_bucket_mb)
+    bucket_mb = 0 if has_graphs else cfg.ddp_bucket_mb
+    late = late_seconds(exchange, compute / geometry.micro_steps, gradients, bucket_mb)
     seconds = {"GPUs": images / rate, "hosts": host, "loader": images / machines.loader}
     if machines.storage is not None:
         seconds["storage"] = cfg.batch_size * machines.image_kb * 1e3 / (machines.storage * 1e6)
@@ -168,7 +173,7 @@ def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     needed = cfg.batch_size * machines.image_kb * 1e3 / computing
     return {
         "GPUs": "nothing waits",
-        "hosts": "more images at once: fewer GPUs, or a larger batch_size",
+        "hosts": "compile_mode=reduce-overhead, or more images at once: fewer GPUs, or a larger batch_size",
         "network": "a faster network, fewer machines, or a larger batch_size",
         "loader": f"{found.seconds['loader'] / computing:.1f} times as many cores for each GPU",
         "storage": f"a storage of {needed / 1e6:.0f} MB/s, or copies of the data on each machine",

@@ -143,8 +143,9 @@ class TrainConfig(RunConfig):
     # Decay of the moving average of the weights, such as 0.9998; null: no average. At 1 it would never change.
     ema: float | None = field(default=None, metadata={"least": 0, "below": 1})
     sync_bn: bool | None = None  # share BatchNorm's statistics between processes; null: on GPUs only
-    # MiB of gradients that processes exchange at once; null: torch's choice, 25 after a first exchange of 1.
-    ddp_bucket_mb: int | None = field(default=None, metadata={"above": 0, "may_change": True})
+    # MiB of gradients that processes exchange at once, during the backward pass; null: torch's choice, 25 after a first
+    # exchange of 1; 0: all of them after the backward pass, as with a compile_mode that records CUDA graphs.
+    ddp_bucket_mb: int | None = field(default=None, metadata={"least": 0, "may_change": True})
     # Seconds that a process waits for the others in a step, the first one excepted, before it gives up.
     ddp_timeout: float = field(default=100.0, metadata={"least": 5, "most": 1800, "may_change": True})
     log_every: int = field(default=50, metadata={"above": 0, "may_change": True})  # optimizer steps

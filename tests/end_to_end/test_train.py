@@ -69,6 +69,34 @@ def test_two_processes_follow_one(device, small_images, here):
     assert final_one["images"] == final_two["images"] == 80
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "options"),
+    [
+        ("cpu", ("ddp_bucket_mb=0", "compile=false")),
+        pytest.param("cuda", ("ddp_bucket_mb=0", "compile=false"), marks=pytest.mark.gpu(2)),
+        pytest.param(
+            "cuda",
+            ("compile=true", "compile_mode=reduce-overhead"),
+            marks=[pytest.mark.gpu(2), pytest.mark.timeout(1200)],
+        ),
+    ],
+)
+def test_one_exchange_after_the_backward_pass_gives_the_same_losses(device, options, small_images, here):
+    """On a CPU bit for bit: two numbers have one sum."""
+    common = (*SMALL, f"device={device}", *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=12", "ema=0.9")
+    common = (*common, *(() if "compile=true" in options else ("micro_batch_size=8",)))
+    for name, chosen in (("usual", ("compile=false",)), ("whole", options)):
+        done = run("train.py", *common, *chosen, f"name={name}", cwd=here, processes=2, timeout=550)
+        assert done.returncode == 0, done.stderr
+    usual, whole = losses(here / "outputs/usual"), losses(here / "outputs/whole")
+    assert len(usual) == 12
+    assert max(abs(usual[step] - whole[step]) for step in usual) <= tolerance(device)
+    if device == "cpu":
+        states = [checkpoint(here / "outputs" / name) for name in ("usual", "whole")]
+        assert all(same_tensors(states[0][part], states[1][part]) for part in ("model", "ema"))
+
+
 def test_a_run_of_a_sweep_leaves_nothing_to_the_next_one(small_images, here, monkeypatch):
     """The runs of a sweep share one process. Cycles of references would keep the model of the first."""
     models, alive, begin = [], [], TrainStep.__init__

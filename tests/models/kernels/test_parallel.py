@@ -54,7 +54,7 @@ def work(rank: int, processes: int, device: str, mode: str | None, folder: Path)
     [
         pytest.param("cpu", 2, None, marks=pytest.mark.slow),
         *(pytest.param("cuda", 1, mode, marks=pytest.mark.gpu) for mode in (None, "default", "reduce-overhead")),
-        *(pytest.param("cuda", 2, mode, marks=pytest.mark.gpu(2)) for mode in (None, "default", "reduce-overhead")),
+        *(pytest.param("cuda", 2, mode, marks=pytest.mark.gpu(2)) for mode in (None, "default")),
     ],
 )
 def test_processes_get_the_gradients_of_one(device: str, processes: int, mode: str | None, tmp_path: Path):
