@@ -9,7 +9,7 @@ from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import BadImage, DataError
 from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
 from data.geometry import BatchGeometry
-from data.index import differing
+from data.index import are_few_changed, differing
 from data.labels import IMAGENET_CLASSES, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
@@ -38,6 +38,7 @@ __all__ = [
     "Loader",
     "Source",
     "TrainPlan",
+    "are_few_changed",
     "are_threads_abandoned",
     "attentive",
     "build_backend",

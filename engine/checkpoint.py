@@ -104,17 +104,24 @@ class Checkpoints:
 
     def _save(self, state: dict[str, Any], is_best: bool) -> None:
         with self._failing_in_one_line(state["step"]):
-            self.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it during the run
-            self._write({"format": FORMAT} | state)
-            if self.last_step is not None and self.last_step != state["step"]:
-                os.replace(self.last, self._of_step(self.last_step))
-            self.validation.unlink(missing_ok=True)
-            os.replace(self.scratch, self.last)
-            self.last_step = state["step"]
-            if is_best:
-                self._mark_best()
-            _sync_folder(self.folder)
+            try:
+                self._put(state, is_best)
+            except FileNotFoundError:  # someone has deleted the folder meanwhile: it is made anew
+                self.last_step = None
+                self._put(state, is_best)
         self._prune()
+
+    def _put(self, state: dict[str, Any], is_best: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write({"format": FORMAT} | state)
+        if self.last_step is not None and self.last_step != state["step"]:
+            os.replace(self.last, self._of_step(self.last_step))
+        self.validation.unlink(missing_ok=True)
+        os.replace(self.scratch, self.last)
+        self.last_step = state["step"]
+        if is_best:
+            self._mark_best()
+        _sync_folder(self.folder)
 
     @contextmanager
     def _failing_in_one_line(self, step: int | None) -> Iterator[None]:

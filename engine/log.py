@@ -63,6 +63,7 @@ def log_to(path: Path | None, speaks: bool) -> None:
         path: the log file, to append to; None for no file.
         speaks: whether this process prints more than errors.
     """
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
@@ -86,6 +87,13 @@ def let_speak(room: str) -> None:
     logger.handlers = own.handlers
     logger.setLevel(own.level)
     logger.propagate = own.propagate
+
+
+def open_missing_streams() -> None:
+    """Let stdout and stderr lead nowhere if the process started without them, as some daemons start programs."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (open until the process ends)
 
 
 def discard(stream: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from engine.errors import UserError
 from engine.json_text import to_json
@@ -18,6 +20,8 @@ from engine.options.config import TrainConfig
 from engine.options.renamed import translated
 from engine.options.rules import declared
 from engine.options.settings import as_container, defaults_of, differences, flatten, write_settings
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -79,10 +83,17 @@ class RunDirectory:
         return before["data"]["backend"] if before and settings.data.backend == "auto" else None
 
     def _settings_before(self) -> dict[str, Any] | None:
-        """Return the settings of the run in this directory; None without a checkpoint."""
+        """Return the settings of the run in this directory; None without a checkpoint, or if the file is damaged.
+
+        A checkpoint holds the settings as well, and is compared later.
+        """
         if not self.has_checkpoints() or not self.config.is_file():
             return None
-        found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        try:
+            found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+            found["data"]["backend"]
+        except (YAMLError, KeyError, TypeError):
+            return None
         return translated(found)
 
     def begin(self, settings: TrainConfig, step: int, validated: int) -> None:
@@ -96,6 +107,8 @@ class RunDirectory:
         Raises:
             UserError: if a file cannot be written.
         """
+        if step == 0 and self.read_metrics():
+            log.warning("no checkpoint is left: starting from step 0; metrics.before.jsonl has the earlier metrics")
         try:
             self.cut_metrics(step, validated)
             write_settings(settings, self.config)

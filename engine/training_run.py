@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data import differing, resolve_backend
+from data import are_few_changed, differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoint import Checkpoints, load_checkpoint, resumable
@@ -65,7 +65,13 @@ def train(cfg: TrainConfig) -> None:
 def _starting_weights(cfg: TrainConfig, directory: RunDirectory) -> dict[str, Tensor] | None:
     """Read the weights in ``checkpoint.start`` early, so that a mistake is found early. None for a run that resumes."""
     goes_on = directory.has_checkpoints() or cfg.resume not in ("auto", "never")
-    return None if cfg.checkpoint.start is None or goes_on else read_weights(cfg.checkpoint.start)
+    if cfg.checkpoint.start is None or goes_on:
+        return None
+    weights = read_weights(cfg.checkpoint.start)
+    broken = next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
+    if broken is not None:
+        raise UserError(f"{cfg.checkpoint.start} has numbers that are not finite ({broken}): start from other weights")
+    return weights
 
 
 def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig) -> list[str]:
@@ -187,6 +193,8 @@ def _find_checkpoint(
             f"the training images have changed since the run began (other {what}): restore them, or set another name=… "
             "to start a new run"
         )
+    if are_few_changed(state["fingerprint"], data.fingerprint()):
+        log.warning("a few training images have other file sizes than when the run began, as after a repair")
     return state
 
 

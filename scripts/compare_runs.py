@@ -50,6 +50,15 @@ class Run:
     val: list[dict[str, Any]]
 
 
+def with_metrics(folders: list[Path]) -> list[Path]:
+    """Leave out folders without metrics, such as those of starts that were refused, unless there is no other."""
+    found = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
+    if found:
+        for folder in (folder for folder in folders if folder not in found):
+            print(f"left out: {folder} has no metrics.jsonl", file=sys.stderr)
+    return found or folders
+
+
 def read(folder: Path) -> Run:
     """Read a run's metrics.
 
@@ -192,6 +201,7 @@ def main() -> int:
     kind.add_argument("--write-reference", type=Path, metavar="FILE", help="write the curve of these finished runs")
     args = parser.parse_args()
     try:
+        args.runs = with_metrics(args.runs)
         runs = [read(folder) for folder in args.runs]
         if args.write_reference:
             write_reference(args.write_reference, [Course.of(folder) for folder in args.runs])

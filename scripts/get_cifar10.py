@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.error import URLError
 
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
@@ -29,7 +30,8 @@ def main() -> int:
     try:
         write(folder)
     except (OSError, RuntimeError) as error:  # no network, a full disk; another hash
-        print(f"error: CIFAR-10 cannot be written to {folder}: {error}", file=sys.stderr)
+        what = "downloaded" if isinstance(error, URLError) else f"written to {folder}"
+        print(f"error: CIFAR-10 cannot be {what}: {error}", file=sys.stderr)
         return 2
     print(f"written: {folder}; train with CIFAR10_DIR={folder} and data=cifar10")
     return 0

@@ -49,7 +49,10 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read the array of bytes in a compressed idx file."""
-    content = gzip.decompress(path.read_bytes())
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except OSError as error:
+        raise SystemExit(f"error: {path} cannot be read: {error}") from error
     if content[:3] != b"\0\0\x08":
         raise SystemExit(f"{path} is not an idx file of bytes")
     dimensions = content[3]

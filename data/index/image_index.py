@@ -21,6 +21,8 @@ VERSION = 3
 TEXTS = ("paths", "classes", "bad")
 ENDS = {f"{name}_ends" for name in TEXTS}
 COLUMNS = {"version", "odd_colours", "targets", "heights", "widths", "lengths", *TEXTS, *ENDS}
+PARTS, SHORT = 64, 4  # digests of file sizes in a fingerprint, and the digits of each
+MOST_REPAIRED = 1 / 8  # share of the parts in which files may have other sizes, because they were repaired
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,17 @@ class ImageIndex:
     def fingerprint(self) -> str:
         """Digests of which images there are; they do not depend on where and how the images are stored.
 
-        There is one digest of the names and classes, one of heights and widths, and one of the file sizes if these are
-        known, joined by hyphens. No image is read: changed pixels in a file of the same size are not noticed.
+        One digest is of the names and classes, and one of heights and widths. If file sizes are known, one is of these,
+        and short ones of each of ``PARTS`` parts of them show how many have changed. Hyphens join the digests. No image
+        is read: changed pixels in a file of the same size are not noticed.
         """
         lengths = self.lengths
         names = (np.frombuffer(b"\0".join(map(os.fsencode, self.classes)), np.uint8), self.paths.blob, self.paths.ends)
-        parts = [(*names, self.targets), (self.heights, self.widths), *([(lengths,)] if lengths is not None else [])]
-        return "-".join(_digest(part) for part in parts)
+        digests = [_digest((*names, self.targets)), _digest((self.heights, self.widths))]
+        if lengths is not None:
+            parts = np.array_split(lengths, min(PARTS, max(len(lengths), 1)))
+            digests += [_digest((lengths,)), "".join(_digest((part,))[:SHORT] for part in parts)]
+        return "-".join(digests)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the same file, if it is still the one mapped here; else the columns are copied."""
@@ -125,9 +131,23 @@ def _digest(arrays: Iterable[NDArray]) -> str:
 
 
 def differing(old: str, new: str) -> str | None:
-    """What differs between two fingerprints, or ``None``. Only digests that both fingerprints have are compared."""
+    """What differs between two fingerprints, or ``None``. Only digests that both fingerprints have are compared.
+
+    A few files of other sizes count as repaired, and not as other images.
+    """
     whats = ("names or classes", "heights or widths", "file sizes")
-    return next((what for what, a, b in zip(whats, old.split("-"), new.split("-"), strict=False) if a != b), None)
+    what = next((what for what, a, b in zip(whats, old.split("-"), new.split("-"), strict=False) if a != b), None)
+    return None if what == "file sizes" and are_few_changed(old, new) else what
+
+
+def are_few_changed(old: str, new: str) -> bool:
+    """Whether two fingerprints of the same images have some, but only few different file sizes."""
+    sizes = [fingerprint.split("-")[-1] for fingerprint in (old, new) if fingerprint.count("-") == 3]
+    if len(sizes) < 2 or len(sizes[0]) != len(sizes[1]):
+        return False
+    places = range(0, len(sizes[0]), SHORT)
+    changed = sum(sizes[0][place : place + SHORT] != sizes[1][place : place + SHORT] for place in places)
+    return 0 < changed <= MOST_REPAIRED * len(places)
 
 
 def pack_texts(**texts: Strings | list[str]) -> dict[str, NDArray]:

@@ -8,6 +8,7 @@ from typing import Any
 from data.errors import DataError, reason
 
 NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps any file name unchanged
+GZIP = b"\x1f\x8b"  # how a compressed file begins
 END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
 
 
@@ -34,4 +35,6 @@ def members(
                 if file.read(tarfile.BLOCKSIZE) != END:
                     raise tarfile.ReadError("its end is missing")
     except (OSError, tarfile.TarError, ValueError) as error:
+        if path.is_file() and path.open("rb").read(2) == GZIP:
+            raise DataError(f"{path} is compressed: unpack it with gzip, and name the result .tar") from error
         raise DataError(f"{path} is damaged or cut short ({reason(error)}): {remedy}") from error

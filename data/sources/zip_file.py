@@ -213,4 +213,6 @@ def _by_class_number(infos: dict[str, zipfile.ZipInfo], listed: Path) -> dict[st
         if path not in infos:
             raise DataError(f"{listed}, line {number}: the zip file beside it does not hold {path}: copy both again")
         found[f"{int(label)}/{path}"] = infos[path]
+    if not found:
+        raise DataError(f"{listed} lists no image: copy it again, or delete it if the zip file has class folders")
     return found

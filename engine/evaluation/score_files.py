@@ -16,20 +16,25 @@ log = logging.getLogger(__name__)
 
 
 def refuse_unwritable(cfg: EvalConfig) -> None:
-    """Check before the evaluation that its files can be written.
+    """Check before the evaluation that its files can be written, and that none of them takes the place of another.
 
     Raises:
         UserError: if one of them cannot.
     """
     if not Path(cfg.output).name:
         raise UserError(f"output={cfg.output} is not a file: set output to a file, such as eval.json")
-    _refuse_path("output", cfg.output, Path(cfg.output))
-    _refuse_path("output", cfg.output, _table_path(cfg))
-    if cfg.predictions is not None:
-        for name in cfg.sets.folders() or [cfg.data.name]:
-            _refuse_path("predictions", cfg.predictions, predictions_path(cfg, name))
     if Path(cfg.output) == _table_path(cfg):
         raise UserError(f"output={cfg.output} is a JSON file: choose another extension than .md")
+    written = [("output", cfg.output, Path(cfg.output)), ("output", cfg.output, _table_path(cfg))]
+    if cfg.predictions is not None:
+        sets = cfg.sets.folders() or [cfg.data.name]
+        written += [("predictions", cfg.predictions, predictions_path(cfg, name)) for name in sets]
+    taken = {Path(cfg.checkpoint).resolve(): "the checkpoint"} if cfg.checkpoint is not None else {}
+    for option, typed, path in written:
+        _refuse_path(option, typed, path)
+        if what := taken.get(path.resolve()):
+            raise UserError(f"{option}={typed}: {path} is {what}: set {option} to another file")
+        taken[path.resolve()] = f"written by {option}={typed}"
 
 
 def _refuse_path(option: str, typed: str, path: Path) -> None:

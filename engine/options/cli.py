@@ -18,11 +18,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from data import are_threads_abandoned
 from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError
-from engine.log import flush_streams, log_to, safe_text
+from engine.log import discard, flush_streams, log_to, safe_text
 from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
 from engine.options.explain import explain, first_line, text_options
@@ -95,8 +96,11 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         flush_streams()
     except USER_ERRORS as error:
         _fail(str(error), 2)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _fail(explain(error, config_name), 2)
+    except BrokenPipeError:  # who read the output, such as that of --help, has seen enough
+        discard(sys.stdout)
+        sys.exit(1)
     except (ValueError, AssertionError, OSError) as error:
         if started:
             raise

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from timm.models import is_model
+from yaml import MarkedYAMLError
 
 from engine.options.arguments import OPEN, in_shell, values_by_name, values_of
 from engine.options.config import CONF, MODEL_SCHEMA
@@ -40,6 +41,9 @@ def explain(error: BaseException, entry: str) -> str:
     """Return a one-line message for an error of Hydra or OmegaConf. For an unknown name it suggests similar names."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, entry)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return f"{where} is no valid YAML: {error.problem}"
     message = f"{error}\n{error.__cause__ or ''}"
     if "Could not override ''" in message:
         return _unreadable(next(typed for typed in sys.argv[1:] if typed.lstrip("+").startswith("=")), entry)
@@ -47,6 +51,8 @@ def explain(error: BaseException, entry: str) -> str:
         return f"{file} must begin with the line '# @package _global_', as those in conf/ do"
     if match := re.search(r"Ambiguous value for argument '(.*)'\n", message):
         return _several_values(match[1], entry)
+    if match := re.search(r"Multiple values for (\w+)\.", message):
+        return f"{match[1]} has a value already: type {match[1]}=… once, without a + in front"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
         return _unknown_key(match[1] or match[2], message, entry)
     if match := re.search(r"Could not find '(.+)/([^']*)'", message):

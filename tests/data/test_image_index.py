@@ -1,13 +1,14 @@
 """Which differences between indexes change the fingerprint."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.index import differing
+from data.index import are_few_changed, differing
 from data.index.arrays import write_arrays
 from tests.indexing import index_of, paint, touch_later
 from tests.opening import source_of
@@ -48,3 +49,19 @@ def test_what_was_written_before_sizes_were_kept_is_still_of_the_same_images(roo
     assert old.lengths is None
     assert differing(old.fingerprint(), index.fingerprint()) is None
     assert differing(index.fingerprint(), old.fingerprint()) is None
+
+
+def test_a_few_files_of_other_sizes_are_repaired_ones(root: Path) -> None:
+    for number in range(10, 24):
+        paint(root / "train" / "a" / f"{number}.png")
+    index = index_of(root)
+    assert index.lengths is not None
+    first = index.fingerprint()
+    for changed, is_few in ((0, False), (1, True), (2, True), (3, False)):  # of 16 images
+        lengths = index.lengths.copy()
+        lengths[:changed] += 1
+        second = replace(index, lengths=lengths).fingerprint()
+        assert are_few_changed(first, second) == is_few
+        assert differing(first, second) == ("file sizes" if changed == 3 else None)
+    before = "-".join(first.split("-")[:3])  # as written before the sizes had parts
+    assert differing(before, second) == "file sizes" and not are_few_changed(before, second)

@@ -1,5 +1,6 @@
 """WebDataset tar files that are incomplete, damaged or mixed with others: one line each."""
 
+import gzip
 import io
 import json
 import re
@@ -65,6 +66,11 @@ def cut_short(root: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:1000])
 
 
+def compressed(root: Path) -> None:
+    file = root / "imagenet1k-train-0002.tar"
+    file.write_bytes(gzip.compress(file.read_bytes()))
+
+
 def no_tar(root: Path) -> None:
     (root / "imagenet1k-train-0002.tar").write_text("<html>not found</html>")
 
@@ -114,6 +120,7 @@ REFUSALS = {
     a_number_twice: r"train-0001\.tar and imagenet1k-train-1\.tar have the same number: keep one of them$",
     a_number_with_a_count: r"train-0001\.tar and imagenet1k-train-0001-of-0003\.tar have the same number: keep one",
     cut_short: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
+    compressed: r"train-0002\.tar is compressed: unpack it with gzip, and name the result \.tar$",
     no_tar: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",
     without_a_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",

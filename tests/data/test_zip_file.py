@@ -118,6 +118,10 @@ def map_names_another(root: Path) -> None:
     (root / "train_map.txt").write_text("gone.jpg\t3\n")
 
 
+def map_of_nothing(root: Path) -> None:
+    (root / "train_map.txt").write_text("\n")
+
+
 def map_without_number(root: Path) -> None:
     (root / "train_map.txt").write_text("gone.jpg cat\n")
 
@@ -131,6 +135,7 @@ def a_damaged_map(root: Path) -> None:
 
 
 REFUSALS = {
+    map_of_nothing: r"train_map\.txt lists no image: copy it again, or delete it if the zip file has class folders",
     cut_short: r"train\.zip is damaged or cut short \(.*\): copy or download it again$",
     damaged_inside: r"train\.zip is damaged at .*: copy or download it again$",
     no_class_folder: r"train\.zip: alone\.jpg is in no class folder: put train_map\.txt, with lines",

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from data import DataError
+from engine.checkpoint import Checkpoints
 from engine.distributed import World
 from engine.errors import UserError
 from engine.loop import TrainLoop
 from engine.step import TrainStep
+from tests.indexing import touch_later
 from tests.runs import (
     ALL_AUGMENTATION,
     SMALL,
@@ -172,6 +174,49 @@ def test_a_run_directory_removed_during_the_run_is_made_anew(small_images, here,
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [3, 4, 5]
 
 
+def test_a_folder_of_checkpoints_removed_while_one_is_written_is_made_anew(small_images, here, monkeypatch):
+    write = Checkpoints._write
+    removed = []
+
+    def removing(self, content):
+        write(self, content)
+        if content.get("step") == 2 and not removed:
+            removed.append(shutil.rmtree(self.folder))
+
+    monkeypatch.setattr(Checkpoints, "_write", removing)
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=3", "checkpoint.every_steps=1")
+    assert removed and checkpoint(here / "outputs/a")["step"] == 3
+
+
+def test_an_image_replaced_by_a_readable_one_lets_the_run_go_on(small_images, here):
+    """As the message about a damaged image says."""
+    root = here / "images"
+    shutil.copytree(small_images, root)
+    image = sorted((root / "train/bag").iterdir())[3]
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) * 2 // 3])
+    common = (*SMALL, f"data.root={root}", "name=a", "checkpoint.every_steps=1")
+    with pytest.raises(DataError, match="replace it with a readable image of the same name, then run the same"):
+        train_here(*common)
+    image.unlink()
+    image.write_bytes(whole)
+    touch_later(image.parent)
+    train_here(*common)
+    assert checkpoint(here / "outputs/a")["step"] == 20
+    assert "a few training images have other file sizes" in (here / "outputs/a/train.log").read_text()
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(small_images, here, capsys):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "max_steps=1")
+    train_here(*common)
+    for file in (here / "outputs/a/checkpoints").iterdir():
+        file.unlink()
+    train_here(*common)
+    assert (
+        "no checkpoint is left: starting from step 0; metrics.before.jsonl has the earlier" in capsys.readouterr().out
+    )
+
+
 def catches_sigterm(pid: int) -> bool:
     """Whether a process handles SIGTERM: it then is in its training loop, and saves before it stops."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -223,6 +268,15 @@ def test_a_console_that_cannot_be_written_ends_no_run(sink, small_images, here):
     assert checkpoint(here / "outputs/a")["step"] == 4
     log = (here / "outputs/a/train.log").read_text()
     assert log.count("the console cannot be written") == 1 and "top-1" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_process_without_a_console_trains(closed, small_images, here):
+    start = " ".join(f"'{part}'" for part in command("train.py", *SMALL, f"data.root={small_images}", "name=a"))
+    out = subprocess.run(["bash", "-c", f"{start} max_steps=2 {closed}"], cwd=here, env=environment(), timeout=120)
+    assert out.returncode == 0
+    assert checkpoint(here / "outputs/a")["step"] == 2
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ MISTAKES = [
 ]
 # Other options that break the same rules.
 FURTHER_MISTAKES = [
+    (["+experiment=quickstart"], r"experiment has a value already: type experiment=… once, without a"),
     (["model=cswin_tiny", "model.embed_dimm=3"], r"did you mean model.embed_dim"),
     (["model.pach_size=3"], r"did you mean model.patch_size\?$"),
     (["recipe=deitt"], r"recipe=deitt is unknown: did you mean deit"),
@@ -177,6 +178,21 @@ def test_a_file_that_must_set_options_of_all_groups_but_does_not_say_so(group, f
     (tmp_path / group / "mine.yaml").write_text("epochs: 3\noptim:\n  lr: 1e-3\n")
     said = fails("--config-dir", str(tmp_path), "model=deit_tiny", f"{group}=mine", "data=synthetic")
     assert re.search(rf"/{group}/mine.yaml must begin with the line '# @package _global_'", said)
+
+
+@pytest.mark.parametrize("content", ["epochs: [1, 2", "epochs:\t2"])
+def test_a_file_that_is_no_yaml(content, fails, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    said = fails("--config-dir", str(tmp_path), "experiment=mine")
+    assert re.search(r"/experiment/mine.yaml, line [23] is no valid YAML: ", said)
+
+
+def test_weights_that_are_not_finite_are_no_start(fails, tmp_path):
+    weights = {"head.weight": torch.ones(2, 2), "head.bias": torch.tensor([0.0, float("nan")])}
+    torch.save(weights, tmp_path / "nan.pth")
+    said = fails("model=deit_tiny", "data=synthetic", f"checkpoint={tmp_path / 'nan.pth'}")
+    assert "nan.pth has numbers that are not finite (head.bias): start from other weights" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -11,7 +11,7 @@ from data.loader import Batch
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
 from engine.evaluation.run import evaluate_checkpoint
-from engine.evaluation.score_files import write_scores
+from engine.evaluation.score_files import refuse_unwritable, write_scores
 from engine.evaluation.scoring import Scores, score
 from engine.log import log_to
 from engine.options.settings import eval_settings
@@ -62,6 +62,22 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
     found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
     assert stopped.value.exit_code == 1
     assert (found["top1"], found["loss"], found["images"], found["not_finite"]) == (0, None, 80, 80)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["output=w.pt"], r"output=\S*w\.pt: \S*w\.pt is the checkpoint: set output to another file"),
+        (["predictions=w.pt"], r"predictions=\S*w\.pt: \S*w\.pt is the checkpoint: set predictions to another"),
+        (["output=a.json", "predictions=a.json"], r"is written by output=\S*a\.json: set predictions to another file"),
+        (["output=a.json", "predictions=a.md"], r"is written by output=\S*a\.json: set predictions to another file"),
+    ],
+)
+def test_no_file_takes_the_place_of_another(typed, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = ["model=deit_tiny", "checkpoint=w.pt", *typed]
+    with pytest.raises(UserError, match=said):
+        refuse_unwritable(eval_settings(composed(*typed), None, typed))
 
 
 def test_a_full_disk_does_not_swallow_the_scores(capsys):

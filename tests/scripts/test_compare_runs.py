@@ -39,6 +39,16 @@ def test_runs_are_drawn_and_told_together(tmp_path, monkeypatch, capsys):
     assert picture.stat().st_size > 10_000
 
 
+def test_a_start_that_was_refused_is_left_out(tmp_path, monkeypatch, capsys):
+    run, refused = a_run(tmp_path / "a", LINES), tmp_path / "refused"
+    refused.mkdir()
+    assert compared(monkeypatch, run, refused, "--plot", tmp_path / "both.png") == 0
+    said = capsys.readouterr()
+    assert "| a | 20 |" in said.out and said.err == f"left out: {refused} has no metrics.jsonl\n"
+    assert compared(monkeypatch, refused) == 2
+    assert "is not a run: it has no metrics.jsonl" in capsys.readouterr().err
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
