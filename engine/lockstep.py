@@ -1,5 +1,6 @@
 """Keep the processes of a run in step: none begins a micro-batch before all of them have theirs."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +20,7 @@ T = TypeVar("T")
 UNTIL_SAVED = timedelta(minutes=1)  # how long other processes stay for the first one's save
 LONGEST_SLEEP = 0.05  # seconds between two looks at the store
 ALL = "all"
+_runs = itertools.count()  # the runs of a sweep share a process and a store
 
 
 class PeerFailed(Exception):
@@ -42,6 +44,7 @@ class Lockstep:
     def __init__(self, roll_call: RollCall, patience: float):
         self.roll_call, self.patience = roll_call, patience
         self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self.key = f"{roll_call.key}/run/{next(_runs)}"
         self.turn = 0
         self.waits_since = 0.0
         self.all_stop = False  # whether a failure is known to all processes
@@ -86,14 +89,20 @@ class Lockstep:
         except Exception as error:
             self.all_stop = not isinstance(error, dist.DistError)
             self.roll_call.over.set()
-            teller = Thread(target=self._tell, args=(answer,), daemon=True)
-            teller.start()
-            teller.join(PATIENCE)
+            self._try(self.store.compare_set, answer, "", str(self.roll_call.rank))  # unless there is an answer
             raise
 
-    def _tell(self, answer: str) -> None:
-        with suppress(dist.DistError):
-            self.store.compare_set(answer, "", str(self.roll_call.rank))  # unless there is an answer already
+    @staticmethod
+    def _try(call: Callable[..., object], *given: str) -> None:
+        """Call the store, and give up after ``PATIENCE`` seconds: it may be gone."""
+
+        def attempt() -> None:
+            with suppress(dist.DistError):
+                call(*given)
+
+        caller = Thread(target=attempt, daemon=True)
+        caller.start()
+        caller.join(PATIENCE)
 
     def _meetings(self) -> Generator[str, None, None]:
         """At each request, come to the next turn and wait for its answer: ``ALL``, or the rank that failed."""
@@ -101,7 +110,7 @@ class Lockstep:
             self.turn += 1
             answer, began = self._answer(self.turn), time.monotonic()
             if self.store.add(self._place(self.turn), 1) == self.roll_call.size:  # this is the last process
-                self.store.set(answer, ALL)
+                self.store.compare_set(answer, "", ALL)  # one that came earlier may have failed since
                 self.store.delete_key(self._place(self.turn - 1))  # all have left it
                 self.store.delete_key(self._answer(self.turn - 1))
             # Look often at first, then rarely. A wait inside the store would keep its connection from other threads.
@@ -110,18 +119,16 @@ class Lockstep:
             yield self.store.get(answer).decode()
 
     def _place(self, turn: int) -> str:
-        return f"{self.roll_call.key}/turn/{turn}"
+        return f"{self.key}/turn/{turn}"
 
     def _answer(self, turn: int) -> str:
         return f"{self._place(turn)}/answer"
 
     def leave(self) -> None:
         """After a failure, wait until the first process has saved. That one calls this when it has."""
-        if not self.all_stop:
-            return
-        saved = f"{self.roll_call.key}/saved"
-        with suppress(dist.DistError):
-            if self.roll_call.rank == 0:
-                self.store.set(saved, "")
-            else:
+        saved = f"{self.key}/saved"
+        if self.roll_call.rank == 0:
+            self._try(self.store.set, saved, "")
+        elif self.all_stop:
+            with suppress(dist.DistError):
                 self.store.wait([saved], UNTIL_SAVED)

@@ -1,0 +1,108 @@
+"""Processes that take their batches together; here they are threads with a store between them."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Event
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from data import DataError
+from engine.lockstep import Lockstep, PeerFailed
+from engine.signals import WaitGivenUp
+
+SIZE, ITEMS = 3, 5
+Work = Callable[[int, int], None]  # what a rank does before its item of this number
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[object]]]:
+    """A run of three processes; for each rank its items, and the error that ended them or None."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    runs: list[str] = []
+
+    def run(work: Work, patience: float = 30.0, look: Work = lambda rank, item: None) -> list[object]:
+        runs.append(f"run{len(runs)}")
+
+        def one(rank: int) -> tuple[list[tuple[int, float]], BaseException | None]:
+            call = SimpleNamespace(rank=rank, size=SIZE, hosts=["n1", "n1", "n2"], key="call", over=Event())
+            lockstep, seen = Lockstep(call, patience), []  # type: ignore[arg-type]
+            lockstep.key = runs[-1]  # threads share the counter that gives each run of a process its key
+
+            def items() -> Iterator[int]:
+                for item in range(ITEMS):
+                    work(rank, item)
+                    yield item
+
+            try:
+                for item in lockstep.in_step(items(), lambda: look(rank, len(seen))):  # type: ignore[arg-type]
+                    seen.append((item, time.monotonic()))
+            except Exception as error:
+                lockstep.leave()
+                return seen, error
+            return seen, None
+
+        with ThreadPoolExecutor(SIZE) as pool:
+            return list(pool.map(one, range(SIZE)))
+
+    yield run
+    del store
+
+
+def test_nobody_has_an_item_before_all_have_theirs(together):
+    began: dict[int, float] = {}
+
+    def slow(rank: int, item: int) -> None:
+        if rank == 2 and item == 3:
+            time.sleep(0.5)
+        began[item] = max(began.get(item, 0.0), time.monotonic())
+
+    for _ in range(2):  # a second run does not meet the first one's answers
+        began.clear()
+        for seen, error in together(slow):
+            assert error is None and [item for item, _ in seen] == list(range(ITEMS))
+            assert all(when >= began[item] for item, when in seen)
+
+
+def test_an_error_of_one_ends_all_at_the_same_item(together):
+    def work(rank: int, item: int) -> None:
+        if rank == 2 and item == 3:
+            raise DataError("the disk is gone")
+
+    found = together(work)
+    assert [len(seen) for seen, _ in found] == [3, 3, 3]
+    errors = [error for _, error in found]
+    assert isinstance(errors[2], DataError)
+    for error in errors[:2]:
+        assert isinstance(error, PeerFailed) and str(error).startswith("rank 2 on n2 cannot go on, and says why; run")
+
+
+def test_who_does_not_come_in_time_is_not_waited_for(together):
+    def work(rank: int, item: int) -> None:
+        if rank == 1 and item == 2:
+            time.sleep(4)
+
+    found = together(work, patience=1.0)
+    assert [len(seen) for seen, _ in found] == [2, 2, 2]
+    assert all(isinstance(error, dist.DistError) for _, error in found[::2])
+    assert isinstance(found[1][1], PeerFailed), "the late one does not go on alone"
+
+
+def test_a_signal_ends_the_wait_for_others(together):
+    def work(rank: int, item: int) -> None:
+        if rank == 1 and item == 2:
+            time.sleep(4)
+
+    def look(rank: int, item: int) -> None:
+        if rank == 0:
+            raise WaitGivenUp
+
+    found = together(work, look=look)
+    assert isinstance(found[0][1], WaitGivenUp) and [len(seen) for seen, _ in found] == [2, 2, 2]
+    for _, error in found[1:]:
+        assert isinstance(error, PeerFailed) and str(error).startswith("rank 0 on n1 cannot go on")
