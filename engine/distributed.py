@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import RunStopped, UserError
 from engine.lockstep import Lockstep, PeerFailed
@@ -129,9 +129,9 @@ class World:
         if self.lockstep is not None:
             self.lockstep.patience = afterwards
 
-    def in_step(self, items: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
-        """Return the items, each of which comes when all processes have theirs; see :meth:`Lockstep.in_step`."""
-        return items if self.lockstep is None else self.lockstep.in_step(items, look)
+    def in_step(self, items: Iterator[T], look: Callable[[], object]) -> Generator[T, None, None]:
+        """Yield the items, each of which comes when all processes have theirs; see :meth:`Lockstep.in_step`."""
+        return (item for item in items) if self.lockstep is None else self.lockstep.in_step(items, look)
 
     def leave(self) -> None:
         """After an error in :meth:`in_step`, wait until the first process has saved and called this, too."""
@@ -179,11 +179,11 @@ class World:
             parts = whole.split([tensor.numel() for tensor in tensors])
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
-    def share_buffers(self, module: nn.Module) -> None:
-        """Copy the first process's buffers to all others, because BatchNorm's running statistics differ."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the first process's tensors to all others, in place."""
         if self.size > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def gather(self, row: Tensor) -> Tensor:
         """Return the rows of all processes, ``(processes, numbers)``, on the host. It waits for the device here."""

@@ -13,11 +13,12 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from data import attentive
+from engine.errors import reason
 from engine.roll_call import PATIENCE, RollCall
 
 T = TypeVar("T")
 
-UNTIL_SAVED = timedelta(minutes=1)  # how long other processes stay for the first one's save
+UNTIL_SAVED = 60.0  # seconds that other processes stay for the first one's save
 LONGEST_SLEEP = 0.05  # seconds between two looks at the store
 ALL = "all"
 _runs = itertools.count()  # the runs of a sweep share a process and a store
@@ -49,7 +50,7 @@ class Lockstep:
         self.waits_since = 0.0
         self.all_stop = False  # whether a failure is known to all processes
 
-    def in_step(self, items: Generator[T, None, None], look: Callable[[], object]) -> Generator[T, None, None]:
+    def in_step(self, items: Iterator[T], look: Callable[[], object]) -> Generator[T, None, None]:
         """Yield each item when all processes have theirs.
 
         Args:
@@ -61,18 +62,16 @@ class Lockstep:
             DistError: if another process does not come in time.
         """
         # The store may be on a machine that is gone and never reply: only a second thread can be given up.
-        with closing(items), closing(attentive(self._meetings(), partial(self._look, look))) as answers:
+        with closing(attentive(self._meetings(), partial(self._look, look))) as answers:
             while True:
                 with self._telling_others():
                     item = next(items, None)
                     if item is None:
                         return
                     self.waits_since = time.monotonic()
-                    if (who := next(answers)) != ALL:
-                        raise PeerFailed(
-                            f"rank {who} on {self.roll_call.hosts[int(who)]} cannot go on, and says why; "
-                            "run the same command again to continue from the last checkpoint"
-                        )
+                    if (answer := next(answers)) != ALL:
+                        rank, _, why = answer.partition(" ")
+                        raise PeerFailed(f"rank {rank} on {self.roll_call.hosts[int(rank)]} cannot go on: {why}")
                 yield item
 
     def _look(self, look: Callable[[], object]) -> None:
@@ -89,23 +88,12 @@ class Lockstep:
         except Exception as error:
             self.all_stop = not isinstance(error, dist.DistError)
             self.roll_call.over.set()
-            self._try(self.store.compare_set, answer, "", str(self.roll_call.rank))  # unless there is an answer
+            said = f"{self.roll_call.rank} {reason(error)}"
+            _try(lambda: self.store.compare_set(answer, "", said), PATIENCE)  # unless there is an answer already
             raise
 
-    @staticmethod
-    def _try(call: Callable[..., object], *given: str) -> None:
-        """Call the store, and give up after ``PATIENCE`` seconds: it may be gone."""
-
-        def attempt() -> None:
-            with suppress(dist.DistError):
-                call(*given)
-
-        caller = Thread(target=attempt, daemon=True)
-        caller.start()
-        caller.join(PATIENCE)
-
     def _meetings(self) -> Generator[str, None, None]:
-        """At each request, come to the next turn and wait for its answer: ``ALL``, or the rank that failed."""
+        """At each request, come to the next turn and wait for its answer: ``ALL``, or the rank that failed and why."""
         while True:
             self.turn += 1
             answer, began = self._answer(self.turn), time.monotonic()
@@ -128,7 +116,18 @@ class Lockstep:
         """After a failure, wait until the first process has saved. That one calls this when it has."""
         saved = f"{self.key}/saved"
         if self.roll_call.rank == 0:
-            self._try(self.store.set, saved, "")
+            _try(lambda: self.store.set(saved, ""), PATIENCE)
         elif self.all_stop:
-            with suppress(dist.DistError):
-                self.store.wait([saved], UNTIL_SAVED)
+            _try(lambda: self.store.wait([saved], timedelta(seconds=UNTIL_SAVED)), UNTIL_SAVED)
+
+
+def _try(call: Callable[[], object], patience: float) -> None:
+    """Call the store, and give up after ``patience`` seconds: it may be gone, or its connection in use by a thread."""
+
+    def attempt() -> None:
+        with suppress(dist.DistError):
+            call()
+
+    caller = Thread(target=attempt, daemon=True)
+    caller.start()
+    caller.join(patience)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.meter import Meter, Reading
 from engine.options.settings import as_container
 from engine.run import Run
 from engine.signals import StopRequest, WaitGivenUp
-from engine.training_batches import TrainBatches
+from engine.training_batches import TrainBatch
 from engine.warn_on_failure import warn_on_failure
 from models import family_of
 
@@ -115,17 +116,20 @@ class TrainLoop:
     def _train_to_the_end(self) -> None:
         if self.run.first > 0 and self.run.first != self.validated and self._validation_is_due():
             self._validate()  # the run was stopped between a save and its validation
-        with closing(self.run.data.training_batches(self.run.first, self.length.stop_at)) as batches:
+        with (
+            closing(self.run.data.training_batches(self.run.first, self.length.stop_at)) as batches,
+            closing(self.world.in_step(batches, self.stop.look)) as in_step,
+        ):
             self.meter.restart()
             while self.done < self.length.stop_at:
-                self._step(batches)
+                self._step(in_step, batches.pop_waited)
                 self._after_step()
         self._finish_saving()
 
-    def _step(self, batches: TrainBatches) -> None:
+    def _step(self, batches: Iterator[TrainBatch], pop_waited: Callable[[], float]) -> None:
         outcome = self.run.step.take(self.done + 1, batches)
         self.done += 1
-        self.meter.add(outcome, batches.pop_waited())
+        self.meter.add(outcome, pop_waited())
         alone = first_works_alone(self.cfg, self.done, self.run.first)
         with self.world.patient(self.cfg.ddp_timeout) if alone else nullcontext():
             self.callbacks.after_step(outcome)

@@ -51,7 +51,7 @@ class StopRequest:
             WaitGivenUp: if the process was asked to stop more than ``PATIENCE`` seconds ago.
         """
         if self.signal is not None and time.monotonic() - self.since > PATIENCE:
-            raise WaitGivenUp
+            raise WaitGivenUp("it was asked to stop, and its images do not come")
 
     def __bool__(self) -> bool:
         return self.signal is not None

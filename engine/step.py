@@ -111,12 +111,15 @@ class TrainStep:
         # A scaler hands the optimizer new tensors in each step, which a graph would not see.
         is_recorded = GraphedStep.suits(optimizer) and not self.scaler.is_enabled()
         self.graphed = GraphedStep(optimizer) if is_recorded else None
+        compiler = Compiler(cfg, runtime.device)
         mode = training_mode(cfg, runtime, micro_steps)
         # CUDA graphs of the network have no place for DDP's exchanges in the middle of the backward pass.
-        is_whole = mode in CUDA_GRAPHS or cfg.ddp_bucket_mb == 0
+        is_whole = cfg.ddp_bucket_mb == 0 or (compiler.is_on and mode in CUDA_GRAPHS)
+        # Before the moving average: either one gives all processes the same weights.
         self.ddp = None if is_whole or runtime.world.size == 1 else self._distributed()
+        if self.ddp is None:
+            runtime.world.share(model.state_dict().values())
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
-        compiler = Compiler(cfg, runtime.device)
         self.network = compiler.wrap(self.ddp if self.ddp is not None else model, mode=mode)
         evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
         self.evaluated_network = compiler.wrap(evaluated, cfg.eval.batch_size)
@@ -154,6 +157,8 @@ class TrainStep:
             with self._exchange(is_last=micro == self.micro_steps - 1):
                 loss += self._backward(batch)
         assert first_batch is not None
+        if self.ddp is None:
+            self.runtime.world.sum_all([p.grad for p in self.parameters if p.grad is not None])
         with span("update"):
             self.stage = "update"
             grad_norm = self._update(step, batch.images)
@@ -180,8 +185,6 @@ class TrainStep:
 
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
-        if self.ddp is None:
-            self.runtime.world.sum_all([p.grad for p in self.parameters if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
         with self.watched(step, images):
             grad_norm = self._clip()
@@ -247,9 +250,9 @@ class TrainStep:
 
         DDP copies buffers only in forward passes, and never those of the moving average.
         """
-        self.runtime.world.share_buffers(self.model)
+        self.runtime.world.share(self.model.buffers())
         if self.ema is not None:
-            self.runtime.world.share_buffers(self.ema.module)
+            self.runtime.world.share(self.ema.module.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a resume. The schedule has none: its rate depends only on the step and the config."""

@@ -82,8 +82,7 @@ class TrainingData:
     def training_batches(self, first: int, last: int) -> TrainBatches:
         """Return this process's micro-batches of the steps ``first`` + 1 to ``last``."""
         as_input = partial(prepare, augment=self.augment, runtime=self.runtime)
-        batches = self.runtime.world.in_step(self._train.train(self.plan, first, last), self._train.look)
-        return TrainBatches(batches, as_input, self.runtime.device)
+        return TrainBatches(self._train.train(self.plan, first, last), as_input, self.runtime.device)
 
     def validation_batches(self) -> Iterator[Batch]:
         """Yield this process's batches of the validation images."""

@@ -136,7 +136,7 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus, 0, at_once)
     images = max(BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus).sizes())  # the largest share of a GPU
     # Several processes train without CUDA graphs, unless told otherwise. Then their hosts start every kernel.
-    has_graphs = gpus == 1 or cfg.compile_mode in CUDA_GRAPHS
+    has_graphs = geometry.micro_steps == 1 and (gpus == 1 or cfg.compile_mode in CUDA_GRAPHS)
     host = 0.0 if has_graphs else geometry.micro_steps * machines.host_ms / 1e3
     exchange = exchange_seconds(gradients, gpus, machines)
     compute = max(images / rate, host)
@@ -169,11 +169,12 @@ def estimated_rate(name: str, machines: Machines, optim: str) -> float:
 
 def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     """Return what to change about what bounds the speed."""
+    graphs = "compile_mode=reduce-overhead, or " if found.micro[1] == 1 else ""
     computing = max(found.seconds["GPUs"], found.seconds["hosts"])
     needed = cfg.batch_size * machines.image_kb * 1e3 / computing
     return {
         "GPUs": "nothing waits",
-        "hosts": "compile_mode=reduce-overhead, or more images at once: fewer GPUs, or a larger batch_size",
+        "hosts": f"{graphs}more images at once: fewer GPUs, or a larger batch_size",
         "network": "a faster network, fewer machines, or a larger batch_size",
         "loader": f"{found.seconds['loader'] / computing:.1f} times as many cores for each GPU",
         "storage": f"a storage of {needed / 1e6:.0f} MB/s, or copies of the data on each machine",

@@ -98,12 +98,12 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _fail(explain(error, config_name), 2)
-    except BrokenPipeError:  # who read the output, such as that of --help, has seen enough
-        discard(sys.stdout)
-        sys.exit(1)
     except (ValueError, AssertionError, OSError) as error:
         if started:
             raise
+        if isinstance(error, BrokenPipeError):  # who read the output of --help has seen enough
+            discard(sys.stdout)
+            sys.exit(1)
         _fail(explain(error, config_name), 2)  # the error is Hydra's and about the command: no job has started yet
     except KeyboardInterrupt:
         _fail("interrupted", 130)
