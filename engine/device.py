@@ -100,10 +100,11 @@ def release(device: torch.device) -> None:
     :func:`memory_gb` would show the peak of the first. Models are parts of reference cycles, and compiled ones stay in
     the compiler's cache, so neither would go by itself.
     """
-    if device.type == "cuda":
+    had_run = device.type == "cuda" and torch.cuda.memory_reserved(device) > 0
+    if had_run:
         torch.compiler.reset()
     gc.collect()
-    if device.type == "cuda":
+    if had_run:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
