@@ -33,6 +33,7 @@ SMALL = (
     *("model.depths=[1,1]", "model.embed_dim=12", "model.num_heads=[1,2]", "batch_size=32", "augment.mix_group=8"),
     *("epochs=2", "log_every=1", "logger=none", "eval.batch_size=64", "device=cpu"),
 )
+NEVER_SAVED = ("checkpoint.every_epochs=null", "checkpoint.every_minutes=null", "eval_every=99")
 # All sources of randomness.
 ALL_AUGMENTATION = (
     *(f"augment.{name}={value}" for name, value in (SWITCHED_ON | {"mixup": 0.8, "cutmix": 1.0}).items()),
