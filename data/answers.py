@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import DataError, reason
+from data.errors import DataError, in_one_line
 from data.labels import IMAGENET_CLASSES, timm_metadata, wnids
 from data.sources import Source
 
@@ -45,7 +45,7 @@ def read_list(file: str) -> list[list[str]]:
             if line.strip()
         ]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"sets.labels={file} cannot be read ({reason(error)})") from error
+        raise DataError(f"sets.labels={file} cannot be read ({in_one_line(error)})") from error
     if {len(words) for words in lines} not in ({1}, {2}):
         raise DataError(f"sets.labels={file}: write one label on each line, or 'name label' on each line")
     return lines

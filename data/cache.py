@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data.errors import DataError, reason
+from data.errors import DataError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def unpacked(archive: Path, sha256: str) -> Path:
             _put_in_place(whole, target, Path(scratch) / "before")
     except (OSError, tarfile.TarError) as error:
         raise DataError(
-            f"cannot unpack {archive.name} into {target.parent} ({reason(error)}): "
+            f"cannot unpack {archive.name} into {target.parent} ({in_one_line(error)}): "
             "set XDG_CACHE_HOME to a writable folder with free space"
         ) from error
     log.info("unpacked %s into %s", archive.name, target)

@@ -33,14 +33,29 @@ class Crops:
 
 
 def _random_sides(u: NDArray, whole: NDArray | int, share: Range, ratio: Range) -> tuple[Whole, Whole]:
-    """Two sides whose product is a uniform share of the area ``whole``; first / second is log-uniform."""
+    """Draw two sides: their area is a uniform share of ``whole``, and the first divided by the second log-uniform.
+
+    Args:
+        u: uniforms ``(4, n, TRIES)``, of which the first two are used.
+        whole: the area that ``share`` refers to.
+        share: smallest and largest share.
+        ratio: smallest and largest first side divided by the second.
+    """
     area = whole * (share[0] + u[0] * (share[1] - share[0]))
     aspect = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
     return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
 
 
 def _first_valid(valid: NDArray[np.bool_], u: NDArray, room: tuple[Any, Any], h: Whole, w: Whole) -> NDArray:
-    """In each row the first valid try, else the first one, as a box at a random place in ``room`` (height, width)."""
+    """Return a box (top, left, height, width) for each row: its first valid try, or its first try if none is valid.
+
+    Args:
+        valid: which tries fit, ``(n, TRIES)``.
+        u: uniforms ``(4, n, TRIES)``; the last two say where in the image the box is.
+        room: height and width of the image.
+        h: heights of the tries.
+        w: widths of the tries.
+    """
     top, left = np.floor(u[2] * (room[0] - h + 1)), np.floor(u[3] * (room[1] - w + 1))
     first = valid.argmax(axis=1)[:, None]
     return np.hstack([np.take_along_axis(tries, first, axis=1) for tries in (top, left, h, w)])

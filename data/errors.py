@@ -18,6 +18,6 @@ class BadImage(DataError):
         self.row = row
 
 
-def reason(error: BaseException) -> str:
-    """In one line, why something failed: the system's words if it has them, else the error's."""
+def in_one_line(error: BaseException) -> str:
+    """Why something failed: the system's words if the error has them, else its own."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

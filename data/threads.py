@@ -32,7 +32,7 @@ def begun_ahead(tasks: Iterable[T]) -> Iterator[T]:
     """The tasks in their order. While the caller waits for one and uses its result, the next one has begun already.
 
     Args:
-        tasks: beginning the next one is what taking it from this iterable does.
+        tasks: an iterable that begins a task when it is asked for it.
     """
     before: list[T] = []
     for task in tasks:

@@ -91,7 +91,7 @@ class RunDirectory:
             return None
         try:
             found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-            found["data"]["backend"]
+            found["data"]["backend"]  # what backend_of reads
         except (YAMLError, KeyError, TypeError):
             return None
         return translated(found)

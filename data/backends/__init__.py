@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.crops import Crops
-from data.errors import BadImage, DataError, reason
+from data.errors import BadImage, DataError, in_one_line
 from data.index.headers import BROKEN, decoded
 from data.sources import EncodedSource, Source, source_kind
 from data.waiting import no_check
@@ -110,6 +110,6 @@ def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> Bad
                 return BadImage(f"{name} has changed since the index was written: {advice.changed}", row)
         except BROKEN as error:
             again = "then run the same command again to continue"
-            return BadImage(f"{name} cannot be decoded ({reason(error)}): {advice.in_run}, {again}", row)
+            return BadImage(f"{name} cannot be decoded ({in_one_line(error)}): {advice.in_run}, {again}", row)
     first = source.name(int(crops.index[0]))
-    return BadImage(f"a batch that holds {first} could not be decoded: {reason(cause)}", None)
+    return BadImage(f"a batch that holds {first} could not be decoded: {in_one_line(cause)}", None)

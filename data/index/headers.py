@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from data.errors import reason
+from data.errors import in_one_line
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
@@ -48,7 +48,7 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:
-        return f"cannot be read ({reason(error)})"
+        return f"cannot be read ({in_one_line(error)})"
 
 
 def read_header_at(file: int, offset: int, length: int) -> Header | str:

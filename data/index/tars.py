@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, reason
+from data.errors import DataError, in_one_line
 
 NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps any file name unchanged
 GZIP = b"\x1f\x8b"  # how a compressed file begins
@@ -37,4 +37,4 @@ def members(
     except (OSError, tarfile.TarError, ValueError) as error:
         if path.is_file() and path.open("rb").read(2) == GZIP:
             raise DataError(f"{path} is compressed: unpack it with gzip, and name the result .tar") from error
-        raise DataError(f"{path} is damaged or cut short ({reason(error)}): {remedy}") from error
+        raise DataError(f"{path} is damaged or cut short ({in_one_line(error)}): {remedy}") from error

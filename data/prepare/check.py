@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 from tqdm import tqdm
 
-from data.errors import reason
+from data.errors import in_one_line
 from data.index.headers import BROKEN, decoded, has_odd_colours
 from data.prepare.jobs import run_jobs
 from data.sources import EncodedSource
@@ -83,7 +83,7 @@ def check_rows(source: EncodedSource, rows: range) -> Findings:
         try:
             image = decoded(source.read(row))
         except BROKEN as error:
-            found.bad.append(f"{name} cannot be decoded ({reason(error)})")
+            found.bad.append(f"{name} cannot be decoded ({in_one_line(error)})")
             continue
         ending = PurePath(source.index.paths[row]).suffix.lower()
         if ending and ending not in ENDINGS[image.format or ""]:

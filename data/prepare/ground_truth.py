@@ -7,7 +7,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from data.errors import DataError, reason
+from data.errors import DataError, in_one_line
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "imagenet_val.txt.xz"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -44,7 +44,7 @@ def _read_list(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--val-labels {path} cannot be read ({reason(error)})") from error
+        raise DataError(f"--val-labels {path} cannot be read ({in_one_line(error)})") from error
     if lines and "," in lines[0]:
         rows = [row for row in csv.reader(lines) if len(row) == 2 and IMAGE.fullmatch(row[0])]
         pairs = [(name, (prediction.split() or [""])[0]) for name, prediction in rows]

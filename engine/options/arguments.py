@@ -8,6 +8,7 @@ text.
 import re
 import shlex
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from antlr4 import CommonTokenStream, InputStream
@@ -32,6 +33,12 @@ def values_by_name(options: Iterable[str]) -> dict[str, str]:
     """Return the value that the user typed for each option, by its name without the ``+`` or ``~`` in front."""
     parts = (option.lstrip("+~").partition("=") for option in options)
     return {name: value for name, _, value in parts}
+
+
+def config_folder(arguments: list[str]) -> Path | None:
+    """Return the user's own folder of config files, Hydra's ``--config-dir``."""
+    folder = get_args_parser().parse_known_args(arguments)[0].config_dir
+    return Path(folder) if folder else None
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

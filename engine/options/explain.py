@@ -3,18 +3,16 @@
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from timm.models import is_model
 from yaml import MarkedYAMLError
 
-from engine.options.arguments import OPEN, in_shell, values_by_name, values_of
+from engine.options.arguments import OPEN, config_folder, in_shell, values_by_name, values_of
 from engine.options.config import CONF, MODEL_SCHEMA
 from engine.options.renamed import RENAMED
 from engine.options.rules import ENTRIES, declared
@@ -179,8 +177,8 @@ def _file_without_package(message: str) -> str | None:
 def _chosen_files() -> Iterator[tuple[str, str, str]]:
     """Yield the config files that the user chose with ``GROUP=NAME``: path as people know it, group, content."""
     typed = values_by_name(sys.argv[1:])
-    own = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
-    folders = [CONF, *([Path(own)] if own else [])]
+    own = config_folder(sys.argv[1:])
+    folders = [CONF, *([own] if own is not None else [])]
     for group in typed.keys() & groups():
         for folder in folders:
             file = folder / group / f"{typed[group]}.yaml"
