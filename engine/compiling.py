@@ -4,17 +4,21 @@ import logging
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor import list_mode_options, list_options
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from data import refuse_others
 from engine.errors import UserError
 from engine.options.config import RunConfig
+from engine.options.settings import flatten
 from engine.runtime import Runtime
+from engine.similar import nearest
 from models import family_of
 
 log = logging.getLogger(__name__)
@@ -35,11 +39,13 @@ class Compiler:
         device: the device of the networks.
 
     Raises:
-        UserError, DataError: if torch has no folder for compiled kernels, or it belongs to another user.
+        UserError: if torch's compiler has no such option, or torch has no folder for compiled kernels.
+        DataError: if that folder belongs to another user.
     """
 
     def __init__(self, cfg: RunConfig, device: torch.device):
         self.mode = "default" if cfg.compile_mode == "auto" else cfg.compile_mode
+        self.options = flatten(cfg.compile_options)
         self.may_fall_back = cfg.compile == "auto"
         self.is_on = cfg.compile == "true"
         if cfg.compile == "auto" and device.type == "cuda":
@@ -50,6 +56,7 @@ class Compiler:
                 what = f"{cfg.model.name} in fp32" if is_known else cfg.model.name
                 log.info("%s runs without torch.compile, as it may not compile well: compile=true tries it", what)
         if self.is_on:
+            _refuse_unknown_options(self.options)
             _refuse_kernels_of_others()
 
     def wrap(self, network: nn.Module, pad_to: int | None = None, mode: str | None = None) -> nn.Module:
@@ -89,8 +96,9 @@ class Compiled(nn.Module):
     def __init__(self, network: nn.Module, compiler: Compiler, pad_to: int | None, mode: str):
         super().__init__()
         self.network, self.compiler, self.pad_to = network, compiler, pad_to
+        options = list_mode_options(mode) | compiler.options
         # Every size gets kernels of its own. They are faster than kernels for any size, and there are few sizes.
-        self.compiled = torch.compile(network, mode=mode, dynamic=False)
+        self.compiled = torch.compile(network, options=options, dynamic=False)
         self.sizes: set[int] = set()  # the batch sizes that are compiled
 
     def forward(self, images: Tensor) -> Tensor:
@@ -142,6 +150,24 @@ def training_mode(cfg: RunConfig, runtime: Runtime, micro_steps: int) -> str:
             "compile_mode=max-autotune-no-cudagraphs, or a larger micro_batch_size"
         )
     return cfg.compile_mode
+
+
+def _refuse_unknown_options(options: dict[str, Any]) -> None:
+    """Refuse options that torch's compiler does not have, and values of another type.
+
+    Raises:
+        UserError: naming the first such option.
+    """
+    for name, value in options.items():
+        if name == "triton.cudagraphs":
+            raise UserError(f"compile_options.{name} belongs to the mode: set compile_mode=reduce-overhead")
+        if name not in list_options():
+            listing = "print(torch._inductor.list_options()) lists all"
+            raise UserError(f"torch's compiler has no option '{name}': {nearest(name, list_options(), listing)}")
+        try:
+            torch.compile(nn.Identity(), options={name: value})  # compiles nothing yet
+        except RuntimeError as error:
+            raise UserError(f"compile_options.{name}={value} does not suit torch's compiler: {error}") from error
 
 
 def _refuse_kernels_of_others() -> None:

@@ -21,6 +21,7 @@ class StepTimes:
         steps: number of steps in the trace.
         milliseconds: duration of a step.
         shares: share of the time that the host spent in each of ``PARTS``. With a GPU the host mostly launches kernels.
+        kernels: number of kernels, copies and fills of the GPU in a step; None without a GPU.
         device_idle: share of the time in which the GPU was idle; None without a GPU.
         device_starved: share of the time in which the GPU was idle while the host waited for data; None without a GPU.
     """
@@ -28,6 +29,7 @@ class StepTimes:
     steps: int
     milliseconds: float
     shares: dict[str, float]
+    kernels: float | None
     device_idle: float | None
     device_starved: float | None
 
@@ -53,12 +55,13 @@ def read_trace(path: Path) -> StepTimes:
     window = (min(start for start, _ in steps), max(end for _, end in steps))
     whole = window[1] - window[0]
     shares = {part: _overlap(found, [window]) / whole for part, found in parts.items()}
-    busy = _union(_interval(event) for event in events if event.get("cat") in DEVICE_WORK)
-    if not busy:
-        return StepTimes(len(steps), whole / len(steps) / 1e3, shares, None, None)
-    idle = _gaps(busy, window)
+    work = [_interval(event) for event in events if event.get("cat") in DEVICE_WORK]
+    if not work:
+        return StepTimes(len(steps), whole / len(steps) / 1e3, shares, None, None, None)
+    kernels = sum(window[0] <= start < window[1] for start, _ in work) / len(steps)
+    idle = _gaps(_union(work), window)
     starved = _overlap(idle, parts["data wait"])
-    return StepTimes(len(steps), whole / len(steps) / 1e3, shares, _length(idle) / whole, starved / whole)
+    return StepTimes(len(steps), whole / len(steps) / 1e3, shares, kernels, _length(idle) / whole, starved / whole)
 
 
 def _interval(event: dict[str, Any]) -> Interval:

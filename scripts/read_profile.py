@@ -21,7 +21,8 @@ def report(times: StepTimes) -> str:
     rest = 1 - sum(times.shares.values())
     lines = [f"{times.milliseconds:.1f} ms a step, {times.steps} steps"]
     lines += [f"{share:6.1%}  {part}" for part, share in (times.shares | {"rest": rest}).items()]
-    if times.device_idle is not None and times.device_starved is not None:
+    if times.kernels is not None and times.device_idle is not None and times.device_starved is not None:
+        lines.append(f"{times.kernels:6.0f}  kernels and copies of the GPU in a step")
         lines.append(f"{times.device_idle:6.1%}  of the time the GPU does nothing,")
         lines.append(f"{times.device_starved:6.1%}  of the time because the host waits for data")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ rules. The method ``check`` of a class holds the rules that involve several opti
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -89,6 +90,8 @@ class RunConfig:
             "may_change": True,
         },
     )
+    # Further options of torch's compiler, added to those of the mode: +compile_options.combo_kernels=true
+    compile_options: dict[str, Any] = field(default_factory=dict, metadata={"may_change": True})
     # Data workers (threads or processes) of each process; null: the process's share of the cores.
     max_workers: int | None = field(default=None, metadata={"least": 0, "may_change": True})
 

@@ -4,7 +4,8 @@ python scripts/bench/step_speed.py lipsformer_swin_tiny swin_tiny_patch4_window7
 
 The images are random and already on the device, so neither loading nor augmentation counts. The models run one after
 the other, and the table gives the median step of each. ``--compile`` compiles them, in one of torch's modes if it is
-given; ``--optim adamw2`` uses AdamW².
+given, and ``--options combo_kernels cpp_wrapper`` turns further options of torch's compiler on. ``--optim adamw2`` uses
+AdamW².
 """
 
 import argparse
@@ -15,6 +16,7 @@ from statistics import median
 import timm
 import torch
 from torch import nn
+from torch._inductor import list_mode_options
 from torch.optim import AdamW, Optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -31,7 +33,8 @@ def new_step(name: str, device: torch.device, args: argparse.Namespace) -> Train
     """Return the training step of a model, as the command line wants it."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device)
-    forward = torch.compile(model, mode=args.compile) if args.compile else model
+    options = dict.fromkeys(args.options, True)
+    forward = torch.compile(model, options=list_mode_options(args.compile) | options) if args.compile else model
     return TrainingStep(model, 224, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
 
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
+    parser.add_argument("--options", nargs="*", default=[], help="options of torch's compiler to turn on")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)

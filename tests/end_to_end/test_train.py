@@ -186,6 +186,21 @@ def test_compiled_follows_eager(device, small_images, here):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+@on_devices
+def test_a_run_goes_on_with_other_options_of_the_compiler(device, small_images, here):
+    """``combo_kernels`` joins kernels on GPUs only; ``cpp_wrapper`` works everywhere."""
+    common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}")
+    common = (*common, *(("amp=bf16",) if device == "cuda" else ()))
+    train_here(*common, "name=eager", "max_steps=4")
+    train_here(*common, "name=a", "max_steps=2")
+    options = ("+compile_options.combo_kernels=true", "+compile_options.cpp_wrapper=true", "compile_mode=default")
+    train_here(*common, "name=a", "max_steps=4", "compile=true", *options)
+    a, b = losses(here / "outputs/eager"), losses(here / "outputs/a")
+    assert len(b) == 4 and max(abs(a[step] - b[step]) for step in a) < (1e-4 if device == "cpu" else 0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_quickstart_learns(here):
     """The accuracy that the README states. The time depends on the machine and is not tested."""

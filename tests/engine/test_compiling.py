@@ -42,7 +42,7 @@ def use(monkeypatch):
 
     def use(backend: Callable[..., Any]) -> None:
         monkeypatch.setattr(
-            torch, "compile", lambda network, mode, dynamic: real(network, backend=backend, dynamic=dynamic)
+            torch, "compile", lambda network, options, dynamic: real(network, backend=backend, dynamic=dynamic)
         )
 
     return use
@@ -252,6 +252,32 @@ def test_by_default_one_gpu_trains_with_cuda_graphs_where_they_work():
     assert training_mode(cfg, on(GPU), 1) == "reduce-overhead"
     others = [training_mode(cfg, on(GPU), 2), training_mode(cfg, on(GPU, 2), 1), training_mode(cfg, on(CPU), 1)]
     assert others == ["default"] * 3 and compiler().mode == "default"
+
+
+def test_options_of_the_compiler_are_added_to_those_of_the_mode(monkeypatch):
+    given: list[dict[str, Any]] = []
+    chosen = compiler("+compile_options.combo_kernels=true", "+compile_options.triton.max_tiles=2", compile="true")
+    monkeypatch.setattr(torch, "compile", lambda network, options, dynamic: given.append(options))
+    chosen.wrap(small_network(), mode="reduce-overhead")
+    chosen.wrap(small_network())
+    ours = {"combo_kernels": True, "triton.max_tiles": 2}
+    assert given == [{"triton.cudagraphs": True} | ours, ours]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("combo_kernel=true", "torch's compiler has no option 'combo_kernel': did you mean combo_kernels"),
+        ("qqqq=true", "torch's compiler has no option 'qqqq': print(torch._inductor.list_options()) lists all"),
+        ("combo_kernels=3", "compile_options.combo_kernels=3 does not suit torch's compiler: Unexpected type"),
+        ("triton.cudagraphs=true", "compile_options.triton.cudagraphs belongs to the mode: set compile_mode=reduce"),
+    ],
+)
+def test_an_option_that_the_compiler_does_not_have_is_refused(option, message):
+    with pytest.raises(UserError) as refused:
+        compiler(f"+compile_options.{option}", compile="true")
+    assert str(refused.value).startswith(message)
+    assert not compiler(f"+compile_options.{option}", compile="false").is_on
 
 
 def test_compiled_kernels_of_another_user_are_not_run(tmp_path, monkeypatch):

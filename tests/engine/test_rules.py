@@ -78,7 +78,7 @@ def test_a_resume_may_change_how_long_and_where_but_not_what_is_trained():
             "recipe",
             "callbacks",
         ),
-        *("compile", "compile_mode", "model.kernels"),
+        *("compile", "compile_mode", "compile_options", "model.kernels"),
         *("output_dir", "device", "max_workers", "micro_batch_size", "data.root", "data.stage_to", "data.index_dir"),
         *("ddp_bucket_mb", "ddp_timeout"),
         *("data.hw_decoder_load", "data.on_bad_image", "checkpoint.every_steps", "checkpoint.every_epochs"),

@@ -36,7 +36,7 @@ def test_parts_of_a_step(tmp_path):
     times = read_trace(trace_of(tmp_path, *STEPS))
     assert (times.steps, times.milliseconds) == (2, 2.0)
     assert times.shares == {"data wait": 0.25, "augment": 0, "forward": 0.1, "backward": 0.125, "update": 0}
-    assert times.device_idle is None and times.device_starved is None
+    assert times.kernels is None and times.device_idle is None and times.device_starved is None
 
 
 def test_a_device_that_has_nothing_to_do(tmp_path):
@@ -49,6 +49,7 @@ def test_a_device_that_has_nothing_to_do(tmp_path):
     times = read_trace(trace_of(tmp_path, *STEPS, *work))
     assert times.device_idle == pytest.approx((700 + 700) / 4000)
     assert times.device_starved == pytest.approx(700 / 4000)
+    assert times.kernels == 5 / 2  # the first began before the steps
     assert times.shares["data wait"] == 0.25
 
 
