@@ -10,6 +10,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from models.kernels import KERNELS
+from models.lipsformer_parts import ATTENTIONS, INITS, NORMS, RESIDUALS
+from models.norms import NORMS as VIT_NORMS
+from models.positions import POSITIONS
+from models.stabilizers import STABILIZERS
+from models.stems import STEMS
+from models.vit import ACTIVATIONS, NORM_POSITIONS
+from models.vit import INITS as VIT_INITS
 
 
 @dataclass
@@ -28,12 +35,12 @@ class LipsFormerOptions:
     """What all LipsFormers have; see :mod:`models.lipsformer_parts`."""
 
     # certified: also normalises the values, which makes the Lipschitz bound finite | dot: as other transformers
-    attention: str = field(default="released", metadata={"choices": ("released", "certified", "dot")})
+    attention: str = field(default="released", metadata={"choices": ATTENTIONS})
     epsilon: float = 1e-6  # ε of certified attention: a smaller one is closer to cosines, but its bound is larger
     nu: float = 1.0  # factor of certified attention's output
-    norm: str = field(default="centernorm", metadata={"choices": ("centernorm", "layernorm")})
-    residual: str = field(default="weighted", metadata={"choices": ("weighted", "plain")})
-    init: str = field(default="spectral", metadata={"choices": ("spectral", "xavier")})
+    norm: str = field(default="centernorm", metadata={"choices": tuple(NORMS)})
+    residual: str = field(default="weighted", metadata={"choices": tuple(RESIDUALS)})
+    init: str = field(default="spectral", metadata={"choices": tuple(INITS)})
     # Eager training on a GPU. auto: the Triton kernel where it is faster | triton | torch
     kernels: str = field(default="auto", metadata={"choices": KERNELS, "may_change": True})
 
@@ -75,18 +82,16 @@ class ViTConfig(ModelConfig):
     depth: int = 12
     num_heads: int = 6
     mlp_ratio: float = 4.0
-    norm: str = field(default="layernorm", metadata={"choices": ("layernorm", "rmsnorm", "dyt")})
-    norm_position: str = field(default="pre", metadata={"choices": ("pre", "post")})
-    activation: str = field(default="gelu", metadata={"choices": ("gelu", "gelu_tanh", "relu")})
-    stem: str = field(
-        default="patchify", metadata={"choices": ("patchify", "conv", "conv_bn", "conv_relu", "scaled_relu")}
-    )
+    norm: str = field(default="layernorm", metadata={"choices": tuple(VIT_NORMS)})
+    norm_position: str = field(default="pre", metadata={"choices": NORM_POSITIONS})
+    activation: str = field(default="gelu", metadata={"choices": tuple(ACTIVATIONS)})
+    stem: str = field(default="patchify", metadata={"choices": STEMS})
     stem_width: int = 64  # channels of the convolutional stems
     # sigma_reparam removes all norms.
-    stabilizer: str = field(default="none", metadata={"choices": ("none", "layer_scale", "qk_norm", "sigma_reparam")})
-    pos_embed: str = field(default="learn", metadata={"choices": ("learn", "sincos2d")})  # sincos2d: a fixed table
+    stabilizer: str = field(default="none", metadata={"choices": STABILIZERS})
+    pos_embed: str = field(default="learn", metadata={"choices": POSITIONS})  # sincos2d: a fixed table
     # jax: as in Google's code; theory: the initialisation that the theory of Pre-LN and Post-LN assumes
-    init: str = field(default="timm", metadata={"choices": ("timm", "jax", "theory")})
+    init: str = field(default="timm", metadata={"choices": VIT_INITS})
 
 
 @dataclass

@@ -1,10 +1,13 @@
-"""timm's description of a model (``pretrained_cfg``): ours for registration, and any model's by name."""
+"""What timm knows of a model: its description (``pretrained_cfg``), and how our plain transformers are created."""
 
 from typing import Any
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import get_deprecated_models
+from timm.models import build_model_with_cfg, get_deprecated_models
+from torch import nn
+
+from models.finetune import fitted
 
 
 def pretrained_cfg(**changes: Any) -> dict[str, Any]:
@@ -32,3 +35,18 @@ def registration(name: str) -> Any:
         return timm.get_pretrained_cfg(get_deprecated_models().get(name) or name)
     except RuntimeError:  # a deprecated name may stand for weights that timm no longer has
         return None
+
+
+def create_vit(kind: type[nn.Module], variant: str, pretrained: bool, **arguments: Any) -> Any:
+    """Create a plain vision transformer through timm, so that timm's features work.
+
+    Args:
+        kind: class of the model.
+        variant: registered name.
+        pretrained: as in timm; there are no weights to download.
+        **arguments: arguments of the class, and of timm's factory.
+    """
+    features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
+    return build_model_with_cfg(
+        kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments
+    )

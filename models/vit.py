@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.finetune import fitted
 from models.norms import NORMS
 from models.positions import POSITIONS, sincos2d
-from models.registry import pretrained_cfg
+from models.registry import create_vit, pretrained_cfg
 from models.sizes import check_choice, check_image, check_positive, check_side, hidden_width
 from models.stabilizers import (
     STABILIZERS,
@@ -230,11 +229,8 @@ _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "acti
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
-    arguments = architecture | kwargs
-    features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        ViT, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments
-    )
+    model: ViT = create_vit(ViT, variant, pretrained, **(architecture | kwargs))
+    return model
 
 
 @register_model

@@ -5,18 +5,16 @@ RMSNorm of queries and keys, LayerScale, four register tokens, learned positions
 patches and registers, and the same drop-path rate in all blocks. Released weights load, see :mod:`models.released`.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, RmsNormFp32
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.finetune import fitted
-from models.registry import pretrained_cfg
+from models.registry import create_vit, pretrained_cfg
 from models.sizes import check_positive
 from models.vit import ViT
 
@@ -135,9 +133,9 @@ class ViT5(ViT):
             "constant_drop_path": True,
         }
         super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, **(parts | options | kwargs))
-        self._turn()
+        self._set_rotations()
 
-    def _turn(self) -> None:
+    def _set_rotations(self) -> None:
         """Give all blocks the rotary positions of the image size."""
         blocks: Any = self.blocks
         attention, weight = blocks[0].attn, self.patch_embed.proj.weight
@@ -157,7 +155,7 @@ class ViT5(ViT):
     ) -> None:
         """Change the image size, see :meth:`models.vit.ViT.set_input_size`. Rotary positions count the patches anew."""
         super().set_input_size(img_size, patch_size)
-        self._turn()
+        self._set_rotations()
 
 
 default_cfgs = generate_default_cfgs(
@@ -169,10 +167,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT5:
-    arguments = architecture | kwargs
-    features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
-    create = partial(build_model_with_cfg, ViT5, variant, pretrained, pretrained_filter_fn=fitted)
-    model: ViT5 = create(feature_cfg=features, **arguments)
+    model: ViT5 = create_vit(ViT5, variant, pretrained, **(architecture | kwargs))
     return model
 
 

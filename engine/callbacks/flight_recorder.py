@@ -1,7 +1,6 @@
 """Remember the last steps. When the loss jumps or is not finite, write a record of the steps before."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -86,9 +85,7 @@ class FlightRecorder(Callback):
 
 
 def is_spike(history: Sequence[float], loss: float) -> bool:
-    """Whether a loss is far above those of the steps before it, or is not finite."""
-    if not math.isfinite(loss):
-        return True
+    """Whether a loss is far above those of the steps before it."""
     if len(history) < LEAST_HISTORY:
         return False
     middle = median(history)
