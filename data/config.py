@@ -115,6 +115,11 @@ class AugmentConfig:
         """Whether images are mixed with one another."""
         return any(getattr(self, name) > 0 for name in MIXES)
 
+    @property
+    def inseparable(self) -> int:
+        """Number of consecutive images that a process takes together: those of a mix group, or 1 without mixing."""
+        return self.mix_group if self.mixes else 1
+
     def check(self) -> None:
         """Refuse ranges that begin with the larger number, and mixing within groups of one image.
 

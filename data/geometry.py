@@ -1,7 +1,8 @@
 """How the global batch is cut: into mix groups, over processes, and into micro-batches.
 
 A mix group is a run of consecutive positions whose images are mixed with one another. Processes and micro-batches
-are cut on group borders, so no draw and no pairing depends on the number of processes.
+are cut on group borders, so no draw and no pairing depends on the number of processes. Without mixing, every image is
+a group.
 """
 
 from dataclasses import dataclass, replace
@@ -36,6 +37,11 @@ class BatchGeometry:
 
     def __post_init__(self) -> None:
         if self.groups < self.world_size:
+            if self.mix_group == 1:
+                raise DataError(
+                    f"batch_size={self.batch_size} is too small for {self.world_size} processes: "
+                    f"set batch_size={self.world_size} or more"
+                )
             smaller = max(1, self.batch_size // self.world_size)
             raise DataError(
                 f"batch_size={self.batch_size} has {self.groups} groups of augment.mix_group={self.mix_group} images, "

@@ -48,10 +48,13 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
             copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, side, side, device="meta"))
     except ValueError as error:
         cut = " + ".join(map(str, sizes))
-        group, processes = max(geometry.mix_group, 2), geometry.world_size
+        group, processes = geometry.mix_group, geometry.world_size
+        advice = f"set batch_size to a multiple of augment.mix_group={group}, {group * processes} or more"
+        if group == 1:
+            advice = f"set batch_size={2 * processes} or more, and micro_batch_size=4 or more"
         raise UserError(
             f"batch_size={geometry.batch_size} is split into {cut} images, but BatchNorm cannot train on one image: "
-            f"set batch_size to a multiple of augment.mix_group={group}, {group * processes} or more"
+            + advice
         ) from error
 
 

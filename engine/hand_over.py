@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from omegaconf import OmegaConf
 from timm.models import save_for_hf
 from torch import nn
 
@@ -13,8 +12,8 @@ from data import DataConfig
 from data.config import evaluation_side
 from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
-from engine.saved_model import open_trained
-from models import FAMILIES, build_model, load_resized
+from engine.saved_model import model_settings, open_trained
+from models import build_model, load_resized
 
 FILES = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx")
 RECIPE = ("epochs", "batch_size", "seed", "amp", "ema", "recipe")  # options that the card shows, beside whole groups
@@ -51,10 +50,9 @@ class TrainedModel:
             raise UserError(f"{file} holds only weights: export it with --model NAME --weights {file}")
         self.state = state
         self.weights = "ema" if weights == "ema" and state.get("ema") is not None else "raw"
-        cfg: Any = OmegaConf.to_object(OmegaConf.merge(FAMILIES[state["family"]], state["config"]["model"]))
         self.data = _data_of(state)
         self.side = self.data.crop
-        self.model: nn.Module = build_model(cfg, len(state["classes"]), self.side).eval()
+        self.model: nn.Module = build_model(model_settings(state), len(state["classes"]), self.side).eval()
         load_resized(self.model, state["ema" if self.weights == "ema" else "model"], str(file))
 
     def write(self, folder: Path, license: str | None = None) -> None:

@@ -49,16 +49,17 @@ def fitting_micro_batch(cfg: TrainConfig, runtime: Runtime, model: nn.Module) ->
     free = torch.cuda.mem_get_info(runtime.device)[0]
     memory = step_memory(cfg, runtime, model)
     torch.cuda.empty_cache()  # the decoder needs memory too
-    fits = most_images(memory, free, cfg.augment.mix_group)
+    fits = most_images(memory, free, cfg.augment.inseparable)
     each = runtime.world.gather(torch.tensor([fits], dtype=torch.float64, device=runtime.device))
     images = int(each.min())
     need = f"{images} images at once need about {memory.of(images) / 2**30:.1f} of {free / 2**30:.1f} GiB on the GPU"
     log.info("micro_batch_size=auto: %s", need)
     if memory.of(images) > usable(free):
         log.warning(
-            "%s, which may be too much: if the run ends for lack of memory, set model.grad_checkpointing=true or a "
-            "smaller augment.mix_group, or use a larger GPU",
+            "%s, which may be too much: if the run ends for lack of memory, set model.grad_checkpointing=true%s, "
+            "or use a larger GPU",
             need,
+            " or a smaller augment.mix_group" if cfg.augment.mixes else "",
         )
     return images
 
@@ -71,7 +72,7 @@ def usable(free: int) -> float:
 def most_images(memory: StepMemory, free: int, mix_group: int) -> int:
     """Return the largest power of two that fits and is not over ``MOST``, rounded down to whole mix groups.
 
-    The result is at least one group, even if the group does not fit.
+    The result is at least one group (without mixing, one image), even if that does not fit.
 
     Args:
         memory: what a step needs.

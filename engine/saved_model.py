@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import UserError
 from engine.options.arguments import typed_values
 from engine.options.config import MODEL_SCHEMA, EvalConfig
-from models import build_model, load_resized, read_file, read_weights
+from models import FAMILIES, ModelConfig, build_model, load_resized, read_file, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,13 @@ def implied_family(arguments: list[str]) -> list[str]:
         return []
     trained = open_trained(file)
     return [f"{MODEL_SCHEMA}={trained['family']}"] if trained else []
+
+
+def model_settings(state: dict[str, Any]) -> ModelConfig:
+    """Return the settings of the model in a checkpoint, from the content of the checkpoint."""
+    settings = OmegaConf.to_object(OmegaConf.merge(FAMILIES[state["family"]], state["config"]["model"]))
+    assert isinstance(settings, ModelConfig)
+    return settings
 
 
 def trained_model(cfg: EvalConfig, trained: dict[str, Any] | None, num_classes: int) -> nn.Module:

@@ -46,7 +46,7 @@ class TrainingData:
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
         at_once = IF_NOT_MEASURED if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
-        self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, world.size, world.rank, at_once)
+        self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.inseparable, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
         self.first_validation_batch: Batch | None = None  # for the callback that draws it

@@ -22,7 +22,6 @@ from tempfile import TemporaryFile
 
 import timm
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,6 +30,7 @@ import models
 from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 from engine.hand_over import TrainedModel, push
+from engine.saved_model import model_settings
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 ROOM = 16 * 2**20  # bytes for the graphs of operations
@@ -103,7 +103,7 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
             raise UserError(
                 f"{weights} lacks {', '.join(missing)}: save only its weights, then export {name} with them"
             )
-        cfg = OmegaConf.to_object(OmegaConf.merge(models.FAMILIES[state["family"]], state["config"]["model"]))
+        cfg = model_settings(state)
         if cfg.name != name:
             raise models.ModelError(f"{weights} is a checkpoint of {cfg.name}: set --model {cfg.name}")
         cfg.num_classes, cfg.img_size = len(state["classes"]), state["config"]["data"]["crop"]

@@ -133,8 +133,8 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
         DataError: if the batch is too small for so many GPUs.
     """
     at_once = MOST if cfg.micro_batch_size == "auto" else cast(int | None, cfg.micro_batch_size)
-    geometry = BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus, 0, at_once)
-    images = max(BatchGeometry(cfg.batch_size, cfg.augment.mix_group, gpus).sizes())  # the largest share of a GPU
+    geometry = BatchGeometry(cfg.batch_size, cfg.augment.inseparable, gpus, 0, at_once)
+    images = max(BatchGeometry(cfg.batch_size, cfg.augment.inseparable, gpus).sizes())  # the largest share of a GPU
     # Several processes train without CUDA graphs, unless told otherwise. Then their hosts start every kernel.
     has_graphs = geometry.micro_steps == 1 and (gpus == 1 or cfg.compile_mode in CUDA_GRAPHS)
     host = 0.0 if has_graphs else geometry.micro_steps * machines.host_ms / 1e3

@@ -39,6 +39,7 @@ def test_each_option_is_known_as_a_mix_or_as_none() -> None:
 
 def test_groups_of_one_image_cannot_be_mixed() -> None:
     AugmentConfig(mix_group=1).check()
+    assert [AugmentConfig(mix_group=4, **mixing).inseparable for mixing in ({}, {"cutmix": 1.0})] == [1, 4]
     message = (
         "augment.mix_group=1 leaves no other image to mix with: set augment.mix_group=2 or more, or augment.mixup=0"
     )

@@ -251,7 +251,8 @@ def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_p
 @pytest.mark.slow
 def test_a_process_too_many_is_told_once(small_images, tmp_path):
     """Under torchrun every process finds the mistake, but only one prints it."""
-    out = run("train.py", *SMALL, f"data.root={small_images}", "batch_size=8", cwd=tmp_path, processes=2)
+    typed = (*SMALL, f"data.root={small_images}", "batch_size=8", "augment.mixup=0.8")
+    out = run("train.py", *typed, cwd=tmp_path, processes=2)
     assert out.returncode != 0
     ours = re.findall(r"error: .*mix_group.*", out.stderr)
     assert len(ours) == 1 and "set batch_size=16 or more, or augment.mix_group=4 or less" in ours[0]

@@ -121,6 +121,15 @@ def test_accumulation_changes_nothing(small_images, here):
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
 
 
+def test_without_mixing_a_micro_batch_may_be_smaller_than_a_mix_group(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "augment.mix_group=32", "max_steps=2")
+    train_here(*common, "name=whole")
+    train_here(*common, "name=parts", "micro_batch_size=4")
+    assert "1 processes × 8 micro-batches" in (here / "outputs/parts/train.log").read_text()
+    a, b = losses(here / "outputs/whole"), losses(here / "outputs/parts")
+    assert max(abs(a[step] - b[step]) for step in a) < 1e-4
+
+
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -127,6 +127,10 @@ def test_a_micro_batch_of_one_image_is_refused_where_batch_norm_cannot_take_it(n
         else nullcontext()
     ):
         refuse_lone_images(model, BatchGeometry(9, mix_group=4, micro_batch_size=4), side)
+    unmixed = BatchGeometry(6, mix_group=1, world_size=2, micro_batch_size=2)  # 1 + 2 on each
+    with pytest.raises(UserError, match=r"=4 or more, and micro_batch_size=4 or more") if refused else nullcontext():
+        refuse_lone_images(model, unmixed, side)
+    refuse_lone_images(model, BatchGeometry(4, mix_group=1, world_size=2, micro_batch_size=4), side)
     of_one_process = BatchGeometry(5, mix_group=4, world_size=2, rank=0)  # rank 1 has the single image
     with pytest.raises(UserError, match=r"split into 4 \+ 1 images, .*=4, 8 or more") if refused else nullcontext():
         refuse_lone_images(model, of_one_process, side)

@@ -125,9 +125,12 @@ def test_all_processes_take_the_number_of_the_fullest_gpu(tmp_path):
 
 def test_a_mix_group_that_may_not_fit_is_said_in_one_line(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * GIB, 2 * GIB))
-    assert fitting_micro_batch(config(), Runtime(ALONE, torch.device("cpu")), PixelMlp()) == 32
-    assert [record.levelname for record in caplog.records][-1] == "WARNING"
-    assert caplog.messages[-1].startswith("32 images at once need about 0.0 of 2.0 GiB on the GPU, which may be too")
+    for mixes, images in ((("augment.mixup=0.8",), 32), ((), 1)):
+        assert fitting_micro_batch(config(*mixes), Runtime(ALONE, torch.device("cpu")), PixelMlp()) == images
+        assert [record.levelname for record in caplog.records][-1] == "WARNING"
+        needs = f"{images} images at once need about 0.0 of 2.0 GiB on the GPU, which may be too"
+        assert caplog.messages[-1].startswith(needs)
+        assert ("or a smaller augment.mix_group" in caplog.messages[-1]) == bool(mixes)
 
 
 def test_auto_on_a_cpu_is_128_to_the_last_bit(small_images, here):
