@@ -18,6 +18,9 @@ def task(composed, choices, overrides, swept) -> None:
 
 
 if __name__ == "__main__":
+    from engine.signals import die_of_ctrl_c
+
+    die_of_ctrl_c()  # the imports below take seconds
     from engine.options.cli import launch
     from engine.options.recipe import implied_recipe
 

@@ -178,7 +178,7 @@ def _refuse_full(folder: Path, missing: list[Copy]) -> None:
     needed, free = sum(copy.size for copy in missing) - outdated, shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"data.stage_to={folder.parent} has {free / 1e9:.1f} GB free, and the images need {needed / 1e9:.1f} GB "
+            f"data.stage_to={folder.parent} has {free / 1e6:.0f} MB free, and the images need {needed / 1e6:.0f} MB "
             "more: free space there, set another folder, or leave data.stage_to out"
         )
 

@@ -1,6 +1,7 @@
 """Hand a trained model to others: a folder in the form that timm's models have on the Hugging Face hub."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from engine.saved_model import model_settings, open_trained
 from models import build_model, load_resized
 
 FILES = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx")
-RECIPE = ("epochs", "batch_size", "seed", "amp", "ema", "recipe")  # options that the card shows, beside whole groups
+# Options that the card shows, beside whole groups.
+RECIPE = ("epochs", "max_steps", "batch_size", "seed", "amp", "ema", "recipe")
 GROUPS = ("optim", "schedule", "augment")
 
 
@@ -75,9 +77,14 @@ class TrainedModel:
             "crop_pct": crop_pct,
             "crop_mode": self.data.crop_mode,
         }
-        names = {"label_names": list(map(str, self.state["classes"]))}
+        config = {
+            "label_names": list(map(str, self.state["classes"])),
+            # timm's own values are those of its weights, or of the untrained model.
+            "pretrained_cfg": {"license": license, "tag": None},
+        }
         try:
-            save_for_hf(self.model, str(folder), model_config=names, safe_serialization=True, data_config=data)
+            save_for_hf(self.model, str(folder), model_config=config, safe_serialization=True, data_config=data)
+            shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors: for the owner alone
             (folder / "README.md").write_text(self.card(license), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --to") from error
@@ -90,6 +97,7 @@ class TrainedModel:
         """
         warmup = self.state["config"]["schedule"].get("warmup_epochs", 0)
         config, name = self.state["config"], self.state["config"]["model"]["name"]
+        start = config["checkpoint"].get("start")
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         shown = [f"{key}: {config[key]}" for key in RECIPE if config.get(key) is not None]
         shown += [f"{g}.{key}: {value}" for g in GROUPS for key, value in config[g].items() if value not in (None, 0)]
@@ -104,6 +112,7 @@ class TrainedModel:
             step=self.state["step"],
             epoch=self.state["epoch"],
             weights="the average of the weights (EMA)" if self.weights == "ema" else "the weights of the last step",
+            start=f" The run started from the weights in `{Path(start).name}`." if start else "",
             accuracy=self._accuracy(),
             first=first,
             warmup=f"with {warmup:g} epochs of learning-rate warm-up" if warmup else "without learning-rate warm-up",
@@ -163,7 +172,7 @@ pipeline_tag: image-classification{license}
 # {name}
 
 A {name} with {parameters:.2f} M parameters for images of {side} × {side} pixels in {classes} classes, trained with
-Coldstart {warmup}. The file holds {weights}, after {epoch} epochs ({step} steps) on {data}.
+Coldstart {warmup}. The file holds {weights}, after {epoch} epochs ({step} steps) on {data}.{start}
 
 ## Accuracy
 

@@ -64,7 +64,7 @@ class TrainLoop:
 
         It holds no state of random generators, because all random numbers are functions of the seed and the position.
         """
-        state, names = self.run.step.state_dict(), self.run.data.names
+        state = self.run.step.state_dict()
         return {
             "step": self.done,
             "epoch": self.done // self.length.steps_per_epoch,
@@ -74,7 +74,7 @@ class TrainLoop:
             "stepper": state,
             "family": family_of(self.cfg.model),
             "config": as_container(self.cfg),
-            "classes": [names[label] for label in sorted(names)],
+            "classes": self.run.data.classes,
             "fingerprint": self.run.data.fingerprint(),
         } | self._changed_by_validation()
 

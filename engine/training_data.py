@@ -57,6 +57,11 @@ class TrainingData:
         """The name of each class, by label."""
         return self.train_set.names
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of their labels."""
+        return [self.names[label] for label in sorted(self.names)]
+
     def fingerprint(self) -> str:
         """Return the fingerprint of the training images. A different set of images has a different fingerprint."""
         return self.train_set.index.fingerprint()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data import are_few_changed, differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
@@ -23,10 +23,11 @@ from engine.run import Run
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.runtime import Runtime
 from engine.signals import StopRequest
+from engine.starting_weights import StartingWeights
 from engine.step import TrainStep
 from engine.summary import conclude, describe
 from engine.training_data import TrainingData
-from models import build_model, read_weights, refuse_unknown, start_from
+from models import build_model, refuse_unknown
 from optim import build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,15 @@ def train(cfg: TrainConfig) -> None:
     runtime = Runtime.start(cfg)
     directory = RunDirectory(str(cfg.output_dir))
     directory.refuse_conflict(cfg)
-    weights = _starting_weights(cfg, directory)
+    # Before the images, so that a mistake is found early. A run that resumes has weights of its own.
+    starts = not directory.has_checkpoints() and cfg.resume in ("auto", "never")
+    start = StartingWeights.read(cfg.checkpoint.start) if cfg.checkpoint.start is not None and starts else None
     cfg.data.backend = directory.backend_of(cfg) or resolve_backend(cfg.data)
     data = TrainingData(cfg, runtime)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, data.num_classes, cfg.data.crop)
-    notices = _start(model, weights, cfg)
-    del weights  # free the memory: the model has its own copy
+    notices = start.load_into(model, data.classes) if start is not None else []
+    del start  # free the memory: the model has its own copy
     directory.refuse_unwritable()
     log_to(directory.log, runtime.world.is_main)
     for notice in notices:
@@ -60,26 +63,6 @@ def train(cfg: TrainConfig) -> None:
     joined = runtime.world.joined(runtime.device, directory.path)
     with directory.locked() if runtime.world.is_main else nullcontext(), joined:
         _fit(cfg, runtime, directory, data, model)
-
-
-def _starting_weights(cfg: TrainConfig, directory: RunDirectory) -> dict[str, Tensor] | None:
-    """Read the weights in ``checkpoint.start`` early, so that a mistake is found early. None for a run that resumes."""
-    goes_on = directory.has_checkpoints() or cfg.resume not in ("auto", "never")
-    if cfg.checkpoint.start is None or goes_on:
-        return None
-    weights = read_weights(cfg.checkpoint.start)
-    broken = next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
-    if broken is not None:
-        raise UserError(f"{cfg.checkpoint.start} has numbers that are not finite ({broken}): start from other weights")
-    return weights
-
-
-def _start(model: nn.Module, weights: dict[str, Tensor] | None, cfg: TrainConfig) -> list[str]:
-    """Load the starting weights, if there are any. Returns the messages to log about them."""
-    if weights is None:
-        return []
-    fitted = start_from(model, weights, cfg.checkpoint.start)
-    return [f"starting from the weights in {cfg.checkpoint.start}", *fitted]
 
 
 def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: TrainingData, model: nn.Module) -> None:

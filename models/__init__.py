@@ -11,7 +11,7 @@ from models.lipschitz import lipschitz_bound
 from models.lipschitz_report import LipschitzReport
 from models.registry import registration
 from models.weight_files import read_file
-from models.weights import load_weights, read_weights
+from models.weights import load_weights, read_weights, weights_in
 
 for _module in iter_modules(__path__):  # "@register_model" acts when its file is imported
     import_module(f"{__name__}.{_module.name}")
@@ -31,4 +31,5 @@ __all__ = [
     "refuse_unknown",
     "registration",
     "start_from",
+    "weights_in",
 ]

@@ -8,14 +8,14 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.weights import load_weights, named_for, read_weights
+from models.weights import classifiers, load_weights, named_for, read_weights
 
 
 def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> list[str]:
     """Load weights, as :func:`models.load_weights`, into a model with other classes or another image size.
 
-    If the number of classes differs, the model keeps its own, newly initialised classifier. Position tables of another
-    size are interpolated, see :func:`load_resized`.
+    If the number of classes differs, or the weights have no classifier, the model keeps its own, newly initialised one.
+    Position tables of another size are interpolated, see :func:`load_resized`.
 
     Returns:
         One line for each change.
@@ -30,8 +30,9 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     head = _new_head(model, model.state_dict(), weights)
     notices = load_resized(model, weights | head, source)
     if head:
-        old, new = next((len(weights[key]), len(head[key])) for key in head if head[key].shape != weights[key].shape)
-        notices.insert(0, f"the classifier is newly initialised: {new} classes instead of {old}")
+        others = [(len(weights[k]), len(head[k])) for k in head if k in weights and head[k].shape != weights[k].shape]
+        why = f"{others[0][1]} classes instead of {others[0][0]}" if others else f"{source or 'the file'} has none"
+        notices.insert(0, f"the classifier is newly initialised: {why}")
     return notices
 
 
@@ -81,13 +82,14 @@ def _resized(model: nn.Module, weights: dict[str, Tensor], source: str | None = 
 
 
 def _new_head(model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own tensors of the classifiers that have another number of classes in ``weights``."""
-    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    """The model's own tensors of the classifiers that ``weights`` lacks, or has for another number of classes."""
     head: dict[str, Tensor] = {}
-    for name in names:
+    for name in classifiers(model):
         # All tensors of the layer, not only weight and bias: σReparam stores a weight as several tensors.
-        keys = [key for key in own if key.startswith(f"{name}.") and key in weights]
+        whole = [key for key in own if key.startswith(f"{name}.")]
+        keys = [key for key in whole if key in weights]
+        if not keys:
+            head |= {key: own[key] for key in whole}
         others = [key for key in keys if own[key].shape != weights[key].shape]
         if others and all(_differ_only_in(0, own[key], weights[key]) for key in others):
             head |= {key: own[key] for key in keys}

@@ -32,7 +32,11 @@ def read_weights(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
     Raises:
         ModelError: as :func:`read_file`, or if the file holds no weights.
     """
-    content = read_file(path)
+    return weights_in(read_file(path), path, averaged)
+
+
+def weights_in(content: Any, path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
+    """The weights in the content of a file; see :func:`read_weights`. ``path`` is for the error message."""
     names = (*AVERAGED, *TRAINED) if averaged else (*TRAINED, *AVERAGED)
     while wrapped := _wrapped_in(content, names):
         content = wrapped
@@ -83,8 +87,27 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
         if names
     ]
     if complaints:
-        raise ModelError(f"{source or 'the file'} holds weights of another model: {'; '.join(complaints)}")
+        why = "; ".join(complaints)
+        if classes := _other_classes(model, own, weights, [*missing, *unexpected]):
+            why += f"; its classifier has {classes} classes (model.num_classes={classes})"
+        raise ModelError(f"{source or 'the file'} holds weights of another model: {why}")
     model.load_state_dict(weights)
+
+
+def _other_classes(
+    model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor], others: list[str]
+) -> int | None:
+    """The number of classes of the weights' classifier, if nothing but this number differs from the model's."""
+    names = classifiers(model)
+    reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    of_head = [name for name in reshaped if name.rpartition(".")[0] in names and weights[name].ndim > 0]
+    return len(weights[of_head[0]]) if of_head == reshaped and of_head and not others else None
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that timm calls the model's classifiers."""
+    found = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def named_for(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

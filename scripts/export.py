@@ -114,7 +114,8 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
     model = models.build_model(cfg, own_classes, cfg.img_size).eval()
     if weights is not None:
         try:
-            models.load_weights(model, weights)
+            for notice in models.load_resized(model, models.read_weights(weights), str(weights)):
+                print(notice)
         except models.ModelError as error:
             if num_classes or "head" not in str(error):
                 raise

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from torch import nn
 
 from data import BatchGeometry
 from engine.compiling import CUDA_GRAPHS
@@ -41,7 +42,7 @@ from engine.options.cli import launch
 from engine.options.config import TrainConfig
 from engine.options.recipe import implied_recipe, set_recipe
 from engine.options.settings import train_settings
-from models import build_model
+from models import build_model, family_of
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
 
 TRACED_BATCH = 128
@@ -153,18 +154,30 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     return Plan(gpus, (geometry.largest_micro_batch, geometry.micro_steps), seconds, (steps * step + evaluated) / 3600)
 
 
-def estimated_rate(name: str, machines: Machines, optim: str) -> float:
-    """Return an estimate of one GPU's training speed in images/s: ``SLOWER`` times the least time of an eager step."""
+def estimated_rate(cfg: TrainConfig, machines: Machines) -> float:
+    """Return an estimate of one GPU's training speed in images/s: ``SLOWER`` times the least time of an eager step.
+
+    Raises:
+        UserError: if there is no estimate for this GPU or precision.
+    """
+    if cfg.amp == "fp32":
+        raise UserError("there is no estimate for amp=fp32: set images_per_second")
     if machines.gpu not in GPUS:
         known = ", ".join(name for name in GPUS if "*" not in name)
         raise UserError(f"gpu={machines.gpu} is unknown: choose {known}, or set images_per_second")
     print("estimating the speed of a GPU takes about a minute; images_per_second=… saves it", file=sys.stderr)
-    kernels = "triton" if name.startswith("lipsformer") else "torch"
     args = Namespace(
-        kernels=kernels, optim="adamw2" if optim == "adamw2" else "adamw", batch_size=TRACED_BATCH, amp="bf16"
+        kernels="triton" if family_of(cfg.model).startswith("lipsformer") else "torch",
+        optim="adamw2" if cfg.optim.name == "adamw2" else "adamw",
+        batch_size=TRACED_BATCH,
+        amp=cfg.amp,
     )
-    least = milliseconds(traced(name, args), machines.gpu, "all", "")
+    least = milliseconds(traced(_built(cfg), cfg.data.crop, args), machines.gpu, "all", "")
     return TRACED_BATCH / (SLOWER * least / 1e3)
+
+
+def _built(cfg: TrainConfig) -> nn.Module:
+    return build_model(cfg.model, cfg.model.num_classes or CLASSES, cfg.data.crop)
 
 
 def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
@@ -212,11 +225,11 @@ def main() -> None:
 def print_plan(cfg: TrainConfig, machines: Machines) -> None:
     """Print what is assumed, and a row for each number of GPUs."""
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(cfg.model, CLASSES, cfg.data.crop).parameters())
+        parameters = sum(p.numel() for p in _built(cfg).parameters())
     gradients = 4.0 * parameters
     rate, source = machines.images_per_second, "as you say"
     if rate is None:
-        rate = estimated_rate(cfg.model.name, machines, cfg.optim.name)
+        rate = estimated_rate(cfg, machines)
         source = f"an estimate for {machines.gpu}: {SLOWER:g} times the least time"
     print(
         f"{cfg.model.name}: {parameters / 1e6:.1f} M parameters, {cfg.epochs} epochs of {machines.images} images, "

@@ -57,6 +57,11 @@ class ParquetFile:
             raise DataError(
                 f"{self.path}: column '{self.image}' is {kind}, no images: they are structs of bytes and path"
             )
+        if not _are_classes(columns[self.label]):
+            raise DataError(
+                f"{self.path}: column '{self.label}' is {columns[self.label]}, no classes: they are whole numbers or "
+                "names; convert it, or set --label-column"
+            )
 
     def samples(self) -> Iterator[tuple[str, str, bytes]]:
         """Key, label and bytes of each image.
@@ -82,6 +87,14 @@ class ParquetFile:
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise _damaged(self.path, error) from error
+
+
+def _are_classes(kind: Any) -> bool:
+    """Whether a column of this type holds whole numbers or text. Numbers with a fraction would be other classes."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(is_kind(kind) for is_kind in (types.is_integer, types.is_string, types.is_large_string))
 
 
 def _opened(path: Path) -> Any:
@@ -126,7 +139,7 @@ def write_tar(part: Part, shorter_side: int | None) -> Written:
     """Write the images of a parquet file to a tar file, unless it exists. The same file gives the same bytes.
 
     Raises:
-        DataError: if the parquet file cannot be read, holds two images of one name, or the tar file cannot be written.
+        DataError: if the parquet file cannot be read, or the tar file cannot be written.
     """
     if part.path.is_file():
         return Written([], kept=True)
@@ -134,9 +147,9 @@ def write_tar(part: Part, shorter_side: int | None) -> Written:
     assert isinstance(source, ParquetFile)
     keys: set[str] = set()
     with new_tar(part.path) as tar:
-        for key, label, content in source.samples():
-            if key in keys:
-                raise DataError(f"{source.path} holds two images named {key}: keep one of them")
+        for row, (key, label, content) in enumerate(source.samples()):
+            if key in keys:  # its path differs only in its folder, for example
+                key = f"{key}-{row:06}"
             keys.add(key)
             extension = next((kind for begin, kind in SIGNATURES.items() if content.startswith(begin)), "jpg")
             write_member(tar, f"{key}.{extension}", shrunk(content, shorter_side))

@@ -31,6 +31,7 @@ from data.sources.file_sets import complete_set, file_set
 from data.sources.source import Advice
 
 LONGEST_LABEL = 100  # bytes
+FRACTION = re.compile(r"\d+\.\d*(e[+-]?\d+)?")  # a class number that became one, as 2.0: as a name it sorts after 10.0
 CLASS_NAME = re.compile(r"\w[\w ,.()'-]*")
 
 Sample = dict[str, tuple[int, int]]  # offset and length of each member, by extension
@@ -205,4 +206,5 @@ def class_name(text: str) -> str | None:
     text = text.strip()
     if text.isdecimal():
         return str(int(text))
-    return text if len(text.encode()) <= LONGEST_LABEL and CLASS_NAME.fullmatch(text) else None
+    is_name = CLASS_NAME.fullmatch(text) and not FRACTION.fullmatch(text)
+    return text if len(text.encode()) <= LONGEST_LABEL and is_name else None

@@ -28,6 +28,7 @@ from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
 from engine.options.explain import explain, first_line, text_options
 from engine.options.names import swept_options
+from engine.signals import raise_on_ctrl_c
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
 
@@ -81,6 +82,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             _print_error(message)
             failed.append(" ".join(swept))
 
+    raise_on_ctrl_c()
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
         flags, typed = split(sys.argv[1:])

@@ -107,10 +107,10 @@ def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
     return os.fsencode(made)[: LONGEST_MADE - len(mark)].decode(errors="ignore").rstrip("_-") + mark
 
 
-def output_of(output: str, swept: Sequence[str]) -> str:
-    """Return the score file of one job. In a sweep, each job gets its own file in the same folder."""
-    path = Path(output)
-    return str(path.with_name(with_options(path.stem, swept, {"output"}) + path.suffix)) if swept else output
+def output_of(option: str, file: str, swept: Sequence[str]) -> str:
+    """Return the file of one job, which ``option`` names. In a sweep, each job gets its own one in the same folder."""
+    path = Path(file)
+    return str(path.with_name(with_options(path.stem, swept, {option}) + path.suffix)) if swept else file
 
 
 def _refuse_name(name: str) -> None:

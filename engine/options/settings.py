@@ -55,14 +55,16 @@ def eval_settings(
         composed: the config from Hydra.
         trained: the content of a checkpoint of this project; None for other weights.
         overrides: the options that the user typed.
-        swept: those that differ between the evaluations of a sweep or job array. Each evaluation writes its own file.
+        swept: those that differ between the evaluations of a sweep or job array. Each evaluation writes its own files.
 
     Raises:
         UserError: naming the first invalid option.
         ModelError: if no model has the chosen name.
     """
     typed = set(values_by_name(overrides))
-    composed.output = output_of(composed.output, swept)
+    for option in ("output", "predictions"):
+        if composed[option] is not None:
+            composed[option] = output_of(option, composed[option], swept)
     if trained is not None:
         config = trained["config"]
         for group in ("model", "data"):

@@ -45,24 +45,29 @@ PARTS = (
 Costs = dict[tuple[str, str], Cost]
 
 
-def traced(name: str, args: argparse.Namespace) -> CostCounter:
-    """Return the counter of a model's training step: forward, backward, clipping and optimizer."""
-    model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH).train()
+def traced(model: nn.Module, side: int, args: argparse.Namespace) -> CostCounter:
+    """Return the counter of a model's training step: forward, backward, clipping and optimizer.
+
+    Args:
+        model: any image model. It cannot be used afterwards.
+        side: side of its images in pixels.
+        args: the options of the command line except ``model`` and those about printing.
+    """
+    model.train()
     with patch("models.kernels.choice.suits_triton", lambda device: True), as_on_a_gpu(model):
         set_kernels(model, args.kernels)
         steps = optimizer(args.optim, model)
-        images, targets = torch.empty(args.batch_size, 3, SIDE, SIDE), torch.empty(args.batch_size, CLASSES)
+        images = torch.empty(args.batch_size, 3, side, side)
         counter = CostCounter(model, PARTS)
         for _ in range(2):  # the optimizer's first step makes its state
             counter.operations.clear()
-            _step(model, images, targets, steps, AMP_DTYPES[args.amp], counter)
+            _step(model, images, steps, AMP_DTYPES[args.amp], counter)
     return counter
 
 
 def _step(
     model: nn.Module,
     images: torch.Tensor,
-    targets: torch.Tensor,
     steps: torch.optim.Optimizer,
     dtype: torch.dtype,
     counter: CostCounter,
@@ -71,7 +76,7 @@ def _step(
         counter.stage = "forward"
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), targets)
+        loss = F.cross_entropy(logits.float(), torch.empty_like(logits, dtype=torch.float32))
         counter.stage = "backward"
         loss.backward()
         counter.stage = "clipping"
@@ -130,7 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"a training step, batch {args.batch_size}, {SIDE} px, {args.amp}, {args.optim}, eager")
     for name in [args.model, *args.vs]:
-        counter = traced(name, args)
+        model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH)
+        counter = traced(model, SIDE, args)
         print_table(name, counter, args.gpus)
         if args.operations:
             print_operations(counter, args.operations)

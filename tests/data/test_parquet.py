@@ -18,7 +18,7 @@ from data.dataset import open_split
 from data.errors import DataError
 from data.prepare import Task, prepare
 from data.sources.webdataset import WebDatasetSource
-from tests.archives import images_in
+from tests.archives import images_in, tiny_image
 from tests.opening import source_of
 from tests.runs import PROJECT, environment
 
@@ -146,6 +146,12 @@ def a_label_that_is_no_class(data: Path) -> None:
     pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
 
 
+def labels_with_a_fraction(data: Path) -> None:
+    """As pandas writes whole numbers among which one was missing. As names, 10.0 would come before 2.0."""
+    rows = pyarrow.table({"image": [{"bytes": b"any", "path": "1.jpg"}], "label": [2.0]})
+    pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
+
+
 def none_of_the_split(data: Path) -> None:
     for path in data.glob("train-*"):
         path.unlink()
@@ -160,6 +166,7 @@ REFUSALS = {
     numbers_for_images: r"column 'image' is int64, no images: they are structs of bytes and path$",
     a_row_without_image: r"train-00000-of-00003\.parquet: row 0 has no image or no label: get a complete file$",
     a_label_that_is_no_class: r"train-00000.*: row 0 has the label -1, which is no class: set --label-column$",
+    labels_with_a_fraction: r"column 'label' is double, no classes: they are whole numbers or names; convert it",
     none_of_the_split: r"in holds no parquet files of train, such as train-00000-of-00294\.parquet$",
 }
 
@@ -175,6 +182,17 @@ def test_it_is_refused_in_one_line(
         prepare(task(data.parent, tmp_path / "set"))
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_images_of_one_name_are_all_written(tmp_path: Path) -> None:
+    """Hugging Face keeps only the last part of a path."""
+    (tmp_path / "in").mkdir()
+    rows = [{"bytes": tiny_image(), "path": path} for path in ("a/x.jpg", "b/x.jpg", "y.jpg")]
+    table = pyarrow.table({"image": rows, "label": ["cat", "cat", "dog"]})
+    pyarrow.parquet.write_table(table, tmp_path / "in" / "train-00000-of-00001.parquet")
+    prepare(task(tmp_path / "in", tmp_path / "set", splits=["train"]))
+    images = open_split(DataConfig(name="any", root=str(tmp_path / "set")), "train").index
+    assert sorted(images.paths) == ["cat/x-000001.jpg", "cat/x.jpg", "dog/y.jpg"]
 
 
 def test_without_pyarrow_it_says_what_to_install(

@@ -87,6 +87,10 @@ def with_a_negative_label(root: Path) -> None:
     write_tar(root / "imagenet1k-train-0002.tar", x=sample(-1))
 
 
+def with_a_fraction_as_label(root: Path) -> None:
+    write_tar(root / "imagenet1k-train-0002.tar", x={"jpg": tiny_image(), "cls": "2.0"})
+
+
 def without_an_image(root: Path) -> None:
     write_tar(root / "imagenet1k-train-0002.tar", x={"cls": "1"}, y=sample(1))
 
@@ -125,6 +129,7 @@ REFUSALS = {
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",
     without_a_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
     with_a_negative_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
+    with_a_fraction_as_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
     without_an_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
     with_a_file_that_is_no_image: r"train-0002\.tar: x\.jpg is not a JPEG or PNG image: repair it",
     a_key_twice_in_one: r"train-0002\.tar holds s20\.jpg twice: write it again, each sample with a key of its own$",

@@ -45,7 +45,13 @@ def test_timm_loads_the_same_model(run: Path, folder: Path) -> None:
 def test_timm_prepares_images_as_the_run_did(run: Path, folder: Path) -> None:
     data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}"))
     assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 28, 28), 1.0, "bicubic")
-    assert json.loads((folder / "config.json").read_text())["label_names"] == TrainedModel(run).state["classes"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == TrainedModel(run).state["classes"]
+    assert config["pretrained_cfg"]["license"] is config["pretrained_cfg"]["tag"] is None
+
+
+def test_everybody_may_read_all_files(folder: Path) -> None:
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: Path) -> None:
@@ -60,6 +66,9 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     ):
         assert part in card
     assert "The run has not validated these weights." in TrainedModel(run, weights="raw").card()
+    tuned = TrainedModel(run)
+    tuned.state["config"]["checkpoint"]["start"] = "/private/big.safetensors"
+    assert "started from the weights in `big.safetensors`." in tuned.card() and "started from" not in card
     assert "license" not in card and "license: mit" in TrainedModel(run).card("mit")
     assert str(run) not in card and "root" not in card
 

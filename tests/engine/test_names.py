@@ -11,6 +11,8 @@ from engine.errors import UserError
 from engine.options.arguments import as_typed
 from engine.options.explain import text_options
 from engine.options.names import output_of, set_name, swept_options
+from engine.options.settings import eval_settings
+from tests.runs import composed
 
 TEXT = text_options("train")
 
@@ -148,6 +150,9 @@ def test_subfolders_are_names():
 
 
 def test_each_evaluation_of_a_sweep_writes_its_own_file():
-    found = [output_of("sub/eval.json", swept) for _, swept in jobs("checkpoint=a.pt,b.pt", "data.root=d")]
+    found = [output_of("output", "sub/eval.json", swept) for _, swept in jobs("checkpoint=a.pt,b.pt", "data.root=d")]
     assert found == ["sub/eval-checkpoint_a.pt.json", "sub/eval-checkpoint_b.pt.json"]
-    assert output_of("eval.json", []) == "eval.json"
+    assert output_of("output", "eval.json", []) == "eval.json"
+    typed = composed("model=deit_tiny", "data.root=d", "checkpoint=a.pt", "predictions=p.csv")
+    cfg = eval_settings(typed, None, ["model=deit_tiny"], ["data.root=d"])
+    assert (cfg.output, cfg.predictions) == ("eval-data.root_d.json", "p-data.root_d.csv")

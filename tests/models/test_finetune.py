@@ -11,7 +11,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from engine.errors import UserError
-from models import ModelError, start_from
+from engine.saved_model import model_settings, open_trained
+from engine.starting_weights import StartingWeights
+from models import ModelError, build_model, load_weights, start_from
+from models.weights import classifiers
 from tests.runs import SMALL, checkpoint, losses, run_here, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}
@@ -65,6 +68,10 @@ def test_a_head_for_other_classes_is_newly_initialised(name, head, kwargs):
     fresh = {key: value.clone() for key, value in fresh.items()}
     assert start_from(new, old.state_dict(), "F") == ["the classifier is newly initialised: 4 classes instead of 7"]
     assert same_tensors(new.get_submodule(head).state_dict(), fresh)
+    of_heads = tuple(f"{name}." for name in classifiers(new))
+    headless = {key: value for key, value in old.state_dict().items() if not key.startswith(of_heads)}
+    assert start_from(new, headless, "F") == ["the classifier is newly initialised: F has none"]
+    assert same_tensors(new.get_submodule(head).state_dict(), fresh)
     body = {key: value for key, value in new.state_dict().items() if not key.startswith("head") and key[:3] != "fc."}
     assert all(torch.equal(value, old.state_dict()[key]) for key, value in body.items())
 
@@ -73,9 +80,9 @@ def test_any_other_difference_is_an_error():
     for changes in ({"embed_dim": 24}, {"depths": (1, 2)}, {"num_heads": (4, 4)}):
         with pytest.raises(ModelError, match="F holds weights of another model"):
             start_from(small(), small(**changes).state_dict(), "F")
-    headless = small(num_classes=0).state_dict()
-    with pytest.raises(ModelError, match=r"2 missing \(head.weight, head.bias\)"):
-        start_from(small(), headless, "F")
+    half = {key: value for key, value in small().state_dict().items() if key != "head.bias"}
+    with pytest.raises(ModelError, match=r"1 missing \(head.bias\)"):
+        start_from(small(), half, "F")
 
 
 def test_bias_tables_are_interpolated_to_the_window_size():
@@ -156,6 +163,25 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     again = run_here("train.py", *command, "max_steps=2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "continuing from step 1" in again.stdout and "starting from" not in again.stdout
+
+
+def test_a_classifier_of_other_classes_is_kept_but_not_in_silence(pretrained):
+    file = str(pretrained / "checkpoints/last.pt")
+    start = StartingWeights.read(file)
+    assert start.classes is not None and len(start.classes) == 10
+    model = build_model(model_settings(open_trained(file)), 10, 28)
+    others = ["other", *start.classes[1:]]
+    said = f"the classifier is kept, although it was trained on other classes ({start.classes[0]}, not other)"
+    assert start.load_into(model, start.classes) == [f"starting from the weights in {file}"]
+    assert start.load_into(model, others) == [f"starting from the weights in {file}", said]
+
+
+def test_weights_that_only_lack_classes_say_how_many_they_have():
+    with pytest.raises(ModelError, match=r"; its classifier has 5 classes \(model.num_classes=5\)$"):
+        load_weights(small(num_classes=7), small().state_dict())
+    with pytest.raises(ModelError) as refused:
+        load_weights(small(num_classes=7), small(depths=(1, 2)).state_dict())
+    assert "its classifier" not in str(refused.value)
 
 
 def test_the_starting_weights_are_part_of_a_runs_recipe(pretrained, small_images, here):

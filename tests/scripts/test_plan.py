@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.plan import Machines, estimated_rate, exchange_seconds, late_seconds, machines_of, plan
-from tests.runs import cached_settings, run_here
+from tests.runs import cached_settings, run_here, settings
 
 MB = 1e6
 RUN = ("model=deit_tiny", "recipe=deit", "batch_size=1024", "augment.mix_group=32", "epochs=300")
@@ -72,7 +72,14 @@ def test_an_exchange_is_hidden_behind_the_last_backward_pass_except_for_its_last
 @pytest.mark.slow
 def test_an_estimate_needs_no_gpu_and_is_near_what_was_measured():
     """One H200 was measured at 1498 (eager) to 2549 images/s (compiled)."""
-    assert 1498 < estimated_rate("lipsformer_swin_tiny", Machines(gpu="H200"), "adamw") < 1.5 * 2549
+    rate = estimated_rate(settings("model=lipsformer_swin_tiny", "data.root=."), Machines(gpu="H200"))
+    assert 1498 < rate < 1.5 * 2549
+
+
+@pytest.mark.slow
+def test_an_estimate_is_for_the_size_of_the_images():
+    small, large = (estimated_rate(settings(*RUN, f"data.crop={side}"), Machines()) for side in (96, 192))
+    assert 3 < small / large < 6  # four times the patches
 
 
 def test_an_exchange_that_takes_longer_than_the_backward_pass_delays_the_step_by_the_rest():
@@ -98,6 +105,7 @@ def test_the_table_has_a_row_for_each_number_of_gpus(tmp_path):
     ("typed", "said"),
     [
         (["model=deit_tiny", "gpu=B9"], "gpu=B9 is unknown: choose H200, H100 PCIe, H100, A100"),
+        (["model=deit_tiny", "amp=fp32"], "there is no estimate for amp=fp32: set images_per_second"),
         (["model=deit_tiny", "gpus=0"], "must be above 0"),
         (["model=deit_tiny", "gpus=many"], "'many' is not a whole number"),
         (["model=deit_tinny"], "model=deit_tinny is unknown: did you mean deit_tiny"),
