@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath, RmsNorm
+from timm.layers import Attention, DropPath, LayerScale, RmsNorm, RmsNormFp32
 from timm.layers import Mlp as TimmMlp
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from models.tokenwise import Mlp, TokenLinear
 
 DOT_PRODUCT = "dot-product attention: its slope grows with its input"
 RAW_VALUES = "un-normalised v: its length multiplies the slope of the attention weights"
+RMS_NORM = "RMSNorm: it divides by a token's root mean square, and only eps limits the slope if that is small"
 LAYER_NORM = "LayerNorm: it divides by a token's standard deviation, and only eps limits the slope if that is small"
 
 # Modules that call these parts one after the other, in this order.
@@ -53,7 +54,8 @@ _CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 _UNBOUNDED: dict[type[nn.Module], str] = {
     nn.LayerNorm: LAYER_NORM,
-    RmsNorm: "RMSNorm: it divides by a token's root mean square, and only eps limits the slope if that is small",
+    RmsNorm: RMS_NORM,
+    RmsNormFp32: RMS_NORM,
     Attention: DOT_PRODUCT,
     SwinAttention: DOT_PRODUCT,
     nn.MultiheadAttention: DOT_PRODUCT,
@@ -177,6 +179,11 @@ def _center_norm(module: CenterNorm, name: str, shapes: Shapes) -> LayerBound:
 @_rule(DyT)
 def _dyt(module: DyT, name: str, shapes: Shapes) -> LayerBound:
     return known(name, "DyT", module.weight.detach().abs().max().item() * module.alpha.detach().abs().item())
+
+
+@_rule(LayerScale)
+def _layer_scale(module: LayerScale, name: str, shapes: Shapes) -> LayerBound:
+    return known(name, "LayerScale", module.gamma.detach().abs().max().item())
 
 
 @_rule(nn.Sequential)

@@ -12,7 +12,8 @@ Arguments:
                            only this phase; watch: train some cells again, with instruments, and draw what they show;
                            report: write the page again from the rows that are there
   scale=laptop             or another size that the study's file has
-  part=K/N                 only every N-th training, beginning with the K-th; K is a number from 1 to N
+  part=K/N                 only every N-th training, beginning with the K-th; K is a number from 1 to N. A part neither
+                           measures at initialisation nor watches
   at_once=N                trainings at the same time (default: one for each GPU, without GPUs one for each core)
   threads=1                threads of each training
   borrow=true|false        take rows of trainings with the same options from the other studies, unless they are older
@@ -38,7 +39,7 @@ from engine.options.rules import declared
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
-from scripts.studies.origin import claims_at, commit_now, origin_of
+from scripts.studies.origin import commit_now, origin_of, rules_at
 from scripts.studies.report import write_report
 from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
@@ -108,11 +109,14 @@ class Arguments:
 def train_missing(study: Study, results: Results, arguments: Arguments, at_init: list[Verdict]) -> None:
     """Train the cells that have no row yet, and add their rows. The page is written again after each."""
     cells = arguments.chosen(study.cells())
-    if claims_at(commit_now(), study.name) != study.claims:
-        print(f"the claims of {study.name} are not committed: commit them first, so that no row is older than they are")
+    now = rules_at(commit_now(), study.name)
+    if now is None:
+        print("git does not know this commit, so nobody can tell whether rows are younger than the rules of the claims")
+    elif now != study.rules:
+        print(f"the rules of {study.name} are not committed: commit them first, so that no row is older than they are")
 
-    def is_younger(row: Row) -> bool:  # a row that is older than the claims cannot test them
-        return claims_at(row["commit"], study.name) == study.claims
+    def is_younger(row: Row) -> bool:  # a row that is older than the rules cannot test the claims
+        return rules_at(row["commit"], study.name) == study.rules
 
     if arguments.borrow == "true" and (borrowed := results.borrow(cells, is_younger)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
@@ -122,7 +126,7 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
         for cell, outcome in trainer.train_all(missing, at_once):
             run_dir = trainer.folder / cell.run_name
-            results.add(row_of(cell, outcome, origin_of(run_dir, threads)))
+            results.add(row_of(cell, outcome, origin_of(run_dir, threads, trainer.commits[cell.run_name])))
             forget(run_dir)
             top1 = "–" if outcome.top1 is None else f"{outcome.top1:.2f} %"
             tqdm.write(f"{cell.name}  {top1}{'  crashed' if outcome.crashed else ''}  {outcome.seconds:.0f} s")
@@ -133,14 +137,14 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
 def report(study: Study, results: Results, at_init: list[Verdict]) -> list[Verdict]:
     """Write the pictures and the page of a study. Returns the verdicts on its claims."""
     folder, rows = results.path.parent, results.of_study()
-    found = [*at_init, *(judge(claim, rows, study.crash_below) for claim in study.claims)]
+    found = [*at_init, *(judge(claim, rows) for claim in study.claims)]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = ["at_init.png"] if (folder / "at_init.png").is_file() else []
     if rows:
         draw_crash_map(study, rows, folder / "map.png")
         pictures.append("map.png")
     pictures += draw_all(study, folder)
-    older = sum(claims_at(row["commit"], study.name) != study.claims for row in rows)
+    older = sum(rules_at(row["commit"], study.name) not in (None, study.rules) for row in rows)
     write_report(folder, study, results, found, pictures, older)
     return found
 
@@ -167,11 +171,12 @@ def main() -> int:
         if phase in ("init", "watch") and not getattr(study, phase):
             raise UserError(f"the study {study.name} has no phase={phase}: its file has no part '{phase}'")
         results = Results(folder / "results.csv", study)
-        measure = phase == "init" or (phase == "all" and not (folder / "at_init.csv").is_file())
+        is_whole = phase == "all" and arguments.part == "1/1"
+        measure = phase == "init" or (is_whole and not (folder / "at_init.csv").is_file())
         at_init = verdicts_at_init(study, folder, measure)
         if phase in ("all", "train"):
             train_missing(study, results, arguments, at_init)
-        if phase == "watch" or (phase == "all" and arguments.part == "1/1"):
+        if phase == "watch" or is_whole:
             runs = Path(arguments.runs).resolve() / study.folder
             watch(study, folder, runs, arguments.trainings_at_once(), arguments.number("threads"))
         for verdict in report(study, results, at_init):

@@ -11,10 +11,10 @@ README.md with the verdicts on the claims, which were written here before the fi
 
 import argparse
 import ast
-import csv
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from optim import AdamW2, param_groups
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
-from scripts.studies.results import read_rows
+from scripts.studies.results import read_rows, write_rows
 from stability import attention_report
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,8 @@ class Row:
         optimizer: one of ``OPTIMIZERS``.
         lr: peak learning rate.
         seed: of the weights and of the order of the text.
-        loss: validation loss at the end, in nats a character; after a loss that was not finite, that of guessing.
+        loss: validation loss at the end, in nats a character; after a loss that was not finite, that of guessing
+            all characters alike.
         diverged_at: the first step whose loss was not finite.
         entropy: smallest mean entropy of a layer's attention at the end; 1 is uniform attention.
         seconds: duration, beside other trainings.
@@ -234,16 +235,6 @@ def missing(rows: list[dict[str, str]]) -> Iterator[tuple[str, str, float, int]]
             yield position, optimizer, lr, seed
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write the table, sorted."""
-    part = path.with_name(f".{path.name}")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=place))
-    part.replace(path)
-
-
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Draw the validation loss over the learning rate: a panel for each position, a line for each optimizer."""
     figure, panels = plt.subplots(1, len(POSITIONS), figsize=(9, 3.6), sharey=True, constrained_layout=True)
@@ -261,8 +252,21 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     plt.close(figure)
 
 
-def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
-    """Write README.md: the claims, the verdicts and the table of means."""
+def guessing(text: str) -> float:
+    """The loss of guessing each character by its frequency in the text, in nats: their entropy."""
+    shares = [count / len(text) for count in Counter(text).values()]
+    return -sum(share * math.log(share) for share in shares)
+
+
+def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: float) -> None:
+    """Write README.md: the claims, the verdicts and the table of means.
+
+    Args:
+        folder: where the page is written.
+        rows: the trainings.
+        name: what the text is.
+        guessed: see :func:`guessing`.
+    """
     verdicts = [judge(claim, rows) for claim in CLAIMS]
     machines = sorted({row["cpu"] for row in rows})
     all_of_them = len(SEEDS) * len(POSITIONS) * len(OPTIMIZERS) * len(RATES)
@@ -270,7 +274,7 @@ def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
         "# Claims about transformers and AdamW², on a language model",
         "",
         "`python scripts/language.py` wrote this page. [The script](../../../scripts/language.py) states the claims "
-        "and their rules. The models predict the next character of the King James Bible.",
+        f"and their rules. The models predict the next character of {name}.",
         "",
         "| claim | verdict | evidence (difference of losses) | rule |",
         "| --- | --- | --- | --- |",
@@ -284,7 +288,7 @@ def write_page(folder: Path, rows: list[dict[str, str]]) -> None:
         "| --- " * (1 + len(RATES)) + "|",
         *(_line(position, optimizer, rows) for position, optimizer in product(POSITIONS, OPTIMIZERS)),
         "",
-        "Mean validation loss in nats a character. Guessing by the frequency of characters gives 3.03.",
+        f"Mean validation loss in nats a character. Guessing by the frequency of characters gives {guessed:.2f}.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -304,6 +308,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time, each with one thread")
     arguments = parser.parse_args()
     text = read_text(arguments.text)
+    name, guessed = arguments.text.name if arguments.text else "the King James Bible", guessing(text)
     arguments.to.mkdir(parents=True, exist_ok=True)
     table = arguments.to / "results.csv"
     rows = read_rows(table)
@@ -313,9 +318,9 @@ def main() -> int:
             row = future.result()
             rows.append({key: "" if value is None else str(value) for key, value in asdict(row).items()})
             print(f"{', '.join(place(rows[-1]))}: {row.loss:.3f}  ({row.seconds:.0f} s)", flush=True)
-            write_rows(table, rows)
+            write_rows(table, [field.name for field in fields(Row)], sorted(rows, key=place))
             draw(rows, arguments.to / "losses.png")
-            write_page(arguments.to, rows)
+            write_page(arguments.to, rows, name, guessed)
     for claim in CLAIMS:
         verdict = judge(claim, rows)
         print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")

@@ -1,7 +1,7 @@
 """Print a table row for every model of conf/model/, and write the table to docs/models.md.
 
 python scripts/model_table.py             # minutes: times a forward pass and a training step of each model
-python scripts/model_table.py --no-speed  # seconds: sizes only, nothing written
+python scripts/model_table.py --no-speed  # two minutes: sizes only, nothing written
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from engine.device import tune
+from engine.device import device_name, tune
 from engine.flops import forward_flops
 from scripts.bench.training_step import TrainingStep, seconds
 
@@ -184,8 +184,7 @@ def main() -> None:
         rows.append(row)
     print(table(rows))
     if not args.no_speed:
-        gpu = torch.cuda.is_available()
-        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+        machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         header = HEADER.format(machine=machine, side=SIDE, classes=CLASSES, batch=args.batch_size, turns=args.turns)
         args.out.write_text(header + table(rows), encoding="utf-8")
         print(f"written: {args.out}")

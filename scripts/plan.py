@@ -231,6 +231,8 @@ def print_plan(cfg: TrainConfig, machines: Machines) -> None:
     if rate is None:
         rate = estimated_rate(cfg, machines)
         source = f"an estimate for {machines.gpu}: {SLOWER:g} times the least time"
+    is_after = cfg.ddp_bucket_mb == 0 or cfg.compile_mode in CUDA_GRAPHS
+    when = "after the backward pass" if is_after else "beside the backward pass"
     print(
         f"{cfg.model.name}: {parameters / 1e6:.1f} M parameters, {cfg.epochs} epochs of {machines.images} images, "
         f"batch {cfg.batch_size}"
@@ -238,7 +240,7 @@ def print_plan(cfg: TrainConfig, machines: Machines) -> None:
     print(f"one GPU: {rate:.0f} images/s ({source}); loader {machines.loader:.0f} images/s a GPU")
     print(
         f"exchange: {gradients / 1e6:.0f} MB a step, {machines.within:g} GB/s within a machine of {machines.per_node}, "
-        f"{machines.network:g} Gbit/s between machines ({EFFICIENCY:.0%} of it used), beside the backward pass\n"
+        f"{machines.network:g} Gbit/s between machines ({EFFICIENCY:.0%} of it used), {when}\n"
     )
     print("| GPUs | images at once | step, ms | images/s | MB/s read | hours | GPU-hours | bound by | to change |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -53,7 +53,10 @@ def residual_scales(model: nn.Module) -> dict[str, Tensor]:
 
 
 def query_keys(model: nn.Module) -> dict[str, QueryKey]:
-    """The query and key weights of all attention layers with a fused ``qkv``, or with ``q`` and ``k``, by name."""
+    """The query and key weights of all attention layers with a fused ``qkv``, or with ``q`` and ``k``, by name.
+
+    torch's ``nn.MultiheadAttention`` calls its fused weight ``in_proj_weight``.
+    """
     return dict(chain.from_iterable(_query_key(name, module) for name, module in model.named_modules()))
 
 
@@ -64,6 +67,8 @@ def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
     if not heads or is_by_head:
         return
     fused = _weight(getattr(module, "qkv", None))
+    if fused is None and isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        fused = module.in_proj_weight.detach()
     if fused is not None and fused.shape[0] % (3 * heads) == 0:
         query, key, _ = fused.chunk(3)
         yield name, QueryKey(query, key, heads)

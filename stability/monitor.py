@@ -33,7 +33,8 @@ class StabilityReport:
             ``alpha``: root mean square of a residual branch's learned scales;
             ``activation``: root mean square of a block's output;
             ``diversity``: diversity of the tokens in a block's output;
-            ``entropy``, ``rank``: entropy and effective rank of attention, divided by their largest values;
+            ``entropy``, ``rank``: entropy and effective rank of attention, of ``MOST_ROWS`` rows of the matrix at most,
+            divided by their largest values for so many rows;
             ``sec``: share of the energy of W_qᵀW_k in few directions.
         collapsed: indices of the collapsed heads, by the name of the attention layer.
         seconds: duration of the reading.

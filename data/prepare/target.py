@@ -99,7 +99,8 @@ class Target:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
+            # Over NFS, a file that is open for writing is locked for all machines, and a folder only for this one.
+            descriptor = os.open(self.folder.with_name(f".{self.folder.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o666)
         except OSError as error:
             raise DataError(f"cannot write {self.folder} ({error.strerror}): choose another --to") from error
         try:

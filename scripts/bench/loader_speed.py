@@ -44,7 +44,7 @@ from data import (
     open_source,
     open_split,
 )
-from engine.device import tune
+from engine.device import device_name, tune
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # shares of the hardware decoder to try on a GPU, beside the default
 WARM = 6  # batches before the speed is measured; the time to the first batch is measured separately
@@ -282,7 +282,7 @@ def main() -> None:
     for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
         loader = next(name for name in LOADERS | FLOORS if row[0].startswith(name))
         found[row].append(measured(loader, settings[row]))
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    where = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{sizes[0]} images, crop {args.crop}, batch {batch_size}, {args.workers} workers, {where}\n")
     print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, tune
+from engine.device import AMP_DTYPES, device_name, tune
 from scripts.bench.as_released import AsReleased
 from scripts.bench.training_step import TrainingStep
 
@@ -88,7 +88,7 @@ def main() -> None:
 
 def report(args: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]) -> None:
     """Print the table in Markdown."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(
         f"\n{args.model}, batch {args.batch_size}, {args.img_size} pixels, {args.amp}, {device}; {args.turns} turns\n"
     )

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from data.cache import PROJECT, unpacked
-from engine.device import tune
+from engine.device import device_name, tune
 from optim import AdamW2, param_groups
 from scripts.bench.training_step import seconds
 
@@ -162,7 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_name(device)
     for name in args.models:
         times, before = measure(name, args, device)
         print(f"\n{name}, {where}, {args.turns} turns, {args.gradients} gradients\n")

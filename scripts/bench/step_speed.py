@@ -33,8 +33,9 @@ def new_step(name: str, device: torch.device, args: argparse.Namespace) -> Train
     """Return the training step of a model, as the command line wants it."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device)
-    options = dict.fromkeys(args.options, True)
-    forward = torch.compile(model, options=list_mode_options(args.compile) | options) if args.compile else model
+    forward = model
+    if args.compile:
+        forward = torch.compile(model, options=list_mode_options(args.compile) | dict.fromkeys(args.options, True))
     return TrainingStep(model, 224, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
 
 

@@ -23,6 +23,7 @@ import models  # noqa: F401  # registers them
 from engine.errors import UserError
 from scripts.studies.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Verdict, interval
 from scripts.studies.origin import commit_now
+from scripts.studies.results import write_rows
 from scripts.studies.study import Study
 
 CLASSES = 10
@@ -66,14 +67,10 @@ def verdicts_at_init(study: Study, folder: Path, measure: bool = False) -> list[
     if not study.init or not (measure or path.is_file()):
         return []
     if measure:
-        found = list(_measure(study.init))
+        found = map(asdict, _measure(study.init))
+        rows = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in each.items()} for each in found]
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Measured)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(
-                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(m).items()} for m in found
-            )
+        write_rows(path, [field.name for field in fields(Measured)], rows)
     measured = _read(path)
     _draw(measured, folder / "at_init.png")
     return [_judge(claim["says"], claim["rule"], measured) for claim in study.init["claims"]]

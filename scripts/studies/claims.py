@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from engine.errors import UserError
-from scripts.studies.results import Row
+from scripts.studies.results import Row, top1
 
 CONFIRMED, PARTLY, NOT_CONFIRMED, OPEN = "confirmed", "partly", "not confirmed", "not yet run"
 RESAMPLES = 10_000
@@ -44,7 +44,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return means[int(outside * RESAMPLES)], means[int((1 - outside) * RESAMPLES) - 1]
 
 
-def judge(claim: dict[str, Any], rows: Sequence[Row], crash_below: float = 0.0) -> Verdict:
+def judge(claim: dict[str, Any], rows: Sequence[Row]) -> Verdict:
     """Judge a claim by its rule.
 
     Args:
@@ -54,28 +54,27 @@ def judge(claim: dict[str, Any], rows: Sequence[Row], crash_below: float = 0.0) 
               ``of``, less that where they are ``minus``, is at least ``least``;
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of
               each of ``hold`` is within ``points`` of its own mean at its best rate, and of that of ``fails``.
-        rows: the rows of the study.
-        crash_below: top-1 that counts for a run whose loss was not finite.
+        rows: the rows of the study. A run whose loss was not finite counts as 0 %.
 
     Raises:
         UserError: if the rule has another kind.
     """
     rule = claim["rule"]
     if rule["kind"] == "difference":
-        return _difference(claim["says"], rule, rows, crash_below)
+        return _difference(claim["says"], rule, rows)
     if rule["kind"] == "rescue":
-        return _rescue(claim["says"], rule, rows, crash_below)
+        return _rescue(claim["says"], rule, rows)
     raise UserError(f"a rule of the kind '{rule['kind']}' is unknown: choose difference or rescue")
 
 
-def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: float) -> Verdict:
+def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
     column = rule.get("column", "top1")
     unit = " points" if column == "top1" else ""
     words = (
         f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: only a part of the "
         "interval is"
     )
-    pairs = _by_seed(rows, rule["of"], column, crash_below), _by_seed(rows, rule["minus"], column, crash_below)
+    pairs = _by_seed(rows, rule["of"], column), _by_seed(rows, rule["minus"], column)
     seeds = sorted(pairs[0].keys() & pairs[1].keys())
     if len(seeds) < FEWEST_SEEDS:
         return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there")
@@ -86,19 +85,19 @@ def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_belo
     return Verdict(says, words, verdict, f"{fmean(values):+.2f}{unit}, {low:+.2f} to {high:+.2f} ({len(seeds)} seeds)")
 
 
-def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str, crash_below: float) -> dict[str, float]:
+def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str = "top1") -> dict[str, float]:
     labels = {axis: str(label) for axis, label in place.items()}
     chosen = [row for row in rows if all(row[axis] == label for axis, label in labels.items())]
-    return {row["seed"]: float(row[column] or crash_below) for row in chosen}
+    return {row["seed"]: top1(row) if column == "top1" else float(row[column] or 0.0) for row in chosen}
 
 
-def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: float) -> Verdict:
+def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
     over, axis, fails, points = rule["over"], rule["axis"], rule["fails"], rule["points"]
     words = (
         f"at some {over} every seed of {fails} crashes, while the mean of each of {', '.join(rule['hold'])} is within "
         f"{points} points of its own best mean and of the best of {fails}"
     )
-    means = {name: _means(rows, axis, name, over, crash_below) for name in (fails, *rule["hold"])}
+    means = {name: _means(rows, axis, name, over) for name in (fails, *rule["hold"])}
     if lacking := [name for name, values in means.items() if not values]:
         return Verdict(says, words, OPEN, f"no rows of {', '.join(lacking)}")
     of_fails = max(means[fails].values())
@@ -108,7 +107,7 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: f
 
     def has_seeds(label: str) -> bool:
         places = ({axis: name, over: label} for name in means)
-        return all(len(_by_seed(rows, place, "top1", crash_below)) >= FEWEST_SEEDS for place in places)
+        return all(len(_by_seed(rows, place)) >= FEWEST_SEEDS for place in places)
 
     if not failing:
         verdict = NOT_CONFIRMED
@@ -126,10 +125,10 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row], crash_below: f
     return Verdict(says, words, verdict, evidence)
 
 
-def _means(rows: Sequence[Row], axis: str, name: str, over: str, crash_below: float) -> dict[str, float]:
+def _means(rows: Sequence[Row], axis: str, name: str, over: str) -> dict[str, float]:
     """The mean top-1 of a method at each label of another axis."""
     labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
-    return {label: fmean(_by_seed(rows, {axis: name, over: label}, "top1", crash_below).values()) for label in labels}
+    return {label: fmean(_by_seed(rows, {axis: name, over: label}).values()) for label in labels}
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

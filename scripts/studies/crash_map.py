@@ -10,7 +10,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
-from scripts.studies.results import Row
+from scripts.studies.results import Row, top1
 from scripts.studies.study import Study
 from scripts.studies.width import POINTS, widths
 
@@ -33,8 +33,7 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
             if not chosen:
                 axis.text(x, y, "not run", ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none"})
                 continue
-            values = [float(row["top1"]) for row in chosen if row["top1"]]
-            means[y, x] = fmean(values) if values else 0.0
+            means[y, x] = fmean(map(top1, chosen))
             crashed = sum(row["crashed"] == "True" for row in chosen)
             mark = "×" if crashed == len(chosen) else f"{means[y, x]:.1f}{' /' if crashed else ''}"
             axis.text(x, y, mark, ha="center", va="center", fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 1})

@@ -22,25 +22,31 @@ from scripts.studies.study import PROJECT
 MOST_IMAGES = 100_000  # of a larger set the pixels are not read: it takes too long
 
 
-def origin_of(run_dir: Path, threads: int) -> Origin:
-    """The origin of a run that has ended."""
+def origin_of(run_dir: Path, threads: int, commit: str) -> Origin:
+    """The origin of a run that has ended, and that began at ``commit``."""
     written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
     cfg = DataConfig(**written["data"])
-    return Origin(commit_now(), processor(), threads, torch.__version__, _pixels(_key(cfg)))
+    return Origin(commit, processor(), threads, torch.__version__, _pixels(_key(cfg)))
 
 
-@cache
 def commit_now() -> str:
-    """The commit of this checkout, ten digits; ``+`` follows if files were changed since."""
+    """The commit of this checkout, ten digits; ``+`` follows if files were changed since. It may change meanwhile."""
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     return (_git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 @cache
-def claims_at(commit: str, study: str) -> tuple[dict[str, Any], ...]:
-    """The claims of a study's file at a commit, with their rules; none if there was no such file or there is no git."""
-    written = _git("show", f"{commit.removesuffix('+')}:conf/study/{study}.yaml")
-    return tuple(yaml.safe_load(written).get("claims", ())) if written else ()
+def rules_at(commit: str, study: str) -> tuple[dict[str, Any], ...] | None:
+    """The rules of a study's claims at a commit; none if it had no such file.
+
+    Returns:
+        None if git does not know the commit: there is no git, or this is a clone without its history.
+    """
+    commit = commit.removesuffix("+")
+    if not _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
+        return None
+    written = _git("show", f"{commit}:conf/study/{study}.yaml")
+    return tuple(claim["rule"] for claim in yaml.safe_load(written).get("claims", ())) if written else ()
 
 
 def _git(*arguments: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from scripts.studies.claims import Verdict
-from scripts.studies.results import Results, Row
+from scripts.studies.results import Results, Row, top1
 from scripts.studies.study import PROJECT, Study
 from scripts.studies.width import POINTS, widths
 
@@ -22,7 +22,7 @@ def write_report(
         results: its rows.
         verdicts: on each claim.
         pictures: names of picture files in the folder.
-        older: rows that were trained before the claims had their present form.
+        older: rows that were trained before the rules of the claims had their present form.
     """
     rows, cells = results.of_study(), study.cells()
     file = os.path.relpath(PROJECT / f"conf/study/{study.name}.yaml", folder)
@@ -35,7 +35,7 @@ def write_report(
         _machine(rows),
         f"**{len(rows)} of {len(cells)} trainings** have been run, at the scale `{study.scale}`. Nothing is said about "
         "larger models or other data."
-        + (f" **{older} of them are older than the claims in their present form.**" if older else ""),
+        + (f" **{older} of them are older than the present rules of the claims.**" if older else ""),
         _grid(study, rows),
     ]
     (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -71,11 +71,14 @@ def _grid(study: Study, rows: Sequence[Row]) -> str:
         chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
         shown = [_shown([row for row in chosen if row[across] == label]) for label in labels]
         lines.append(f"| {' | '.join([*place, *shown, *([str(wide.get(place, ''))] if wide else [])])} |")
-    note = "Top-1 in percent: mean ± standard deviation (number of seeds; crashed ones). An empty place was not run."
+    note = (
+        "Top-1 in percent: mean ± standard deviation (number of seeds; crashed ones). A run whose loss was not finite "
+        "counts as 0. An empty place was not run."
+    )
     if wide:
         note += (
-            f" Octaves: the width of the range of learning rates within {POINTS:g} points of the best mean, which is "
-            "interpolated between the rates; ≥: the range reaches the end of the grid."
+            f" Octaves: how many times the learning rate can double while the mean stays within {POINTS:g} points of "
+            "the best one. Between two rates the mean is interpolated. ≥: the range reaches the end of the grid."
         )
     return "\n".join([note, "", *lines])
 
@@ -83,8 +86,7 @@ def _grid(study: Study, rows: Sequence[Row]) -> str:
 def _shown(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    values = [float(row["top1"]) for row in rows if row["top1"]]
+    values = [top1(row) for row in rows]
     crashed = sum(row["crashed"] == "True" for row in rows)
     spread = f" ± {pstdev(values):.2f}" if len(values) > 1 else ""
-    mean = f"{fmean(values):.2f}{spread}" if values else "–"
-    return f"{mean} ({len(rows)}{f'; {crashed} crashed' if crashed else ''})"
+    return f"{fmean(values):.2f}{spread} ({len(rows)}{f'; {crashed} crashed' if crashed else ''})"

@@ -3,10 +3,11 @@
 import csv
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from scripts.studies.study import Cell, Study, study_names
@@ -23,7 +24,7 @@ class Outcome:
         last_loss: that of the last interval.
         crashed: whether the loss was not finite, or the accuracy stayed below the study's ``crash_below``.
         diverged_at: the step whose loss or gradient was not finite; None if all were finite.
-        seconds: time of the training since its last start, in which other cells ran beside it.
+        seconds: time of the training since its last start. Other trainings may have run beside it.
     """
 
     top1: float | None
@@ -37,10 +38,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where and with what a cell was trained: two rows with the same origin are equal bit for bit.
+    """Where and with what a cell was trained. On a CPU, two trainings with one origin (without ``+``) have equal bits.
 
     Attributes:
-        commit: the project's commit; ``+`` at its end: with changes that are not committed.
+        commit: the project's commit at its last start; ``+`` at its end: with changes that are not committed.
         cpu: type of the CPU, or name of the GPU.
         threads: threads of the process.
         torch: torch's version.
@@ -55,6 +56,11 @@ class Origin:
 
 
 Row = dict[str, str]
+
+
+def top1(row: Row) -> float:
+    """The accuracy of a row's last validation in percent; 0 if the loss was not finite, for it left no model."""
+    return float(row["top1"] or 0.0)
 
 
 def row_of(cell: Cell, outcome: Outcome, origin: Origin) -> Row:
@@ -115,22 +121,25 @@ class Results:
         with self._locked():
             kept = [other for other in self.rows() if other["options"] != row["options"]]
             rows = sorted([*kept, row], key=lambda r: order.get(r["options"], len(order)))
-            part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            with part.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            part.replace(self.path)
+            write_rows(self.path, self.columns, rows)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)  # a lock on the folder leaves no file behind
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        # Over NFS, a file that is open for writing is locked for all machines. A folder is locked for this one only.
+        with self.path.with_name(".lock").open("w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(folder)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table. It appears by renaming, so a reader never sees half of it, and a kill loses no earlier rows."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
 
 
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:

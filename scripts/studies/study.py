@@ -95,6 +95,11 @@ class Study:
     scale: str
 
     @property
+    def rules(self) -> tuple[dict[str, Any], ...]:
+        """The rules of all claims."""
+        return tuple(claim["rule"] for claim in self.claims)
+
+    @property
     def command(self) -> str:
         """What a user types to get these trainings."""
         scale = [] if self.scale == "laptop" else [f"scale={self.scale}"]

@@ -20,6 +20,7 @@ import torch
 
 from engine.device import default_workers
 from engine.errors import UserError
+from scripts.studies.origin import commit_now
 from scripts.studies.results import Outcome
 from scripts.studies.study import PROJECT, Cell
 
@@ -49,6 +50,7 @@ class Trainer:
         self.free: SimpleQueue[str] = SimpleQueue()  # a GPU for each training that may begin
         self.max_workers = 1
         self.running: dict[str, subprocess.Popen[str]] = {}
+        self.commits: dict[str, str] = {}  # by the name of the run: the project's commit when its training began
         self.stopping = False
 
     def train_all(self, cells: list[Cell], at_once: int) -> Iterator[tuple[Cell, Outcome]]:
@@ -79,6 +81,7 @@ class Trainer:
         if self.stopping:
             raise Stopped
         folder = self.folder / cell.run_name
+        self.commits[cell.run_name] = commit_now()
         command = [
             sys.executable,
             str(PROJECT / "train.py"),
@@ -109,6 +112,8 @@ class Trainer:
             start_new_session=True,  # Ctrl-C reaches this process alone, which then asks the cells to save
         )
         self.running[cell.run_name] = process
+        if self.stopping:  # since before it was known to be running
+            process.terminate()
         said = process.communicate()[1]
         del self.running[cell.run_name]
         if gpu:

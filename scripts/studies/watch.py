@@ -1,6 +1,5 @@
 """What happens inside some trainings of a study: instruments over the steps, healthy and crashing ones side by side."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,8 +13,7 @@ from matplotlib import pyplot as plt  # imported after choosing a backend that n
 from engine.callbacks.instruments import of_each_layer
 from engine.run_dir import RunDirectory
 from scripts.studies import smoothness
-from scripts.studies.origin import commit_now
-from scripts.studies.results import read_rows
+from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Cell, Study
 from scripts.studies.training import Trainer, forget, visible_gpus
 
@@ -86,9 +84,10 @@ def watch(study: Study, folder: Path, runs: Path, at_once: int, threads: int) ->
     for cell, outcome in trainer.train_all(missing, at_once):
         run_dir = trainer.folder / cell.run_name
         found = [*_over_steps(run_dir, keys), *_of_layers(run_dir, kinds)]
-        seen += [Seen(_title(cell), recipes[_title(cell)], *numbers, commit_now()) for numbers in found]
-        forget(run_dir)
+        commit = trainer.commits[cell.run_name]
+        seen += [Seen(_title(cell), recipes[_title(cell)], *numbers, commit) for numbers in found]
         _write(table, seen)
+        forget(run_dir)
         print(f"watched: {_title(cell)}  {outcome.seconds:.0f} s", flush=True)
     shown = {entry.key.partition("/")[0] for entry in seen}
     for name in [name for name in (*keys, *kinds) if seen and name not in shown]:
@@ -184,7 +183,5 @@ def _title(cell: Cell) -> str:
 
 def _write(table: Path, seen: Sequence[Seen]) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Seen)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**asdict(entry), "value": f"{entry.value:.6g}"} for entry in seen)
+    rows = ({**asdict(entry), "value": f"{entry.value:.6g}"} for entry in seen)
+    write_rows(table, [field.name for field in fields(Seen)], rows)

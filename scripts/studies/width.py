@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scripts.studies.results import Row
+from scripts.studies.results import Row, top1
 from scripts.studies.study import Study
 
 POINTS = 2.0  # a rate is good if its mean top-1 is at most this far below the best
@@ -71,7 +71,7 @@ def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
     found = {}
     for place in dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()):
         chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
-        tops = [[float(r["top1"] or study.crash_below) for r in chosen if r[across] == label] for label in labels]
+        tops = [[top1(r) for r in chosen if r[across] == label] for label in labels]
         if all(tops) and max(map(fmean, tops)) > study.crash_below:
             found[place] = width(rates, [fmean(values) for values in tops])
     return found

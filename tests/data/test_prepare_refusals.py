@@ -113,7 +113,7 @@ def test_a_disk_without_room_is_refused(folder: Path, tmp_path: Path, monkeypatc
 def test_two_commands_in_one_place_are_refused(folder: Path, tmp_path: Path) -> None:
     packing = task(folder=folder, to=tmp_path, splits=["train"])
     (tmp_path / "train").mkdir()
-    descriptor = os.open(tmp_path / "train", os.O_RDONLY)
+    descriptor = os.open(tmp_path / ".train.lock", os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert "another process is preparing" in refused(packing)

@@ -7,12 +7,12 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import Mlp
+from timm.layers import LayerScale, Mlp
 from torch import Tensor, nn
 
 import models
 from models.layers import ConvBranch, WeightedResidual
-from models.lipschitz import DOT_PRODUCT, LAYER_NORM, RAW_VALUES
+from models.lipschitz import DOT_PRODUCT, LAYER_NORM, RAW_VALUES, RMS_NORM
 from models.lipschitz_layers import GELU, depthwise_norm
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_parts import AttentionForm, Parts
@@ -185,3 +185,12 @@ def test_a_wrong_input_shape_is_refused_in_one_line():
     with pytest.raises(models.ModelError, match=r"takes no input of shape \(1, 5\)") as error:
         models.lipschitz_bound(nn.Linear(4, 4), (1, 5))
     assert "\n" not in str(error.value)
+
+
+def test_the_reasons_of_vit5_are_those_of_its_parts():
+    model = timm.create_model("vit5_small", img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
+    reasons = models.lipschitz_bound(model).reasons
+    assert RMS_NORM in reasons and DOT_PRODUCT in reasons
+    scale = LayerScale(4, init_values=0.5)
+    nn.init.constant_(scale.gamma[1:2], -2.0)
+    assert models.lipschitz_bound(scale).tight == 2.0

@@ -68,8 +68,8 @@ def test_a_run_that_diverged_counts_as_a_crash_in_a_difference():
     rows = made_rows({("a", "1"): [50.0, 50.0], ("b", "1"): [45.0, 45.0]})
     rows[2]["top1"] = rows[3]["top1"] = ""
     rule = {"kind": "difference", "of": {"method": "a"}, "minus": {"method": "b"}, "least": 30}
-    found = claims.judge({"says": "", "rule": rule}, rows, crash_below=15.0)
-    assert (found.verdict, found.evidence[:13]) == ("confirmed", "+35.00 points")
+    found = claims.judge({"says": "", "rule": rule}, rows)
+    assert (found.verdict, found.evidence[:13]) == ("confirmed", "+50.00 points")
 
 
 def test_a_difference_may_be_one_of_losses():

@@ -51,16 +51,17 @@ def test_the_page_is_written_from_rows_and_a_finished_study_trains_nothing(tmp_p
     losses = {"AdamW": 2.5, "AdamW, warm-up": 2.0, "AdamW²": 1.9}
     rows = [Row(p, o, lr, s, losses[o] + s / 100, None, 0.5, 1.0, "c", "a CPU", "2") for p, o, lr, s in cells]
     written = [{key: str(value) for key, value in vars(row).items()} for row in rows]
-    language.write_rows(tmp_path / "results.csv", written)
+    language.write_rows(tmp_path / "results.csv", list(written[0]), written)
     assert list(language.missing(language.read_rows(tmp_path / "results.csv"))) == []
     assert len(list(language.missing(written[1:]))) == 1
     (tmp_path / "text.txt").write_text(TEXT)
     language.draw(written, tmp_path / "losses.png")
-    language.write_page(tmp_path, written)
+    language.write_page(tmp_path, written, "a text", language.guessing("aab"))
     page = (tmp_path / "README.md").read_text()
     assert (
         "**54 of 54 trainings**" in page and page.count("**confirmed**") == 2 and page.count("**not confirmed**") == 1
     )
+    assert "next character of a text." in page and "characters gives 0.64." in page  # ln 3 - 2/3 ln 2
     assert "| Post-LN, AdamW² | 1.910 (3) | 1.910 (3) | 1.910 (3) |" in page
     monkeypatch.setattr(sys, "argv", ["language.py", "--text", str(tmp_path / "text.txt"), "--to", str(tmp_path)])
     assert language.main() == 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stability import attention_report, entropy
+from stability.layers import query_keys
 
 
 @pytest.mark.parametrize("kdim", [None, 6], ids=["one matrix", "separate matrices"])
@@ -45,3 +46,11 @@ def test_torchs_encoder_layer_is_measured_though_it_has_a_fast_path(norm_first):
 
     (report,) = attention_report(Asked(), torch.randn(3, 5, 8)).items()
     assert report[0] == "layer.self_attn" and (report[1].entropy < 0.9).all(), "the first token sees only itself"
+
+
+def test_its_queries_and_keys_are_found():
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
+    (found,) = query_keys(layer).values()
+    assert list(query_keys(layer)) == ["self_attn"] and found.heads == 2
+    assert torch.equal(torch.cat([found.query, found.key]), layer.self_attn.in_proj_weight[:16])
+    assert query_keys(nn.MultiheadAttention(8, 2, kdim=4, vdim=4)) == {}  # three weights of other shapes
