@@ -9,6 +9,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PATIENCE = 5.0  # seconds after a signal until the run gives up waiting for data
+# Seconds in which further SIGINTs are the same Ctrl-C: the terminal sends it to all processes, and so does torchrun.
+SAME = 1.0
 
 
 class WaitGivenUp(Exception):
@@ -38,7 +40,7 @@ def _tell(line: str) -> None:
 
 
 class StopRequest:
-    """Records SIGTERM, SIGINT, SIGUSR1 and SIGHUP instead of ending the process. A later SIGINT ends it at once.
+    """Records SIGTERM, SIGINT, SIGUSR1 and SIGHUP instead of ending the process. A second SIGINT ends it at once.
 
     A closed terminal sends SIGHUP. If ``nohup`` has set it to be ignored, it stays ignored.
     """
@@ -63,7 +65,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A handler runs between any two operations of the program. So it writes directly, and raises nothing.
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT and time.monotonic() - self.since > SAME:
             _tell("error: interrupted")
             os._exit(128 + signal.SIGINT)
         if self.signal is None:

@@ -17,10 +17,10 @@ import os, signal, time
 from engine.signals import StopRequest
 
 with StopRequest().listening():
-    for _ in range(2):
+    for pause in (0.1, 1.2, 0.1):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-    print("still here")
+        time.sleep(pause)
+        print("still here", flush=True)
 """
 
 
@@ -37,7 +37,8 @@ def test_a_command_that_is_still_importing_ends_without_a_word(entry: str, tmp_p
 
 def test_the_first_one_says_what_happens_and_the_second_one_ends_the_run_now() -> None:
     done = subprocess.run([sys.executable, "-c", PRESSED], cwd=PROJECT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 128 + signal.SIGINT and done.stdout == ""
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout.count("still here") == 2, "torchrun passes on the Ctrl-C that the terminal sent to all"
     assert done.stderr.splitlines() == [
         "stopping: the run saves after this step or validation; Ctrl-C again ends it now, without saving",
         "error: interrupted",
