@@ -99,9 +99,9 @@ def _other_classes(
 ) -> int | None:
     """The number of classes of the weights' classifier, if nothing but this number differs from the model's."""
     names = classifiers(model)
+    whole = [name for name in own if name.rpartition(".")[0] in names and own[name].ndim > 0]
     reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    of_head = [name for name in reshaped if name.rpartition(".")[0] in names and weights[name].ndim > 0]
-    return len(weights[of_head[0]]) if of_head == reshaped and of_head and not others else None
+    return len(weights[whole[0]]) if whole and whole == reshaped and not others else None
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -26,8 +26,14 @@ with StopRequest().listening():
 
 @pytest.mark.parametrize("entry", ["train.py", "eval.py"])
 def test_a_command_that_is_still_importing_ends_without_a_word(entry: str, tmp_path: Path) -> None:
-    typed = command(entry, "--help")
-    process = subprocess.Popen(typed, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command(entry, "--help"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for commands in background
+    )
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
