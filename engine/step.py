@@ -163,7 +163,7 @@ class TrainStep:
             self.stage = "update"
             grad_norm = self._update(step, batch.images)
             if self.ema is not None:
-                self.ema.update(self.model, step=step - 1)
+                self.ema.update(self.model, step=step)  # timm counts from 1, too: the first step copies the weights
         self.stage = "between steps"
         return StepOutcome(step, loss, grad_norm, self.lr, first_batch)
 

@@ -256,7 +256,9 @@ def test_one_run_of_a_sweep_that_fails_ends_no_other(small_images, here):
     assert checkpoint(here / "outputs/a-optim.lr_0.0001")["step"] == 4
 
 
-@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}, {"LOCAL_RANK": "3"}])
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}, {"LOCAL_RANK": "3"}, {"LOCAL_WORLD_SIZE": "2"}]
+)
 def test_half_an_environment_is_refused(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

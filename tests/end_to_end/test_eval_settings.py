@@ -41,6 +41,14 @@ def test_crop_and_share_beside_a_checkpoint(trained_with, typed, expected):
     assert (found.data.crop, found.data.crop_ratio, evaluation_side(found.data)) == expected
 
 
+@pytest.mark.parametrize(("name", "root"), [("folder", "/trained/on"), ("imagenet", "/this/machine")])
+def test_imagenet_of_this_machine_stands_for_that_of_the_training_alone(name, root, monkeypatch):
+    monkeypatch.setenv("IMAGENET_DIR", "/this/machine")
+    content = saved(root="/trained/on")
+    content["config"]["data"]["name"] = name
+    assert eval_settings(composed("checkpoint=a.pt"), content, ["checkpoint=a.pt"]).data.root == root
+
+
 @pytest.mark.parametrize(
     ("model", "crop", "said"),
     [

@@ -130,7 +130,6 @@ def test_a_run_killed_before_its_validation_makes_up_for_it(small_images, here):
     train_here(*common)
     state = checkpoint(here / "outputs/a") | {"validated": 0, "best": None}
     torch.save(state, here / "outputs/a/checkpoints/last.pt")
-    (here / "outputs/a/metrics.jsonl").write_text("")
     train_here(*common)
     assert [line["step"] for line in metrics(here / "outputs/a", "val")] == [10]
     assert checkpoint(here / "outputs/a")["validated"] == 10

@@ -1,5 +1,6 @@
 """The real training command: it learns, and gives the same numbers with any number of processes."""
 
+import math
 import re
 import weakref
 
@@ -37,7 +38,9 @@ def test_a_run_leaves_what_it_promises_and_eval_agrees(device, small_images, her
     assert [line["epoch"] for line in val] == [1, 2, 3]
     assert {"top1", "top5", "loss", "images"} <= val[0].keys()
     assert train[-1]["loss"] < train[0]["loss"]
-    assert train[0]["lr"] == max(line["lr"] for line in train), "full learning rate from the first step"
+    low, peak = 5e-6 * 32 / 512, train[0]["lr"]
+    cosine = [low + (peak - low) * (1 + math.cos(math.pi * step / 30)) / 2 for step in range(30)]
+    assert [line["lr"] for line in train] == pytest.approx(cosine), "full learning rate from the first step"
 
     said = re.search(r"python (eval\.py) (checkpoint=\S+)", out.stdout)
     scored = run_here(said[1], said[2], *run_on(device), "max_workers=0", cwd=here)

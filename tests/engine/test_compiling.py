@@ -241,6 +241,7 @@ def test_cuda_graphs_add_no_gradients():
     cfg = settings("data=synthetic", "compile_mode=reduce-overhead")
     for device, micro_steps in ((GPU, 1), (CPU, 2)):
         assert training_mode(cfg, on(device), micro_steps) == "reduce-overhead"
+    assert training_mode(replace(cfg, compile="false"), on(GPU), 2) == "reduce-overhead"  # it compiles nothing
     with pytest.raises(
         UserError, match="the gradients of 2 micro-batches: set compile_mode=max-autotune-no-cudagraphs"
     ):

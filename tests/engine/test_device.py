@@ -1,9 +1,11 @@
 """The peaks of known GPUs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from engine.device import GPUS, known_gpu, peak_flops
+from engine.device import GPUS, default_workers, known_gpu, memory_gb, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,16 @@ def test_other_gpus_and_parts_of_a_gpu_are_unknown(name: str) -> None:
 
 def test_peaks_are_in_flops_and_bytes_per_second() -> None:
     assert all(1e13 < gpu.flops < 1e16 and 1e11 < gpu.bandwidth < 1e13 for gpu in GPUS.values())
+
+
+def test_memory_of_a_cpu_is_that_of_the_process() -> None:
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert memory_gb(torch.device("cpu")) == pytest.approx(int(peak.split()[1]) / 2**20, rel=0.1)
+
+
+def test_workers_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)))
+    assert [default_workers(processes) for processes in (1, 4, 5, 24)] == [12, 3, 2, 1]
 
 
 def test_only_16_bit_on_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:

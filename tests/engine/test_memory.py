@@ -12,6 +12,7 @@ from engine.losses import soft_cross_entropy
 from engine.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
 from engine.options.config import TrainConfig
 from engine.runtime import Runtime
+from engine.training_data import TrainingData
 from models import build_model
 from tests.runs import SMALL, checkpoint, same_tensors, settings, train_here
 
@@ -131,6 +132,15 @@ def test_a_mix_group_that_may_not_fit_is_said_in_one_line(monkeypatch, caplog):
         needs = f"{images} images at once need about 0.0 of 2.0 GiB on the GPU, which may be too"
         assert caplog.messages[-1].startswith(needs)
         assert ("or a smaller augment.mix_group" in caplog.messages[-1]) == bool(mixes)
+
+
+def test_steps_and_plan_cut_a_batch_alike(small_images):
+    cfg = config("data=folder", f"data.root={small_images}", "data.backend=torch", "batch_size=64", "augment.mixup=0.8")
+    data = TrainingData(cfg, Runtime(ALONE, torch.device("cpu")))
+    for images, parts in ((32, 2), (64, 1)):
+        data.set_micro_batch_size(images)
+        assert [len(positions) for _, positions in data.plan.positions(0)] == [images] * parts
+        assert data.geometry.micro_steps == parts
 
 
 def test_auto_on_a_cpu_is_128_to_the_last_bit(small_images, here):

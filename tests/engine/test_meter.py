@@ -33,7 +33,9 @@ def test_a_reading_has_the_steps_since_the_last_one():
     assert reading.steps == [StepNumbers(1, 2.0, 1.0, 0.1), StepNumbers(2, 4.0, 3.0, 0.1)]
     assert (reading.loss, reading.grad_norm, reading.bad_step, reading.votes) == (3.0, 2.0, None, [False, True])
     add(meter, 3, (5.0, 7.0))
-    assert meter.read([]).steps == [StepNumbers(3, 5.0, 7.0, 0.1)]
+    reading = meter.read([])
+    assert reading.steps == [StepNumbers(3, 5.0, 7.0, 0.1)]
+    assert reading.data_wait * 4 / reading.images_per_second == pytest.approx(0.5)  # seconds, of one step
 
 
 def test_losses_of_processes_add_up_and_any_vote_counts():

@@ -1,6 +1,7 @@
 """Answers that are not finite count as wrong, and a model that gives them is never the best."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from data import DeviceAugment
 from data.loader import Batch
+from engine.callbacks.callback import best_top1
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
 from engine.evaluation.run import evaluate_checkpoint
@@ -62,6 +64,20 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
     found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
     assert stopped.value.exit_code == 1
     assert (found["top1"], found["loss"], found["images"], found["not_finite"]) == (0, None, 80, 80)
+
+
+def test_a_model_that_is_partly_not_finite_is_not_the_best_however_high_it_scores(small_images, here, monkeypatch):
+    monkeypatch.setattr("engine.loop.score", lambda *arguments: Scores(90.0, 95.0, math.nan, 80, 3))
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=1")
+    assert checkpoint(here / "outputs/a")["best"] is None and not (here / "outputs/a/checkpoints/best.pt").exists()
+    line = {"split": "val", "top1": 90.0}
+    assert best_top1(5.0, line | {"not_finite": 3}) == 5.0 and best_top1(5.0, line) == 90.0
+
+
+def test_of_two_equally_good_models_the_first_is_the_best(small_images, here, monkeypatch):
+    monkeypatch.setattr("engine.loop.score", lambda *arguments: Scores(50.0, 95.0, 1.0, 80))
+    train_here(*SMALL, f"data.root={small_images}", "name=a", "epochs=2")
+    assert checkpoint(here / "outputs/a", "best.pt")["step"] == 10
 
 
 @pytest.mark.parametrize(

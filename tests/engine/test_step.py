@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from data import Batch, BatchGeometry, DeviceAugment, TrainPlan
 from engine.distributed import World
+from engine.errors import RunStopped
 from engine.meter import Meter
 from engine.runtime import Runtime
-from engine.step import TrainStep
+from engine.step import LEAST_LOSS_SCALE, TrainStep
 from engine.training_batches import prepare
 from models import build_model
 from optim import build_optimizer, build_schedule
@@ -58,12 +59,45 @@ def batches(step: TrainStep, number: int) -> list[Batch]:
     return found
 
 
+def augment_of(step: TrainStep) -> DeviceAugment:
+    data = step.cfg.data
+    return DeviceAugment(data.mean, data.std, CLASSES).to(step.runtime.device)
+
+
 def counted_on_host(step: TrainStep) -> list[Tensor]:
     """The step numbers that timm's LAMB and Muon hold on the host, also if the parameters are on a GPU."""
     if not isinstance(step.optimizer, Lamb | Muon):
         return []
     holders = [*step.optimizer.param_groups, *step.optimizer.state.values()]
     return [holder["step"] for holder in holders if "step" in holder]
+
+
+def test_the_moving_average_begins_with_the_weights_of_the_first_step(set_threads):
+    """Random initial weights would stay in it for tens of thousands of steps."""
+    set_threads(1)
+    step = new_step(*SMALL, *ALL_AUGMENTATION, "ema=0.9998", "batch_size=16")
+    assert step.ema is not None
+    for number in (1, 2):
+        step.take(number, (prepare(batch, augment_of(step), step.runtime) for batch in batches(step, number)))
+        pairs = zip(step.model.parameters(), step.ema.module.parameters(), strict=True)
+        assert all(map(torch.equal, *zip(*pairs, strict=True))) == (number == 1)
+
+
+def test_fp16_that_overflows_at_any_scale_ends_the_run():
+    step = new_step(*PLAIN_VIT, "amp=fp16")
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_LOSS_SCALE)
+    step.scaler.scale(torch.ones(()))
+    assert step.metrics()["loss_scale"] == LEAST_LOSS_SCALE
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_LOSS_SCALE / 2)
+    step.scaler.scale(torch.ones(()))
+    with pytest.raises(RunStopped, match="gradients overflow in fp16 at any scale: set amp=bf16"):
+        step.metrics()
+
+
+def test_the_learning_rate_that_is_told_is_that_of_the_last_layer():
+    step = new_step(*SMALL, "optim.layer_decay=0.5", "optim.lr=0.01")
+    step.schedule.step_update(0)
+    assert step.lr == step.metrics()["lr"] == 0.01 and step.optimizer.param_groups[0]["lr"] < 0.01
 
 
 @pytest.mark.parametrize("kind", [Lamb, Muon])

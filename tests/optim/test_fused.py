@@ -20,17 +20,26 @@ def weights() -> list[nn.Parameter]:
     return [nn.Parameter(x) for x in (torch.randn(5, 7).mT, table[::2, ::2], torch.randn(3, 4))]
 
 
+def dense() -> list[nn.Parameter]:
+    """Three parameters without gaps, for which the fused kernel is used."""
+    return [nn.Parameter(torch.randn(shape)) for shape in ((5, 7), (3, 4), (6,))]
+
+
+@pytest.mark.parametrize("make", [weights, dense])
 @pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
-def test_it_takes_the_steps_of_torch_s_plain_loop(ours, theirs, options):
-    members = weights()
+def test_it_takes_the_steps_of_torch_s_plain_loop(ours, theirs, options, make):
+    members = make()
     reference = copy.deepcopy(members)
     a, b = ours(members, lr=0.1, **options), theirs(reference, lr=0.1, foreach=False, **options)
     for step in range(5):
         for i, (p, q) in enumerate(zip(members, reference, strict=True)):
-            gradient = torch.randn(p.shape).mT.contiguous().mT  # transposed in memory
+            gradient = torch.randn(p.shape)
+            if p.ndim == 2:
+                gradient = gradient.mT.contiguous().mT  # transposed in memory
             p.grad = q.grad = None if i == 2 and step < 2 else gradient
         a.step()
         b.step()
+    assert all(group["fused"] for group in a.param_groups) == (make is dense)
     for p, q in zip(members, reference, strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 

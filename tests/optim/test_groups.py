@@ -106,6 +106,11 @@ def test_features_decay_as_the_model_does(name):
     assert tables and not any(tables)
 
 
+def test_fused_queries_keys_and_values_are_three_matrices():
+    splits = {name: g["splits"] for g in param_groups(nn.MultiheadAttention(8, 2)) for name, _ in g["params"]}
+    assert splits["in_proj_weight"] == 3 and splits["out_proj.weight"] == 1
+
+
 # --- layer-wise decay of the learning rate ---------------------------------------------------------------------------
 
 

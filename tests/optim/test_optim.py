@@ -128,6 +128,33 @@ def test_trapezoid_is_flat_and_then_descends():
         rates("trapezoid", decay_epochs=11.0)
 
 
+def test_a_trapezoid_descends_in_the_last_fifth_between_warmup_and_cooldown():
+    found = rates("trapezoid", warmup_epochs=4.0, cooldown_epochs=1.0)  # 40 + 50 + 10 steps
+    assert set(found[40:81]) == {1e-3} and found[81] < 1e-3 and found[90] == 1e-5
+
+
+def test_a_lag_delays_the_epochs_in_which_the_rate_changes():
+    found = rates("cosine", lag_epochs=0.5, t_in_epochs=True)
+    changes = [step for step in range(1, 100) if found[step] != found[step - 1]]
+    assert changes == list(range(15, 100, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", {"momentum": 0.9, "nesterov": True, "dampening": 0}),
+        ("lamb", {"decoupled_decay": True, "max_grad_norm": None}),
+        ("radam", {"decoupled_weight_decay": True}),
+        ("muon", {"algo": "muon", "nesterov": True, "momentum": 0.9}),
+        ("adamuon", {"algo": "adamuon", "nesterov": False}),
+        ("nadamuon", {"algo": "adamuon", "nesterov": True}),
+    ],
+)
+def test_an_optimizer_is_the_form_that_its_paper_or_file_says(name, expected):
+    (group, _) = optim.build_optimizer(OptimConfig(name=name, lr=1e-2), nn.Linear(2, 2), 512).param_groups
+    assert {key: group[key] for key in expected} == expected
+
+
 def test_inverse_sqrt_falls_with_the_root():
     found = rates("inverse_sqrt", timescale_epochs=2.0)
     assert found[20] == pytest.approx(1e-3 / 2**0.5) and found[60] == pytest.approx(1e-3 / 2)

@@ -1,0 +1,28 @@
+"""What the processes of a run are, and which of them works first."""
+
+import pytest
+
+from engine.distributed import World
+
+
+def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() -> None:
+    worked: list[int] = []
+    waiting = iter([False, True])
+    for world in (World(0, 4, 0, 2), World(2, 4, 0, 2)):
+        world.first_on_machine(lambda world=world: worked.append(world.rank), lambda: pytest.fail("it waits"))
+    World(3, 4, 1, 2).first_on_machine(lambda: worked.append(3), lambda: next(waiting))
+    assert worked == [0, 2] and next(waiting, None) is None
+
+
+def test_a_patient_world_leaves_its_time_to_the_meetings_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("engine.distributed.dist.set_timeout", lambda time: waits.append(time.total_seconds()))
+    monkeypatch.setattr("engine.distributed.dist.barrier", lambda: None)
+
+    class Meetings:
+        patience = 1800.0
+
+    world = World(0, 2, 0, 2, lockstep=Meetings())  # type: ignore[arg-type]
+    with world.patient(afterwards=7.0):
+        assert waits == [600.0]
+    assert waits == [600.0, 7.0] and Meetings.patience == 1800.0 and world.lockstep.patience == 7.0  # type: ignore[union-attr]
