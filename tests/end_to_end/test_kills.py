@@ -151,11 +151,11 @@ def test_those_are_all_optimizers_and_schedules():
     assert {pair[1] for pair in KILLED} == set(SCHEDULES)
 
 
-def test_sigterm_saves_and_the_run_goes_on(small_images, here):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_sigterm_or_another_signal_saves_and_the_run_goes_on(number, small_images, here):
     common = (*SMALL, f"data.root={small_images}", "epochs=20", "eval_every=20", "name=a", "checkpoint.every_epochs=20")
     folder = here / "outputs/a"
-    code = kill_in_mid_epoch(common, folder, here, 5, signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM
+    assert kill_in_mid_epoch(common, folder, here, 5, number) == 128 + number
     state = checkpoint(folder)
     assert state["step"] >= 5
     again = run_here("train.py", *common, f"max_steps={state['step'] + 2}", cwd=here)
