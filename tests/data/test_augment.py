@@ -113,6 +113,7 @@ def test_movements_fill_with_the_mean_colour_and_interpolate_as_the_data_do(inte
         image.rotate(20, resample=Image.Resampling[interpolation.upper()], fillcolor=FILL) for image in photographs
     ]
     augment = DeviceAugment(MEAN, STD, CLASSES)
+    assert tuple(augment.fill.flatten().tolist()) == FILL
     turned = AutoDraws(np.full((n, 1), Op.ROTATE, dtype=np.int8), np.full((n, 1), 20.0))
     images, labels = as_batch(photographs), torch.zeros(n, dtype=torch.int64)
     boxes = np.tile(np.array([0, 0, 8, 8], dtype=np.int32), (n, 1))

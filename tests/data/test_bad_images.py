@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,15 @@ from PIL import Image
 
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
+from data.crops import Crops
 from data.dataset import open_split
-from data.errors import DataError
+from data.errors import BadImage, DataError
 from data.geometry import BatchGeometry
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source
 from data.sources.shards import ShardSource
+from data.waiting import no_check
 from tests.packing import pack
 
 CPU = torch.device("cpu")
@@ -198,3 +200,39 @@ def test_dali_starts_again_where_a_file_was_gone_for_a_moment(
     monkeypatch.setattr(EncodedSource, "read", back)
     assert torch.equal(pixels(batches(root, "dali", skip=False, damage=hide, steps=range(3))), pixels(whole))
     assert "trying again" in caplog.text
+
+
+class Undecided:
+    """A backend that cannot decode some requests, and does not know which image of them is bad.
+
+    Args:
+        failures: by the first image of a request, how often it fails.
+    """
+
+    def __init__(self, failures: dict[int, int]):
+        self.failures = failures
+        self.asked: list[int] = []
+
+    def batches(
+        self, requests: Iterator[Crops], look: Callable[[], object] = no_check
+    ) -> Generator[torch.Tensor, None, None]:
+        for crops in requests:
+            first = int(crops.index[0])
+            self.asked.append(first)
+            if self.asked.count(first) <= self.failures.get(first, 0):
+                raise BadImage(f"the batch of image {first} cannot be decoded")
+            yield torch.zeros(len(crops), 3, 16, 16, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("failures", "asked"),
+    [({0: 9}, [0, 0]), ({0: 1, 20: 9}, [0, 0, 20, 20]), ({0: 1, 20: 1, 40: 9}, [0, 0, 20, 20, 40, 40])],
+)
+def test_a_batch_that_fails_again_is_an_error_also_after_others_that_failed_once(
+    root: Path, failures: dict[int, int], asked: list[int]
+) -> None:
+    cfg = DataConfig(name="folder", root=str(root), crop=16)
+    images, backend = open_split(cfg, "train"), Undecided(failures)
+    with pytest.raises(BadImage, match=f"the batch of image {asked[-1]} cannot be decoded"):
+        list(Loader(backend, images.labels, CPU).evaluate(EvalPlan(images.index, cfg), 20, 1, 0))
+    assert backend.asked == asked

@@ -156,5 +156,7 @@ def test_erase_boxes_lie_inside_the_image(side: int, probability: float, seed: i
 
 def test_as_many_images_are_erased_as_asked_for() -> None:
     u = np.random.default_rng(0).random((DRAWS, 1 + 4 * TRIES))
+    u[:2, 0] = 0, 1 - 2**-53  # the smallest and the largest draw
     shares = [(random_erase_boxes(u, p, 224)[:, 2] > 0).mean() for p in (0.0, 0.25, 1.0)]
     assert shares == pytest.approx([0, 0.25, 1], abs=0.02)
+    assert shares[0] == 0

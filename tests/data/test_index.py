@@ -38,11 +38,12 @@ def test_images_are_sorted_by_class_and_path(tmp_path: Path) -> None:
     assert index.targets.tolist() == [0, 0, 0, 0, 1, 2]
 
 
-def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
-    paint(tmp_path / "train" / "a" / "deep" / "er" / "1.png", 3, 4)
+@pytest.mark.parametrize("nested", ["deep/er", "like-an-image.jpg"])
+def test_nested_folders_belong_to_their_class(tmp_path: Path, nested: str) -> None:
+    paint(tmp_path / "train" / "a" / nested / "1.png", 3, 4)
     index = index_of(tmp_path)
     assert index.classes == ["a"]
-    assert paths(index) == ["a/deep/er/1.png"]
+    assert paths(index) == [f"a/{nested}/1.png"]
     assert (index.heights[0], index.widths[0]) == (4, 3)
 
 

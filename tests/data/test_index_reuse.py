@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
+from data.index.headers import Header, read_header
 from tests import indexing
 from tests.indexing import index_of, paint, paths, refused, touch_later
 from tests.opening import open_at, source_of
@@ -78,3 +79,49 @@ def test_another_users_index_is_trusted_beside_the_images_and_not_in_the_cache(
     monkeypatch.setattr("data.index.building.cache_dir", lambda: tmp_path)
     with pytest.raises(DataError, match=f"^{file} belongs to another user, number 12345"):
         index_of(root)
+    os.chown(file, 0, 0)
+    file.with_suffix(".pieces").mkdir()
+    os.chown(file.with_suffix(".pieces"), 12345, 12345)
+    with pytest.raises(DataError, match=r"\.pieces belongs to another user, number 12345"):
+        index_of(root)
+
+
+def interrupted(root: Path, monkeypatch: pytest.MonkeyPatch, **options: str) -> None:
+    """Index a folder up to class b, where Ctrl-C arrives. Even the smallest class is kept for the next start."""
+
+    def reading(path: Path) -> Header | str:
+        if path.parent.name == "b":
+            raise KeyboardInterrupt
+        return read_header(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.sources.folder.read_header", reading)
+        with pytest.raises(KeyboardInterrupt):
+            source_of(root, **options)
+
+
+def test_after_an_interrupted_start_a_class_that_has_changed_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.index.pieces.LEAST", 1)
+    touch_later(root / "train" / "a")
+    interrupted(root, monkeypatch)
+    assert len(list(root.glob(".*.pieces/*"))) == 1
+    paint(root / "train" / "a" / "1.png", 30, 20)
+    touch_later(root / "train" / "a")
+    assert (index_of(root).widths.tolist(), index_of(root).heights.tolist()) == ([30, 8, 8, 8], [20, 6, 6, 6])
+
+
+def test_after_an_interrupted_start_an_image_that_was_bad_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is repaired in place, which its folder does not show."""
+    monkeypatch.setattr("data.index.pieces.LEAST", 1)
+    image = root / "train" / "a" / "1.png"
+    image.write_text("no image")
+    touch_later(image.parent)
+    interrupted(root, monkeypatch, on_bad_image="skip")
+    before = os.stat(image.parent).st_mtime_ns
+    paint(image)
+    os.utime(image.parent, ns=(before, before))
+    assert paths(index_of(root, on_bad_image="skip")) == ["a/1.png", "a/2.jpg", "b/3.png", "b/4.jpeg"]

@@ -84,6 +84,13 @@ def test_epochs_of_a_subset_are_shorter() -> None:
     assert [len(plan.images_of(step)) for step in range(7)] == [76] * 7
 
 
+def test_what_replaces_a_bad_image_is_of_the_subset_too() -> None:
+    plan = make_plan(count=800, subset=0.5)
+    bad = frozenset(plan.images_of(0)[:50].tolist())
+    taken = set(plan.crops(0, range(76), bad).index.tolist())
+    assert taken <= set(plan.rows.tolist()) - bad
+
+
 def epoch_order(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
     """The images of an epoch in their order."""
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)

@@ -20,6 +20,8 @@ from data.index.arrays import write_arrays
 from data.index.image_index import VERSION
 from data.loader import Batch, Loader
 from data.plan import EvalPlan, TrainPlan
+from data.prepare.originals import ClassImages, ClassMembers, Member, Split
+from data.prepare.target import Target
 from data.sources.shards import PACKED_INDEX
 from tests.opening import open_at, source_of
 from tests.packing import opened, pack
@@ -59,6 +61,13 @@ def test_the_index_is_the_folders(photographs: Path, packed: Path) -> None:
     assert ours.odd_colours == theirs.odd_colours != frozenset()
     for i in range(len(folder)):
         assert shards.read(i) == Path(str(folder.path(i))).read_bytes() == folder.read(i)
+
+
+def test_a_shard_takes_as_many_whole_classes_as_fit(tmp_path: Path) -> None:
+    sizes = [30, 30, 40, 1, 150, 60]
+    classes: list[ClassImages] = [ClassMembers(str(i), [Member("any", "", 0, size)]) for i, size in enumerate(sizes)]
+    parts = Target.shards(tmp_path, Split("train", classes), None, shard_size=100).parts
+    assert [[source.size for source in part.sources] for part in parts] == [[30, 30, 40], [1], [150], [60]]
 
 
 def test_shards_are_ordinary_tar_files(photographs: Path, packed: Path, tmp_path: Path) -> None:

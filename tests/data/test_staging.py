@@ -6,7 +6,9 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,27 @@ def test_the_copy_is_used_and_needs_no_new_index(
     assert Path(copy.place).is_relative_to(tmp_path / "scratch")
 
 
+def test_the_copy_is_read_with_the_index_beside_it_where_that_of_the_source_is_elsewhere(
+    cfg: DataConfig, tmp_path: Path
+) -> None:
+    cfg = replace(cfg, index_dir=str(tmp_path / "indexes"))
+    stage(cfg, SPLITS)
+    for split in SPLITS:
+        assert open_source(staged(cfg), split, build=False) is not None, "needs a new index"
+
+
+def test_a_file_of_both_splits_is_copied_once(numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, carry_out = [], staging._carry_out
+
+    def noted(copy: staging.Copy, *others: Any) -> None:
+        sources.append(copy.source.name)
+        carry_out(copy, *others)
+
+    monkeypatch.setattr(staging, "_carry_out", noted)
+    stage(options(one_zip(numbered, tmp_path / "set"), tmp_path), SPLITS)
+    assert sorted(sources) == [*(f".coldstart-index-all.zip-{split}.npz" for split in SPLITS), "all.zip"]
+
+
 def test_only_what_is_missing_or_changed_is_copied(cfg: DataConfig) -> None:
     stage(cfg, SPLITS)
     before = copies(cfg)
@@ -93,6 +116,20 @@ def test_what_a_killed_start_left_is_removed_and_nothing_else(cfg: DataConfig) -
     (place / "mine.txt").touch()
     stage(cfg, SPLITS)
     assert {path.name for path in place.iterdir() if path.suffix != ".tar"} == {"mine.txt"}
+
+
+def test_where_there_are_no_locks_another_run_may_still_write_and_nothing_is_removed(
+    cfg: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(staging.fcntl, "flock", no_locks)
+    stage(cfg, SPLITS)
+    begun = Path(next(iter(copies(cfg)))).with_name(f"{staging.PARTIAL}train-0000.tar")
+    begun.touch()
+    stage(cfg, SPLITS)
+    assert begun.exists()
 
 
 def test_two_runs_on_a_node_copy_once(cfg: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -123,6 +160,15 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_copied(
     assert not copies(cfg)
 
 
+def test_a_changed_file_takes_the_space_of_its_old_copy(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(cfg, SPLITS)
+    for tar in Path(str(cfg.root)).rglob("*.tar"):
+        os.utime(tar, (tar.stat().st_mtime + 10,) * 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 5000, 5000))
+    stage(cfg, SPLITS)
+    assert staging_check(cfg, SPLITS)()
+
+
 def test_a_disk_that_fills_up_costs_nothing_that_is_there(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     written = staging._written
 
@@ -142,6 +188,25 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_there(cfg: DataConfig, monke
     stage(cfg, SPLITS)
     assert staging_check(cfg, SPLITS)()
     assert copies(cfg).items() >= before.items()
+
+
+def test_when_one_file_cannot_be_copied_the_others_stop_at_once(
+    cfg: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, has_begun = staging._written, threading.Event()
+
+    def failing(source: Path, target: Path, bar: Any, stop: threading.Event) -> bytes:
+        if source.name == "train-0000.tar":
+            assert has_begun.wait(10)
+            raise OSError(errno.EIO, "Input/output error")
+        has_begun.set()
+        stop.wait(10)
+        return written(source, target, bar, stop)
+
+    monkeypatch.setattr(staging, "_written", failing)
+    with pytest.raises(DataError, match=r"train-0000\.tar \(Input/output error\)"):
+        stage(cfg, SPLITS)
+    assert not copies(cfg)
 
 
 def test_a_copy_that_differs_is_refused(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:

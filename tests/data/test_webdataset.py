@@ -41,10 +41,30 @@ def test_timm_s_names_are_found(root: Path) -> None:
     assert train.index.widths.tolist() == [1, 12, 2, 21, 11, 22]
 
 
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 2)])
+def test_sets_are_counted_from_zero_or_one(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    for number in numbers:
+        write_tar(tmp_path / f"x-train-{number:05}-of-00002.tar", **{f"s{number}": sample(number)})
+    assert list(source_of(tmp_path).index.paths) == [f"{number}/s{number}.jpg" for number in numbers]
+
+
 def test_images_come_in_the_order_of_classes_and_keys_whatever_the_tars(numbered: Path, tmp_path: Path) -> None:
     few, many = (source_of(write_tars(numbered, tmp_path / str(n), each=n)) for n in (7, 30))
     assert few.layout != many.layout
     assert few.index.fingerprint() == many.index.fingerprint() == source_of(numbered).index.fingerprint()
+
+
+def test_images_are_read_from_their_own_tars_whatever_the_order(tmp_path: Path) -> None:
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (13, 6)).save(cmyk, "JPEG")
+    write_tar(tmp_path / "train" / "a-0.tar", x=sample(1, 11), y=sample(0, 12))
+    write_tar(tmp_path / "train" / "a-1.tar", z={"jpg": cmyk.getvalue(), "cls": "0"}, w=sample(1, 14))
+    source = source_of(tmp_path)
+    images = [Image.open(io.BytesIO(source.read(i))) for i in range(4)]
+    assert list(source.index.paths) == ["0/y.jpg", "0/z.jpg", "1/w.jpg", "1/x.jpg"]
+    assert [image.width for image in images] == source.index.widths.tolist() == [12, 13, 14, 11]
+    assert [image.mode for image in images] == ["RGB", "CMYK", "RGB", "RGB"]
+    assert source.index.odd_colours == {1}
 
 
 def test_class_numbers_are_sorted_by_value_and_are_the_labels(tmp_path: Path) -> None:

@@ -99,6 +99,16 @@ def with_a_file_that_is_no_image(root: Path) -> None:
     write_tar(root / "imagenet1k-train-0002.tar", x={"jpg": b"no image", "cls": "1"})
 
 
+def with_a_sparse_image(root: Path) -> None:
+    """A file with a hole at its end, as GNU tar stores it with ``--sparse``: its bytes are not all in the archive."""
+    tar, content = write_tar(root / "imagenet1k-train-0002.tar", y=sample(1), x={"cls": "1"}), tiny_image()
+    with tarfile.open(tar, "a") as file:
+        info = tarfile.TarInfo("x.jpg")
+        info.size = len(content)
+        info.pax_headers = {"GNU.sparse.map": f"0,{len(content)}", "GNU.sparse.size": f"{len(content) + 9}"}
+        file.addfile(info, io.BytesIO(content))
+
+
 def a_key_twice_in_one(root: Path) -> None:
     with tarfile.open(root / "imagenet1k-train-0002.tar", "a") as file:
         file.addfile(tarfile.TarInfo("s20.jpg"), io.BytesIO())
@@ -131,6 +141,7 @@ REFUSALS = {
     with_a_negative_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
     with_a_fraction_as_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
     without_an_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
+    with_a_sparse_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
     with_a_file_that_is_no_image: r"train-0002\.tar: x\.jpg is not a JPEG or PNG image: repair it",
     a_key_twice_in_one: r"train-0002\.tar holds s20\.jpg twice: write it again, each sample with a key of its own$",
     a_copy: r"two samples of .*set are named 1/s20\.jpg, in .*-0002\.tar and .*-0003\.tar: remove one copy$",
