@@ -60,6 +60,23 @@ def test_speeds_are_those_of_the_model(here, monkeypatch, spend):
     assert speed.latency_ms == pytest.approx(6) and speed.images_per_second == pytest.approx(15 / 0.02)
 
 
+def test_nine_of_ten_runs_are_within_the_latency_that_is_said(here, monkeypatch, spend):
+    """A model that takes 1 to 10 ms by turns."""
+
+    class Uneven(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            spend(0.001 * (1 + self.calls % 10))
+            self.calls += 1
+            return x.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(benchmark, "trained_model", lambda *_: Uneven())
+    monkeypatch.setattr(benchmark, "forward_flops", lambda *_: 0)
+    speed = measured("model=deit_tiny", "benchmark_runs=10")
+    assert (speed.latency_ms, speed.latency_p90_ms) == pytest.approx((5.5, 9.1))
+
+
 def test_precision_and_layout_are_those_asked_for(here, monkeypatch):
     seen = []
 

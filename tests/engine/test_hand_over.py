@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_timm_prepares_images_as_the_run_did(run: Path, folder: Path) -> None:
     assert config["pretrained_cfg"]["license"] is config["pretrained_cfg"]["tag"] is None
 
 
+def test_timm_resizes_images_to_the_same_side_whatever_the_ratio(run: Path, tmp_path: Path) -> None:
+    """28 / (28 / 50) is a little less than 50, and timm rounds down."""
+    ours = TrainedModel(run)
+    ours.data = replace(ours.data, resize=50)
+    ours.write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    resize = timm.data.create_transform(config["input_size"], crop_pct=config["crop_pct"]).transforms[0]
+    assert resize.size == 50
+
+
 def test_everybody_may_read_all_files(folder: Path) -> None:
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
@@ -66,6 +77,9 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     ):
         assert part in card
     assert "The run has not validated these weights." in TrainedModel(run, weights="raw").card()
+    later = TrainedModel(run)
+    later.state["step"] += 1
+    assert "The run has not validated these weights." in later.card()
     tuned = TrainedModel(run)
     tuned.state["config"]["checkpoint"]["start"] = "/private/big.safetensors"
     assert "started from the weights in `big.safetensors`." in tuned.card() and "started from" not in card

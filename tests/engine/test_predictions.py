@@ -4,8 +4,13 @@ import contextlib
 import csv
 import json
 
+import numpy as np
 import pytest
 
+from data import DataConfig
+from data.eval_sets import EvalImages
+from data.sources.synthetic import SyntheticSource
+from engine.evaluation.predictions import write_predictions
 from tests.runs import SMALL, run, run_here, train_here
 
 
@@ -40,6 +45,18 @@ def test_it_has_every_image_once_and_agrees_with_the_scores(trained):
         shares = [float(row[f"p{i}"]) for i in range(1, 6)]
         assert shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
         assert f"/{row['name']}/" in row["path"], "the name is that of the image's folder"
+
+
+def test_answers_are_classes_of_the_model_also_where_it_chooses_among_a_part_of_them(tmp_path):
+    """As for ImageNet-A, with 200 of the 1000 classes. An image may have several right answers, or none."""
+    answers, classes = np.array([[0, -1], [1, 2], [-1, -1]]), np.array([2, 5, 7])
+    images = EvalImages(DataConfig(name="any"), SyntheticSource(3, 3, 8), answers, classes)
+    best = np.array([[2, 0], [1, 2], [0, 1]])
+    write_predictions(tmp_path / "p.csv", images, best, np.array([[0.75, 0.25]] * 3), list("abcdefgh"))
+    found = rows(tmp_path / "p.csv")
+    assert [(row["label"], row["name"]) for row in found] == [("2", "c"), ("5 7", "f h"), ("", "")]
+    assert [row["top1"] + row["name1"] for row in found] == ["7h", "5f", "2c"]
+    assert [row["top2"] + row["name2"] for row in found] == ["2c", "7h", "5f"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,18 @@ from engine.saved_model import open_trained
 from tests.runs import SMALL, checkpoint, composed, metrics, train_here
 
 
+def scores(logits: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor | None = None) -> Scores:
+    """The scores of a model that answers with these logits."""
+
+    class Table(torch.nn.Module):
+        def forward(self, x):
+            return logits
+
+    batch = Batch(torch.zeros(len(logits), 3, 2, 2, dtype=torch.uint8), labels, None, None)
+    runtime = Runtime(World(0, 1, 0, 1), torch.device("cpu"))
+    return score(Table(), [batch], DeviceAugment([0.0] * 3, [1.0] * 3, 3), runtime, classes)
+
+
 @pytest.mark.parametrize("classes", [None, torch.tensor([0, 2])])
 def test_answers_that_are_not_finite_are_wrong(classes, capsys):
     """A single NaN or infinity among the classes that count makes an image's answer wrong."""
@@ -29,17 +41,19 @@ def test_answers_that_are_not_finite_are_wrong(classes, capsys):
     logits = torch.zeros(6, 3)
     logits[:, 0] = 1.0
     logits[0, 1], logits[1, 0], logits[2, 2], logits[3] = torch.nan, torch.inf, -torch.inf, torch.nan
-
-    class Table(torch.nn.Module):
-        def forward(self, x):
-            return logits
-
-    batch = Batch(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), torch.zeros(6, dtype=torch.long), None, None)
-    runtime = Runtime(World(0, 1, 0, 1), torch.device("cpu"))
-    found = score(Table(), [batch], DeviceAugment([0.0] * 3, [1.0] * 3, 3), runtime, classes)
+    found = scores(logits, torch.zeros(6, dtype=torch.long), classes)
     bad = 4 if classes is None else 3
     assert found.not_finite == bad and found.top1 == found.top5 == pytest.approx(100 * (6 - bad) / 6)
     assert f"outputs for {bad} of 6 images are not finite" in capsys.readouterr().out
+
+
+def test_an_image_counts_if_it_has_a_label_however_few(capsys):
+    log_to(None, speaks=True)
+    logits = torch.eye(8)[[2, 1, 0]]
+    logits[2, 3] = torch.nan  # of the image that does not count
+    found = scores(logits, torch.tensor([[1, 2], [1, -1], [-1, -1]]))
+    assert (found.images, found.top1, found.not_finite) == (2, 100, 0)
+    assert "not finite" not in capsys.readouterr().out
 
 
 def test_it_is_said_written_and_never_the_best(small_images, here, capsys):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.callbacks.plots import draw_batch
+from engine.callbacks.plots import _caption, draw_batch
 from engine.warn_on_failure import LineFile, warn_on_failure
 
 
@@ -82,3 +82,8 @@ def test_any_name_of_a_class_can_be_drawn(tmp_path):
     mixed = torch.full((4, 4), 0.5) * (torch.eye(4) + torch.eye(4).roll(1, 0))
     draw_batch(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.cat([torch.eye(4), mixed]), names, tmp_path / "a.png")
     assert np.array(Image.open(Path(tmp_path / "a.png"))).std() > 0
+
+
+def test_a_mixed_image_is_captioned_with_its_shares_whatever_the_label_smoothing():
+    target = np.full(10, 0.01) + 0.9 * (0.7 * np.eye(10)[3] + 0.3 * np.eye(10)[5])
+    assert _caption(target, dict(enumerate("abcdefghij"))) == "d 70%\nf 30%"
