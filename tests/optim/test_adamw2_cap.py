@@ -216,3 +216,24 @@ def test_parts_of_a_fused_matrix_are_capped_each_for_itself():
         return fused.detach()
 
     assert torch.equal(after(1.0)[:8], after(100.0)[:8])
+
+
+def test_the_first_step_knows_the_size_of_a_matrix():
+    weight = nn.Parameter(torch.randn(300, 200))
+    optimizer, before = AdamW2([weight], lr=0.1), sigma(weight.detach())
+    weight.grad = torch.randn(300, 200)
+    optimizer.step()
+    assert optimizer.state[weight]["sizes"][1].item() == pytest.approx(before, rel=5e-3)
+
+
+def test_every_group_gets_the_power_iterations_of_the_one_that_asks_for_most():
+    start, found = [torch.randn(30, 20), torch.randn(20, 30)], []
+    for asked in ((1, 40), (40, 1), (40, 40)):
+        weights = [nn.Parameter(weight.clone()) for weight in start]
+        groups = [{"params": [w], "power_iterations": count} for w, count in zip(weights, asked, strict=True)]
+        optimizer = AdamW2(groups, lr=0.1)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        found.append(torch.stack([optimizer.state[weight]["sizes"] for weight in weights]))
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])

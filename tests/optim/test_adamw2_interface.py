@@ -202,3 +202,19 @@ def test_metrics_say_what_the_cap_did_and_to_which_matrix():
     assert 0.9 * ratios[2] <= found.pop("step_ratio_p99") <= ratios[2] * 1.0001
     assert found == pytest.approx(expected, rel=1e-4)
     assert AdamW2([nn.Parameter(torch.ones(3))]).metrics() == {}
+
+
+def test_metrics_have_a_number_where_a_matrix_is_zero_and_the_right_name_after_a_fused_one():
+    members = {"qkv": 100 * torch.eye(6), "zero": torch.zeros(3, 3), "a": torch.eye(3)}
+    groups = [
+        {"params": [(name, nn.Parameter(weight))], "splits": 2 if name == "qkv" else 1}
+        for name, weight in members.items()
+    ]
+    optimizer = AdamW2(groups, 0.1, tau=0.2)
+    for group in optimizer.param_groups:
+        for member in group["params"]:
+            member.grad = torch.ones_like(member)
+    optimizer.step()
+    found = optimizer.metrics()
+    assert (found["step_ratio_max_of"], found["capped"]) == ("a", 0.25)
+    assert (found["step_ratio_max"], found["lr_factor_min"]) == pytest.approx((0.3, 0.2 / 0.3), rel=1e-4)
