@@ -32,6 +32,8 @@ def test_entropy_and_rank_of_known_matrices_are_correct():
     report = attention_report(Attends(torch.stack([sure, unsure, one_key])), torch.zeros(4, 1))[""]
     assert report.entropy.tolist() == pytest.approx([0, 1, 0], abs=1e-4)
     assert report.rank.tolist() == pytest.approx([1, 1 / 6, 1 / 6], abs=1e-4)
+    fewer_queries = attention_report(Attends(50 * torch.eye(3, 7)[None]), torch.zeros(4, 1))[""]
+    assert fewer_queries.rank.tolist() == pytest.approx([1], abs=1e-4)
 
 
 @pytest.mark.parametrize("softmax", [nn.Softmax(dim=-1), lambda x: x.softmax(-1), lambda x: torch.softmax(x, dim=3)])

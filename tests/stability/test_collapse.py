@@ -1,6 +1,7 @@
 """Attention that collapses: found in the right layer, and said once."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -44,6 +45,11 @@ def test_a_reading_is_summarised_by_its_worst_layers_and_warns_once(tmp_path, ca
         [None],
         [None],
     ]
+    monitor.after_update = lambda: replace(report, collapsed={})
+    take_down(5)
+    monitor.after_update = lambda: report
+    take_down(6)
+    assert caplog.text.count("collapses") == 1, "a head that recovers and collapses again"
 
 
 def collapse_(model: nn.Module, layer: str) -> None:
@@ -71,6 +77,12 @@ def test_a_collapse_is_found_in_the_right_layer():
 def test_sparse_attention_of_full_rank_is_benign():
     low, high = torch.tensor([0.01, 0.01, 0.01, 0.9]), torch.tensor([0.99, 0.99, 0.5, 0.99])
     assert collapsed_heads(low, torch.tensor([0.05, 0.9, 0.05, 0.05]), high) == [0]
+
+
+def test_a_head_has_collapsed_if_all_three_signs_are_beyond_their_thresholds():
+    """The thresholds are those of docs/stability.md. Each of the last three heads misses one of them."""
+    entropy, rank = torch.tensor([0.24, 0.26, 0.24, 0.24]), torch.tensor([0.09, 0.09, 0.11, 0.09])
+    assert collapsed_heads(entropy, rank, torch.tensor([0.91, 0.91, 0.91, 0.89])) == [0]
 
 
 def test_weights_that_are_nan_give_nan_and_no_collapse():

@@ -80,6 +80,16 @@ def test_activations_diversity_and_attention_are_read_for_every_block(name):
         assert all(0 <= value <= 1 + 1e-6 for values in report.layers[kind].values() for value in values)
 
 
+def test_register_tokens_are_left_out_as_the_class_token_is():
+    model, outputs = timm.create_model("vit_small_patch16_224", reg_tokens=4, **SIZES).eval(), {}
+    model.blocks[1].register_forward_hook(lambda m, i, o: outputs.update(last=o))
+    report = block_report(model, torch.randn(2, 3, 32, 32))["blocks.1"]
+    patches = outputs["last"].detach()[:, 5:]
+    assert patches.shape[1] == 16
+    assert report.scale.item() == pytest.approx(patches.square().mean().sqrt().item(), rel=1e-6)
+    assert report.diversity.item() == pytest.approx(token_diversity(patches).mean().item(), rel=1e-6)
+
+
 def test_entropy_and_rank_equal_those_of_the_attention_report():
     model, _, _, images, report, _ = read()
     whole = attention_report(model, images[:4:2])  # the monitor measures two of its four images, evenly spaced

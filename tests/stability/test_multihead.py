@@ -10,12 +10,16 @@ from stability import attention_report, entropy
 from stability.layers import query_keys
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["one mask", "a mask for each image and head"])
 @pytest.mark.parametrize("kdim", [None, 6], ids=["one matrix", "separate matrices"])
-def test_torchs_own_attention_is_measured(kdim):
+def test_torchs_own_attention_is_measured(kdim, each):
     """The matrices that ``need_weights`` returns, with both kinds of masks."""
     layer = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=True).eval()
     x, y = torch.randn(3, 5, 8), torch.randn(3, 5, kdim or 8)
-    masks = {"attn_mask": torch.ones(5, 5).triu(1).bool(), "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)}
+    pairs = torch.ones(5, 5).triu(1).bool()
+    if each:
+        pairs = pairs | (torch.rand(3 * 2, 5, 5) < 0.5) & ~torch.eye(5, dtype=torch.bool)
+    masks = {"attn_mask": pairs, "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)}
 
     class Asked(nn.Module):
         def __init__(self):
