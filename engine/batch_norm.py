@@ -49,8 +49,9 @@ def refuse_lone_images(model: nn.Module, geometry: BatchGeometry, side: int) -> 
     except ValueError as error:
         cut = " + ".join(map(str, sizes))
         group, processes = geometry.mix_group, geometry.world_size
-        advice = f"set batch_size to a multiple of augment.mix_group={group}, {group * processes} or more"
-        if group == 1:
+        if group > 1:
+            advice = f"set batch_size to a multiple of augment.mix_group={group}, {group * processes} or more"
+        else:
             advice = f"set batch_size={2 * processes} or more, and micro_batch_size=4 or more"
         raise UserError(
             f"batch_size={geometry.batch_size} is split into {cut} images, but BatchNorm cannot train on one image: "

@@ -47,9 +47,9 @@ def train(cfg: TrainConfig) -> None:
     runtime = Runtime.start(cfg)
     directory = RunDirectory(str(cfg.output_dir))
     directory.refuse_conflict(cfg)
-    # Before the images, so that a mistake is found early. A run that resumes has weights of its own.
-    starts = not directory.has_checkpoints() and cfg.resume in ("auto", "never")
-    start = StartingWeights.read(cfg.checkpoint.start) if cfg.checkpoint.start is not None and starts else None
+    # Read before the images, so that a mistake is found early. A run that resumes has weights of its own.
+    is_new = not directory.has_checkpoints() and cfg.resume in ("auto", "never")
+    start = StartingWeights.read(cfg.checkpoint.start) if is_new and cfg.checkpoint.start is not None else None
     cfg.data.backend = directory.backend_of(cfg) or resolve_backend(cfg.data)
     data = TrainingData(cfg, runtime)
     torch.manual_seed(cfg.seed)

@@ -76,32 +76,21 @@ def load_weights(model: nn.Module, weights: str | Path | dict[str, Tensor], sour
     weights = {name: own[name] for name in own if name.endswith(COUNTED)} | weights
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
-    reshaped = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
+    reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    shapes = [f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}" for name in reshaped]
     complaints = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
     if complaints:
         why = "; ".join(complaints)
-        if classes := _other_classes(model, own, weights, [*missing, *unexpected]):
+        layers = classifiers(model)
+        if not (missing or unexpected) and reshaped == [name for name in own if name.rpartition(".")[0] in layers]:
+            classes = len(weights[reshaped[0]])
             why += f"; its classifier has {classes} classes (model.num_classes={classes})"
         raise ModelError(f"{source or 'the file'} holds weights of another model: {why}")
     model.load_state_dict(weights)
-
-
-def _other_classes(
-    model: nn.Module, own: dict[str, Tensor], weights: dict[str, Tensor], others: list[str]
-) -> int | None:
-    """The number of classes of the weights' classifier, if nothing but this number differs from the model's."""
-    names = classifiers(model)
-    whole = [name for name in own if name.rpartition(".")[0] in names and own[name].ndim > 0]
-    reshaped = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    return len(weights[whole[0]]) if whole and whole == reshaped and not others else None
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ from data.sources.file_sets import complete_set, file_set
 from data.sources.source import Advice
 
 LONGEST_LABEL = 100  # bytes
-FRACTION = re.compile(r"\d+\.\d*(e[+-]?\d+)?")  # a class number that became one, as 2.0: as a name it sorts after 10.0
+# A class number that was written with a fraction, such as 2.0. Sorted as a name, it would come after 10.0.
+FRACTION = re.compile(r"\d+\.\d*(e[+-]?\d+)?")
 CLASS_NAME = re.compile(r"\w[\w ,.()'-]*")
 
 Sample = dict[str, tuple[int, int]]  # offset and length of each member, by extension

@@ -75,11 +75,16 @@ class Results:
     Args:
         path: the file; it need not exist.
         study: gives the columns of its axes.
+
+    Raises:
+        UserError: if an axis has the name of another column.
     """
 
     def __init__(self, path: Path, study: Study):
         self.path, self.study = path, study
         self.columns = [*study.axes, "seed", *(f.name for f in (*fields(Outcome), *fields(Origin))), "options"]
+        if twice := [axis for axis in study.axes if self.columns.count(axis) > 1]:
+            raise UserError(f"the axis '{twice[0]}' of {study.name} has the name of a column of results.csv: rename it")
 
     def rows(self) -> list[Row]:
         """All rows in the file."""

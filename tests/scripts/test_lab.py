@@ -208,6 +208,14 @@ def test_a_try_out_with_other_options_keeps_the_rows_and_has_pages_without_their
     assert "scripts/lab.py small scale=gpu" in page and "0 of 4 trainings" in page and "map.png" not in page
 
 
+def test_an_axis_is_not_called_as_another_column(folder):
+    found = read_study("small")
+    for name in ("options", "seed", "top1"):
+        axes = {name: found.axes["method"], "lr": found.axes["lr"]}
+        with pytest.raises(UserError, match=f"the axis '{name}' of small has the name of a column of results.csv"):
+            Results(folder / "results.csv", study.Study(**{**vars(found), "axes": axes}))
+
+
 def test_results_of_other_options_do_not_count(folder):
     found = read_study("small")
     results = Results(folder / "results.csv", found)
