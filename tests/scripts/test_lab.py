@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from engine.device import default_workers
+from engine.errors import UserError
 from scripts.studies import at_init, study, training
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
