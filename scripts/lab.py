@@ -44,7 +44,7 @@ from scripts.studies.report import write_report
 from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.study_checks import load
-from scripts.studies.training import Stopped, Trainer, forget, visible_gpus
+from scripts.studies.training import Stopped, Trainer, forget, refuse_mistakes, visible_gpus
 from scripts.studies.watch import draw_all, watch
 
 KNOWN = {key.partition(".")[0] for key in declared(TrainConfig)}  # the first words of a training's options
@@ -121,6 +121,7 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
     if arguments.borrow == "true" and (borrowed := results.borrow(cells, is_younger)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
+    refuse_mistakes(missing)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()
     trainer = Trainer(Path(arguments.runs).resolve() / study.folder, study.crash_below, threads, visible_gpus())
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:

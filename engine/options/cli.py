@@ -88,7 +88,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         flags, typed = split(sys.argv[1:])
         if any(flag.startswith(("--config-name", "-cn")) for flag in flags):
             raise UserError(f"{config_name}.py reads conf/{config_name}.yaml: leave out --config-name")
-        typed = _prepared(typed, config_name, implied)
+        typed = prepared(typed, config_name, implied)
         sys.argv[1:] = flags + typed
         if {"--help", "-h"} & set(flags):
             _help(main, config_name)
@@ -99,14 +99,16 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     except USER_ERRORS as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _fail(explain(error, config_name), 2)
+        _fail(explain(error, config_name, sys.argv[1:]), 2)
     except (ValueError, AssertionError, OSError) as error:
         if started:
             raise
         if isinstance(error, BrokenPipeError):  # who read the output of --help has seen enough
             discard(sys.stdout)
             sys.exit(1)
-        _fail(explain(error, config_name), 2)  # the error is Hydra's and about the command: no job has started yet
+        _fail(
+            explain(error, config_name, sys.argv[1:]), 2
+        )  # the error is Hydra's and about the command: no job has started yet
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
@@ -123,7 +125,7 @@ def _help(main: Callable[[], None], entry: str) -> NoReturn:
     sys.exit(0)
 
 
-def _prepared(options: list[str], entry: str, implied: Callable[[list[str]], list[str]] | None) -> list[str]:
+def prepared(options: list[str], entry: str, implied: Callable[[list[str]], list[str]] | None) -> list[str]:
     """Prepare options for Hydra: expand short forms, quote text and add implied options."""
     parts = (option.lstrip("+").partition("=") for option in options)
     refuse_secrets((key, value) for key, _, value in parts)
@@ -145,7 +147,7 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, torch.OutOfMemoryError):
         return f"{first_line(error)} Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1
-    return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry), 2
+    return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry, sys.argv[1:]), 2
 
 
 def _print_error(message: str) -> None:

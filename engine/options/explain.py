@@ -1,8 +1,8 @@
 """Turn error messages of Hydra and OmegaConf into one line that says what to type instead."""
 
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
@@ -35,24 +35,44 @@ def text_options(entry: str) -> set[str]:
     return groups() | {key for key, option in declared(ENTRIES[entry]).items() if option.is_text}
 
 
-def explain(error: BaseException, entry: str) -> str:
-    """Return a one-line message for an error of Hydra or OmegaConf. For an unknown name it suggests similar names."""
+@dataclass(frozen=True)
+class Command:
+    """What the user typed.
+
+    Attributes:
+        entry: ``"train"`` or ``"eval"``.
+        arguments: the options and flags.
+    """
+
+    entry: str
+    arguments: Sequence[str]
+
+
+def explain(error: BaseException, entry: str, arguments: Sequence[str]) -> str:
+    """Return a one-line message for an error of Hydra or OmegaConf. For an unknown name it suggests similar names.
+
+    Args:
+        error: the error.
+        entry: ``"train"`` or ``"eval"``.
+        arguments: what the user typed.
+    """
+    command = Command(entry, arguments)
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override, entry)
+        return _unreadable(error.override, command)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
         return f"{where} is no valid YAML: {error.problem}"
     message = f"{error}\n{error.__cause__ or ''}"
     if "Could not override ''" in message:
-        return _unreadable(next(typed for typed in sys.argv[1:] if typed.lstrip("+").startswith("=")), entry)
-    if file := _file_without_package(message):
+        return _unreadable(next(typed for typed in arguments if typed.lstrip("+").startswith("=")), command)
+    if file := _file_without_package(message, command):
         return f"{file} must begin with the line '# @package _global_', as those in conf/ do"
     if match := re.search(r"Ambiguous value for argument '(.*)'\n", message):
-        return _several_values(match[1], entry)
+        return _several_values(match[1], command)
     if match := re.search(r"Multiple values for (\w+)\.", message):
         return f"{match[1]} has a value already: type {match[1]}=… once, without a + in front"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
-        return _unknown_key(match[1] or match[2], message, entry)
+        return _unknown_key(match[1] or match[2], message, command)
     if match := re.search(r"Could not find '(.+)/([^']*)'", message):
         return _unknown_file(match[1], match[2])
     if match := re.search(r"In '(.+)': Could not load 'schema/model/([^']*)'", message):
@@ -103,16 +123,16 @@ def first_line(error: BaseException | None) -> str:
     return str(error).split("\n", 1)[0] if error else ""
 
 
-def _unreadable(argument: str, entry: str) -> str:
+def _unreadable(argument: str, command: Command) -> str:
     """Say what to type instead of an argument that Hydra cannot parse."""
     key, equals, value = argument.partition("=")
     option = key.lstrip("+")
     if not equals or not re.fullmatch(r"~?[\w.@/$-]+", option):
-        hint = argument if argument in _all_keys(entry) else "OPTION"
+        hint = argument if argument in _all_keys(command) else "OPTION"
         return f"'{argument}' cannot be read: type {hint}=VALUE, without spaces around the ="
     if re.search(OPEN, value):
         return f"{argument} cannot be read: '${{' stands for the value of another option, as in '{key}=${{name}}'"
-    if option in declared(ENTRIES[entry]) and option not in text_options(entry):
+    if option in declared(ENTRIES[command.entry]) and option not in text_options(command.entry):
         return (
             f"{argument} cannot be read: brackets must be closed, values between commas cannot be empty, and an "
             f"argument with spaces needs quotes around it, such as 'optim.betas=[0.9, 0.98]'"
@@ -133,51 +153,53 @@ def _unknown_file(group: str, name: str) -> str:
     return f"{group}={name} is unknown: {nearest(name, sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
 
 
-def _several_values(argument: str, entry: str) -> str:
+def _several_values(argument: str, command: Command) -> str:
     """Say what to type if an option has several values but the command is not a sweep."""
     key, _, value = argument.partition("=")
     hint = ""
-    if key.lstrip("+") in text_options(entry) - groups():
+    if key.lstrip("+") in text_options(command.entry) - groups():
         value = ",".join(map(str, values_of(argument)))
         argument = f"{key}={value}"
         hint = f", or type {in_shell(key, [value])} for one"
     elif key == "logger":
         hint = f", or type 'logger=[{','.join(map(str, values_of(argument)))}]' for a list"
-    elif isinstance(_defaults(entry).get(key), list):
+    elif isinstance(_defaults(command).get(key), list):
         hint = f", or type '{key}=[{value}]' for a list"
     return f"{argument} has several values: add -m to run each of them{hint}"
 
 
-def _unknown_key(key: str, message: str, entry: str) -> str:
+def _unknown_key(key: str, message: str, command: Command) -> str:
     if full := re.search(r"full_key: (\S+)", message):
         key = full[1]
     if key in RENAMED:
         return f"{key} has a new name: type {RENAMED[key]}=…"
     if key.startswith(NEW_KEYS):
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
-    if file := _file_with(key):
+    if file := _file_with(key, command):
         return f"{file} sets '{key}', which is no option: correct it or remove it there"
-    return f"there is no option '{key}': {nearest(key, sorted(_all_keys(entry)))}"
+    return f"there is no option '{key}': {nearest(key, sorted(_all_keys(command)))}"
 
 
-def _file_with(key: str) -> str | None:
+def _file_with(key: str, command: Command) -> str | None:
     """Return the chosen config file that sets an option which the user did not type; None if there is none."""
-    if key in values_by_name(sys.argv[1:]):
+    if key in values_by_name(command.arguments):
         return None
     entry = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", re.MULTILINE)
-    return next((name for name, _, text in _chosen_files() if entry.search(text)), None)
+    return next((name for name, _, text in _chosen_files(command) if entry.search(text)), None)
 
 
-def _file_without_package(message: str) -> str | None:
+def _file_without_package(message: str, command: Command) -> str | None:
     """Return the chosen file that must set options of all groups, but does not say so; None if there is none."""
     wrong = GLOBAL & set(re.findall(r"(?:full_key: |Key '|Could not override ')(\w+)", message))
-    return next((name for name, group, text in _chosen_files() if group in wrong and "@package" not in text), None)
+    return next(
+        (name for name, group, text in _chosen_files(command) if group in wrong and "@package" not in text), None
+    )
 
 
-def _chosen_files() -> Iterator[tuple[str, str, str]]:
+def _chosen_files(command: Command) -> Iterator[tuple[str, str, str]]:
     """Yield the config files that the user chose with ``GROUP=NAME``: path as people know it, group, content."""
-    typed = values_by_name(sys.argv[1:])
-    own = config_folder(sys.argv[1:])
+    typed = values_by_name(command.arguments)
+    own = config_folder(list(command.arguments))
     folders = [CONF, *([own] if own is not None else [])]
     for group in typed.keys() & groups():
         for folder in folders:
@@ -186,24 +208,24 @@ def _chosen_files() -> Iterator[tuple[str, str, str]]:
                 yield (str(file.relative_to(CONF.parent) if folder is CONF else file), group, file.read_text("utf-8"))
 
 
-def _all_keys(entry: str) -> set[str]:
+def _all_keys(command: Command) -> set[str]:
     """Return every option of ``"train"`` or ``"eval"`` under the groups that the user chose, and every group."""
-    keys = _defaults(entry).keys()
+    keys = _defaults(command).keys()
     return keys | {key.split(".")[0] for key in keys}
 
 
-def _defaults(entry: str) -> dict[str, Any]:
+def _defaults(command: Command) -> dict[str, Any]:
     """Return every option with its value under the groups that the user chose."""
     known = groups() | {MODEL_SCHEMA}
-    chosen = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in known and "," not in typed]
+    chosen = [typed for typed in command.arguments if typed.partition("=")[0] in known and "," not in typed]
     job = GlobalHydra.instance()
     running, job.hydra = job.hydra, None  # the error may come from inside a running job
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
-                composed = hydra.compose(entry, overrides=chosen)
+                composed = hydra.compose(command.entry, overrides=chosen)
             except HydraException:  # the user chose a file from --config-dir, which is unknown here
-                composed = hydra.compose(entry)
+                composed = hydra.compose(command.entry)
     finally:
         job.hydra = running
     container: Any = OmegaConf.to_container(composed)

@@ -19,7 +19,10 @@ from queue import SimpleQueue
 import torch
 
 from engine.device import default_workers
-from engine.errors import UserError
+from engine.errors import USER_ERRORS, UserError
+from engine.options.compose import settings_of
+from models import build_model
+from optim import build_optimizer
 from scripts.studies.origin import commit_now
 from scripts.studies.results import Outcome
 from scripts.studies.study import PROJECT, Cell
@@ -33,6 +36,23 @@ RETRY_SECONDS = 5.0
 
 class Stopped(Exception):
     """The study was asked to end; its cells have saved their steps."""
+
+
+def refuse_mistakes(cells: Sequence[Cell]) -> None:
+    """Compose the options of all cells and build their models, without memory: the last cell may come after hours.
+
+    Raises:
+        UserError: naming the first cell that cannot be trained.
+    """
+    places = {cell.options[:-1]: cell for cell in reversed(cells)}  # the last option is the seed
+    for cell in reversed(places.values()):
+        try:
+            cfg = settings_of(cell.options)
+            with torch.device("meta"):
+                model = build_model(cfg.model, cfg.model.num_classes or 1000, cfg.data.crop)
+            build_optimizer(cfg.optim, model, cfg.batch_size)
+        except USER_ERRORS as error:
+            raise UserError(f"{cell.name}: {error}") from error
 
 
 class Trainer:

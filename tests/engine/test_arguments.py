@@ -76,7 +76,7 @@ def test_the_advice_for_unclear_text_can_be_typed(typed):
     """The argument in the message is one word for a shell, and Hydra reads exactly the text from it."""
     with pytest.raises(Exception) as caught:
         OverridesParser.create().parse_overrides([as_typed(f"name={typed}", TEXT)])
-    message = explain(caught.value, "train")
+    message = explain(caught.value, "train", [])
     assert message.startswith(f"name={typed} cannot be read: type ")
     assert in_shell("name", [typed]) in message
     (word,) = shlex.split(in_shell("name", [typed]))
@@ -89,7 +89,7 @@ def test_null_in_a_list_is_refused_by_the_option(typed):
     register()
     with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"), pytest.raises(Exception) as caught:
         hydra.compose("train", overrides=[typed])
-    assert explain(caught.value, "train") == f"{typed.partition('=')[0]} cannot contain null"
+    assert explain(caught.value, "train", [typed]) == f"{typed.partition('=')[0]} cannot contain null"
 
 
 def test_flags_may_stand_anywhere():

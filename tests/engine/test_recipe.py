@@ -3,29 +3,13 @@
 import re
 from pathlib import Path
 
-import hydra
 import pytest
 
 from engine.errors import UserError
-from engine.options.config import register
-from engine.options.recipe import described, general_recipes, implied_recipe, set_recipe
-from engine.options.settings import train_settings
+from engine.options.compose import settings_of
+from engine.options.recipe import described, general_recipes, implied_recipe
 from scripts.model_table import names
 from tests.runs import PROJECT, run_here, settings
-
-
-def chosen(*overrides: str):
-    """The settings of a command, with its recipe."""
-    register()
-    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        composed = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
-    composed._set_flag("struct", False)
-    del composed["hydra"]
-    composed._set_flag("struct", True)
-    set_recipe(composed, choices)
-    return train_settings(composed, choices, overrides)
-
 
 LISTED = re.findall(r"^\| `(\w+)` \|", (PROJECT / "docs/models.md").read_text(), re.MULTILINE)
 OURS = sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml") if path.stem != "timm")
@@ -42,7 +26,7 @@ def test_the_table_lists_the_models_for_large_images():
 
 def test_a_model_without_a_recipe_does_not_start():
     with pytest.raises(UserError) as refused:
-        chosen("model=timm", "model.name=resnet50")
+        settings_of(["model=timm", "model.name=resnet50"])
     assert str(refused.value) == (
         "model.name=resnet50 has no recipe of its own: add recipe=cswin, recipe=deit, recipe=lipsformer, "
         "recipe=plain or recipe=swin"
@@ -51,19 +35,19 @@ def test_a_model_without_a_recipe_does_not_start():
 
 def test_a_model_whose_recipe_is_an_experiment_names_it():
     with pytest.raises(UserError, match="vit5_base has no recipe of its own: use experiment=vit5_base, or add "):
-        chosen("model=vit5_base")
+        settings_of(["model=vit5_base"])
     for name in ("vit5_small", "vit5_base", "vit5_small_paper"):
-        cfg = chosen(f"experiment={name}")
+        cfg = settings_of([f"experiment={name}"])
         assert (cfg.recipe, cfg.loss, cfg.optim.name) == (f"experiment/{name}", "bce", "lamb")
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "conf/experiment").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_experiment_has_a_recipe(file):
-    assert chosen(f"experiment={file.stem}").recipe
+    assert settings_of([f"experiment={file.stem}"]).recipe
 
 
 def test_the_chosen_recipe_s_numbers_are_taken_and_named():
-    cfg = chosen("model=timm", "model.name=resnet50", "recipe=deit")
+    cfg = settings_of(["model=timm", "model.name=resnet50", "recipe=deit"])
     assert (cfg.recipe, cfg.optim.betas, cfg.augment.repeats) == ("recipe/deit", [0.9, 0.999], 3)
     assert described(cfg) == "conf/recipe/deit.yaml"
 
@@ -83,7 +67,7 @@ def test_a_model_of_timm_takes_its_family_s_recipe(name, recipe):
 
 
 def test_what_was_changed_in_a_recipe_is_said():
-    cfg = chosen("model=deit_small", "epochs=100", "optim.lr=1e-3", "model.drop_path_rate=0.2")
+    cfg = settings_of(["model=deit_small", "epochs=100", "optim.lr=1e-3", "model.drop_path_rate=0.2"])
     assert described(cfg) == (
         "conf/recipe/deit_small.yaml with optim.lr=0.001 (null), epochs=100 (300), model.drop_path_rate=0.2 (0.1)"
     )

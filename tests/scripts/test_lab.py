@@ -120,10 +120,6 @@ def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
         assert start(monkeypatch, *arguments, *places) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {message}") and said.count("\n") == 1, said
-    # A mistake in an option of the trainings is found by the first one.
-    assert start(monkeypatch, "small", *places, "optim.rate=1", "data.root=unused", "at_once=1") == 2
-    assert re.match(r"error: the cell sgd-1e-3-seed_0-\w+ cannot be trained: .*optim\.rate", capsys.readouterr().err)
-    assert not list((folder / "to").rglob("*.csv"))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "conf/study").glob("*.yaml")))

@@ -60,3 +60,23 @@ def test_a_file_that_is_not_yaml_is_named_and_does_not_hide_the_other_studies(fo
     assert start(monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "cannot be read" in shown and "A small study" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optim.rate=1", "there is no option 'optim.rate': did you mean "),
+        ("optim.lr=-1", "optim.lr=-1.0 must be "),
+        ("model.num_heads=[5,2]", "stage 1: 5 heads do not divide 12 channels"),
+        ("model=lipsformer_swin", "model=lipsformer_swin is unknown: "),
+        ("optim.clip=agc", "optim.clip: 'agc' is not a number"),
+    ],
+)
+def test_a_mistake_in_the_last_cell_is_found_before_the_first_is_trained(option, message, folder, monkeypatch, capsys):
+    written = copy.deepcopy(STUDY)
+    written["axes"]["lr"]["late"] = [option]
+    (folder / "late.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    assert start(monkeypatch, "late", f"to={folder}/to", f"runs={folder}/runs", "data.root=unused", "at_once=1") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: sgd-late-seed_0: {message}") and said.count("\n") == 1, said
+    assert not (folder / "runs").exists() and not list((folder / "to").rglob("*.csv"))
