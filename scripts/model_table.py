@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.device import device_name, tune
 from engine.flops import forward_flops
+from scripts.arguments import positive
 from scripts.bench.training_step import TrainingStep, seconds
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -172,8 +173,8 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-speed", action="store_true", help="sizes only; nothing is written")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--turns", type=positive, default=5)
     parser.add_argument("--out", type=Path, default=PROJECT / "docs/models.md")
     args = parser.parse_args()
     rows = []

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.errors import DataError
 from data.prepare import Task, prepare
 from data.terminal import printable
+from scripts.arguments import positive
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -37,13 +38,6 @@ def size(text: str) -> int:
     if not 1 <= (value := float(number) * unit) < 2**63:
         raise ValueError
     return int(value)
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer."""
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
 
 
 def parse(arguments: list[str] | None = None) -> Task:

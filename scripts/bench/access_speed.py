@@ -17,8 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import DataConfig, EncodedSource, open_source
-from data.sources.file_sets import complete_set
+from data import DataConfig, DataError, EncodedSource, open_source
+from data.sources.file_sets import complete_set, file_set
+from scripts.arguments import existing_folder, positive
 
 Reader = Callable[[int], bytes]
 
@@ -27,6 +28,8 @@ def parquet_reader(root: Path, split: str) -> tuple[Reader, int]:
     """A function that reads the image of a row, and the number of rows."""
     import pyarrow.parquet
 
+    if file_set(root, split, ".parquet") is None:
+        raise DataError(f"{root} holds no parquet files of {split}")
     files = [pyarrow.parquet.ParquetFile(path) for path in complete_set(root, split, ".parquet")]
     groups = [(file, group) for file in files for group in range(file.num_row_groups)]
     ends = np.cumsum([file.metadata.row_group(group).num_rows for file, group in groups])
@@ -49,16 +52,21 @@ def source_reader(root: Path, split: str) -> tuple[Reader, int, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", type=Path, required=True, metavar="DIR", help="folder of parquet files")
-    parser.add_argument("--root", type=Path, required=True, nargs="+", metavar="DIR", help="other forms of the images")
+    parser.add_argument("--parquet", type=existing_folder, required=True, metavar="DIR", help="folder of parquet files")
+    parser.add_argument(
+        "--root", type=existing_folder, required=True, nargs="+", metavar="DIR", help="other forms of the images"
+    )
     parser.add_argument("--split", default="train")
-    parser.add_argument("--images", type=int, default=300, help="read in each turn; default: 300")
-    parser.add_argument("--repeats", type=int, default=7, help="turns; default: 7")
+    parser.add_argument("--images", type=positive, default=300, help="read in each turn; default: 300")
+    parser.add_argument("--repeats", type=positive, default=7, help="turns; default: 7")
     args = parser.parse_args()
-    readers: dict[str, tuple[Reader, int]] = {"parquet": parquet_reader(args.parquet, args.split)}
-    for root in args.root:
-        read, count, layout = source_reader(root, args.split)
-        readers[layout] = (read, count)
+    try:
+        readers: dict[str, tuple[Reader, int]] = {"parquet": parquet_reader(args.parquet, args.split)}
+        for root in args.root:
+            read, count, layout = source_reader(root, args.split)
+            readers[layout] = (read, count)
+    except DataError as error:
+        parser.error(str(error))
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(args.repeats):
         for name, (read, count) in readers.items():

@@ -35,6 +35,7 @@ from data.augment.policies import AutoDraws, Policy, policies
 from data.cache import PROJECT, unpacked
 from data.draws import Stream, uniforms
 from engine.device import tune
+from scripts.arguments import existing_folder, positive
 from scripts.bench.training_step import seconds
 
 FILL = (124, 116, 104)  # ImageNet's mean
@@ -104,11 +105,11 @@ def drawn(policy: Policy, batch: int, count: int) -> AutoDraws:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder of photographs")
+    parser.add_argument("--root", type=existing_folder, help="folder of photographs")
     parser.add_argument("--auto", default="rand-m9-mstd0.5-inc1", help="the policy")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--side", type=positive, default=224)
+    parser.add_argument("--turns", type=positive, default=15)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)  # as training does

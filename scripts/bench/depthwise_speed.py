@@ -18,6 +18,7 @@ from torch.utils.benchmark import Timer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.device import AMP_DTYPES, device_name, tune
+from scripts.arguments import positive
 
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and channels of the stages of a tiny model at 224 pixels
 KERNEL = 7
@@ -46,7 +47,7 @@ def times(batch: int, side: int, channels: int, device: torch.device, dtype: tor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.device import AMP_DTYPES, device_name, tune
+from scripts.arguments import known_model, positive
 from scripts.bench.training_step import TrainingStep
 from scripts.machine.exchange import bus_bandwidth, in_processes, join
 from scripts.plan import Machines, exchange_seconds, late_seconds
@@ -34,11 +35,11 @@ PATIENCE = 1800  # seconds for all steps on a number of processes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model of this project or of timm")
+    parser.add_argument("model", type=known_model, help="a model of this project or of timm")
     parser.add_argument("--processes", default="1,2,4", help="numbers of processes (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of a process (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images of a process (default: %(default)s)")
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="fp32")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=10, help="timed steps of each kind (default: %(default)s)")
     args = parser.parse_args()
     counts = [int(count) for count in args.processes.split(",")]
     kind = "cuda" if torch.cuda.device_count() >= max(counts) else "cpu"

@@ -31,6 +31,7 @@ from data.index.headers import Header
 from data.index.rows import Rows, joined_index
 from data.sources import Source
 from data.sources.folder import Folders
+from scripts.arguments import positive
 
 BATCH = 1024
 
@@ -104,7 +105,7 @@ def worker(from_trainer: Any, out: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1_281_167)
+    parser.add_argument("--images", type=positive, default=1_281_167)
     args = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as root:

@@ -36,6 +36,7 @@ from data import (
     AugmentConfig,
     BatchGeometry,
     DataConfig,
+    DataError,
     DeviceAugment,
     EncodedSource,
     Loader,
@@ -45,6 +46,7 @@ from data import (
     open_split,
 )
 from engine.device import device_name, tune
+from scripts.arguments import existing_folder, positive
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # shares of the hardware decoder to try on a GPU, beside the default
 WARM = 6  # batches before the speed is measured; the time to the first batch is measured separately
@@ -252,21 +254,25 @@ def measured(name: str, setting: Setting) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, nargs="+", help="an image folder, and others for our backends alone")
+    parser.add_argument(
+        "--root", required=True, nargs="+", type=existing_folder, help="an image folder, and others for our backends"
+    )
     parser.add_argument("--split", default="train")
     parser.add_argument("--index-dir", help="where the index lies, if not in the root")
     parser.add_argument("--recipes", nargs="+", choices=["plain", "full"], default=["plain", "full"])
     parser.add_argument("--loaders", nargs="+", choices=[*LOADERS, *FLOORS], default=[*LOADERS, *FLOORS])
-    parser.add_argument("--crop", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=30, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--crop", type=positive, default=224)
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--batches", type=positive, default=30, help="of each measurement")
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    folder, *packed = args.root
-    sizes = [
-        len(open_split(DataConfig(name="folder", root=r, index_dir=args.index_dir), args.split)) for r in args.root
-    ]
+    folder, *packed = roots = [str(root) for root in args.root]
+    try:
+        configs = [DataConfig(name="folder", root=root, index_dir=args.index_dir) for root in roots]
+        sizes = [len(open_split(config, args.split)) for config in configs]
+    except DataError as error:
+        parser.error(str(error))
     batch_size = min(args.batch_size, *sizes)
     common = (args.split, args.index_dir, args.crop, batch_size, args.batches + WARM, args.workers)
     settings = {}

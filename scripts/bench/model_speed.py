@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, tune
+from scripts.arguments import positive
 from scripts.bench.as_released import AsReleased
 from scripts.bench.training_step import TrainingStep
 
@@ -66,11 +67,11 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lipsformer_swin_tiny", help="a LipsFormer")
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--img-size", type=positive, default=224)
+    parser.add_argument("--batch-size", type=positive, default=8)
     usual = "bf16" if torch.cuda.is_available() else "fp32"  # a GPU's attention kernel refuses a compiled fp32 bias
     parser.add_argument("--amp", choices=("fp32", "bf16"), default=usual)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--turns", type=positive, default=15)
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled variant, minutes on a CPU")
     args = parser.parse_args()
     names = [name for name in VARIANTS if not (args.no_compile and "compiled" in name)]

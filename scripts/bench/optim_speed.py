@@ -38,6 +38,7 @@ import models  # noqa: F401  (registers the models)
 from data.cache import PROJECT, unpacked
 from engine.device import device_name, tune
 from optim import AdamW2, param_groups
+from scripts.arguments import known_model, positive
 from scripts.bench.training_step import seconds
 
 YARDSTICK = "AdamW, fused"
@@ -154,10 +155,12 @@ def print_whole_step(times: dict[str, list[float]], before: list[float], batch_s
 def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["lipsformer_swin_tiny", "vit_base_patch16_224"])
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument(
+        "--models", nargs="+", type=known_model, default=["lipsformer_swin_tiny", "vit_base_patch16_224"]
+    )
+    parser.add_argument("--turns", type=positive, default=15)
     parser.add_argument("--gradients", choices=["real", "random"], default="real")
-    parser.add_argument("--batch-size", type=int, default=8, help="images behind real gradients")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images behind real gradients")
     parser.add_argument("--tau", type=float, default=AdamW2([nn.Parameter(torch.ones(1, 1))]).defaults["tau"])
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

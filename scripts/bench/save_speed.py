@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name, tune
+from scripts.arguments import existing_folder, known_model, positive
 from scripts.bench.step_speed import UNTIMED, new_step
 from scripts.bench.training_step import TrainingStep
 
@@ -50,14 +51,14 @@ def host_gb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model of this project or of timm")
+    parser.add_argument("model", type=known_model, help="a model of this project or of timm")
     parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--every", type=int, default=20, help="steps from one save to the next")
+    parser.add_argument("--batch-size", type=positive, default=128)
+    parser.add_argument("--steps", type=positive, default=200)
+    parser.add_argument("--every", type=positive, default=20, help="steps from one save to the next")
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
-    parser.add_argument("--to", type=Path, default=Path("."), help="a folder on the disk to measure")
+    parser.add_argument("--to", type=existing_folder, default=Path("."), help="a folder on the disk to measure")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tune(device)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, release, tune
 from optim import AdamW2, param_groups
+from scripts.arguments import known_model, positive
 from scripts.bench.training_step import TrainingStep
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
@@ -47,11 +48,11 @@ def optimizer(name: str, model: nn.Module) -> Optimizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="models of this project or of timm")
+    parser.add_argument("models", nargs="+", type=known_model, help="models of this project or of timm")
     parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--batch-size", type=positive, default=128)
+    parser.add_argument("--turns", type=positive, default=30)
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
     parser.add_argument("--options", nargs="*", default=[], help="options of torch's compiler to turn on")
     args = parser.parse_args()

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, GPUS
 from models.kernels import KERNELS, set_kernels
+from scripts.arguments import known_model, positive
 from scripts.bench.fake_gpu import Cost, CostCounter, as_on_a_gpu
 from scripts.bench.step_speed import optimizer
 
@@ -124,9 +125,9 @@ def print_operations(counter: CostCounter, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model of this project or of timm")
-    parser.add_argument("--vs", nargs="*", default=[], help="models to compare it with")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("model", type=known_model, help="a model of this project or of timm")
+    parser.add_argument("--vs", nargs="*", type=known_model, default=[], help="models to compare it with")
+    parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
     parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
     parser.add_argument("--kernels", choices=KERNELS[1:], default="triton", help="operations of LipsFormers")
