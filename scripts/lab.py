@@ -11,7 +11,7 @@ Arguments:
   phase=init|train|watch|report
                            only this phase; watch: train some cells again, with instruments, and draw what they show;
                            report: write the page again from the rows that are there
-  scale=laptop             or another size that the study's file has
+  scale=laptop             the size of models and data, or gpu, imagenet (conf/study/scales/)
   part=K/N                 only every N-th training, beginning with the K-th; K is a number from 1 to N. A part neither
                            measures at initialisation nor watches
   at_once=N                trainings at the same time (default: one for each GPU, without GPUs one for each core)

@@ -130,7 +130,7 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
 
     Args:
         name: name of a file in ``conf/study/``.
-        scale: one of the file's scales.
+        scale: a file in ``conf/study/scales/``, or one of the study's own scales.
         more: further options of all cells.
 
     Raises:
@@ -156,7 +156,7 @@ def read_study(name: str, scale: str = "laptop", more: tuple[str, ...] = ()) -> 
         paper=written["paper"],
         axes=axes,
         seeds=tuple(written["seeds"]),
-        base=_spelled_out(sizes["base"], sizes),
+        base=_spelled_out([*sizes["base"], *written.get("base", [])], sizes),
         more=more,
         crash_below=sizes["crash_below"],
         claims=tuple(written.get("claims", ())),

@@ -8,8 +8,8 @@ import yaml
 from engine.errors import UserError
 from engine.similar import nearest
 
-NEEDED = {"title": str, "paper": str, "seeds": list, "scales": dict, "axes": dict}
-MAY = {"claims": list, "init": dict, "watch": dict}
+NEEDED = {"title": str, "paper": str, "seeds": list, "axes": dict}
+MAY = {"base": list, "scales": dict, "claims": list, "init": dict, "watch": dict}
 NUMBER = (int, float)
 KINDS: dict[Any, dict[str, Any]] = {  # what a rule of each kind needs
     "difference": {"of": dict, "minus": dict, "least": NUMBER},
@@ -19,26 +19,32 @@ COLUMNS = ("top1", "best_top1", "lowest_loss", "last_loss")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a study's file.
+    """Read a study's file, and the scales of all studies in the folder ``scales`` beside it.
 
     Raises:
         UserError: if it is not YAML, lacks a part, or names a label or a list of options that it does not have.
     """
+    written = _read(path)
     try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
-    try:
+        _keys(written, "the study", NEEDED, MAY)
+        common = {file.stem: _read(file) for file in sorted((path.parent / "scales").glob("*.yaml"))}
+        written["scales"] = common | written.get("scales", {})
         _check(written)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return written
 
 
-def _check(written: Any) -> None:
-    _keys(written, "the study", NEEDED, MAY)
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
+
+
+def _check(written: dict[str, Any]) -> None:
     for name, scale in written["scales"].items():
         _keys(scale, f"the scale {name}", {"base": list, "crash_below": NUMBER}, dict.fromkeys(scale, object))
     for axis, labels in written["axes"].items():
@@ -53,7 +59,11 @@ def _check(written: Any) -> None:
 def _check_names(written: dict[str, Any]) -> None:
     """Each ``$name`` is a list in every scale."""
     for name, scale in written["scales"].items():
-        lists = [scale["base"], *(options for labels in written["axes"].values() for options in labels.values())]
+        lists = [
+            scale["base"],
+            written.get("base", []),
+            *(options for labels in written["axes"].values() for options in labels.values()),
+        ]
         for option in (option for options in lists for option in options):
             if str(option).startswith("$") and not isinstance(scale.get(option[1:]), list):
                 known = [key for key in scale if key not in ("base", "crash_below")]

@@ -124,9 +124,7 @@ def test_a_mistake_in_an_option_is_one_line(folder, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "conf/study").glob("*.yaml")))
 def test_every_study_composes_and_its_rules_name_labels_that_exist(name):
-    scales = yaml.safe_load((PROJECT / f"conf/study/{name}.yaml").read_text())["scales"]
-    assert list(scales) == ["laptop", "gpu", "imagenet"]
-    for scale in scales:
+    for scale in ("laptop", "gpu", "imagenet"):
         found = read_study(name, scale)
         cells = found.cells()
         assert len({cell.name for cell in cells}) == len({cell.options for cell in cells}) == len(cells)

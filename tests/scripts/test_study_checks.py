@@ -6,6 +6,8 @@ import re
 import pytest
 import yaml
 
+from engine.errors import UserError
+from scripts.studies.study import read_study
 from tests.small_study import STUDY, start
 
 WRONG_STUDIES = {
@@ -80,3 +82,17 @@ def test_a_mistake_in_the_last_cell_is_found_before_the_first_is_trained(option,
     said = capsys.readouterr().err
     assert said.startswith(f"error: sgd-late-seed_0: {message}") and said.count("\n") == 1, said
     assert not (folder / "runs").exists() and not list((folder / "to").rglob("*.csv"))
+
+
+def test_a_study_has_the_common_scales_and_may_have_its_own(folder):
+    (folder / "scales").mkdir()
+    sizes = {"crash_below": 1.0, "base": ["epochs=3"], "ours": ["optim=lion"]}
+    for name in ("laptop", "imagenet"):
+        (folder / f"scales/{name}.yaml").write_text(yaml.safe_dump(sizes))
+    written = copy.deepcopy(STUDY) | {"base": ["seed=9", "$ours"]}
+    (folder / "small.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    assert read_study("small", "imagenet").base == ("epochs=3", "seed=9", "optim=lion")
+    assert read_study("small", "laptop").base[-3:] == ("max_steps=6", "seed=9", "optim=adamw"), "its own laptop"
+    (folder / "scales/laptop.yaml").write_text("base: [")
+    with pytest.raises(UserError, match=r"scales/laptop\.yaml, line 1 is not YAML"):
+        read_study("small", "imagenet")
