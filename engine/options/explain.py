@@ -173,6 +173,10 @@ def _unknown_key(key: str, message: str, command: Command) -> str:
         key = full[1]
     if key in RENAMED:
         return f"{key} has a new name: type {RENAMED[key]}=…"
+    if key == "study":
+        return (
+            "a study is many trainings: type python scripts/lab.py NAME, or python scripts/lab.py to list the studies"
+        )
     if key.startswith(NEW_KEYS):
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
     if file := _file_with(key, command):

@@ -18,7 +18,7 @@ def with_rules(text: str, entry: str) -> str:
     options = declared(ENTRIES[entry])
     groups, heading, config = text.partition("== Config ==")
     groups = re.sub(r"^recipe: .*", _recipes(), groups, flags=re.MULTILINE)
-    groups = re.sub(r"^schema/model: .*\n", "", groups, flags=re.MULTILINE)  # the model chooses it
+    groups = re.sub(r"^([\w/]+): .*\n", lambda line: line[0] if _is_chosen(line[1], entry) else "", groups, flags=re.M)
     lines: list[str] = []
     names: list[str] = []  # the groups around the current line's option, and its name
     for line in config.split("\n"):
@@ -29,6 +29,13 @@ def with_rules(text: str, entry: str) -> str:
             words = option.rules.words() if option else ""
         lines.append(f"{line:<{COLUMN}}# {words}" if words else line)
     return groups + heading + "\n".join(lines)
+
+
+def _is_chosen(group: str, entry: str) -> bool:
+    """Whether a user chooses a file of this group. Models choose their schemas, scripts/lab.py reads the studies."""
+    if entry == "eval":
+        return group in ("model", "data")
+    return not group.startswith(("schema/", "study"))
 
 
 def _recipes() -> str:

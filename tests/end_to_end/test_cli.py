@@ -57,7 +57,10 @@ def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
     assert re.search(r"^  hflip: 0\.5 +# between 0 and 1$", shown, re.MULTILINE)
     assert re.search(r"^device: auto +# auto \| cpu \| cuda$", shown, re.MULTILINE)
     assert "recipe: cswin, deit, lipsformer, plain, swin; or a model's own" in shown
-    assert "schema/" not in shown
+    assert "schema/" not in shown and "study" not in shown
+    groups = re.compile(r"^\w+(?=: \w+, )", re.MULTILINE)
+    assert {"experiment", "optim", "recipe", "sweep"} - set(groups.findall(shown)) == {"sweep"}, "which has one file"
+    assert set(groups.findall(run_here("eval.py", "--help", cwd=tmp_path).stdout)) == {"data", "model"}
     recipe = run_here("train.py", "--cfg", "job", cwd=tmp_path).stdout
     for value in ("batch_size: 1024", "epochs: 300", "warmup_epochs: 0", "mixup: 0.8", "drop_path_rate: 0.2"):
         assert value in recipe
