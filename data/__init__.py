@@ -10,7 +10,7 @@ from data.errors import BadImage, DataError
 from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
 from data.geometry import BatchGeometry
 from data.index import are_few_changed, differing
-from data.labels import IMAGENET_CLASSES, refuse_different_classes
+from data.labels import IMAGENET_CLASSES, class_names, refuse_different_classes
 from data.loader import Batch, Loader
 from data.order import subset_rows
 from data.plan import EvalPlan, TrainPlan
@@ -42,6 +42,7 @@ __all__ = [
     "are_threads_abandoned",
     "attentive",
     "build_backend",
+    "class_names",
     "differing",
     "is_prepared",
     "is_set_prepared",

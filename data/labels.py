@@ -1,7 +1,7 @@
 """From names of class folders to the labels a model predicts."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
@@ -141,6 +141,24 @@ def refuse_different_classes(train: Sequence[str], val: Sequence[str]) -> None:
             f"the training and validation classes differ: '{names[0]}'{more} only in the {where} folder: "
             "make the class folders of both splits the same"
         )
+
+
+def class_names(num_classes: int, folders: Mapping[int, str]) -> list[str]:
+    """The name of each class of a model that does not say them itself.
+
+    Args:
+        num_classes: number of classes of the model.
+        folders: the class folder of each label, as far as there are some.
+
+    Returns:
+        The WordNet ids of ImageNet, or of its variant with so many classes, unless a folder has another name. Otherwise
+        the names of the folders, and the numbers of all other classes.
+    """
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    known = ImageNetInfo(subset).label_names() if subset is not None else []
+    if known and all(known[label] == name for label, name in folders.items()):
+        return list(known)
+    return [folders.get(label, str(label)) for label in range(num_classes)]
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from data import (
     EvalPlan,
     Loader,
     build_backend,
+    class_names,
     is_prepared,
     is_set_prepared,
     open_set,
@@ -71,7 +71,7 @@ def evaluate_checkpoint(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict
     for name, answer in answers.items():  # the scores are written already: an error here cannot lose them
         if answer is not None:
             path = predictions_path(cfg, name)
-            write_predictions(path, sets[name], *answer, _names(sets[name], trained, num_classes))
+            write_predictions(path, sets[name], *answer, _names(sets[name], cfg, trained, num_classes))
             log.info("the predictions are in %s", os.path.relpath(path))
     if any(found.not_finite for found in scores.values()):
         raise RunStopped(f"{cfg.checkpoint}: the outputs of the model are not finite, see {cfg.output}", 1)
@@ -113,16 +113,11 @@ def _score(
     return score(network, batches, augment, runtime, classes, predictions.add if predictions is not None else None)
 
 
-def _names(images: EvalImages, trained: dict[str, Any] | None, num_classes: int) -> list[str]:
-    """Return the name of each class: from the checkpoint, else from the class folders, else its number."""
+def _names(images: EvalImages, cfg: EvalConfig, trained: dict[str, Any] | None, num_classes: int) -> list[str]:
+    """Return the name of each class: from the checkpoint, else ImageNet's, else from the class folders."""
     if trained is not None:
         return trained["classes"]
-    names = {label: images.index.classes[folder] for label, folder in _labels_of_folders(images)}
-    return [names.get(label, str(label)) for label in range(num_classes)]
-
-
-def _labels_of_folders(images: EvalImages) -> Iterable[tuple[int, int]]:
-    """Return the label and the number of each class folder; nothing if an image may have several labels."""
-    if images.answers.ndim != 1 or images.classes is not None:
-        return []
-    return {(int(label), int(folder)) for label, folder in zip(images.answers, images.index.targets, strict=True)}
+    if cfg.sets.folders():
+        return class_names(num_classes, {})
+    targets = zip(images.answers.tolist(), images.index.targets.tolist(), strict=True)
+    return class_names(num_classes, {label: images.index.classes[folder] for label, folder in set(targets)})

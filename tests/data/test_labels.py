@@ -5,7 +5,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from data.errors import DataError
-from data.labels import _say_once, class_labels, label_space, refuse_different_classes
+from data.labels import _say_once, class_labels, class_names, label_space, refuse_different_classes
 
 WNIDS = ImageNetInfo().label_names()
 
@@ -146,3 +146,11 @@ def test_different_classes_are_refused_by_name(train: list[str], val: list[str],
 def test_two_folders_of_one_label_are_refused() -> None:
     with pytest.raises(DataError, match="same label"):
         class_labels(["01", "1", "2"])
+
+
+def test_a_model_of_imagenet_has_its_names_even_where_the_folders_are_few() -> None:
+    folders = {0: WNIDS[0], 207: WNIDS[207]}
+    assert class_names(1000, folders) == class_names(1000, {}) == WNIDS
+    assert class_names(1000, {0: "0", 1: "1"})[:3] == ["0", "1", "2"], "the folders have other names"
+    assert class_names(1000, {0: WNIDS[1]})[:2] == [WNIDS[1], "1"], "another order"
+    assert class_names(3, {0: "cat", 2: "dog"}) == ["cat", "1", "dog"]
