@@ -28,7 +28,7 @@ from engine.step import TrainStep
 from engine.summary import conclude, describe
 from engine.training_data import TrainingData
 from models import build_model, refuse_unknown
-from optim import build_optimizer, build_schedule
+from optim import build_optimizer, build_schedule, refuse_rates_above_peak
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def train(cfg: TrainConfig) -> None:
     """
     refuse_unknown(cfg.model.name)
     refuse_unusable(cfg.callbacks)
+    refuse_rates_above_peak(cfg.schedule, cfg.optim, cfg.batch_size)
     runtime = Runtime.start(cfg)
     directory = RunDirectory(str(cfg.output_dir))
     directory.refuse_conflict(cfg)

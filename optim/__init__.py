@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and parameter groups, which work with any torch training loop."""
 
 from optim.adamw2 import AdamW2
-from optim.build import build_optimizer, build_schedule, peak_lr
+from optim.build import build_optimizer, build_schedule, peak_lr, refuse_rates_above_peak
 from optim.config import OptimConfig, ScheduleConfig
 from optim.errors import OptimError
 from optim.graphed import GraphedStep
@@ -21,4 +21,5 @@ __all__ = [
     "build_schedule",
     "param_groups",
     "peak_lr",
+    "refuse_rates_above_peak",
 ]

@@ -94,6 +94,26 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Opti
     return optimizer
 
 
+def refuse_rates_above_peak(cfg: ScheduleConfig, optim: OptimConfig, batch_size: int) -> None:
+    """Raise if a learning rate is above the peak.
+
+    Raises:
+        OptimError: if the smallest rate or the start of the warm-up is above the peak.
+    """
+    peak, min_lr = peak_lr(optim, batch_size), _min_lr(optim, batch_size)
+    if min_lr > peak and cfg.name != "constant":
+        raise OptimError(
+            f"the smallest learning rate, {min_lr:g}, is above the peak of {peak:g}, so the rate would rise: "
+            f"add optim.min_lr={peak / 100:g}, or another value below the peak"
+        )
+    if cfg.warmup_epochs and cfg.warmup_lr > peak:
+        raise OptimError(f"schedule.warmup_lr={cfg.warmup_lr:g} is above the peak of {peak:g}: set it lower")
+
+
+def _min_lr(optim: OptimConfig, batch_size: int) -> float:
+    return optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
+
+
 def build_schedule(
     cfg: ScheduleConfig, optim: OptimConfig, optimizer: Optimizer, batch_size: int, steps: int, steps_per_epoch: int
 ) -> Scheduler:
@@ -103,13 +123,5 @@ def build_schedule(
         OptimError: if the name is unknown, the parts are longer than the run, or the smallest rate or the start of the
             warm-up is above the peak.
     """
-    peak = peak_lr(optim, batch_size)
-    min_lr = optim.min_lr if optim.min_lr is not None else optim.base_min_lr * batch_size / REFERENCE_BATCH
-    if min_lr > peak and cfg.name != "constant":
-        raise OptimError(
-            f"the smallest learning rate, {min_lr:g}, is above the peak of {peak:g}, so the rate would rise: "
-            f"add optim.min_lr={peak / 100:g}, or another value below the peak"
-        )
-    if cfg.warmup_epochs and cfg.warmup_lr > peak:
-        raise OptimError(f"schedule.warmup_lr={cfg.warmup_lr:g} is above the peak of {peak:g}: set it lower")
-    return Schedule(cfg, optimizer, min_lr, steps, steps_per_epoch)
+    refuse_rates_above_peak(cfg, optim, batch_size)
+    return Schedule(cfg, optimizer, _min_lr(optim, batch_size), steps, steps_per_epoch)

@@ -22,7 +22,7 @@ from engine.device import default_workers
 from engine.errors import USER_ERRORS, UserError
 from engine.options.compose import settings_of
 from models import build_model
-from optim import build_optimizer
+from optim import build_optimizer, refuse_rates_above_peak
 from scripts.studies.origin import commit_now
 from scripts.studies.results import Outcome
 from scripts.studies.study import PROJECT, Cell
@@ -51,6 +51,7 @@ def refuse_mistakes(cells: Sequence[Cell]) -> None:
             with torch.device("meta"):
                 model = build_model(cfg.model, cfg.model.num_classes or 1000, cfg.data.crop)
             build_optimizer(cfg.optim, model, cfg.batch_size)
+            refuse_rates_above_peak(cfg.schedule, cfg.optim, cfg.batch_size)
         except USER_ERRORS as error:
             raise UserError(f"{cell.name}: {error}") from error
 

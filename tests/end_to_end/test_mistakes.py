@@ -59,6 +59,7 @@ MISTAKES = [
     (["data=synthetic", "data.synthetic_classes=1"], r"images have only one class: a classifier needs 2 or more"),
     (["micro_batch_size=8"], r"micro_batch_size=8 is smaller than augment.mix_group=32"),
     (["micro_batch_size=most"], r"micro_batch_size=most is unknown: choose auto, a number more than 0"),
+    (["optim.lr=1e-6"], r"the smallest learning rate, \S+, is above the peak of 1e-06.*: add optim\.min_lr=1e-08"),
     (["study=adamw2"], r"a study is many trainings: type python scripts/lab\.py NAME"),
     (["micro_batch_size=12.5"], r"micro_batch_size: '12.5' is neither a whole number nor a word that --help lists"),
     (["model=timm"], r"model.name is not set"),
