@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -20,6 +21,7 @@ from engine.options.settings import flatten
 from engine.runtime import Runtime
 from engine.similar import nearest
 from models import family_of
+from models.stabilizers import SigmaReparam
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,14 @@ class Compiler:
                 is for evaluation only.
             mode: torch's mode; None: ``compile_mode``, where ``auto`` means ``default``.
         """
-        return Compiled(network, self, pad_to, mode or self.mode) if self.is_on else network
+        if not self.is_on:
+            return network
+        # In training, such a layer waits for the GPU, and the compiler cannot look through it.
+        shares_statistics = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+        if self.may_fall_back and shares_statistics and pad_to is None:
+            log.info("the model trains without torch.compile, because of SyncBatchNorm: compile=true tries it")
+            return network
+        return Compiled(network, self, pad_to, mode or self.mode)
 
     def give_up(self, error: Exception) -> None:
         """Let all networks run eagerly from now on.
@@ -100,6 +109,9 @@ class Compiled(nn.Module):
         # Every size gets kernels of its own. They are faster than kernels for any size, and there are few sizes.
         self.compiled = torch.compile(network, options=options, dynamic=False)
         self.sizes: set[int] = set()  # the batch sizes that are compiled
+        # Under DDP, torch compiles a network in parts, so that it can exchange the gradients of the last part early. If
+        # it cuts within the torch.no_grad of a power iteration, all that follows is computed without gradients.
+        self.may_be_cut = not any(isinstance(module, SigmaReparam) for module in network.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(n, classes)`` of ``n`` images."""
@@ -117,7 +129,10 @@ class Compiled(nn.Module):
         started = time.perf_counter()
         try:
             # Compile the backward pass here too, and not inside the first backward(): a failure comes before any work.
-            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+            with (
+                torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+                torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp and self.may_be_cut),
+            ):
                 logits = self.compiled(images)
         except Exception as error:
             if not _is_from_compiler(error):

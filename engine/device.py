@@ -72,8 +72,20 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             f"set --nproc-per-node={torch.cuda.device_count()}"
         )
     device = torch.device("cuda", local_rank)
+    _refuse_old(device)
     torch.cuda.set_device(device)
     return device
+
+
+def _refuse_old(device: torch.device) -> None:
+    """Raise if the installed torch has no kernels for so old a GPU. Its first kernel would end in a traceback."""
+    built_for = [int(name[3:]) for name in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", name)]
+    major, minor = torch.cuda.get_device_capability(device)
+    if built_for and 10 * major + minor < min(built_for):
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} is too old for torch {torch.__version__}: it has compute capability "
+            f"{major}.{minor}, and torch needs {min(built_for) / 10:.1f}; install a torch for it, or set device=cpu"
+        )
 
 
 def _gpu_visible() -> bool:

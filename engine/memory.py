@@ -100,7 +100,11 @@ def step_memory(cfg: TrainConfig, runtime: Runtime, model: nn.Module) -> StepMem
         few, more = (_peak(trained, images, cfg.data.crop, runtime) for images in (FEW, MORE))
     per_image = (more - few) // (MORE - FEW)
     weights = sum(p.numel() * p.element_size() for p in trained.parameters())
-    copies = 4 if cfg.ema is None else 5  # weights, gradients, the optimizer's two moments; the moving average
+    copies = 4  # weights, gradients, the optimizer's two moments
+    if cfg.ema is not None:
+        copies += 1
+    if cfg.optim.name == "adamw2":
+        copies += 3  # its CUDA graph holds gradients, proposed steps and weights of its own
     return StepMemory(copies * weights + few - FEW * per_image, per_image)
 
 

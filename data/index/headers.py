@@ -37,8 +37,7 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
             with open(source, "rb", opener=_opened_at_once) as file:
                 return read_header(file)
         with Image.open(source, formats=READABLE) as image:
-            # Pillow keeps only 8 of the 16 bits of a channel; that the file has 16 is visible only in its tiles.
-            if image.mode.startswith("I") or (image.format == "PNG" and "16" in str(image.tile)):
+            if image.mode.startswith("I") or (image.format == "PNG" and _has_16_bits(image)):
                 return "has 16 bits per channel, which the decoders read differently"
             odd_colours = has_odd_colours(image)
             source.seek(0, os.SEEK_END)
@@ -67,6 +66,11 @@ def read_header_at(file: int, offset: int, length: int) -> Header | str:
         if isinstance(header, Header):
             return header._replace(length=length, offset=offset)
     return header
+
+
+def _has_16_bits(png: Image.Image) -> bool:
+    """Whether a PNG has 16 bits per channel. Pillow keeps only 8; its decoder's arguments tell, such as RGB;16B."""
+    return any("16" in str(tile.args) for tile in png.tile)
 
 
 def has_odd_colours(image: Image.Image) -> bool:

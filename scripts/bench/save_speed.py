@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=200)
     parser.add_argument("--every", type=positive, default=20, help="steps from one save to the next")
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
+    parser.add_argument("--options", nargs="*", default=[], help="options of torch's compiler to turn on")
     parser.add_argument("--to", type=existing_folder, default=Path("."), help="a folder on the disk to measure")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
