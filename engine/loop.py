@@ -94,24 +94,24 @@ class TrainLoop:
             UserError: if a checkpoint cannot be saved.
         """
         try:
-            with self.stop.listening():
+            with self.stop.listening():  # also while an error ends the run: a signal must not end the save
                 try:
-                    self._train_to_the_end()
-                finally:  # whatever ends the run, the checkpoint that is being written must be complete
-                    self.run.checkpoints.wait()
-        except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
-            raise
-        except Exception as error:
-            in_step = self.run.step.stage != "between steps"
-            lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
-            self._save_whole_steps()
-            self.world.leave()
-            if instead := self._in_one_line(error, in_step) or lost:
-                raise instead from error
-            raise
+                    self._train_and_wait()
+                except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
+                    raise
+                except Exception as error:
+                    if instead := self._end_early(error):
+                        raise instead from error
+                    raise
         finally:
             self.callbacks.on_end()
         return self.last_scores
+
+    def _train_and_wait(self) -> None:
+        try:
+            self._train_to_the_end()
+        finally:  # whatever ends the run, the checkpoint that is being written must be complete
+            self.run.checkpoints.wait()
 
     def _train_to_the_end(self) -> None:
         if self.run.first > 0 and self.run.first != self.validated and self._validation_is_due():
@@ -233,6 +233,14 @@ class TrainLoop:
         return self.world.any(bool(self.stop), self.run.runtime.device)
 
     # --- an early end ---------------------------------------------------------------------------------------------
+
+    def _end_early(self, error: Exception) -> RunStopped | None:
+        """Save what can be saved after an error. Returns the error to raise instead, if one line explains it."""
+        in_step = self.run.step.stage != "between steps"
+        lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
+        self._save_whole_steps()
+        self.world.leave()
+        return self._in_one_line(error, in_step) or lost
 
     def _save_whole_steps(self) -> None:
         """Save and report the last steps before an error ends the run, without contacting other processes."""

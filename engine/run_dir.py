@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EACCES
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.stability = self.path / "stability.jsonl"
         self.log = self.path / "train.log"
+        self.lock = self.path / ".lock"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.crashes = self.path / "crashes"
@@ -55,6 +57,9 @@ class RunDirectory:
             for folder in (self.checkpoints, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
+            for file in (self.log, self.lock, self.metrics, self.stability, self.config):
+                if file.exists() and not os.access(file, os.W_OK):
+                    raise PermissionError(EACCES, f"{file.name}: {os.strerror(EACCES)}")
         except OSError as error:
             raise UserError(
                 f"output_dir={self.path} cannot be written ({error.strerror}): set output_dir to another folder"
@@ -92,7 +97,7 @@ class RunDirectory:
         try:
             found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
             found["data"]["backend"]  # what backend_of reads
-        except (YAMLError, KeyError, TypeError):
+        except (YAMLError, KeyError, TypeError, UnicodeDecodeError):
             return None
         return translated(found)
 
@@ -125,7 +130,7 @@ class RunDirectory:
         Raises:
             UserError: if another process trains in this directory.
         """
-        with open(self.path / ".lock", "w", encoding="utf-8") as file:
+        with open(self.lock, "w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -155,7 +160,7 @@ class RunDirectory:
             os.replace(scratch, file)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl``. A line that is not valid JSON, as after a crash, is skipped."""
+        """Return the lines of ``metrics.jsonl``. What is no such line, as after a crash, is skipped."""
         return _read_lines(self.metrics)
 
     def read_stability(self) -> list[dict[str, Any]]:
@@ -167,11 +172,11 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 

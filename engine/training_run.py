@@ -11,7 +11,8 @@ from torch import nn
 from data import are_few_changed, differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
-from engine.checkpoint import Checkpoints, load_checkpoint, resumable
+from engine.checkpoint import Checkpoints
+from engine.checkpoint_file import load_checkpoint, resumable
 from engine.device import device_name, peak_flops
 from engine.errors import UserError
 from engine.flops import forward_flops

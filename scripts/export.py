@@ -27,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from engine.checkpoint import checked, is_ours, lacking
+from engine.checkpoint_file import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
 from engine.hand_over import TrainedModel, push
 from engine.saved_model import model_settings

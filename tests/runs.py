@@ -18,7 +18,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint_file import load_checkpoint
 from engine.options.config import TrainConfig, register
 from engine.options.settings import train_settings
 from engine.training_run import train

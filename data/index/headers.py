@@ -3,7 +3,7 @@
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
@@ -70,7 +70,8 @@ def read_header_at(file: int, offset: int, length: int) -> Header | str:
 
 def _has_16_bits(png: Image.Image) -> bool:
     """Whether a PNG has 16 bits per channel. Pillow keeps only 8; its decoder's arguments tell, such as RGB;16B."""
-    return any("16" in str(tile.args) for tile in png.tile)
+    tiles: Any = getattr(png, "tile")  # noqa: B009  (Pillow's types leave it out)
+    return any("16" in str(tile.args) for tile in tiles)
 
 
 def has_odd_colours(image: Image.Image) -> bool:

@@ -1,5 +1,7 @@
 """What the header of an image says about its colours."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -53,3 +55,23 @@ def test_photographs_with_odd_colours_are_known(photographs: Path) -> None:
     files = sorted((photographs / "train" / "chelsea").iterdir())
     assert [file.name for file in files if odd_colours(file.read_bytes())] == ["cmyk.jpg", "rgb.jpg"]
     assert {"grey.jpg", "420.jpg", "rgb.png", "png.JPEG"} < {file.name for file in files}
+
+
+def png(colour: int, bits: int, width: int, height: int, comment: bytes = b"") -> bytes:
+    """A black PNG. ``colour`` is the colour type of its header; a comment moves the pixels away from the beginning."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    pixels = zlib.compress((b"\0" + bytes(width * channels * bits // 8)) * height)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6], ids=["grey", "rgb", "grey_alpha", "rgba"])
+@pytest.mark.parametrize(("width", "height", "comment"), [(16, 15, 0), (9, 160, 0), (15, 15, 1600 - 60), (116, 16, 0)])
+def test_16_in_a_size_or_a_place_does_not_mean_16_bits(colour: int, width: int, height: int, comment: int) -> None:
+    text = b"c" * comment
+    assert isinstance(read_header(BytesIO(png(colour, 8, width, height, text))), Header)
+    assert "has 16 bits per channel" in str(read_header(BytesIO(png(colour, 16, width, height, text))))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import resumable
+from engine.checkpoint_file import resumable
 from engine.errors import UserError
 from engine.options.settings import as_container, eval_settings
 from engine.saved_model import open_trained, trained_model

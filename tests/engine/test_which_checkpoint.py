@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import Checkpoints, load_checkpoint
+from engine.checkpoint import Checkpoints
+from engine.checkpoint_file import load_checkpoint
 from engine.loop import TrainLoop
 from tests.runs import SMALL, train_here
 
@@ -61,3 +62,12 @@ def test_minutes_count_from_the_last_save(small_images: Path, here: Path, monkey
     train_here(*SMALL, f"data.root={small_images}", "name=a", *minutes, "max_steps=10", "eval_every=9")
     saved = sorted(path.name for path in (here / "outputs/a/checkpoints").glob("step_*.pt"))
     assert saved == ["step_00000004.pt", "step_00000008.pt"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "step_00000001.pt").mkdir()
+    checkpoints = Checkpoints(tmp_path, keep=0)
+    checkpoints.save(STATE | {"step": 2}, is_best=False)
+    checkpoints.wait()
+    assert "step_00000001.pt is no longer needed but cannot be deleted" in caplog.text
+    assert load_checkpoint(checkpoints.last)["step"] == 2

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import models
-from engine.checkpoint import Checkpoints, load_checkpoint
+from engine.checkpoint import Checkpoints
+from engine.checkpoint_file import load_checkpoint
 from engine.errors import UserError
 from tests.runs import same_tensors
 

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import models
-from engine.checkpoint import FORMAT
+from engine.checkpoint_file import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, difference, export, main, trained
 from tests.families import FORMS, SMALL, Small
