@@ -44,9 +44,9 @@ class TrainedModel:
         self.directory = RunDirectory(run)
         file = self.directory.checkpoints / checkpoint
         if not file.is_file():
-            raise UserError(
-                f"{run} has no checkpoints/{checkpoint}: give the folder of a run, such as outputs/quickstart"
-            )
+            there = ", ".join(sorted(path.name for path in self.directory.checkpoints.glob("*.pt")))
+            advice = f"it has {there}" if there else "give the folder of a run, such as outputs/quickstart"
+            raise UserError(f"{run} has no checkpoints/{checkpoint}: {advice}")
         state = open_trained(str(file))
         if state is None:
             raise UserError(f"{file} holds only weights: export it with --model NAME --weights {file}")

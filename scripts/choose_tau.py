@@ -10,7 +10,7 @@ high percentile caps steps that did no harm.
 """
 
 import argparse
-import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.run_dir import RunDirectory
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
@@ -31,18 +37,21 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     Raises:
         ValueError: if the folder is not a run that measured ratios without capping.
     """
-    if not (run / "metrics.jsonl").is_file():
-        raise ValueError(f"{run} is not a run: it has no metrics.jsonl")
-    config = OmegaConf.load(run / "config.yaml")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    measured = [line for line in lines if line.get("step_ratio_p99") is not None]
+    directory = RunDirectory(run)
+    for file in (directory.metrics, directory.config):
+        if not file.is_file():
+            raise ValueError(f"{run} is not a run: it has no {file.name}")
+    config = OmegaConf.load(directory.config)
+    measured = [line for line in directory.read_metrics() if line.get("step_ratio_p99") is not None]
     if config.optim.name != "adamw2" or config.optim.tau < 1e9 or not measured:
         raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
     return measured, config.schedule.warmup_epochs
 
 
-def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float]:
+def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float, list[float]]:
     """Return the median and the ``percentile`` over the steps after the warm-up, of the 99th percentile over matrices.
+
+    The third value is this percentile over the matrices at each of these steps.
 
     Raises:
         ValueError: if the run ended before the end of its warm-up.
@@ -50,7 +59,7 @@ def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tu
     after = [line["step_ratio_p99"] for line in lines if line["epoch"] > warmup]
     if not after:
         raise ValueError("the run has no steps after its warm-up: train longer")
-    return float(np.median(after)), float(np.percentile(after, percentile))
+    return float(np.median(after)), float(np.percentile(after, percentile)), after
 
 
 def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> None:
@@ -73,25 +82,41 @@ def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> Non
     plt.close(figure)
 
 
+def percent(text: str) -> float:
+    """Parse a number from 0 to 100.
+
+    Raises:
+        ArgumentTypeError: if the text is no such number.
+    """
+    try:
+        if 0 <= (value := float(text)) <= 100:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+
+
 def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
-    parser.add_argument("--percentile", type=float, default=99.0, help="of the steps after the warm-up")
+    parser.add_argument("--percentile", type=percent, default=99.0, help="of the steps after the warm-up")
     parser.add_argument("--plot", type=Path, default=Path("tau.png"))
     args = parser.parse_args()
     try:
         runs = {str(run): readings(run) for run in args.runs}
         found = {name: summary(*run, args.percentile) for name, run in runs.items()}
-    except ValueError as error:
+        draw(runs, args.plot)
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")
-    for name, (middle, high) in found.items():
+    for name, (middle, high, _) in found.items():
         print(f"| {name} | {middle:.4f} | {high:.4f} |")
-    tau, rest = max(high for _, high in found.values()), 100 - args.percentile
-    print(f"\nwith τ = {tau:.3f}, at most {rest:g} % of the steps of a run cap more than 1 % of the matrices")
-    draw(runs, args.plot)
+    tau = math.ceil(1000 * max(high for _, high, _ in found.values())) / 1000
+    print(f"\nτ = {tau:.3f} would have capped more than 1 % of the matrices:")
+    for name, (_, _, after) in found.items():
+        print(f"  {name}: in {sum(ratio > tau for ratio in after)} of {len(after)} steps that were read")
     print(f"drawn in {args.plot}")
     return 0
 

@@ -30,8 +30,11 @@ def main() -> int:
     try:
         write(folder)
     except (OSError, RuntimeError) as error:  # no network, a full disk; another hash
-        what = "downloaded" if isinstance(error, URLError) else f"written to {folder}"
-        print(f"error: CIFAR-10 cannot be {what}: {error}", file=sys.stderr)
+        if isinstance(error, URLError):
+            said = f"downloaded from {CIFAR10.url} ({error.reason}): run this where that address can be reached"
+        else:
+            said = f"written to {folder}: {error}"
+        print(f"error: CIFAR-10 cannot be {said}", file=sys.stderr)
         return 2
     print(f"written: {folder}; train with CIFAR10_DIR={folder} and data=cifar10")
     return 0

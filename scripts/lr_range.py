@@ -17,6 +17,7 @@ The rate that a whole training survives may be lower: give more steps, and try s
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,7 @@ class Trainer:
                 time.sleep(0.1)
         finally:
             process.kill()
+            process.wait()
         said = process.communicate()[1]
         lines = _steps(folder)[: self.steps]
         diverged = NOT_FINITE.search(said) is not None
@@ -183,6 +185,8 @@ def main() -> int:
             raise UserError(f"steps={number} must be a whole number of 4 or more")
         if int(number) < FEW:
             print(f"warning: {number} steps say little about a rate: give {FEW} or more", file=sys.stderr)
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # raises, so that the training ends, too, and its files go
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
         with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
             trainer = Trainer([word for word in typed if word not in own], int(number), Path(folder))
             recipe = trainer(None)

@@ -50,6 +50,7 @@ SLOWER = 2.0  # measured time of a compiled step over its least time: docs/perfo
 EFFICIENCY = 0.8  # share of a network's rate that NCCL reaches with large buckets
 BACKWARD = 2 / 3  # share of a step's time in which gradients come; their exchange runs beside it
 EVALUATED, SPEED_OF_EVALUATION = 50_000, 3  # images; how much faster than training a forward pass is
+MEASURED = "lipsformer_swin_tiny"  # the model of the default host_ms
 BUCKET_MB = 25  # DDP's default; the last bucket is exchanged after the backward pass
 
 
@@ -183,15 +184,22 @@ def _built(cfg: TrainConfig) -> nn.Module:
 def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     """Return what to change about what bounds the speed."""
     graphs = "compile_mode=reduce-overhead, or " if found.micro[1] == 1 else ""
+    may_be_larger = found.micro[1] > 1 and found.micro[0] < MOST
+    at_once = "a larger micro_batch_size" if may_be_larger else "fewer GPUs, or a larger batch_size"
     computing = max(found.seconds["GPUs"], found.seconds["hosts"])
     needed = cfg.batch_size * machines.image_kb * 1e3 / computing
     return {
         "GPUs": "nothing waits",
-        "hosts": f"{graphs}more images at once: fewer GPUs, or a larger batch_size",
+        "hosts": f"{graphs}more images at once: {at_once}",
         "network": "a faster network, fewer machines, or a larger batch_size",
         "loader": f"{found.seconds['loader'] / computing:.1f} times as many cores for each GPU",
         "storage": f"a storage of {needed / 1e6:.0f} MB/s, or copies of the data on each machine",
     }[found.bound]
+
+
+def is_measured(machines: Machines, cfg: TrainConfig) -> bool:
+    """Whether ``host_ms`` was measured for another model than that of the run."""
+    return machines.host_ms == Machines().host_ms and cfg.model.name != MEASURED
 
 
 def machines_of(typed: Sequence[str]) -> Machines:
@@ -238,6 +246,10 @@ def print_plan(cfg: TrainConfig, machines: Machines) -> None:
         f"batch {cfg.batch_size}"
     )
     print(f"one GPU: {rate:.0f} images/s ({source}); loader {machines.loader:.0f} images/s a GPU")
+    print(
+        f"hosts: {machines.host_ms:g} ms to start the kernels of a micro-batch without CUDA graphs"
+        + (f", as measured for {MEASURED}; host_ms=… for {cfg.model.name}" if is_measured(machines, cfg) else "")
+    )
     print(
         f"exchange: {gradients / 1e6:.0f} MB a step, {machines.within:g} GB/s within a machine of {machines.per_node}, "
         f"{machines.network:g} Gbit/s between machines ({EFFICIENCY:.0%} of it used), {when}\n"

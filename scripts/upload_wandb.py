@@ -52,8 +52,10 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         UserError: if there is no such run, or W&B refuses it.
     """
     lines = list(lines_of(directory))
-    if not lines or not directory.config.is_file():
+    if not lines:
         raise UserError(f"{directory.path} is not a run with metrics: give the folder that holds its metrics.jsonl")
+    if not directory.config.is_file():
+        raise UserError(f"{directory.path} has lost its config.yaml: start the run once more, which writes it again")
     try:
         os.makedirs(settings["dir"], exist_ok=True)
     except OSError as error:

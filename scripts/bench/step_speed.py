@@ -37,7 +37,8 @@ def new_step(name: str, device: torch.device, args: argparse.Namespace) -> Train
     forward = model
     if args.compile:
         forward = torch.compile(model, options=list_mode_options(args.compile) | dict.fromkeys(args.options, True))
-    return TrainingStep(model, 224, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
+    side = model.default_cfg["input_size"][-1]
+    return TrainingStep(model, side, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
 
 
 def optimizer(name: str, model: nn.Module) -> Optimizer:

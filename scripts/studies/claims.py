@@ -1,8 +1,10 @@
 """The claims of a study, and the rules that judge them. A study file states both before its first run."""
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -51,7 +53,8 @@ def judge(claim: dict[str, Any], rows: Sequence[Row]) -> Verdict:
         claim: ``says`` and ``rule`` of the study file. The rule has a ``kind`` and its values:
 
             - ``difference``: the mean of a ``column`` (top-1 unless it says ``last_loss``) where the labels are
-              ``of``, less that where they are ``minus``, is at least ``least``;
+              ``of``, less that where they are ``minus``, is at least ``least``. A place may leave axes out: then the
+              mean is over all their labels;
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of
               each of ``hold`` is within ``points`` of its own mean at its best rate, and of that of ``fails``.
         rows: the rows of the study. A run whose loss was not finite counts as 0 %.
@@ -74,21 +77,27 @@ def _difference(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict
         f"the whole 95 % interval of the mean difference is at least {rule['least']}{unit}; partly: only a part of the "
         "interval is"
     )
-    pairs = _by_seed(rows, rule["of"], column), _by_seed(rows, rule["minus"], column)
-    seeds = sorted(pairs[0].keys() & pairs[1].keys())
+    of, minus = _by_seed(rows, rule["of"], column), _by_seed(rows, rule["minus"], column)
+    # A seed counts when all its trainings are there: the labels of the other axes may differ in difficulty.
+    complete = [max(map(len, found.values()), default=0) for found in (of, minus)]
+    seeds = sorted(s for s in of.keys() & minus.keys() if [len(of[s]), len(minus[s])] == complete)
     if len(seeds) < FEWEST_SEEDS:
-        return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there")
-    values = [pairs[0][seed] - pairs[1][seed] for seed in seeds]
+        return Verdict(says, words, OPEN, f"{len(seeds)} seeds of both are there, and {FEWEST_SEEDS} are needed")
+    values = [fmean(of[seed]) - fmean(minus[seed]) for seed in seeds]
     low, high = interval(values)
     least = rule["least"]
     verdict = CONFIRMED if low >= least else NOT_CONFIRMED if high < least else PARTLY
     return Verdict(says, words, verdict, f"{fmean(values):+.2f}{unit}, {low:+.2f} to {high:+.2f} ({len(seeds)} seeds)")
 
 
-def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str = "top1") -> dict[str, float]:
+def _by_seed(rows: Sequence[Row], place: dict[str, Any], column: str = "top1") -> dict[str, list[float]]:
+    """The values of each seed at a place: one for each label of the axes that the place does not name."""
     labels = {axis: str(label) for axis, label in place.items()}
     chosen = [row for row in rows if all(row[axis] == label for axis, label in labels.items())]
-    return {row["seed"]: top1(row) if column == "top1" else float(row[column] or 0.0) for row in chosen}
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in chosen:
+        found[row["seed"]].append(top1(row) if column == "top1" else float(row[column] or 0.0))
+    return found
 
 
 def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
@@ -128,7 +137,7 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
 def _means(rows: Sequence[Row], axis: str, name: str, over: str) -> dict[str, float]:
     """The mean top-1 of a method at each label of another axis."""
     labels = dict.fromkeys(row[over] for row in rows if row[axis] == name)
-    return {label: fmean(_by_seed(rows, {axis: name, over: label}).values()) for label in labels}
+    return {label: fmean(chain(*_by_seed(rows, {axis: name, over: label}).values())) for label in labels}
 
 
 def _all_crash(rows: Sequence[Row], where: dict[str, str]) -> bool:

