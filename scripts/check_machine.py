@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # The processes that test the links between GPUs import this file, too. So the checks are imported inside the functions.
 
 
-def checks(data_root: Path | None, output_dir: Path) -> dict[str, Callable[[], Iterable]]:
+def checks(data_root: Path | None, output_dir: Path, compiles: bool) -> dict[str, Callable[[], Iterable]]:
     """Return the checks in their order, with the names that their errors get."""
     import torch
 
@@ -43,7 +43,7 @@ def checks(data_root: Path | None, output_dir: Path) -> dict[str, Callable[[], I
         "data root": lambda: [host.reading(data_root, gpus)],
         "output folder": partial(host.writing, output_dir),
         "DALI decoding": decoding.check,
-        "run": run.check,
+        "run": partial(run.check, compiles),
     }
 
 
@@ -52,12 +52,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", metavar="DIR", default=os.environ.get("IMAGENET_DIR"), help="else $IMAGENET_DIR")
     parser.add_argument("--output-dir", metavar="DIR", default="outputs", help="the folder of the runs, outputs")
+    parser.add_argument("--compile", action="store_true", help="also train a compiled model, which takes minutes")
     args = parser.parse_args()
     root = Path(args.data_root).expanduser() if args.data_root else None
     try:
         from scripts.machine.row import rows_of
 
-        all_checks = checks(root, Path(args.output_dir).expanduser())
+        all_checks = checks(root, Path(args.output_dir).expanduser(), args.compile)
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}: run `make setup`, then `make check` (or use .venv/bin/python)")
     bad = 0

@@ -51,10 +51,14 @@ def test_two_processes_score_the_model_that_is_saved(device, chosen, small_image
     assert sum(line["loss"] for line in steps[-5:]) < sum(line["loss"] for line in steps[:5])
     for name in ("model", "ema"):
         assert all(torch.isfinite(value).all() for value in checkpoint(here / "outputs/a")[name].values())
-    scored = run_here("eval.py", "checkpoint=outputs/a/checkpoints/last.pt", "device=cpu", "max_workers=0", cwd=here)
+    options = ("checkpoint=outputs/a/checkpoints/last.pt", "max_workers=0", *run_on(device))
+    scored = run_here("eval.py", *options, cwd=here)
     assert scored.returncode == 0, scored.stderr
     result = json.loads((here / "eval.json").read_text())
-    assert result["loss"] == pytest.approx(val["loss"], abs=1e-6) and result["top1"] == val["top1"]
+    # GPUs may compute batches of other sizes with other kernels, and round products to TF32.
+    exact = device == "cpu"
+    assert result["loss"] == pytest.approx(val["loss"], abs=1e-6 if exact else 1e-3)
+    assert result["top1"] == pytest.approx(val["top1"], abs=0 if exact else 2.5)  # two of 80 images
 
 
 def scramble_and_share(rank: int, folder: Path) -> None:

@@ -290,3 +290,12 @@ def test_compiled_kernels_of_another_user_are_not_run(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=f"{tmp_path} belongs to another user, number 12345, .* TORCHINDUCTOR_CACHE"):
         compiler(compile="true")
     assert not compiler(compile="false").is_on
+
+
+def test_a_network_with_shared_statistics_trains_without_the_compiler_unless_asked(capsys):
+    log_to(None, speaks=True)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(small_network())
+    assert compiler().wrap(network) is network
+    assert "trains without torch.compile, because of SyncBatchNorm: compile=true tries it" in capsys.readouterr().out
+    assert compiler().wrap(network, pad_to=8) is not network, "to evaluate, it is an ordinary BatchNorm"
+    assert compiler(compile="true").wrap(network) is not network

@@ -1,11 +1,13 @@
 """The peaks of known GPUs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.device import GPUS, default_workers, known_gpu, memory_gb, peak_flops
+from engine.device import GPUS, choose_device, default_workers, known_gpu, memory_gb, peak_flops
+from engine.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,22 @@ def test_only_16_bit_on_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) 
     assert peak_flops(torch.device("cuda"), "bf16") == 312e12
     assert peak_flops(torch.device("cuda"), "fp32") is None
     assert peak_flops(torch.device("cpu"), "bf16") is None
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 0), True), ((7, 5), False), ((9, 0), False)])
+def test_a_gpu_that_is_too_old_for_torch_is_refused(capability, refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("is_available", True),
+        ("device_count", 1),
+        ("get_arch_list", ["sm_90", "sm_75", "compute_120"]),
+        ("get_device_capability", capability),
+        ("get_device_name", "Tesla V100-SXM2-16GB"),
+        ("set_device", None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    with (
+        pytest.raises(UserError, match=r"^Tesla V100-SXM2-16GB is too old for torch .* 7\.0, and torch needs 7\.5")
+        if refused
+        else nullcontext()
+    ):
+        assert choose_device("auto", 0) == torch.device("cuda", 0)
