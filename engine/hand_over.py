@@ -109,8 +109,7 @@ class TrainedModel:
             side=self.side,
             classes=len(self.state["classes"]),
             data=config["data"]["name"],
-            step=self.state["step"],
-            epoch=self.state["epoch"],
+            when=_place(self.state),
             weights="the average of the weights (EMA)" if self.weights == "ema" else "the weights of the last step",
             start=f" The run started from the weights in `{Path(start).name}`." if start else "",
             accuracy=self._accuracy(),
@@ -130,6 +129,12 @@ class TrainedModel:
         line = found[-1]
         table = "| validation images | top-1 | top-5 |\n| --- | --- | --- |\n"
         return f"{table}| {line['images']} | {line['top1']:.2f} % | {line['top5']:.2f} % |"
+
+
+def _place(state: dict[str, Any]) -> str:
+    """Where in the training a checkpoint was saved."""
+    when = "in" if state["step_in_epoch"] else "after"
+    return f"{when} epoch {state['epoch'] + bool(state['step_in_epoch'])} ({state['step']} steps)"
 
 
 def _data_of(state: dict[str, Any]) -> DataConfig:
@@ -172,7 +177,7 @@ pipeline_tag: image-classification{license}
 # {name}
 
 A {name} with {parameters:.2f} M parameters for images of {side} × {side} pixels in {classes} classes, trained with
-Coldstart {warmup}. The file holds {weights}, after {epoch} epochs ({step} steps) on {data}.{start}
+Coldstart {warmup}. The file holds {weights}, {when}, on {data}.{start}
 
 ## Accuracy
 

@@ -36,13 +36,15 @@ PATIENCE = 1800  # seconds for all steps on a number of processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=known_model, help="a model of this project or of timm")
-    parser.add_argument("--processes", default="1,2,4", help="numbers of processes (default: %(default)s)")
+    gpus = torch.cuda.device_count()
+    usual = ",".join(str(count) for count in (1, 2, 4, 8, 16) if count <= (gpus or 4))
+    parser.add_argument("--processes", default=usual, help="numbers of processes (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, help="images of a process (default: %(default)s)")
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="fp32")
     parser.add_argument("--steps", type=positive, default=10, help="timed steps of each kind (default: %(default)s)")
     args = parser.parse_args()
     counts = [int(count) for count in args.processes.split(",")]
-    kind = "cuda" if torch.cuda.device_count() >= max(counts) else "cpu"
+    kind = "cuda" if gpus >= max(counts) else "cpu"
     with torch.device("meta"):
         gradients = 4 * sum(p.numel() for p in timm.create_model(args.model).parameters())
     where = device_name(torch.device(kind))

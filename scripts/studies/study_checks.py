@@ -49,6 +49,8 @@ def _check(written: dict[str, Any]) -> None:
         _keys(scale, f"the scale {name}", {"base": list, "crash_below": NUMBER}, dict.fromkeys(scale, object))
     for axis, labels in written["axes"].items():
         _keys(labels, f"the axis {axis}", {}, dict.fromkeys(labels, list))
+    if not written["seeds"] or any(type(seed) is not int or seed < 0 for seed in written["seeds"]):
+        raise UserError(f"'seeds' must be whole numbers, such as [0, 1, 2], not {written['seeds']}")
     _check_names(written)
     for claim in written.get("claims", ()):
         _check_claim(claim, written["axes"])

@@ -73,7 +73,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
         "import models",
         "optim.lr: 0.004",
         "without learning-rate warm-up",
-        "(EMA), after 2 epochs",
+        "(EMA), after epoch 2 (",
     ):
         assert part in card
     assert "The run has not validated these weights." in TrainedModel(run, weights="raw").card()

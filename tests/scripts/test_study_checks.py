@@ -14,6 +14,8 @@ WRONG_STUDIES = {
     "needs 'title'": lambda s: s.pop("title"),
     "has 'claim': did you mean claims?": lambda s: s.update(claim=s.pop("claims")),
     "'seeds' of the study must be a list in […], not 2": lambda s: s.update(seeds=2),
+    "'seeds' must be whole numbers, such as [0, 1, 2], not []": lambda s: s.update(seeds=[]),
+    "'seeds' must be whole numbers, such as [0, 1, 2], not ['a']": lambda s: s.update(seeds=["a"]),
     "the scale gpu needs 'base'": lambda s: s["scales"]["gpu"].pop("base"),
     "the scale laptop needs 'crash_below'": lambda s: s["scales"]["laptop"].pop("crash_below"),
     "the scale gpu has no list 'ours': did you mean our?": lambda s: s["scales"]["gpu"].update(
