@@ -1,9 +1,10 @@
 """The layers of all LipsFormer models against their formulas."""
 
+import pytest
 import torch
 from torch import nn
 
-from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge
+from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, PlainResidual, WeightedResidual
 from tests import literal
 
 
@@ -16,6 +17,17 @@ def test_center_norm_is_lipschitz_with_the_stated_constant():
     x = torch.randn(4, 6, dtype=torch.float64)
     expected = norm.weight * (6 / 5) * (x - x.mean(-1, keepdim=True)) + norm.bias
     torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("kind", [WeightedResidual, PlainResidual])
+@torch.no_grad()
+def test_a_residual_drops_the_branch_of_whole_images_and_keeps_its_expected_value(kind):
+    residual, x = kind(nn.Identity(), 2, init_scale=1.0, drop_path=0.25), torch.ones(10_000, 1, 1, 2)
+    added = residual.train()(x) - x
+    assert torch.equal(added[..., 0], added[..., 1])
+    assert added.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert added.mean().item() == pytest.approx(1, abs=0.03)  # five standard deviations
+    assert torch.equal(residual.eval()(x), 2 * x)
 
 
 def test_convolution_branches_equal_their_formula():

@@ -14,7 +14,7 @@ from torch import nn
 import models
 from engine.flops import forward_flops
 from models.config import TimmConfig
-from models.layers import WeightedResidual
+from models.layers import PlainResidual, WeightedResidual
 from models.lipsformer_swin import LipsFormerSwinBlock
 from models.spectral import largest_singular_value, spectral_init_
 
@@ -78,15 +78,17 @@ def test_largest_singular_value_is_exact():
 
 
 def test_residual_scales_start_at_one_over_the_number_of_blocks():
-    block = timm.create_model("lipsformer_swin_tiny", **SMALL).stages[0][0]
-    assert block.attn.scale.tolist() == [0.5] * 12
+    scales = [m.scale.detach() for m in small(depths=(1, 2)).modules() if isinstance(m, WeightedResidual)]
+    assert len(scales) == 4 * 3 and torch.cat(scales).unique().tolist() == pytest.approx([1 / 3])
 
 
-def test_drop_path_grows_linearly_and_is_the_same_in_all_branches_of_a_block():
-    model = small(depths=(2, 2), drop_path_rate=0.3)
+@pytest.mark.parametrize("residual", ["weighted", "plain"])
+def test_drop_path_grows_linearly_and_is_the_same_in_all_branches_of_a_block(residual):
+    model = small(depths=(2, 2), drop_path_rate=0.3, residual=residual)
     blocks = [b for stage in model.stages for b in stage if isinstance(b, LipsFormerSwinBlock)]
     for i, block in enumerate(blocks):
-        rates = [r.drop_path for r in block.modules() if isinstance(r, WeightedResidual)]
+        drops = [r.drop_path for r in block.modules() if isinstance(r, WeightedResidual | PlainResidual)]
+        rates = [getattr(drop, "drop_prob", drop) for drop in drops]
         assert rates == pytest.approx([0.1 * i] * 4)
 
 
