@@ -37,6 +37,17 @@ def test_plain_block_equals_the_released_arithmetic(width):
     assert block.attn.stripes[0].similarity.scale == 2**-0.5  # one over the root of a head's channels
 
 
+@torch.no_grad()
+def test_each_branch_of_a_plain_block_is_dropped_by_itself():
+    block = randomised(CSwinBlock(8, (4, 4), 4, 2, mlp_ratio=4, drop_path=0.5)).train()
+    x = torch.randn(1, 4, 4, 8, dtype=torch.float64)
+    after_attention = (x, x + block.attn(block.norm1(x)) / 0.5)
+    expected = [*after_attention, *(y + block.mlp(block.norm2(y)) / 0.5 for y in after_attention)]
+    outputs = block(x.expand(64, -1, -1, -1)).split(1)
+    assert all(any(torch.allclose(out, one) for one in expected) for out in outputs)
+    assert all(any(torch.allclose(out, one) for out in outputs) for one in expected)
+
+
 @pytest.mark.parametrize("width", [2, None])
 @torch.no_grad()
 def test_lipsformer_block_equals_the_released_arithmetic(width):
