@@ -102,6 +102,23 @@ def test_all_blocks_drop_paths_at_the_same_rate():
     assert {block.drop_path1.drop_prob for block in model.blocks} == {0.3}
 
 
+@pytest.mark.parametrize("rate", ["drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_every_dropout_rate_acts_in_training_only(rate):
+    model, plain = (SMALL["vit5"].create(num_classes=5, **options) for options in ({rate: 0.5}, {}))
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model.train()(x), model(x))
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+
+
+def test_a_model_made_on_the_meta_device_turns_by_the_same_angles():
+    with torch.device("meta"):
+        model = SMALL["vit5"].create()
+    model.to_empty(device="cpu").init_weights()
+    made, built = model.blocks[0].attn.rotation, Rotation((4, 4), 4, 8)
+    assert torch.equal(made.cos, built.cos) and torch.equal(made.sin, built.sin)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"registers": 3}, r"model\.registers=3 is no square number"), ({"embed_dim": 18}, "heads with a multiple of 4")],
