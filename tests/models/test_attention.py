@@ -57,3 +57,12 @@ def test_the_bias_index_is_correct_after_a_move_in_inference_mode(move):
     for parameter in attention.parameters():
         parameter.data = torch.ones(parameter.shape)
     attention(torch.randn(1, 3, 3, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_bias_table_is_trained_for_another_window_size_only_if_it_was_before(trained):
+    attention = WindowAttention(8, 3, 2, Similarity(1.0))
+    attention.relative_position_bias_table.requires_grad_(trained)
+    attention.set_window_size(4)
+    table = attention.relative_position_bias_table
+    assert table.shape == (49, 2) and table.requires_grad == trained

@@ -110,7 +110,7 @@ def test_bias_tables_of_timms_swin_are_interpolated_too():
 
 
 def test_position_embeddings_are_interpolated_to_the_image_size():
-    for name, prefix in (("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)):
+    for name, prefix in (("deit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2), ("deit3_small", 0)):
         old, new = (timm.create_model(name, img_size=size, depth=1) for size in (64, 96))
         notices = start_from(new, old.state_dict())
         assert notices == [f"pos_embed was resized from {16 + prefix} to {36 + prefix} tokens"]
