@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import models  # noqa: F401  (registers the models)
 from stability import attention_report
+from tests.monitored import reading
 
 
 class Attends(nn.Module):
@@ -34,6 +35,15 @@ def test_entropy_and_rank_of_known_matrices_are_correct():
     assert report.rank.tolist() == pytest.approx([1, 1 / 6, 1 / 6], abs=1e-4)
     fewer_queries = attention_report(Attends(50 * torch.eye(3, 7)[None]), torch.zeros(4, 1))[""]
     assert fewer_queries.rank.tolist() == pytest.approx([1], abs=1e-4)
+
+
+def test_the_monitor_measures_rows_that_are_evenly_spaced():
+    """Every third of 130 rows, because 64 are the most that it measures."""
+    logits = torch.linspace(0.1, 5, 130)[:, None] * torch.randn(2, 130, 130)
+    layers = reading(Attends(logits), torch.zeros(2, 1)).layers
+    expected = attention_report(Attends(logits[:, ::3]), torch.zeros(2, 1))[""]
+    assert layers["entropy"][""] == pytest.approx(expected.entropy.tolist(), rel=1e-5)
+    assert layers["rank"][""] == pytest.approx(expected.rank.tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("softmax", [nn.Softmax(dim=-1), lambda x: x.softmax(-1), lambda x: torch.softmax(x, dim=3)])
@@ -73,6 +83,7 @@ def test_masks_are_applied(masked):
         ((6, 5, 4), (6, 7, 4), (6, 5, 7), 1),  # no heads, or heads in the batch
         ((2, 9, 3, 5, 4), (2, 9, 3, 7, 4), (9, 1, 5, 7), 3),  # windows of images
         ((2, 6, 5, 4), (2, 1, 7, 4), (2, 1, 5, 7), 6),  # keys that all heads share
+        ((2, 6, 5, 4), (2, 2, 7, 4), (2, 1, 5, 7), 6),  # keys that three heads share
     ],
 )
 def test_every_shape_of_attention_is_measured(query, key, mask, heads):
@@ -82,10 +93,11 @@ def test_every_shape_of_attention_is_measured(query, key, mask, heads):
 
     class Shaped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, k, attn_mask=bias)
+            shares = 1 < key[-3] < query[-3]
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=bias, scale=0.3, enable_gqa=shares)
 
     report = attention_report(Shaped(), torch.zeros(1))[""]
-    rows = (q @ k.mT / 2 + bias).softmax(dim=-1)
+    rows = (0.3 * q @ k.repeat_interleave(query[-3] // key[-3], dim=-3).mT + bias).softmax(dim=-1)
     entropies = (-(rows * rows.log()).sum(dim=-1) / torch.log(torch.tensor(7.0))).mean(dim=-1)
     assert torch.allclose(report.entropy, entropies.reshape(-1, heads).mean(dim=0), atol=1e-5)
     assert len(report.rank) == heads

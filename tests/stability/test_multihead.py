@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stability import attention_report, entropy
 from stability.layers import query_keys
+from stability.multihead import attended
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one mask", "a mask for each image and head"])
@@ -15,10 +16,11 @@ from stability.layers import query_keys
 def test_torchs_own_attention_is_measured(kdim, each):
     """The matrices that ``need_weights`` returns, with both kinds of masks."""
     layer = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=True).eval()
+    nn.init.normal_(layer.in_proj_bias)
     x, y = torch.randn(3, 5, 8), torch.randn(3, 5, kdim or 8)
     pairs = torch.ones(5, 5).triu(1).bool()
     if each:
-        pairs = pairs | (torch.rand(3 * 2, 5, 5) < 0.5) & ~torch.eye(5, dtype=torch.bool)
+        pairs = pairs | (torch.rand(3 * 2, 5, 5) < 0.5) & (torch.arange(5) > 0)  # the first key is for all queries
     masks = {"attn_mask": pairs, "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)}
 
     class Asked(nn.Module):
@@ -33,6 +35,17 @@ def test_torchs_own_attention_is_measured(kdim, each):
     weights = layer(x, y, y, average_attn_weights=False, **masks)[1]
     expected = (entropy(weights) / math.log(5)).mean(dim=(0, 2))
     torch.testing.assert_close(report.entropy, expected)
+
+
+def test_queries_and_keys_have_their_own_weights_and_biases():
+    weight, bias, x, y = torch.randn(24, 8), torch.randn(24), torch.randn(5, 3, 8), torch.randn(7, 3, 8)
+    options = {"in_proj_weight": weight, "in_proj_bias": bias, "num_heads": 2, "embed_dim_to_check": 8}
+    rest = dict.fromkeys(("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias"))
+    query, key, mask = attended((), {"query": x, "key": y, "value": y} | options | rest)
+    for found, of, rows in ((query, x, slice(8)), (key, y, slice(8, 16))):
+        by_head = (of @ weight[rows].T + bias[rows]).view(len(of), 3, 2, 4)
+        torch.testing.assert_close(found, by_head.permute(1, 2, 0, 3))
+    assert mask is None
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
