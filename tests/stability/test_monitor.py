@@ -170,6 +170,23 @@ def test_sec_is_computed_for_each_head():
             assert value == pytest.approx((energies[:2].sum() / energies.sum()).item(), rel=1e-4)  # 10 of 64: 2 of 12
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "layer", "parts"),
+    [
+        ("eva02_base_patch14_224", {"embed_dim": 24, "num_heads": 2}, "blocks.0.attn", ("q_proj", "k_proj")),
+        ("cait_xxs24_224", {"patch_size": 14}, "blocks_token_only.0.attn", ("q", "k")),
+    ],
+)
+def test_queries_and_keys_of_two_layers_are_read_too(name, options, layer, parts):
+    model = timm.create_model(name, img_size=28, depth=1, num_classes=5, **options)
+    attention, pair = model.get_submodule(layer), query_keys(model)[layer]
+    for found, part in zip((pair.query, pair.key), parts, strict=True):
+        assert torch.equal(found, attention.get_submodule(part).weight)
+    assert pair.heads == attention.num_heads
+    layers = reading(model, torch.randn(2, 3, 28, 28)).layers
+    assert all(len(layers[kind][layer]) == pair.heads for kind in ("entropy", "rank", "sec"))
+
+
 def test_layers_are_in_the_models_order():
     *_, report, _ = read()
     owners = [
