@@ -1,0 +1,65 @@
+"""What a run records of a reading of its instruments, and on what it takes the reading."""
+
+from types import SimpleNamespace
+
+import torch
+
+from engine.callbacks.instruments import Instruments, of_each_layer, summary
+from engine.run import RunLength
+from engine.run_dir import RunDirectory
+from stability import StabilityMonitor, StabilityReport
+from tests.runs import NEVER_SAVED, SMALL, train_here
+
+KINDS = ("sigma", "gradient", "update", "gain", "alpha", "activation", "diversity", "entropy", "rank", "sec")
+HEADS = {"a": [1.0], "b": [2.0, 6.0], "c": [3.0]}
+LARGEST, SMALLEST = (6.0, "b"), (1.0, "a")
+
+
+def test_a_summary_has_the_worst_layer_of_each_kind_and_the_median():
+    """Of b the worst head counts: 6 where large values are bad, 2 where small ones are. So the median is 3 or 2."""
+    line = summary(StabilityReport(dict.fromkeys(KINDS, HEADS), {"b": [1], "c": [0]}, seconds=0.1))
+    extremes = {f"{kind}_max": LARGEST for kind in ("sigma", "gradient", "update", "gain", "activation", "sec")}
+    extremes |= {f"{kind}_min": SMALLEST for kind in ("diversity", "entropy", "rank")}
+    expected = {"collapsed": 2}
+    for name, (value, layer) in extremes.items():
+        expected |= {name: value, f"{name}_of": layer}
+    expected |= {f"{kind}_median": 3.0 for kind in ("gradient", "update", "alpha", "sec")}
+    assert line == expected | {f"{kind}_median": 2.0 for kind in ("entropy", "rank")}
+
+
+def test_loggers_plot_the_worst_head_of_each_layer():
+    lines = of_each_layer(dict.fromkeys(KINDS, HEADS))
+    assert {name: value for name, value in lines.items() if name.endswith("/b")} == {
+        **{f"{kind}/b": 6.0 for kind in ("activation", "alpha", "sec")},
+        **{f"{kind}/b": 2.0 for kind in ("diversity", "entropy", "rank")},
+    }
+    assert len(lines) == len(HEADS) * 6
+
+
+def test_small_numbers_keep_five_digits_in_the_file(tmp_path):
+    report = StabilityReport({"update": {"a": [1.234567e-6], "b": [123456.7]}}, {}, seconds=0.1)
+    monitor = SimpleNamespace(before_update=lambda images: None, after_update=lambda: report)
+    callbacks = SimpleNamespace(on_line=lambda line: None)
+    parts = (monitor, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)
+    instruments = Instruments(*parts)  # type: ignore[arg-type]
+    with instruments.watch_update(1, torch.zeros(1)):
+        pass
+    (line,) = instruments.directory.read_stability()
+    assert line["layers"]["update"] == {"a": [1.2346e-6], "b": [123460.0]}
+
+
+def test_a_reading_is_of_so_many_images_and_in_the_precision_of_the_run(small_images, here, monkeypatch):
+    seen = []
+
+    class Witness(StabilityMonitor):
+        def after_update(self):
+            def look(model, inputs):
+                seen.append((len(inputs[0]), torch.is_autocast_enabled("cpu")))
+
+            with self.model.register_forward_pre_hook(look):
+                return super().after_update()
+
+    monkeypatch.setattr("engine.callbacks.StabilityMonitor", Witness)
+    chosen = ("amp=bf16", "monitor.images=2", "monitor.every=1", "max_steps=1")
+    train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", *chosen)
+    assert seen == [(2, True)]
