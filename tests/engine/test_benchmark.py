@@ -77,20 +77,21 @@ def test_nine_of_ten_runs_are_within_the_latency_that_is_said(here, monkeypatch,
     assert (speed.latency_ms, speed.latency_p90_ms) == pytest.approx((5.5, 9.1))
 
 
-def test_precision_and_layout_are_those_asked_for(here, monkeypatch):
+def test_precision_and_layout_are_those_asked_for_and_the_model_is_in_eval_mode(here, monkeypatch):
     seen = []
 
     class Witness(torch.nn.Linear):
         def forward(self, x):
             logits = super().forward(x[:, :, 0, 0])
-            seen.append((len(x), logits.dtype, x.is_contiguous(memory_format=torch.channels_last), x.requires_grad))
+            layout = x.is_contiguous(memory_format=torch.channels_last)
+            seen.append((len(x), logits.dtype, layout, x.requires_grad, self.training))
             return logits
 
     monkeypatch.setattr(benchmark, "trained_model", lambda *_: Witness(3, 2))
     monkeypatch.setattr(benchmark, "forward_flops", lambda *_: 0)
     measured("model=deit_tiny", "amp=bf16", "channels_last=true", "benchmark_runs=1")
     passes = benchmark.WARM_UP_RUNS + 1
-    assert seen == [(n, torch.bfloat16, True, False) for n in (4, 1) for _ in range(passes)]
+    assert seen == [(n, torch.bfloat16, True, False, False) for n in (4, 1) for _ in range(passes)]
 
 
 def test_the_number_of_runs(monkeypatch, spend):
