@@ -1,6 +1,7 @@
 """A trained model in a folder that others load: timm, or torch alone; and its card."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 import models  # noqa: F401  registers the architectures
-from engine.hand_over import TrainedModel
+from engine.errors import UserError
+from engine.hand_over import TrainedModel, push
+from scripts.export import hand_over, parse
 from tests.devices import DEVICES, run_on
 from tests.runs import PROJECT, SMALL, environment, metrics, run_here, train_here
 
@@ -51,14 +56,18 @@ def test_timm_prepares_images_as_the_run_did(run: Path, folder: Path) -> None:
     assert config["pretrained_cfg"]["license"] is config["pretrained_cfg"]["tag"] is None
 
 
-def test_timm_resizes_images_to_the_same_side_whatever_the_ratio(run: Path, tmp_path: Path) -> None:
-    """28 / (28 / 50) is a little less than 50, and timm rounds down."""
-    ours = TrainedModel(run)
-    ours.data = replace(ours.data, resize=50)
+@pytest.mark.parametrize(("interpolation", "theirs"), [("random", "bicubic"), ("bilinear", "bilinear")])
+def test_timm_prepares_images_as_the_run_did_whatever_its_options(
+    run: Path, tmp_path: Path, interpolation: str, theirs: str
+) -> None:
+    """Also the side, although 28 / (28 / 50) is a little less than 50, and timm rounds down."""
+    ours, mean, std = TrainedModel(run), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    ours.data = replace(ours.data, resize=50, crop_mode="squash", interpolation=interpolation, mean=mean, std=std)
     ours.write(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
-    resize = timm.data.create_transform(config["input_size"], crop_pct=config["crop_pct"]).transforms[0]
-    assert resize.size == 50
+    data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}"))
+    assert (data["mean"], data["std"]) == (mean, std)
+    assert (data["crop_mode"], data["interpolation"]) == ("squash", theirs)
+    assert timm.data.create_transform(data["input_size"], crop_pct=data["crop_pct"]).transforms[0].size == 50
 
 
 def test_everybody_may_read_all_files(folder: Path) -> None:
@@ -83,8 +92,71 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     tuned = TrainedModel(run)
     tuned.state["config"]["checkpoint"]["start"] = "/private/big.safetensors"
     assert "started from the weights in `big.safetensors`." in tuned.card() and "started from" not in card
-    assert "license" not in card and "license: mit" in TrainedModel(run).card("mit")
+    assert "license" not in card
     assert str(run) not in card and "root" not in card
+
+
+def test_the_licence_is_in_the_card_and_in_what_timm_reads(run: Path, tmp_path: Path) -> None:
+    TrainedModel(run).write(tmp_path, "mit")
+    assert "\nlicense: mit\n" in (tmp_path / "README.md").read_text()
+    assert timm.create_model(f"local-dir:{tmp_path}").pretrained_cfg["license"] == "mit"
+
+
+def test_the_hub_gets_only_the_files_of_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new repository is public, and the folder may hold anything else."""
+    sent: dict[str, set[str]] = {}
+
+    class Hub:
+        def create_repo(self, repository: str, exist_ok: bool) -> None:
+            assert exist_ok
+
+        def upload_folder(
+            self, repo_id: str, folder_path: Path, commit_message: str, allow_patterns: list[str] | None = None
+        ) -> str:
+            names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
+            sent[repo_id] = set(filter_repo_objects(names, allow_patterns=allow_patterns))
+            return "address"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    shutil.copytree(folder, tmp_path / "over")
+    (tmp_path / "over/checkpoints").mkdir()
+    for name in ("checkpoints/last.pt", "train.log", "model.pt2", "model.onnx"):
+        (tmp_path / "over" / name).touch()
+    assert push(tmp_path / "over", "me/model") == "address"
+    assert sent == {"me/model": {"README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx"}}
+
+
+@pytest.mark.parametrize("take", ["ema", "raw"])
+def test_the_command_hands_over_the_weights_it_was_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: str
+) -> None:
+    command = ["export.py", str(run), "--to", str(tmp_path), "--take", take, "--license", "mit"]
+    monkeypatch.setattr(sys, "argv", command)
+    model, side, path = hand_over(parse())
+    images = torch.randn(3, 3, 28, 28)
+    expected = TrainedModel(run, weights=take).model(images)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert (side, path, theirs.pretrained_cfg["license"]) == (28, tmp_path / "model", "mit")
+    assert torch.equal(model(images), expected) and torch.equal(theirs(images), expected)
+
+
+@pytest.mark.parametrize("factor", [1.01, math.nan])
+def test_a_folder_from_which_timm_builds_another_model_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    write = TrainedModel.write
+
+    def damaged(self: TrainedModel, to: Path, license: str | None = None) -> None:
+        write(self, to, license)
+        weights = {name: value * factor for name, value in load_file(to / "model.safetensors").items()}
+        save_file(weights, to / "model.safetensors")
+
+    monkeypatch.setattr(TrainedModel, "write", damaged)
+    monkeypatch.setattr(sys, "argv", ["export.py", str(run), "--to", str(tmp_path)])
+    with pytest.raises(UserError, match=r"timm builds another model from .*: its largest logit differs by"):
+        hand_over(parse())
 
 
 @pytest.mark.slow
