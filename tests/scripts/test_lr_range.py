@@ -1,5 +1,6 @@
 """The search for the highest stable learning rate."""
 
+import json
 import math
 import os
 import signal
@@ -64,6 +65,40 @@ def test_a_loss_that_is_not_finite_learned_nothing():
     sound, bad = Trial(1e-3, 2.3, 2.0, 9), (Trial(1.0, 2.3, math.inf, 9), Trial(1.0, math.inf, math.inf, 0))
     for trial in bad:
         assert not lr_range.trains(trial, [sound, trial]) and lr_range.trains(sound, [sound, trial])
+
+
+def test_a_trial_that_learned_less_than_half_as_much_as_the_best_fails():
+    best, half, less = (Trial(1e-3, 2.3, 2.3 - learned, 100) for learned in (1.0, 0.51, 0.49))
+    assert [lr_range.trains(trial, [best, half, less]) for trial in (best, half, less)] == [True, True, False]
+
+
+MADE = """
+import json, pathlib, sys
+options = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(options["output_dir"])
+folder.mkdir()
+(folder / "options.json").write_text(json.dumps(options))
+lines = [{"split": "train", "step": i, "loss": loss, "lr": float(options.get("optim.lr", 0.5))} for i, loss in LOSSES]
+lines.insert(1, {"split": "stability", "step": 1})
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+"""
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(None, 0.5), (0.25, 0.25)])
+def test_a_training_has_no_warm_up_and_is_judged_by_its_last_quarter(rate, expected, tmp_path, monkeypatch):
+    """The training is made: it writes down its options, and these losses."""
+    losses = (8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
+    (tmp_path / "train.py").write_text(MADE.replace("LOSSES", repr(list(enumerate(losses, 1)))))
+    monkeypatch.setattr(lr_range, "PROJECT", tmp_path)
+    (tmp_path / "runs").mkdir()
+    typed = ["model=cswin_tiny", "schedule.warmup_epochs=20", "optim.lr=0.5"]
+    trial = lr_range.Trainer(typed, len(losses), tmp_path / "runs")(rate)
+    assert trial == Trial(expected, 8.0, 1.5, 8)
+    (file,) = tmp_path.glob("runs/*/options.json")
+    options = json.loads(file.read_text())
+    assert options["model"] == "cswin_tiny" and float(options["optim.lr"]) == expected
+    assert float(options["schedule.warmup_epochs"]) == 0
+    assert (options["logger"], options["log_every"]) == ("none", "1")
 
 
 def test_a_mistake_is_one_line(monkeypatch, capsys):
