@@ -59,11 +59,13 @@ def test_the_chosen_recipe_s_numbers_are_taken_and_named():
         ("deit3_small_patch16_224", "deit"),
         ("swin_tiny_patch4_window7_224", "swin"),
         ("resnet50", None),
+        ("maxvit_tiny_tf_224", None),
     ],
 )
 def test_a_model_of_timm_takes_its_family_s_recipe(name, recipe):
     assert implied_recipe(["model=timm", f"model.name={name}"]) == ([f"recipe={recipe}"] if recipe else [])
-    assert implied_recipe(["model=timm", f"model.name={name}", "recipe=plain"]) == []
+    for chosen in ("recipe=plain", "experiment=quickstart"):
+        assert implied_recipe(["model=timm", f"model.name={name}", chosen]) == []
 
 
 def test_what_was_changed_in_a_recipe_is_said():
