@@ -83,6 +83,14 @@ def test_the_copy_is_read_with_the_index_beside_it_where_that_of_the_source_is_e
         assert open_source(staged(cfg), split, build=False) is not None, "needs a new index"
 
 
+def test_each_set_has_one_copy_of_its_own_whatever_its_name(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder / "set").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("first")
+    first, second, link = (staged(options(tmp_path / f / "set", tmp_path)).root for f in ("first", "second", "link"))
+    assert first == link != second
+
+
 def test_a_file_of_both_splits_is_copied_once(numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, carry_out = [], staging._carry_out
 
