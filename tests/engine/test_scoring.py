@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from data import DeviceAugment
@@ -78,6 +80,22 @@ def test_it_is_said_written_and_never_the_best(small_images, here, capsys):
     found = json.loads(Path("eval.json").read_text(), parse_constant=lambda word: 1 / 0)
     assert stopped.value.exit_code == 1
     assert (found["top1"], found["loss"], found["images"], found["not_finite"]) == (0, None, 80, 80)
+
+
+@pytest.mark.parametrize("bad", [("v2",), ("v2", "sketch")])
+def test_a_set_whose_answers_are_not_finite_ends_the_command_with_an_error(bad, small_images, here, monkeypatch):
+    for name, folder in (("v2", "7"), ("sketch", "n01440764")):
+        shutil.copytree(next((small_images / "val").iterdir()), here / name / folder)
+    found = iter([Scores(50.0, 80.0, 1.0, 8, 3 * (name in bad)) for name in ("v2", "sketch")])
+    monkeypatch.setattr("engine.evaluation.run.score", lambda *arguments: next(found))
+    torch.save(timm.create_model("test_vit3").state_dict(), "w.pt")
+    model = ("model=timm", "model.name=test_vit3", "checkpoint=w.pt", "data.crop=160", "data.backend=torch")
+    typed = [*model, "sets.v2=v2", "sets.sketch=sketch", "device=cpu", "max_workers=0"]
+    with pytest.raises(RunStopped, match=r"w.pt: the outputs of the model are not finite") as stopped:
+        evaluate_checkpoint(eval_settings(composed(*typed), None, typed), None)
+    assert stopped.value.exit_code == 1
+    written = json.loads(Path("eval.json").read_text())["sets"]
+    assert {name for name, values in written.items() if "not_finite" in values} == set(bad)
 
 
 def test_a_model_that_is_partly_not_finite_is_not_the_best_however_high_it_scores(small_images, here, monkeypatch):
