@@ -49,6 +49,12 @@ def test_imagenet_of_this_machine_stands_for_that_of_the_training_alone(name, ro
     assert eval_settings(composed("checkpoint=a.pt"), content, ["checkpoint=a.pt"]).data.root == root
 
 
+def test_the_backend_and_the_index_of_the_training_s_machine_are_not_taken():
+    content = saved(backend="dali", index_dir="/trained/index", interpolation="bilinear")
+    data = eval_settings(composed("checkpoint=a.pt"), content, ["checkpoint=a.pt"]).data
+    assert (data.backend, data.index_dir, data.interpolation) == ("auto", None, "bilinear")
+
+
 @pytest.mark.parametrize(
     ("model", "crop", "said"),
     [
