@@ -1,7 +1,6 @@
 """Loggers: real offline files of Weights & Biases, one run across resumes, and failures that do not stop training."""
 
 import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,48 +9,12 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from engine.callbacks import Callback, refuse_unusable
 from engine.errors import UserError
 from tests.runs import PROJECT, SMALL, checkpoint, metrics, run, run_here, train_here
-
-BLOCK = 32768  # a .wandb file is a LevelDB log: blocks of records with a header of 7 bytes
-
-
-def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of a ``.wandb`` file."""
-    data, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        if BLOCK - place % BLOCK < 7:
-            place += BLOCK - place % BLOCK
-            continue
-        length, kind = struct.unpack_from("<HB", data, place + 4)
-        if kind == 0:
-            break
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
-
-
-def read_run(folder: Path) -> dict:
-    """What a run wrote: id, config keys, history by key, summary keys."""
-    (path,) = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1:]
-    found: dict = {"id": None, "config": set(), "history": {}, "summary": {}}
-    for record in records(path):
-        if record.HasField("run"):
-            found["id"] = record.run.run_id
-            found["config"] |= {item.key for item in record.run.config.update}
-        for item in record.history.item:
-            found["history"].setdefault(item.key or "/".join(item.nested_key), []).append(item.value_json)
-        for item in record.summary.update:
-            found["summary"][item.key or "/".join(item.nested_key)] = item.value_json
-    return found
+from tests.wandb_runs import read_run
 
 
 @pytest.fixture
@@ -67,6 +30,7 @@ def logged(small_images, tmp_path_factory) -> Iterator[tuple[Path, Path]]:
     root = tmp_path_factory.mktemp("logged")
     options = (*[o for o in SMALL if o != "logger=none"], f"data.root={small_images}", "name=a")
     common = (*options, "logger=[wandb,tensorboard]", "amp=fp16", "monitor.every=2")
+    common = (*common, "logger.project=p", "logger.entity=e", "logger.group=g")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_API_KEY", raising=False)
         # The service may start slowly while other tests run.
@@ -81,6 +45,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(logged):
     first, resumed = logged
     found = read_run(first)
     assert {"optim", "model", "data", "batch_size"} <= found["config"]
+    assert (found["project"], found["entity"], found["group"]) == ("p", "e", "g")
     history = found["history"]
     written = [line["loss"] for line in metrics(first, "train")]
     assert [float(v) for v in history["train/loss"]] == pytest.approx(written)

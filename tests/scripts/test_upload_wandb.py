@@ -1,5 +1,6 @@
 """A whole run is sent to W&B from its metrics: one run, every step once."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from engine.callbacks.wandb_files import read_rows
 from tests.runs import PROJECT, SMALL, environment, metrics, train_here
+from tests.wandb_runs import read_run
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,10 @@ def run(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a"
     common = (*SMALL, f"data.root={small_images}", "name=a", f"output_dir={folder}", "monitor.every=2")
     train_here(*common, "max_steps=3", draws=True)
-    train_here(*common, "max_steps=7")
+    train_here(*common, "max_steps=7", "logger.project=other", "logger.group=g")
+    lines = metrics(folder)
+    next(line for line in lines if line["split"] == "val")["top1"] = 99.0  # the first validation is the best
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -38,6 +43,9 @@ def test_every_line_is_sent_once(run: Path) -> None:
         line["loss"] for line in metrics(run, "train")
     ]
     assert {"batch/path", "val_batch/path"} <= {key for row in rows for key in row}
+    found = read_run(run / "uploaded")
+    assert float(found["summary"]["best_top1"]) == 99.0
+    assert (found["project"], found["group"]) == ("p", "g"), "typed ones count before those of the run"
 
 
 @pytest.mark.slow
