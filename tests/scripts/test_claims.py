@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from engine.errors import UserError
@@ -114,6 +115,13 @@ def test_an_interval_of_equal_values_is_a_point_and_a_wider_spread_is_wider():
     assert claims.interval([3.0, 3.0, 3.0]) == (3.0, 3.0)
     low, high = claims.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert 1.0 <= low < 2.5 and 3.5 < high <= 5.0
+
+
+def test_an_interval_holds_95_percent_of_the_resampled_means():
+    draw = np.random.default_rng(0)
+    values = draw.exponential(size=100)
+    low, high = np.percentile(draw.choice(values, (10_000, 100)).mean(1), [2.5, 97.5])
+    assert claims.interval(values.tolist()) == pytest.approx((low, high), abs=0.1 * (high - low) / 4)
 
 
 def test_an_unknown_rule_is_refused():
