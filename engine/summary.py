@@ -29,9 +29,9 @@ def describe(run: Run) -> None:
     )
     log.info("recipe: %s", described(cfg))
     log.info(
-        "run: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, peak lr %.3g, %s, %s",
+        "run: %d epochs of %d steps, batch %d = %d processes × %d micro-batches, %s, peak lr %.3g, %s, %s",
         *(cfg.epochs, run.length.steps_per_epoch, cfg.batch_size, world.size, data.geometry.micro_steps),
-        *(peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
+        *(cfg.optim.name, peak_lr(cfg.optim, cfg.batch_size), warmup, cfg.amp),
     )
     if run.runtime.device.type == "cpu" and cfg.amp != "fp32":
         log.info("most CPUs compute much faster in fp32: add amp=fp32, unless you train here in %s on purpose", cfg.amp)

@@ -45,7 +45,7 @@ from scripts.studies.results import Results, Row, row_of
 from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.study_checks import load
 from scripts.studies.training import Stopped, Trainer, forget, refuse_mistakes, visible_gpus
-from scripts.studies.watch import draw_all, watch
+from scripts.studies.watch import draw_all, watch, watched_cells
 
 KNOWN = {key.partition(".")[0] for key in declared(TrainConfig)}  # the first words of a training's options
 PHASES = ("all", "init", "train", "watch", "report")
@@ -121,7 +121,6 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
     if arguments.borrow == "true" and (borrowed := results.borrow(cells, is_younger)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
-    refuse_mistakes(missing)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()
     trainer = Trainer(Path(arguments.runs).resolve() / study.folder, study.crash_below, threads, visible_gpus())
     with tqdm(total=len(missing), desc=study.name, unit="training", disable=None) as bar:
@@ -174,6 +173,8 @@ def main() -> int:
         results = Results(folder / "results.csv", study)
         is_whole = phase == "all" and arguments.part == "1/1"
         measure = phase == "init" or (is_whole and not (folder / "at_init.csv").is_file())
+        if phase in ("all", "train", "watch"):
+            refuse_mistakes([*results.missing(arguments.chosen(study.cells())), *watched_cells(study)])
         at_init = verdicts_at_init(study, folder, measure)
         if phase in ("all", "train"):
             train_missing(study, results, arguments, at_init)

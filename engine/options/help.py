@@ -1,9 +1,11 @@
 """The text of ``--help``: Hydra's list of groups and options, with the rules of each option beside it."""
 
 import re
+from dataclasses import fields
 
 from engine.options.recipe import general_recipes
-from engine.options.rules import ENTRIES, declared
+from engine.options.rules import ENTRIES, Option, declared
+from models import FAMILIES
 
 COLUMN = 44  # where the rules start
 
@@ -15,7 +17,7 @@ def with_rules(text: str, entry: str) -> str:
         text: Hydra's help: a list of groups, then every option as YAML.
         entry: ``"train"`` or ``"eval"``.
     """
-    options = declared(ENTRIES[entry])
+    options = declared(ENTRIES[entry]) | _of_the_model(text)
     groups, heading, config = text.partition("== Config ==")
     groups = re.sub(r"^recipe: .*", _recipes(), groups, flags=re.MULTILINE)
     groups = re.sub(r"^([\w/]+): .*\n", lambda line: line[0] if _is_chosen(line[1], entry) else "", groups, flags=re.M)
@@ -29,6 +31,16 @@ def with_rules(text: str, entry: str) -> str:
             words = option.rules.words() if option else ""
         lines.append(f"{line:<{COLUMN}}# {words}" if words else line)
     return groups + heading + "\n".join(lines)
+
+
+def _of_the_model(text: str) -> dict[str, Option]:
+    """Return the options of the model that the help shows. Families have options of one name with other choices."""
+    shown = re.search(r"^model:\n((?: +.*\n)+)", text, re.MULTILINE)
+    keys = set(re.findall(r"^  (\w+):", shown[1], re.MULTILINE)) if shown else set()
+    for family in FAMILIES.values():
+        if {field.name for field in fields(family)} == keys:
+            return {f"model.{name}": option for name, option in declared(family).items()}
+    return {}
 
 
 def _is_chosen(group: str, entry: str) -> bool:

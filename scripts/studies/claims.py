@@ -52,7 +52,7 @@ def judge(claim: dict[str, Any], rows: Sequence[Row]) -> Verdict:
     Args:
         claim: ``says`` and ``rule`` of the study file. The rule has a ``kind`` and its values:
 
-            - ``difference``: the mean of a ``column`` (top-1 unless it says ``last_loss``) where the labels are
+            - ``difference``: the mean of a ``column`` (``top1`` unless it names another) where the labels are
               ``of``, less that where they are ``minus``, is at least ``least``. A place may leave axes out: then the
               mean is over all their labels;
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of

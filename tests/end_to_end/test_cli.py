@@ -54,6 +54,7 @@ def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
     for option in ("micro_batch_size", "every_minutes", "mix_group", "base_lr", "warmup_epochs", "index_dir"):
         assert option in shown
     assert "checkpoint=PATH, short for checkpoint.start=PATH" in shown
+    assert re.search(r"^  norm: centernorm +# centernorm \| layernorm$", shown, re.MULTILINE)
     assert re.search(r"^  hflip: 0\.5 +# between 0 and 1$", shown, re.MULTILINE)
     assert re.search(r"^device: auto +# auto \| cpu \| cuda$", shown, re.MULTILINE)
     assert "recipe: cswin, deit, lipsformer, plain, swin; or a model's own" in shown

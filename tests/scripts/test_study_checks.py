@@ -86,6 +86,15 @@ def test_a_mistake_in_the_last_cell_is_found_before_the_first_is_trained(option,
     assert not (folder / "runs").exists() and not list((folder / "to").rglob("*.csv"))
 
 
+def test_a_mistake_in_a_watched_training_is_found_before_any(folder, monkeypatch, capsys):
+    written = copy.deepcopy(STUDY)
+    written["watch"]["options"] = ["monitor.evry=1"]
+    (folder / "late.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    assert start(monkeypatch, "late", f"to={folder}/to", f"runs={folder}/runs", "data.root=unused", "at_once=1") == 2
+    assert "there is no option 'monitor.evry': did you mean monitor.every?" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
 def test_a_study_has_the_common_scales_and_may_have_its_own(folder):
     (folder / "scales").mkdir()
     sizes = {"crash_below": 1.0, "base": ["epochs=3"], "ours": ["optim=lion"]}
