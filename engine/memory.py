@@ -102,7 +102,7 @@ def step_memory(cfg: TrainConfig, runtime: Runtime, model: nn.Module) -> StepMem
     weights = sum(p.numel() * p.element_size() for p in trained.parameters())
     copies = 4  # weights, gradients, the optimizer's two moments
     if cfg.ema is not None:
-        copies += 1
+        copies += 1  # the moving average
     if cfg.optim.name == "adamw2":
         copies += 3  # its CUDA graph holds gradients, proposed steps and weights of its own
     return StepMemory(copies * weights + few - FEW * per_image, per_image)

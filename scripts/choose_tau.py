@@ -62,6 +62,14 @@ def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tu
     return float(np.median(after)), float(np.percentile(after, percentile)), after
 
 
+def rounded_up(value: float) -> float:
+    """Return the smallest number with three digits that is not below a value: a smaller τ would cap more steps."""
+    if value <= 0:
+        return 0.0
+    digit = 10 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(round(value / digit, 6)) * digit
+
+
 def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> None:
     """Draw the ratios of each run over the epochs, with the warm-up shaded."""
     columns = min(len(runs), 2)
@@ -113,8 +121,8 @@ def main() -> int:
     print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")
     for name, (middle, high, _) in found.items():
         print(f"| {name} | {middle:.4f} | {high:.4f} |")
-    tau = math.ceil(1000 * max(high for _, high, _ in found.values())) / 1000
-    print(f"\nτ = {tau:.3f} would have capped more than 1 % of the matrices:")
+    tau = rounded_up(max(high for _, high, _ in found.values()))
+    print(f"\nτ = {tau:.3g} would have capped more than 1 % of the matrices:")
     for name, (_, _, after) in found.items():
         print(f"  {name}: in {sum(ratio > tau for ratio in after)} of {len(after)} steps that were read")
     print(f"drawn in {args.plot}")

@@ -197,7 +197,7 @@ def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:
     }[found.bound]
 
 
-def is_measured(machines: Machines, cfg: TrainConfig) -> bool:
+def is_of_another_model(machines: Machines, cfg: TrainConfig) -> bool:
     """Whether ``host_ms`` was measured for another model than that of the run."""
     return machines.host_ms == Machines().host_ms and cfg.model.name != MEASURED
 
@@ -246,10 +246,9 @@ def print_plan(cfg: TrainConfig, machines: Machines) -> None:
         f"batch {cfg.batch_size}"
     )
     print(f"one GPU: {rate:.0f} images/s ({source}); loader {machines.loader:.0f} images/s a GPU")
-    print(
-        f"hosts: {machines.host_ms:g} ms to start the kernels of a micro-batch without CUDA graphs"
-        + (f", as measured for {MEASURED}; host_ms=… for {cfg.model.name}" if is_measured(machines, cfg) else "")
-    )
+    other = is_of_another_model(machines, cfg)
+    whose = f", as measured for {MEASURED}; host_ms=… for {cfg.model.name}" if other else ""
+    print(f"hosts: {machines.host_ms:g} ms to start the kernels of a micro-batch without CUDA graphs{whose}")
     print(
         f"exchange: {gradients / 1e6:.0f} MB a step, {machines.within:g} GB/s within a machine of {machines.per_node}, "
         f"{machines.network:g} Gbit/s between machines ({EFFICIENCY:.0%} of it used), {when}\n"

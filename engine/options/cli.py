@@ -106,9 +106,8 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         if isinstance(error, BrokenPipeError):  # who read the output of --help has seen enough
             discard(sys.stdout)
             sys.exit(1)
-        _fail(
-            explain(error, config_name, sys.argv[1:]), 2
-        )  # the error is Hydra's and about the command: no job has started yet
+        # The error is Hydra's and about the command: no job has started yet.
+        _fail(explain(error, config_name, sys.argv[1:]), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

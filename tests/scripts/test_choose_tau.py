@@ -60,9 +60,16 @@ def test_the_run_with_the_largest_steps_decides(here, monkeypatch, capsys):
         (here / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"split')
         (here / name / "config.yaml").write_text("optim: {name: adamw2, tau: 1e9}\nschedule: {warmup_epochs: 0}\n")
     assert chosen(monkeypatch, "b", "a") == 0
-    assert "τ = 0.020 would have" in capsys.readouterr().out
+    assert "τ = 0.02 would have" in capsys.readouterr().out
     (here / "a/config.yaml").write_text("optim: {name: adamw2, tau: 0.1}\nschedule: {warmup_epochs: 0}\n")
     assert chosen(monkeypatch, "a") == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.11027, 0.111), (0.02, 0.02), (0.000123401, 0.000124), (9.999, 10.0), (0.0, 0.0)]
+)
+def test_tau_is_rounded_up_to_three_digits(value, expected):
+    assert choose_tau.rounded_up(value) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_run_that_ended_in_its_warmup_says_so():
