@@ -13,7 +13,6 @@ import torch
 
 from data.backends.workers import clean_start
 from optim.schedules import SCHEDULES
-from tests.engine.test_loggers import records
 from tests.runs import (
     ALL_AUGMENTATION,
     PROJECT,
@@ -27,6 +26,7 @@ from tests.runs import (
     same_tensors,
     train_here,
 )
+from tests.wandb_runs import records
 
 
 def kill_in_mid_epoch(

@@ -1,33 +1,42 @@
 """After an error a run saves its last steps. What happens meanwhile, or was in its folder before, does not stop it."""
 
-import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from engine.run_dir import RunDirectory
+from tests.runs import NEVER_SAVED, PROJECT, SMALL, checkpoint, environment, metrics
+
+# A run whose fourth step fails, and which gets the signal of the first argument while its last checkpoint is synced.
+PROGRAM = """
+import os, runpy, sys
 from engine.step import TrainStep
-from tests.runs import NEVER_SAVED, SMALL, checkpoint, in_a_fork, metrics, train_here
+number, train, take, fsync, due = int(sys.argv.pop(1)), sys.argv[1], TrainStep.take, os.fsync, []
+def fail_in_step_4(self, step, batches):
+    if step == 4:
+        due.append(number)
+        raise OSError("a disk is gone")
+    return take(self, step, batches)
+def interrupted(file):
+    if due:
+        os.kill(os.getpid(), due.pop())
+    fsync(file)
+TrainStep.take, os.fsync = fail_in_step_4, interrupted
+sys.argv = sys.argv[1:]
+runpy.run_path(train, run_name="__main__")
+"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, here, monkeypatch):
-    take, fsync, sent = TrainStep.take, os.fsync, []
-
-    def fail_in_step_4(self, step, batches):
-        if step == 4:
-            raise OSError("a disk is gone")
-        return take(self, step, batches)
-
-    def interrupted(file):
-        if not sent:
-            sent.append(os.kill(os.getpid(), number))
-        fsync(file)
-
-    monkeypatch.setattr(TrainStep, "take", fail_in_step_4)
-    monkeypatch.setattr(os, "fsync", interrupted)
-    code = in_a_fork(lambda: train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9"))
-    assert code == 1, "the error of the disk"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, here):
+    options = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
+    command = [sys.executable, "-c", PROGRAM, str(int(number)), str(PROJECT / "train.py"), *options]
+    done = subprocess.run(
+        command, cwd=here, env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "a disk is gone" in done.stderr, done.stderr
     assert checkpoint(here / "outputs/a")["step"] == 3
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
 
