@@ -48,10 +48,8 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     return measured, config.schedule.warmup_epochs
 
 
-def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tuple[float, float, list[float]]:
-    """Return the median and the ``percentile`` over the steps after the warm-up, of the 99th percentile over matrices.
-
-    The third value is this percentile over the matrices at each of these steps.
+def after_warmup(lines: list[dict[str, Any]], warmup: float) -> list[float]:
+    """Return the 99th percentile over the matrices at each step after the warm-up.
 
     Raises:
         ValueError: if the run ended before the end of its warm-up.
@@ -59,7 +57,7 @@ def summary(lines: list[dict[str, Any]], warmup: float, percentile: float) -> tu
     after = [line["step_ratio_p99"] for line in lines if line["epoch"] > warmup]
     if not after:
         raise ValueError("the run has no steps after its warm-up: train longer")
-    return float(np.median(after)), float(np.percentile(after, percentile)), after
+    return after
 
 
 def rounded_up(value: float) -> float:
@@ -113,18 +111,19 @@ def main() -> int:
     args = parser.parse_args()
     try:
         runs = {str(run): readings(run) for run in args.runs}
-        found = {name: summary(*run, args.percentile) for name, run in runs.items()}
+        found = {name: after_warmup(*run) for name, run in runs.items()}
         draw(runs, args.plot)
     except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")
-    for name, (middle, high, _) in found.items():
-        print(f"| {name} | {middle:.4f} | {high:.4f} |")
-    tau = rounded_up(max(high for _, high, _ in found.values()))
+    highs = {name: float(np.percentile(ratios, args.percentile)) for name, ratios in found.items()}
+    for name, ratios in found.items():
+        print(f"| {name} | {np.median(ratios):.4f} | {highs[name]:.4f} |")
+    tau = rounded_up(max(highs.values()))
     print(f"\nτ = {tau:.3g} would have capped more than 1 % of the matrices:")
-    for name, (_, _, after) in found.items():
-        print(f"  {name}: in {sum(ratio > tau for ratio in after)} of {len(after)} steps that were read")
+    for name, ratios in found.items():
+        print(f"  {name}: in {sum(ratio > tau for ratio in ratios)} of {len(ratios)} steps that were read")
     print(f"drawn in {args.plot}")
     return 0
 

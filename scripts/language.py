@@ -39,7 +39,6 @@ from scripts.studies.origin import commit_now, processor
 from scripts.studies.results import read_rows, write_rows
 from stability import attention_report
 
-PROJECT = Path(__file__).resolve().parents[1]
 STEPS, WARMUP = 200, 50
 POSITIONS = ("Pre-LN", "Post-LN")
 OPTIMIZERS = ("AdamW", "AdamW, warm-up", "AdamW²")

@@ -30,17 +30,10 @@ def check(compiles: bool = False) -> Iterator[Row]:
 
 def part(name: str, folder: Path, steps: int, *further: str) -> Row:
     """Train the smallest model up to a step, as a user would."""
-    options = [
-        *further,
-        "experiment=quickstart",
-        f"max_steps={steps}",
-        "log_every=1",
-        "logger=none",
-        f"output_dir={folder}/run",
-    ]
+    options = ["experiment=quickstart", f"max_steps={steps}", "log_every=1", "logger=none", f"output_dir={folder}/run"]
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(TRAIN), *options], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, str(TRAIN), *options, *further], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
     )
     if done.returncode != 0:
         said = done.stderr.splitlines() or ["no message"]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PROJECT = Path(__file__).resolve().parents[2]
+from scripts.studies.study import PROJECT
+
 CONTEXT, BATCH = 64, 32
 SHORTEST = 20 * CONTEXT  # characters of a text: the validation has a tenth of them
 

@@ -44,8 +44,12 @@ def refuse_mistakes(cells: Sequence[Cell]) -> None:
     Raises:
         UserError: naming the first cell that cannot be trained.
     """
-    places = {cell.options[:-1]: cell for cell in reversed(cells)}  # the last option is the seed
-    for cell in reversed(places.values()):
+    checked: set[tuple[str, ...]] = set()
+    for cell in cells:
+        unseeded = tuple(option for option in cell.options if not option.startswith("seed="))
+        if unseeded in checked:
+            continue
+        checked.add(unseeded)
         try:
             cfg = settings_of(cell.options)
             with torch.device("meta"):

@@ -74,4 +74,4 @@ def test_tau_is_rounded_up_to_three_digits(value, expected):
 
 def test_a_run_that_ended_in_its_warmup_says_so():
     with pytest.raises(ValueError, match="no steps after its warm-up"):
-        choose_tau.summary([{"step_ratio_p99": 0.1, "epoch": 0.5}], 1.0, 99)
+        choose_tau.after_warmup([{"step_ratio_p99": 0.1, "epoch": 0.5}], 1.0)

@@ -87,7 +87,7 @@ def test_without_a_text_the_error_says_how_to_get_one(tmp_path, monkeypatch):
 def test_each_text_has_results_of_its_own(tmp_path):
     folders = {characters.folder_of(path, text) for path, text in ((None, "b"), (tmp_path / "a.txt", "b"))}
     folders |= {characters.folder_of(tmp_path / "a.txt", "c")}
-    assert len(folders) == 3 and language.PROJECT / "docs/lab/language" in folders
+    assert len(folders) == 3 and characters.PROJECT / "docs/lab/language" in folders
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"\xff" * 9000, "utf-8"), (b"few", "1,280")])
