@@ -7,7 +7,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
@@ -21,6 +23,7 @@ REMEDY = (
     "lower max_workers or eval.batch_size, or avoid shared memory: data.backend=dali, or max_workers=0"
 )
 IN_FLIGHT = 2  # batches of each worker that are in work or wait to be used; DataLoader's default prefetch_factor
+SECONDS_TO_END = 5.0
 
 # Signals that workers ignore. A terminal and SLURM send them to the whole process group, but the workers must go on
 # until the run has saved and ends them.
@@ -32,6 +35,15 @@ def start_worker(worker: int) -> None:
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+
+
+def one_ends(workers: list[BaseProcess]) -> bool:
+    """Whether a worker has ended, or ends within a few seconds.
+
+    A killed worker closes its connections first. This process reads an error from them before it hears that the worker
+    has ended: the forkserver says so, and on a busy machine it is late.
+    """
+    return bool(wait([worker.sentinel for worker in workers], timeout=SECONDS_TO_END))
 
 
 @atexit.register

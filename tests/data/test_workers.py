@@ -87,6 +87,26 @@ def test_a_worker_that_was_killed_is_an_error(photographs: Path) -> None:
     assert said.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
 
 
+@needs_proc
+@pytest.mark.slow
+def test_it_is_the_same_error_where_the_news_of_its_end_comes_late(photographs: Path) -> None:
+    # The forkserver, parent of the workers, reports their ends. Here it stands still for a second when they are killed.
+    said = message_after(
+        """
+from threading import Timer
+from time import sleep
+killed = [process.pid for process in active_children()]
+forkserver = int(Path(f"/proc/{killed[0]}/stat").read_text().rpartition(")")[2].split()[1])
+sleep(1)  # so that their next batches are on the way
+os.kill(forkserver, signal.SIGSTOP)
+for process in killed: os.kill(process, signal.SIGKILL)
+Timer(1, os.kill, (forkserver, signal.SIGCONT)).start()
+""",
+        photographs,
+    )
+    assert said.startswith("a data worker was killed, perhaps because memory ran out: lower max_workers")
+
+
 @pytest.mark.slow
 def test_a_process_that_may_open_no_more_files_says_so(photographs: Path) -> None:
     said = message_after("resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))", photographs)
