@@ -46,7 +46,7 @@ from models import build_model, family_of
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
 
 TRACED_BATCH = 128
-SLOWER = 2.0  # measured time of a compiled step over its least time: docs/performance.md has 50 ms against 26
+SLOWER = 2.0  # measured time of a compiled step over its least time: docs/performance.md has 50 ms, docs/measurements.md 26
 EFFICIENCY = 0.8  # share of a network's rate that NCCL reaches with large buckets
 BACKWARD = 2 / 3  # share of a step's time in which gradients come; their exchange runs beside it
 EVALUATED, SPEED_OF_EVALUATION = 50_000, 3  # images; how much faster than training a forward pass is
@@ -64,7 +64,7 @@ class Machines:
     per_node: int = 8
     within: float = 100.0
     network: float = 100.0
-    host_ms: float = 78.0  # 128 images at 1641 images/s: docs/performance.md, "The host is slower than the GPU"
+    host_ms: float = 78.0  # 128 images at 1641 images/s: docs/performance.md, "On a GPU"
     loader: float = 4000.0
     storage: float | None = None
     image_kb: float = 108.0

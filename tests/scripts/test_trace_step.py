@@ -1,4 +1,4 @@
-"""What a training step asks of a GPU. The limits are those that docs/performance.md reports."""
+"""What a training step asks of a GPU. The limits are those that docs/measurements.md reports."""
 
 from argparse import Namespace
 from pathlib import Path
