@@ -3,6 +3,7 @@
 Any other error shows its traceback.
 """
 
+import faulthandler
 import io
 import os
 import sys
@@ -83,6 +84,8 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             failed.append(" ".join(swept))
 
     raise_on_ctrl_c()
+    if sys.__stderr__ is not None:  # where it is closed
+        faulthandler.enable(sys.__stderr__)  # a crash in a library, such as a decoder, shows where each thread was
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
         flags, typed = split(sys.argv[1:])
