@@ -46,7 +46,7 @@ from models import build_model, family_of
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
 
 TRACED_BATCH = 128
-SLOWER = 2.0  # measured time of a compiled step over its least time: docs/performance.md has 50 ms, docs/measurements.md 26
+SLOWER = 2.0  # a compiled step takes 50 ms (docs/performance.md), its least time is 26 ms (docs/measurements.md)
 EFFICIENCY = 0.8  # share of a network's rate that NCCL reaches with large buckets
 BACKWARD = 2 / 3  # share of a step's time in which gradients come; their exchange runs beside it
 EVALUATED, SPEED_OF_EVALUATION = 50_000, 3  # images; how much faster than training a forward pass is
