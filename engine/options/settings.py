@@ -66,13 +66,13 @@ def eval_settings(
         if composed[option] is not None:
             composed[option] = output_of(option, composed[option], swept)
     if trained is not None:
-        config = trained["config"]
-        for group in ("model", "data"):
-            if group not in typed:
-                _take(composed, group, config[group], typed, trained["family"])
+        if "model" not in typed:
+            _take_model(composed, trained, typed)
+        if "data" not in typed:
+            _take_data(composed, trained, typed)
         for key in ("amp", "channels_last"):
             if key not in typed:
-                composed[key] = config.get(key, composed[key])
+                composed[key] = trained["config"].get(key, composed[key])
     elif "model" not in typed and OmegaConf.is_missing(composed.model, "name"):
         what = f"{composed.checkpoint} holds only weights" if composed.checkpoint else "benchmark=true needs a model"
         raise UserError(f"{what}: add model=NAME, such as model=deit_small")
@@ -115,25 +115,36 @@ def _checked(composed: DictConfig) -> RunConfig:
     return settings
 
 
-def _take(composed: DictConfig, group: str, trained: dict[str, Any], typed: set[str], family: str) -> None:
-    """Replace a group of the composed config by the checkpoint's, except for options that the user typed.
+def _take_model(composed: DictConfig, trained: dict[str, Any], typed: set[str]) -> None:
+    """Replace the options of the model by those of the checkpoint ``trained``, except those that the user typed."""
+    kept = _typed_in("model", composed, typed)
+    if "data.crop" in typed:
+        kept.setdefault("img_size", None)  # the image size follows the crop
+    OmegaConf.set_struct(composed, False)  # another family has other options
+    known = OmegaConf.structured(FAMILIES[trained["family"]])
+    composed.model = OmegaConf.merge(known, trained["config"]["model"], kept)
+
+
+def _take_data(composed: DictConfig, trained: dict[str, Any], typed: set[str]) -> None:
+    """Replace the options of the images by those of the checkpoint ``trained``, except those that the user typed.
 
     The folder of the index and the backend also stay, because they belong to this machine and not to the training.
     """
-    here = {"index_dir", "backend"} if group == "data" else set()
-    if group == "data" and trained["name"] == "imagenet" and composed.data.root is not None:
-        here.add("root")  # set by IMAGENET_DIR
-    kept = {key: composed[group][key] for key in here | {t.split(".")[1] for t in typed if t.startswith(f"{group}.")}}
-    if "data.crop" in typed and group == "model":
-        kept.setdefault("img_size", None)  # the image size follows the crop
-    if group == "data" and trained["resize"] is not None:
-        if "data.crop_ratio" in typed:
-            kept.setdefault("resize", None)
-        elif "data.crop" in typed:  # keep the ratio of crop to resize
-            kept.setdefault("resize", round(trained["resize"] * composed.data.crop / trained["crop"]))
-    composed._set_flag("struct", False)
-    base = OmegaConf.structured(FAMILIES[family]) if group == "model" else composed.data
-    composed[group] = OmegaConf.merge(base, trained, kept)
+    data, before = composed.data, trained["config"]["data"]
+    kept = _typed_in("data", composed, typed) | {"index_dir": data.index_dir, "backend": data.backend}
+    if before["name"] == "imagenet" and data.root is not None:
+        kept["root"] = data.root  # set by IMAGENET_DIR
+    if before["resize"] is not None and "data.crop_ratio" in typed:
+        kept.setdefault("resize", None)
+    elif before["resize"] is not None and "data.crop" in typed:  # keep the ratio of crop to resize
+        kept.setdefault("resize", round(before["resize"] * data.crop / before["crop"]))
+    OmegaConf.set_struct(composed, False)
+    composed.data = OmegaConf.merge(data, before, kept)
+
+
+def _typed_in(group: str, composed: DictConfig, typed: set[str]) -> dict[str, Any]:
+    """Return the options of a group that the user typed, with their values."""
+    return {key: composed[group][key] for key in (t.split(".")[1] for t in typed if t.startswith(f"{group}."))}
 
 
 def as_container(settings: RunConfig) -> dict[str, Any]:
