@@ -15,7 +15,7 @@ from antlr4 import CommonTokenStream, InputStream
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep, Transformer
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
@@ -96,10 +96,10 @@ def as_typed(argument: str, text: Collection[str]) -> str:
         return argument
     if isinstance(typed._value, ChoiceSweep) and isinstance(plain._value, ChoiceSweep):
         values = zip(typed._value.list, plain._value.list, strict=True)
-        return f"{key}={','.join(_typed(_merged(option, *pair, text)) for pair in values)}"
+        return f"{key}={','.join(Transformer.str(_merged(option, *pair, text)) for pair in values)}"
     if isinstance(plain._value, Sweep) or plain.value() == typed.value():
         return argument
-    return f"{key}={_typed(_merged(option, typed._value, plain._value, text))}"
+    return f"{key}={Transformer.str(_merged(option, typed._value, plain._value, text))}"
 
 
 def parsed(argument: str) -> Override:
@@ -134,10 +134,6 @@ def _merged(key: str, typed: Any, plain: Any, text: Collection[str]) -> Any:
     if key not in text:
         return plain
     return QuotedString(typed, Quote.double) if isinstance(typed, str) else typed
-
-
-def _typed(value: Any) -> str:
-    return Override._get_value_element_as_str(value)
 
 
 def _quoted(raw: str) -> str:
