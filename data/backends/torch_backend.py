@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.backends import unreadable
 from data.backends.resizing import write_row
@@ -54,16 +54,6 @@ class CropDataset(Dataset):
             return np.array(file.convert("RGB").crop((left, top, left + width, top + height)))
 
 
-class RequestSampler(Sampler[Crops]):
-    """Gives the requests to the workers when they are needed."""
-
-    def __init__(self, requests: Iterator[Crops]):
-        self.requests = requests
-
-    def __iter__(self) -> Iterator[Crops]:
-        return self.requests
-
-
 class TorchBackend:
     """Makes batches with Pillow and torchvision in worker processes.
 
@@ -101,7 +91,7 @@ class TorchBackend:
         """See :class:`data.backends.Backend`."""
         loader = DataLoader(
             self.dataset,
-            sampler=RequestSampler(requests),
+            sampler=requests,
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
