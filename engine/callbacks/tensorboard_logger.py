@@ -49,11 +49,9 @@ class TensorBoardLogger(Callback):
 
     def on_end(self) -> None:
         """Write the settings and the best accuracy for TensorBoard's table of hyperparameters, and close the file."""
-        settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._settings().items()}
+        options = flatten(as_container(self.cfg)).items()
+        settings = {name: value if isinstance(value, int | float | str) else str(value) for name, value in options}
         best = self.state["best_top1"]
         if best is not None:
             self.writer.add_hparams(settings, {"hparam/best_top1": best}, run_name=".")
         self.writer.close()
-
-    def _settings(self) -> dict[str, Any]:
-        return flatten(as_container(self.cfg))
