@@ -57,12 +57,12 @@ class WebDatasetSource(ByteRangeSource):
     def open(cls, cfg: DataConfig, split: str, build: bool = True) -> "WebDatasetSource | None":
         """See :class:`data.sources.Source`."""
         tars = complete_set(Path(str(cfg.root)), split, ".tar")
-        labels = Members(tuple(cfg.image_ext.lower().split(",")), cfg.label_ext.lower())
+        wanted = Extensions(tuple(cfg.image_ext.lower().split(",")), cfg.label_ext.lower())
 
         def is_current(index: ImageIndex) -> bool:
-            return list(texts_of(index.extra, "tars")) == _states(tars, labels)
+            return list(texts_of(index.extra, "tars")) == _states(tars, wanted)
 
-        index = cached_index(cfg, split, is_current, partial(_scanned, tars, labels), build)
+        index = cached_index(cfg, split, is_current, partial(_scanned, tars, wanted), build)
         return None if index is None else cls(tars[0].parent, index)
 
     @property
@@ -76,8 +76,8 @@ class WebDatasetSource(ByteRangeSource):
 
 
 @dataclass(frozen=True)
-class Members:
-    """Which members of a sample are its image and its label.
+class Extensions:
+    """The extensions by which the image and the label of a sample are known.
 
     Attributes:
         images: extensions of images; the first one that a sample has is its image.
@@ -88,7 +88,7 @@ class Members:
     label: str
 
 
-def _states(tars: list[Path], wanted: Members) -> list[str]:
+def _states(tars: list[Path], wanted: Extensions) -> list[str]:
     """A text for each tar file that changes when it, or what is wanted of it, changes; it begins with the name.
 
     Raises:
@@ -102,7 +102,7 @@ def _states(tars: list[Path], wanted: Members) -> list[str]:
     return [f"{name}|{stat.st_size}|{stat.st_mtime_ns}|{which}" for name, stat in stats]
 
 
-def _scanned(tars: list[Path], wanted: Members, pieces: Pieces) -> ImageIndex:
+def _scanned(tars: list[Path], wanted: Extensions, pieces: Pieces) -> ImageIndex:
     """Read the headers of all tar files and images.
 
     Raises:
@@ -141,7 +141,7 @@ def _refuse_copies(tars: list[Path], paths: Strings, numbers: NDArray[np.int32],
             raise DataError(f"two samples of {tars[0].parent} are named {decoded[i]}, in {a} and {b}: remove one copy")
 
 
-def _rows(tar: Path, wanted: Members) -> Rows:
+def _rows(tar: Path, wanted: Extensions) -> Rows:
     """The images in a tar file; ``bad`` names the samples without a readable image or without a label.
 
     Raises:

@@ -131,7 +131,7 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
     whole = source_of(write_tars(numbered, tmp_path / "other")).index.fingerprint()
     rows = webdataset._rows
 
-    def reading(tar: Path, wanted: webdataset.Members) -> webdataset.Rows:
+    def reading(tar: Path, wanted: webdataset.Extensions) -> webdataset.Rows:
         if tar.name == "train-0003.tar" and not read[3:]:
             raise KeyboardInterrupt
         read.append(tar.name)
