@@ -127,7 +127,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
         source, answers = images.source, images.labels
     if described.by_name:
         answers = real_answers(source)
-    classes = _places(described)
+    classes = _class_labels(described)
     if len(classes) < IMAGENET_CLASSES:
         answers = np.searchsorted(classes, answers)
         return EvalImages(data, source, answers, classes)
@@ -157,10 +157,10 @@ def refuse_other_than_imagenet(num_classes: int | None, trained_on: Sequence[str
         raise DataError(f"the sets have ImageNet's classes, but the model has other classes, such as '{trained_on[0]}'")
 
 
-def _places(described: EvalSet) -> NDArray[np.int64]:
+def _class_labels(described: EvalSet) -> NDArray[np.int64]:
     """The labels of a set's classes among ImageNet's, in increasing order."""
-    place = {wnid: i for i, wnid in enumerate(wnids())}
-    return np.sort(np.array([place[wnid] for wnid in wnids(described.classes)]))
+    label = {wnid: i for i, wnid in enumerate(wnids())}
+    return np.sort(np.array([label[wnid] for wnid in wnids(described.classes)]))
 
 
 def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) -> tuple[Source, NDArray[np.int64]]:
