@@ -65,14 +65,14 @@ class ByteRangeSource(EncodedSource):
         """The large file that holds image ``i``."""
         return self.file(int(self.index.extra["shard_numbers"][i]))
 
-    def stretch(self, i: int) -> tuple[int, int]:
+    def byte_range(self, i: int) -> tuple[int, int]:
         """Where image ``i`` begins in its large file, and its length there, in bytes."""
         assert self.index.lengths is not None
         return int(self.index.extra["shard_offsets"][i]), int(self.index.lengths[i])
 
     def content(self, i: int) -> bytes:
         """See :class:`data.sources.EncodedSource`."""
-        offset, length = self.stretch(i)
+        offset, length = self.byte_range(i)
         found = os.pread(self._descriptor(i), length, offset)
         if len(found) < length:
             raise OSError("its file has been cut short")

@@ -77,7 +77,7 @@ class ZipSource(ByteRangeSource):
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
         return [self.place, *([self.listed] if self.listed is not None else [])]
 
-    def stretch(self, i: int) -> tuple[int, int]:
+    def byte_range(self, i: int) -> tuple[int, int]:
         """See :class:`data.sources.byte_ranges.ByteRangeSource`."""
         return int(self.index.extra["shard_offsets"][i]), int(self.index.extra["stored_lengths"][i])
 

@@ -77,7 +77,7 @@ def rows(batches: list[Batch]) -> np.ndarray:
 def cut_short(source: Source) -> None:
     """Damage one image in a way that opening the split does not notice."""
     if isinstance(source, ShardSource):
-        begin, length = source.stretch(BAD)
+        begin, length = source.byte_range(BAD)
         with open(source.shard(BAD), "r+b") as file:
             file.seek(begin + 30)
             file.write(bytes(length - 30))

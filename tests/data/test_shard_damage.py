@@ -85,14 +85,14 @@ def test_damage_is_refused_at_the_start(own: Path, damage: Callable[[Path], None
 
 def overwritten(source: ShardSource, i: int) -> None:
     """Damage one image after the split is opened, without changing the shard's size."""
-    begin, length = source.stretch(i)
+    begin, length = source.byte_range(i)
     with open(source.shard(i), "r+b") as file:
         file.seek(begin + 400)
         file.write(bytes(length - 400))
 
 
 def shortened(source: ShardSource, i: int) -> None:
-    os.truncate(source.shard(i), source.stretch(i)[0] + 1000)
+    os.truncate(source.shard(i), source.byte_range(i)[0] + 1000)
 
 
 @pytest.mark.parametrize("damage", [overwritten, shortened])
@@ -118,7 +118,7 @@ def test_an_image_damaged_in_the_middle_of_an_epoch_is_named(
 def test_an_error_of_the_disk_is_named(packed: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = DataConfig(name="folder", root=str(packed), crop=48, resize=54)
     source = opened(packed)
-    bad, read = source.stretch(2)[0], os.pread
+    bad, read = source.byte_range(2)[0], os.pread
 
     def failing(descriptor: int, length: int, offset: int) -> bytes:
         if offset == bad:
