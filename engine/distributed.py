@@ -179,13 +179,13 @@ class World:
             parts = whole.split([tensor.numel() for tensor in tensors])
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's tensors to all others, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def gather(self, row: Tensor) -> Tensor:
+    def all_gather(self, row: Tensor) -> Tensor:
         """Return the rows of all processes, ``(processes, numbers)``, on the host. It waits for the device here."""
         rows = [row]
         if self.size > 1:

@@ -149,7 +149,7 @@ class TrainLoop:
             stop_wanted, save_wanted = reading.votes
             # Save before validating, so that a failure in the validation cannot lose these steps.
             if save_now or save_wanted or stop_wanted:
-                self.run.step.share_buffers()
+                self.run.step.broadcast_buffers()
                 self._save(is_best=False)
             if stop_wanted and self.done < self.length.stop_at:
                 self._finish_saving()
@@ -184,7 +184,7 @@ class TrainLoop:
     def _validate(self) -> None:
         """Score the model on the validation images, and save it if it is the best so far."""
         step, runtime = self.run.step, self.run.runtime
-        step.share_buffers()
+        step.broadcast_buffers()
         scores = score(step.evaluated_network, self.run.data.validation_batches(), self.run.data.augment, runtime)
         self.last_scores, self.validated = scores, self.done
         is_best = not scores.not_finite and (self.best is None or scores.top1 > self.best["top1"])
@@ -202,7 +202,7 @@ class TrainLoop:
             self._save(is_best)
 
     def _save(self, is_best: bool) -> None:
-        """Begin to save the state of this step. The first process's buffers are shared already."""
+        """Begin to save the state of this step. The first process's buffers are broadcast already."""
         if self.world.is_main:
             self.run.checkpoints.save(self._state(), is_best)
         self.saved, self.saved_at = self.done, time.monotonic()

@@ -50,7 +50,7 @@ def fitting_micro_batch(cfg: TrainConfig, runtime: Runtime, model: nn.Module) ->
     memory = step_memory(cfg, runtime, model)
     torch.cuda.empty_cache()  # the decoder needs memory too
     fits = most_images(memory, free, cfg.augment.inseparable)
-    each = runtime.world.gather(torch.tensor([fits], dtype=torch.float64, device=runtime.device))
+    each = runtime.world.all_gather(torch.tensor([fits], dtype=torch.float64, device=runtime.device))
     images = int(each.min())
     need = f"{images} images at once need about {memory.of(images) / 2**30:.1f} of {free / 2**30:.1f} GiB on the GPU"
     log.info("micro_batch_size=auto: %s", need)

@@ -98,7 +98,7 @@ class Meter:
         Args:
             votes: this process's answers to yes-no questions. All processes must ask the same questions.
         """
-        return self._reading(self.world.gather(self._row(votes)))
+        return self._reading(self.world.all_gather(self._row(votes)))
 
     def read_alone(self, share: float) -> Reading:
         """Return the steps since the last reading as this process sees them, without contacting the others.

@@ -118,7 +118,7 @@ class TrainStep:
         # Before the moving average: either one gives all processes the same weights.
         self.ddp = None if is_whole or runtime.world.size == 1 else self._distributed()
         if self.ddp is None:
-            runtime.world.share(model.state_dict().values())
+            runtime.world.broadcast(model.state_dict().values())
         self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
         self.network = compiler.wrap(self.ddp if self.ddp is not None else model, mode=mode)
         evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
@@ -245,14 +245,14 @@ class TrainStep:
                 raise RunStopped("gradients overflow in fp16 at any scale: set amp=bf16, or a lower optim.lr", 1)
         return found
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Copy the first process's buffers to all processes, so that all evaluate the model that the first one saves.
 
         DDP copies buffers only in forward passes, and never those of the moving average.
         """
-        self.runtime.world.share(self.model.buffers())
+        self.runtime.world.broadcast(self.model.buffers())
         if self.ema is not None:
-            self.runtime.world.share(self.ema.module.buffers())
+            self.runtime.world.broadcast(self.ema.module.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a resume. The schedule has none: its rate depends only on the step and the config."""

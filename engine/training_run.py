@@ -137,7 +137,7 @@ def _refuse_different_starts(run: Run, done: int) -> None:
     """
     weights = sum(p.detach().double().abs().sum() for p in run.step.parameters)
     start = torch.tensor([done, float(weights)], dtype=torch.float64, device=run.runtime.device)
-    starts = run.runtime.world.gather(start)
+    starts = run.runtime.world.all_gather(start)
     if (starts != starts[0]).any():
         raise UserError(
             f"the processes would continue from different steps: output_dir={run.directory.path} must be on storage "

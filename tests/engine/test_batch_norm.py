@@ -76,7 +76,7 @@ def scramble_and_share(rank: int, folder: Path) -> None:
             buffer.copy_(torch.rand(buffer.shape) * 100)
     kept = step.state_dict()
     torch.save({name: {k: v.clone() for k, v in kept[name].items()} for name in ("model", "ema")}, folder / f"{rank}a")
-    step.share_buffers()
+    step.broadcast_buffers()
     torch.save({name: step.state_dict()[name] for name in ("model", "ema")}, folder / f"{rank}b")
     torch.distributed.destroy_process_group()
 

@@ -15,7 +15,7 @@ def meter_of(amp: str = "off", other: list[float] | None = None) -> Meter:
     """A meter of one process; with ``other``, of two, where the other process sends this row."""
     world = World(0, 1, 0, 1)
     if other is not None:
-        world = SimpleNamespace(gather=lambda mine: torch.stack([mine, torch.tensor(other, dtype=mine.dtype)]))  # type: ignore[assignment]
+        world = SimpleNamespace(all_gather=lambda mine: torch.stack([mine, torch.tensor(other, dtype=mine.dtype)]))  # type: ignore[assignment]
     runtime = SimpleNamespace(world=world, device=torch.device("cpu"), amp=amp)
     return Meter(runtime, batch_size=4)  # type: ignore[arg-type]
 
