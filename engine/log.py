@@ -74,16 +74,16 @@ def log_to(path: Path | None, speaks: bool) -> None:
         file = LogFile(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
-    for room in ("engine", "data", "models", "optim", "stability"):
-        logger = logging.getLogger(room)
+    for package in ("engine", "data", "models", "optim", "stability"):
+        logger = logging.getLogger(package)
         logger.handlers = handlers
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
 
 
-def let_speak(room: str) -> None:
+def log_from(package: str) -> None:
     """Send the messages of another package, such as that of a user's callback, where the project's messages go."""
-    logger, own = logging.getLogger(room), logging.getLogger("engine")
+    logger, own = logging.getLogger(package), logging.getLogger("engine")
     logger.handlers = own.handlers
     logger.setLevel(own.level)
     logger.propagate = own.propagate

@@ -16,7 +16,7 @@ from engine.callbacks.pictures import Pictures
 from engine.callbacks.profiler import LAST_TRACED, StepProfiler
 from engine.callbacks.progress import Progress
 from engine.errors import UserError, reason
-from engine.log import let_speak
+from engine.log import log_from
 from engine.options.config import TrainConfig
 from engine.run import Run
 from engine.similar import nearest
@@ -94,7 +94,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
 
 def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:
     """Add a callback from the settings. If it cannot start, a warning says so and the run continues without it."""
-    let_speak(path.partition(".")[0])
+    log_from(path.partition(".")[0])
     try:
         callbacks.add(name, _class_of(path)(run, callbacks.states.get(name)))
     except Exception as error:  # whatever it is, it must not end a training run

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.log import let_speak, log_to
+from engine.log import log_from, log_to
 
 
 # What Python opens in the locale POSIX, with PYTHONIOENCODING=ascii, and in a locale of UTF-8.
@@ -34,7 +34,7 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path, capsys):
 
 def test_the_callback_of_another_package_is_heard_too(tmp_path, capsys):
     log_to(tmp_path / "train.log", speaks=True)
-    let_speak("somebody")
+    log_from("somebody")
     logging.getLogger("somebody.callbacks").info("lowest loss")
     assert "lowest loss" in capsys.readouterr().out
     assert "lowest loss" in (tmp_path / "train.log").read_text()
