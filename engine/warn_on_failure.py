@@ -1,10 +1,8 @@
 """Work beside the training, such as metrics, pictures and instruments. If it fails, the run continues."""
 
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 from engine.errors import reason
 
@@ -29,30 +27,3 @@ def warn_on_failure(what: str, then: str = "the run continues without it") -> It
             file = getattr(error, "filename", None)
             place = f"{file}: " if file is not None and str(file) not in what else ""
             log.warning("%s (%s%s): %s", what, place, reason(error), then)
-
-
-class LineFile:
-    """A text file that the run appends lines to. Lines that could not be written are kept for the next attempt.
-
-    Args:
-        path: the file. If it or its folder is missing, it is created.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.waiting: list[str] = []
-
-    def add(self, line: str) -> None:
-        """Write this line and the lines kept from failed attempts: either all of them or none."""
-        self.waiting.append(line)
-        with warn_on_failure(f"{self.path} cannot be written"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            size = self.path.stat().st_size if self.path.exists() else 0
-            try:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write("".join(f"{text}\n" for text in self.waiting))
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(self.path, size)  # a part may have been written before the disk was full
-                raise
-            self.waiting.clear()

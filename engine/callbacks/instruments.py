@@ -12,9 +12,10 @@ from torch import Tensor
 from engine.callbacks.callback import Callback, Callbacks
 from engine.callbacks.plots import draw_heat_maps
 from engine.json_text import to_json
+from engine.line_file import LineFile
 from engine.run import RunLength
 from engine.run_dir import RunDirectory
-from engine.warn_on_failure import LineFile, warn_on_failure
+from engine.warn_on_failure import warn_on_failure
 from stability import StabilityMonitor, StabilityReport
 
 log = logging.getLogger(__name__)

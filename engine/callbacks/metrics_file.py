@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.callbacks.callback import Callback
 from engine.json_text import to_json
-from engine.warn_on_failure import LineFile
+from engine.line_file import LineFile
 
 WRITTEN = ("train", "val", "stability")
 

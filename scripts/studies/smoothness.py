@@ -7,9 +7,9 @@ import torch
 
 from engine.callbacks import Callback
 from engine.json_text import to_json
+from engine.line_file import LineFile
 from engine.run import Run
 from engine.step import StepOutcome
-from engine.warn_on_failure import LineFile
 from models import lipschitz_bound
 from stability import local_lipschitz
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from engine.callbacks.plots import _caption, draw_batch
-from engine.warn_on_failure import LineFile, warn_on_failure
+from engine.line_file import LineFile
+from engine.warn_on_failure import warn_on_failure
 
 
 @contextmanager
