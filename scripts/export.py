@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.checkpoint_file import checked, is_ours, lacking
 from engine.errors import USER_ERRORS, UserError
-from engine.hand_over import TrainedModel, push
+from engine.hub import TrainedModel, push
 from engine.saved_model import model_settings
 from scripts.arguments import positive
 
