@@ -32,24 +32,24 @@ def attentive(stream: Generator[T, None, None], look: Callable[[], object], ahea
     given: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
     thread = Thread(target=_fetch, args=(stream, asked, given), daemon=True)
     thread.start()
-    waits = False
+    is_waiting = False
     try:
         for _ in range(ahead):
             asked.put(True)
         while True:
-            waits = True
-            asked.put(waits)
+            is_waiting = True
+            asked.put(True)
             is_item, item = _answer(given, look)
-            waits = False
+            is_waiting = False
             if not is_item:
                 if item is None:
                     return
                 raise item
             yield item
-            del item
+            del item  # hold no batch while the next one is awaited
     finally:
         asked.put(False)
-        if not waits:
+        if not is_waiting:  # else look has raised, and the thread still fetches
             thread.join(SECONDS_TO_CLOSE)
         if thread.is_alive():
             _abandoned.append(thread)
