@@ -165,6 +165,6 @@ def _class_rows(
     return Rows.read(place, name, paths, list(pool.map(header, paths)))
 
 
-def progress(place: Path, **options: Any) -> "tqdm[Any]":
-    """A progress bar of the images that are indexed; ``options`` are tqdm's."""
-    return tqdm(desc=f"index {place.name}", **{"unit": " images", "disable": None, "leave": False} | options)
+def progress(place: Path, unit: str = " images", total: int | None = None) -> "tqdm[Any]":
+    """A progress bar of what is indexed. It is shown only on a terminal."""
+    return tqdm(desc=f"index {place.name}", unit=unit, total=total, disable=None, leave=False)
