@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.backends import unreadable
 from data.backends.resizing import write_row
-from data.backends.workers import IN_FLIGHT, SharedMemory, clean_start, no_memory, one_ends, start_worker
+from data.backends.workers import IN_FLIGHT, SharedMemory, clean_start, has_one_ended, no_memory, start_worker
 from data.config import DataConfig
 from data.crops import Crops
 from data.errors import DataError
@@ -121,7 +121,7 @@ class TorchBackend:
                     "this process has as many open files as the system allows (`ulimit -Hn`): ask for a higher limit, "
                     "or lower max_workers"
                 ) from error
-            if not self.workers or not one_ends(iterator._workers):  # type: ignore[attr-defined]
+            if not self.workers or not has_one_ended(iterator._workers):  # type: ignore[attr-defined]
                 raise
             raise DataError(
                 "a data worker was killed, perhaps because memory ran out: lower max_workers, and run the same "

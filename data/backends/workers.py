@@ -37,7 +37,7 @@ def start_worker(worker: int) -> None:
     end_with_parent()
 
 
-def one_ends(workers: list[BaseProcess]) -> bool:
+def has_one_ended(workers: list[BaseProcess]) -> bool:
     """Whether a worker has ended, or ends within a few seconds.
 
     A killed worker closes its connections first. This process reads an error from them before it hears that the worker
