@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -54,57 +55,34 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     register()
     # Hydra's own error handling prints several lines and exits with 1. With this variable Hydra passes exceptions on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    started = False
-    failed: list[str] = []  # the runs of a sweep that failed
+    jobs = _Jobs(config_name, task)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(cfg: DictConfig) -> None:
-        nonlocal started
-        started = True
-        job = HydraConfig.get()
-        options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
-        is_sweep = job.mode == RunMode.MULTIRUN
-        try:
-            if is_sweep and "WANDB_SWEEP_ID" in os.environ:
-                raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
-            swept = swept_options(options, typed, is_sweep, not OF_MANY.isdisjoint(os.environ))
-        except UserError as error:  # a mistake in the sweep itself: start none of its jobs
-            _fail(str(error), 2)
-        try:
-            task(cfg, dict(job.runtime.choices), options, swept)
-        # Catch exceptions inside the job: if one leaves it, Hydra prints its own lines.
-        except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
-            message, exit_code = _line_and_status(error, config_name)
-            is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
-            # A failed run does not stop a sweep. With several processes it does: they may fail at different points, and
-            # would then start the next run at different times.
-            if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
-                _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
-            _print_error(message)
-            failed.append(" ".join(swept))
+        jobs.run(cfg)
 
     raise_on_ctrl_c()
     if sys.__stderr__ is not None:  # where it is closed
         faulthandler.enable(sys.__stderr__)  # a crash in a library, such as a decoder, shows where each thread was
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:
-        flags, typed = split(sys.argv[1:])
+        flags, options = split(sys.argv[1:])
         if any(flag.startswith(("--config-name", "-cn")) for flag in flags):
             raise UserError(f"{config_name}.py reads conf/{config_name}.yaml: leave out --config-name")
-        typed = prepared(typed, config_name, implied)
-        sys.argv[1:] = flags + typed
+        jobs.typed = prepared(options, config_name, implied)
+        sys.argv[1:] = flags + jobs.typed
         if {"--help", "-h"} & set(flags):
             _help(main, config_name)
         main()
-        if failed:
-            _fail(f"{len(failed)} of the runs failed: {'; '.join(failed)}", 1)
+        if jobs.failed:
+            _fail(f"{len(jobs.failed)} of the runs failed: {'; '.join(jobs.failed)}", 1)
         flush_streams()
     except USER_ERRORS as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _fail(explain(error, config_name, sys.argv[1:]), 2)
     except (ValueError, AssertionError, OSError) as error:
-        if started:
+        if jobs.have_begun:
             raise
         if isinstance(error, BrokenPipeError):  # who read the output of --help has seen enough
             discard(sys.stdout)
@@ -113,6 +91,49 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         _fail(explain(error, config_name, sys.argv[1:]), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+@dataclass
+class _Jobs:
+    """The jobs that Hydra runs for one command: one, or with ``--multirun`` all runs of a sweep.
+
+    Attributes:
+        entry: ``"train"`` or ``"eval"``.
+        task: see :func:`launch`.
+        typed: the options of the command, as Hydra gets them.
+        have_begun: whether Hydra has composed the config of the first job.
+        failed: for each run of a sweep that failed, the options that tell it from the others.
+    """
+
+    entry: str
+    task: Task
+    typed: list[str] = field(default_factory=list)
+    have_begun: bool = False
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, cfg: DictConfig) -> None:
+        """Run one job. Mistakes are caught here: if one left the job, Hydra would print lines of its own."""
+        self.have_begun = True
+        job = HydraConfig.get()
+        options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
+        is_sweep = job.mode == RunMode.MULTIRUN
+        try:
+            if is_sweep and "WANDB_SWEEP_ID" in os.environ:
+                raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
+            swept = swept_options(options, self.typed, is_sweep, not OF_MANY.isdisjoint(os.environ))
+        except UserError as error:  # a mistake in the sweep itself: start none of its jobs
+            _fail(str(error), 2)
+        try:
+            self.task(cfg, dict(job.runtime.choices), options, swept)
+        except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
+            message, exit_code = _line_and_status(error, self.entry)
+            is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
+            # A failed run does not stop a sweep. With several processes it does: they may fail at different points, and
+            # would then start the next run at different times.
+            if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
+                _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
+            _print_error(message)
+            self.failed.append(" ".join(swept))
 
 
 def _help(main: Callable[[], None], entry: str) -> NoReturn:
