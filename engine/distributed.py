@@ -68,7 +68,7 @@ class World:
     def joined(self, device: torch.device, directory: Path | None = None) -> Iterator[None]:
         """Join the process group while the context is active. A single process has nothing to join.
 
-        Processes wait for each other for up to 30 minutes, until :meth:`patient` sets another time.
+        Processes wait for each other for up to 30 minutes, until :meth:`long_timeout` sets another time.
 
         Args:
             device: the device of this process.
@@ -110,14 +110,13 @@ class World:
         return RunStopped(self.roll_call.lost(), 1) if self.roll_call is not None and is_lost else None
 
     @contextmanager
-    def patient(self, afterwards: float) -> Iterator[None]:
-        """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait.
+    def long_timeout(self, afterwards: float) -> Iterator[None]:
+        """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait at the end.
 
-        The price: if a process is lost meanwhile, the others may notice it only after these 10 minutes. At the end all
-        processes meet again.
+        If a process is lost meanwhile, the others may notice it only after these 10 minutes.
 
         Args:
-            afterwards: seconds that processes wait for each other after this.
+            afterwards: the time-out from then on, in seconds.
         """
         if self.size == 1:
             yield
@@ -127,7 +126,7 @@ class World:
         self.barrier()
         dist.set_timeout(timedelta(seconds=afterwards))
         if self.lockstep is not None:
-            self.lockstep.patience = afterwards
+            self.lockstep.timeout = afterwards
 
     def in_step(self, items: Iterator[T], look: Callable[[], object]) -> Generator[T, None, None]:
         """Yield the items, each of which comes when all processes have theirs; see :meth:`Lockstep.in_step`."""

@@ -39,11 +39,11 @@ class Lockstep:
 
     Args:
         roll_call: knows the processes. It no longer watches NCCL once a process has failed, because the others leave.
-        patience: seconds that processes wait for each other.
+        timeout: seconds that processes wait for each other.
     """
 
-    def __init__(self, roll_call: RollCall, patience: float):
-        self.roll_call, self.patience = roll_call, patience
+    def __init__(self, roll_call: RollCall, timeout: float):
+        self.roll_call, self.timeout = roll_call, timeout
         self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         self.key = f"{roll_call.key}/run/{next(_runs)}"
         self.turn = 0
@@ -76,7 +76,7 @@ class Lockstep:
 
     def _look(self, look: Callable[[], object]) -> None:
         look()
-        if time.monotonic() - self.waits_since > self.patience:
+        if time.monotonic() - self.waits_since > self.timeout:
             raise dist.DistStoreError("another process does not come to the next step")
 
     @contextmanager

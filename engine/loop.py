@@ -131,7 +131,7 @@ class TrainLoop:
         self.done += 1
         self.meter.add(outcome, pop_waited())
         alone = first_works_alone(self.cfg, self.done, self.run.first)
-        with self.world.patient(self.cfg.ddp_timeout) if alone else nullcontext():
+        with self.world.long_timeout(self.cfg.ddp_timeout) if alone else nullcontext():
             self.callbacks.after_step(outcome)
 
     def _after_step(self) -> None:
@@ -144,7 +144,7 @@ class TrainLoop:
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
         # Until the first reading, processes wait 30 minutes for each other, because the first step compiles. Leaving
         # this context sets the usual time-out.
-        with self.world.patient(afterwards=self.cfg.ddp_timeout):
+        with self.world.long_timeout(afterwards=self.cfg.ddp_timeout):
             self._report(reading)
             stop_wanted, save_wanted = reading.votes
             # Save before validating, so that a failure in the validation cannot lose these steps.
@@ -209,7 +209,7 @@ class TrainLoop:
 
     def _finish_saving(self) -> None:
         """Wait until the checkpoint is complete. All processes wait: when one exits, torchrun ends the others."""
-        with self.world.patient(afterwards=self.cfg.ddp_timeout):  # it ends with a barrier
+        with self.world.long_timeout(afterwards=self.cfg.ddp_timeout):  # it ends with a barrier
             self.run.checkpoints.wait()
 
     # --- what is due ----------------------------------------------------------------------------------------------

@@ -14,15 +14,15 @@ def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() ->
     assert worked == [0, 2] and next(waiting, None) is None
 
 
-def test_a_patient_world_leaves_its_time_to_the_meetings_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_passes_its_timeout_on_to_the_meetings_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("engine.distributed.dist.set_timeout", lambda time: waits.append(time.total_seconds()))
     monkeypatch.setattr("engine.distributed.dist.barrier", lambda: None)
 
     class Meetings:
-        patience = 1800.0
+        timeout = 1800.0
 
     world = World(0, 2, 0, 2, lockstep=Meetings())  # type: ignore[arg-type]
-    with world.patient(afterwards=7.0):
+    with world.long_timeout(afterwards=7.0):
         assert waits == [600.0]
-    assert waits == [600.0, 7.0] and Meetings.patience == 1800.0 and world.lockstep.patience == 7.0  # type: ignore[union-attr]
+    assert waits == [600.0, 7.0] and Meetings.timeout == 1800.0 and world.lockstep.timeout == 7.0  # type: ignore[union-attr]
