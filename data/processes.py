@@ -1,4 +1,4 @@
-"""What processes ask of the system: to end with their parent, and to open many files."""
+"""Settings of a process: it ends when its parent ends, and it may open many files."""
 
 import multiprocessing
 import os

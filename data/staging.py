@@ -157,7 +157,7 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[bool]:
-    """Wait until no other run copies to this folder; false if another one may, because there are no locks here."""
+    """Wait until no other run copies to this folder. Yields whether that is certain: without file locks it is not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,8 +1,8 @@
-"""Text from outside, such as the names of files, in a form that a terminal only shows."""
+"""Escapes control characters in text from outside, such as file names, so that a terminal does not obey them."""
 
 import re
 
-# A terminal would obey these, and "\r" hides what stands before it. Line breaks and tabs stay.
+# "\r", for example, would hide what stands before it. Line breaks and tabs stay.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -1,4 +1,4 @@
-"""Sends the host's numbers to the device, and lets a GPU do this and more beside other work."""
+"""Copies arrays from the host to the device, and runs work on a CUDA stream of its own."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar

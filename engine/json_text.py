@@ -6,7 +6,7 @@ from typing import Any
 
 def to_json(content: Any, indent: int | None = None) -> str:
     """Return ``content`` as JSON. Numbers that are not finite become null."""
-    # Python writes them as NaN and Infinity, and asks what to read them as.
+    # json writes them as NaN and Infinity. When it reads these words, it calls parse_constant.
     plain = json.loads(json.dumps(content), parse_constant=lambda name: None)
     return json.dumps(plain, indent=indent, allow_nan=False)
 

@@ -19,7 +19,7 @@ from engine.roll_call import PATIENCE, RollCall
 T = TypeVar("T")
 
 UNTIL_SAVED = 60.0  # seconds that other processes stay for the first one's save
-LONGEST_SLEEP = 0.05  # seconds between two looks at the store
+LONGEST_SLEEP = 0.05  # seconds from one check of the store to the next, at most
 ALL = "all"
 _runs = itertools.count()  # the runs of a sweep share a process and a store
 

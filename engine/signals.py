@@ -9,8 +9,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PATIENCE = 5.0  # seconds after a signal until the run gives up waiting for data
-# Seconds in which further SIGINTs are the same Ctrl-C: the terminal sends it to all processes, and so does torchrun.
-SAME = 1.0
+# One Ctrl-C may arrive twice, from the terminal and from torchrun: SIGINTs within so many seconds count as one.
+ONE_CTRL_C = 1.0
 
 
 class WaitGivenUp(Exception):
@@ -65,7 +65,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A handler runs between any two operations of the program. So it writes directly, and raises nothing.
-        if self.signal is not None and number == signal.SIGINT and time.monotonic() - self.since > SAME:
+        if self.signal is not None and number == signal.SIGINT and time.monotonic() - self.since > ONE_CTRL_C:
             _tell("error: interrupted")
             os._exit(128 + signal.SIGINT)
         if self.signal is None:

@@ -65,8 +65,8 @@ def _equalize(values: Tensor, same: Tensor) -> Tensor:
     counts = torch.zeros(same.shape, dtype=torch.int64, device=same.device)
     counts.scatter_add_(2, values, values.new_ones(1).expand_as(values))
     upto = counts.cumsum(dim=2)
-    # From the brightest value on, upto is the number of all pixels, and % makes it 0. So this maximum counts all pixels
-    # but those of the brightest value.
+    # Pillow counts the pixels that are darker than the brightest one. From its value on, upto is the number of all
+    # pixels, which % makes 0. So the largest number that is left is this count.
     step = (upto % values.shape[2]).amax(dim=2, keepdim=True) // 255
     spread = (step // 2 + upto - counts) // step.clamp(min=1)
     return torch.where(step > 0, spread.clamp(max=255), same)

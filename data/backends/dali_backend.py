@@ -115,7 +115,7 @@ class DaliBackend:
         return cpu_pipeline(feed, from_paths, device_id=None, **common)
 
 
-@cache  # torch has 32 streams for each GPU and gives them out in turn: a new one each time would meet those of others
+@cache  # torch has only 32 streams for each GPU: a new one each time would soon be one that other work uses
 def _waiting_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream that waits for DALI. Without one, the host would wait for the GPU. DALI has streams of its own."""
     return torch.cuda.Stream(device)
