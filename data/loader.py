@@ -133,9 +133,9 @@ class Loader:
         backend then starts again from the first place whose batch is missing. It also starts again, once for each
         place, if all images of the failed batch can be read after all: a disk or network may have failed for a moment.
         """
-        asked: deque[tuple[P, Crops, DeviceDraws | None]] = deque()
-        again: deque[P] = deque()
-        excused: P | None = None
+        asked: deque[tuple[P, Crops, DeviceDraws | None]] = deque()  # what the backend has taken and not yet made
+        again: deque[P] = deque()  # places that it has to take once more
+        retried: P | None = None  # the place for which it was started again although no image was bad
 
         def requests() -> Iterator[Crops]:
             while (place := again.popleft() if again else next(places, None)) is not None:
@@ -153,8 +153,8 @@ class Loader:
             except BadImage as error:
                 again.extendleft(place for place, *_ in reversed(asked))
                 asked.clear()
-                if error.row is None and again[0] != excused:
-                    excused = again[0]
+                if error.row is None and again[0] != retried:
+                    retried = again[0]
                     log.warning("%s; trying again", error)
                 else:
                     handle(error)
