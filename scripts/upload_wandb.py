@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.callbacks.callback import best_top1, tagged
-from engine.callbacks.instruments import of_each_layer
+from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
 
 PICTURES = ("batch", "val_batch", "stability")
-
-
-def lines_of(directory: RunDirectory) -> Iterator[dict[str, Any]]:
-    """All lines of a run in the order of their steps, with one for each reading of the instruments in every layer."""
-    readings = [
-        {"split": "layers", "step": reading["step"], "epoch": reading["epoch"]} | of_each_layer(reading["layers"])
-        for reading in directory.read_stability()
-    ]
-    yield from sorted([*directory.read_metrics(), *readings], key=lambda line: line["step"])
 
 
 def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
@@ -51,7 +40,7 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
     Raises:
         UserError: if there is no such run, or W&B refuses it.
     """
-    lines = list(lines_of(directory))
+    lines = sorted(lines_so_far(directory), key=lambda line: line["step"])
     if not lines:
         raise UserError(f"{directory.path} is not a run with metrics: give the folder that holds its metrics.jsonl")
     if not directory.config.is_file():

@@ -65,27 +65,6 @@ def _plain(state: Any) -> Any:
     return state
 
 
-def tagged(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a line by the names that loggers show, such as ``train/loss``.
-
-    Names of layers have no prefix.
-    """
-    prefix = "" if line["split"] == "layers" else f"{line['split']}/"
-    return {f"{prefix}{name}": value for name, value in line.items() if name not in ("split", "step")}
-
-
-def best_top1(before: float | None, line: dict[str, Any]) -> float | None:
-    """Return the best top-1 accuracy after a line, in percent. A validation with logits that are not finite is ignored.
-
-    Args:
-        before: the best before this line; None if there was no validation.
-        line: a line of metrics.
-    """
-    if line["split"] != "val" or line.get("not_finite"):
-        return before
-    return max(line["top1"], before or 0.0)
-
-
 class Callbacks:
     """The callbacks of a run, in the order in which they are called.
 

@@ -123,13 +123,6 @@ class Instruments(Callback):
         )
 
 
-def lines_so_far(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Return the lines that callbacks were told since the beginning of a run, for a logger that the run gets later."""
-    readings = directory.read_stability()
-    layers = [{k: reading[k] for k in ("step", "epoch")} | of_each_layer(reading["layers"]) for reading in readings]
-    return [*directory.read_metrics(), *({"split": "layers"} | line for line in layers)]
-
-
 def of_each_layer(layers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, float | None]:
     """Return one number per layer of a reading, which loggers plot over the steps."""
     return {f"{kind}/{name}": worst(kind, values) for kind in LINES for name, values in layers.get(kind, {}).items()}

@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib.image
 from torch.utils.tensorboard import SummaryWriter
 
-from engine.callbacks.callback import Callback, best_top1, tagged
-from engine.callbacks.instruments import lines_so_far
+from engine.callbacks.callback import Callback
+from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.options.settings import as_container, flatten
 from engine.run import Run
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.callbacks.callback import Callback, best_top1, tagged
-from engine.callbacks.instruments import lines_so_far
+from engine.callbacks.callback import Callback
+from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
 from engine.options.settings import as_container
 from engine.run import Run

@@ -11,7 +11,7 @@ import torch
 
 from data import DeviceAugment
 from data.loader import Batch
-from engine.callbacks.callback import best_top1
+from engine.callbacks.logger_lines import best_top1
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
 from engine.evaluation.run import evaluate_checkpoint
