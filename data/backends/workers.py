@@ -116,7 +116,7 @@ class SharedMemory:
     _all: ClassVar["WeakSet[SharedMemory]"] = WeakSet()  # training and validation each have one at the same time
 
     def __init__(self, workers: int, batch: int, processes: int):
-        self.needed = (IN_FLIGHT * workers + 2) * batch * processes  # + 2: one batch is in use, the next one is taken
+        self.needed = shared_bytes(workers, batch) * processes
         self._all.add(self)
         free, needed = free_memory(), sum(one.needed for one in self._all)
         if needed > free:
@@ -124,6 +124,11 @@ class SharedMemory:
                 f"the data workers need {_megabytes(needed)} of shared memory, but {SHARED} has {_megabytes(free)} "
                 f"free: {REMEDY}"
             )
+
+
+def shared_bytes(workers: int, batch: int) -> int:
+    """Bytes of shared memory that the workers of a backend fill, with batches of ``batch`` bytes."""
+    return (IN_FLIGHT * workers + 2) * batch  # + 2: one batch is in use, the next one is taken
 
 
 def free_memory() -> float:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from data.backends.workers import IN_FLIGHT, REMEDY, free_memory
+from data.backends.workers import REMEDY, free_memory, shared_bytes
 from engine.device import default_workers
 from scripts.machine.row import TRAINED, Row, verdict
 
@@ -54,7 +54,7 @@ def shared_memory(gpus: int, free: float | None = None) -> Row:
     free = free_memory() if free is None else free
     processes = max(1, gpus)
     images = BATCH + EVALUATED * processes
-    needed = (IN_FLIGHT * default_workers(processes) + 2) * images * PIXELS  # as data/backends/workers.py computes it
+    needed = shared_bytes(default_workers(processes), images * PIXELS)
     value = f"{free / 2**30:.1f} GiB free; data.backend=torch takes {needed / 2**30:.1f} by default, DALI none"
     return Row("shared memory", value, verdict(free, needed), REMEDY)
 
