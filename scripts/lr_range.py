@@ -14,7 +14,6 @@ Arguments:
 The rate that a whole training survives may be lower: give more steps, and try seed=1 too.
 """
 
-import json
 import math
 import os
 import signal
@@ -30,6 +29,7 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
+from engine.run_dir import RunDirectory
 from scripts.studies.training import NOT_FINITE, why_it_ended
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -157,12 +157,7 @@ class Trainer:
 
 def _steps(folder: Path) -> list[dict[str, float]]:
     """The lines of the training steps so far."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [line for line in found if line["split"] == "train"]
+    return [line for line in RunDirectory(folder).read_metrics() if line["split"] == "train"]
 
 
 def _shown(trial: Trial) -> str:

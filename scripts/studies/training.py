@@ -1,6 +1,5 @@
 """Train the cells of a study with ``train.py``, several at a time, and read what came of them."""
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ import torch
 from engine.device import default_workers
 from engine.errors import USER_ERRORS, UserError
 from engine.options.compose import settings_of
+from engine.run_dir import RunDirectory
 from models import build_model
 from optim import build_optimizer, refuse_rates_above_peak
 from scripts.studies.origin import commit_now
@@ -187,7 +187,7 @@ def outcome_of(folder: Path, status: int, said: str, crash_below: float, seconds
     diverged = NOT_FINITE.search(said)
     if status != 0 and diverged is None:
         raise UserError(f"the cell {folder.name} cannot be trained: {why_it_ended(status, said)}")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = RunDirectory(folder).read_metrics()
     losses = [math.inf if line["loss"] is None else line["loss"] for line in lines if line["split"] == "train"]
     accuracies = [line["top1"] or 0.0 for line in lines if line["split"] == "val"]
     top1 = accuracies[-1] if accuracies and diverged is None else None
