@@ -50,10 +50,8 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
         refuse_unknown(composed.model.name)
         what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
         own = f"use experiment={choices['model']}, or " if recipe_file(f"experiment/{choices['model']}") else ""
-        raise UserError(
-            f"{what} has no recipe of its own: {own}add {', '.join(f'recipe={n}' for n in general_recipes()[:-1])} or "
-            f"recipe={general_recipes()[-1]}"
-        )
+        *others, last = (f"recipe={recipe}" for recipe in general_recipes())
+        raise UserError(f"{what} has no recipe of its own: {own}add {', '.join(others)} or {last}")
 
 
 def general_recipes() -> list[str]:

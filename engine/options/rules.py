@@ -152,9 +152,5 @@ def _check_value(key: str, value: Any, rules: Rules) -> None:
             raise UserError(f"{key}={value} must be {largest} or less")
     has_other_length = isinstance(value, list) and rules.length not in (None, len(value))
     if has_other_length or not all(map(rules.allow, numbers)):
-        what = f"{rules.length} numbers{_of(rules)}" if rules.length else rules.limits()
-        raise UserError(f"{key}={value} must be {what}")
-
-
-def _of(rules: Rules) -> str:
-    return f" of {rules.limits()}" if rules.limits() else ""
+        count = f"{rules.length} numbers" if rules.length else ""
+        raise UserError(f"{key}={value} must be {' of '.join(filter(None, (count, rules.limits())))}")
