@@ -1,7 +1,6 @@
 """Processes whole images in parallel threads; torch alone would split the pixels of each image over its threads."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -48,7 +47,8 @@ def in_parallel(work: Callable[[T], object], items: Sequence[T]) -> None:
     """
     count = torch.get_num_threads()
     alone = count == 1 or len(items) < 2
-    deque(map(work, items) if alone else _pool(count).map(work, items), maxlen=0)
+    for _ in map(work, items) if alone else _pool(count).map(work, items):
+        pass  # a pool raises an exception of its threads when the result is taken
 
 
 @cache
