@@ -20,7 +20,10 @@ def task(composed, choices, overrides, swept) -> None:
     resolve_paths(composed)
     trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in values_by_name(overrides))
     settings = eval_settings(composed, trained, overrides, swept)
-    (measure_speed if settings.benchmark else evaluate_checkpoint)(settings, trained)
+    if settings.benchmark:
+        measure_speed(settings, trained)
+    else:
+        evaluate_checkpoint(settings, trained)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ class SyntheticBackend:
         self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`. Only the requests are made ahead: a batch takes the device no time."""
-        with closing(attentive((crops for crops in requests), look, ahead=1)) as planned:
-            for crops in planned:
+        planned = (crops for crops in requests)  # a generator, because attentive closes what it has used
+        with closing(attentive(planned, look, ahead=1)) as stream:
+            for crops in stream:
                 rows = crops.index % POOL + POOL * crops.flip
                 yield self.pool.index_select(0, send(self.pool.device, rows)[0])
