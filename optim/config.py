@@ -43,9 +43,8 @@ class ScheduleConfig:
     warmup_lr: float = field(default=0.0, metadata={"least": 0})  # learning rate at the start of the warm-up
     warmup_prefix: bool = True  # true: the schedule starts after the warm-up; false: together, as in older timm
     t_in_epochs: bool = False  # true: the rate changes once per epoch; false: at each step
-    lag_epochs: float = field(
-        default=0.0, metadata={"least": 0}
-    )  # delay of the whole schedule, as in DeiT's released code
+    # Delay of the whole schedule, as in DeiT's released code.
+    lag_epochs: float = field(default=0.0, metadata={"least": 0})
     cooldown_epochs: float = field(default=0.0, metadata={"least": 0})  # epochs at the smallest rate, at the end
     # trapezoid: length of the decay at the end; null: a fifth of the schedule
     decay_epochs: float | None = field(default=None, metadata={"least": 0})

@@ -119,9 +119,8 @@ class TrainConfig(RunConfig):
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata={"may_change": True})
     # Further callbacks: name and class (package.module.Class). logger=NAME adds one.
     callbacks: dict[str, str] = field(default_factory=dict, metadata={"may_change": True})
-    name: str | None = field(
-        default=None, metadata={"may_change": True}
-    )  # name of the run; null: the name of the experiment or model
+    # Name of the run; null: the name of the experiment or model.
+    name: str | None = field(default=None, metadata={"may_change": True})
     # Set at the start: the file in conf/ that the values come from. recipe=NAME chooses it.
     recipe: str | None = field(default=None, metadata={"may_change": True})
     # Null: outputs/<name>
@@ -182,7 +181,6 @@ class EvalConfig(RunConfig):
     benchmark_runs: int | None = field(default=None, metadata={"above": 0})
     # JSON file for the scores. The table for evaluation sets goes to the same name with the ending .md.
     output: str = field(default="eval.json", metadata={"path": "as typed"})
-
     # CSV file for the five most probable classes of every image. Each of several sets gets its own file, FILE.SET.csv.
     predictions: str | None = field(default=None, metadata={"path": "as typed"})
 
