@@ -4,7 +4,7 @@ A position is a place in the epoch's global order. The training plan is the same
 backends and the device augmentation only carry it out.
 """
 
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +119,8 @@ class TrainPlan:
             return None
         ends = np.cumsum([policy.uniforms for policy in self.policies])
         u = uniforms(self.seed, epoch, Stream.AUTO, positions.start, len(positions), ends[-1])
-        first, *others = (p.draw(part) for p, part in zip(self.policies, np.split(u, ends[:-1], axis=1), strict=True))
-        return reduce(AutoDraws.then, others, first)
+        parts = zip(self.policies, np.split(u, ends[:-1], axis=1), strict=True)
+        return AutoDraws.joined([policy.draw(part) for policy, part in parts])
 
     def _mix(self, epoch: int, first: int, rows: slice) -> Mix | None:
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)

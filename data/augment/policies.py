@@ -6,6 +6,7 @@ with the distributions of timm and torchvision; :mod:`data.augment.auto_augment`
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,9 +30,10 @@ class AutoDraws:
     ops: NDArray[np.int8]  # (n, layers) of data.augment.levels.Op
     args: Floats  # (n, layers)
 
-    def then(self, other: "AutoDraws") -> "AutoDraws":
-        """These operations, followed by others."""
-        return AutoDraws(np.hstack([self.ops, other.ops]), np.hstack([self.args, other.args]))
+    @classmethod
+    def joined(cls, parts: Sequence["AutoDraws"]) -> "AutoDraws":
+        """The operations of several policies, one policy after the other."""
+        return cls(np.hstack([part.ops for part in parts]), np.hstack([part.args for part in parts]))
 
 
 class Policy(Protocol):

@@ -37,10 +37,8 @@ def the_same(op: Op, arg: float, count: int) -> AutoDraws:
 def drawn(auto: str, count: int) -> AutoDraws:
     """The draws of a policy and of the colour jitter that follows it."""
     chosen = policies(auto, 0.4, SIDE)
-    draws = chosen[0].draw(uniforms(1, 0, Stream.AUTO, 0, count, chosen[0].uniforms))
-    for other in chosen[1:]:
-        draws = draws.then(other.draw(uniforms(2, 0, Stream.AUTO, 0, count, other.uniforms)))
-    return draws
+    draws = [p.draw(uniforms(seed, 0, Stream.AUTO, 0, count, p.uniforms)) for seed, p in enumerate(chosen, 1)]
+    return AutoDraws.joined(draws)
 
 
 @pytest.mark.parametrize("name", sorted(set(LEVELS) - {"GaussianBlurRand"}))
