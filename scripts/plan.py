@@ -20,7 +20,6 @@ Options of train.py (model, recipe, batch_size, epochs, …) describe the run. T
 """
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -46,7 +45,8 @@ from models import build_model, family_of
 from scripts.bench.trace_step import CLASSES, milliseconds, traced
 
 TRACED_BATCH = 128
-SLOWER = 2.0  # a compiled step takes 50 ms (docs/performance.md), its least time is 26 ms (docs/measurements.md)
+# A compiled step takes this many times its least time: 50 ms (docs/performance.md) and 26 ms (docs/measurements.md).
+SLOWER = 2.0
 EFFICIENCY = 0.8  # share of a network's rate that NCCL reaches with large buckets
 BACKWARD = 2 / 3  # share of a step's time in which gradients come; their exchange runs beside it
 EVALUATED, SPEED_OF_EVALUATION = 50_000, 3  # images; how much faster than training a forward pass is
@@ -167,14 +167,15 @@ def estimated_rate(cfg: TrainConfig, machines: Machines) -> float:
         known = ", ".join(name for name in GPUS if "*" not in name)
         raise UserError(f"gpu={machines.gpu} is unknown: choose {known}, or set images_per_second")
     print("estimating the speed of a GPU takes about a minute; images_per_second=… saves it", file=sys.stderr)
-    args = Namespace(
-        kernels="triton" if family_of(cfg.model).startswith("lipsformer") else "torch",
-        optim="adamw2" if cfg.optim.name == "adamw2" else "adamw",
-        batch_size=TRACED_BATCH,
+    step = traced(
+        _built(cfg),
+        cfg.data.crop,
+        TRACED_BATCH,
         amp=cfg.amp,
+        optim="adamw2" if cfg.optim.name == "adamw2" else "adamw",
+        kernels="triton" if family_of(cfg.model).startswith("lipsformer") else "torch",
     )
-    least = milliseconds(traced(_built(cfg), cfg.data.crop, args), machines.gpu, "all", "")
-    return TRACED_BATCH / (SLOWER * least / 1e3)
+    return TRACED_BATCH / (SLOWER * milliseconds(step, machines.gpu) / 1e3)
 
 
 def _built(cfg: TrainConfig) -> nn.Module:

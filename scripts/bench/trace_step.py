@@ -46,23 +46,26 @@ PARTS = (
 Costs = dict[tuple[str, str], Cost]
 
 
-def traced(model: nn.Module, side: int, args: argparse.Namespace) -> CostCounter:
+def traced(model: nn.Module, side: int, batch_size: int, amp: str, optim: str, kernels: str) -> CostCounter:
     """Return the counter of a model's training step: forward, backward, clipping and optimizer.
 
     Args:
         model: any image model. It cannot be used afterwards.
         side: side of its images in pixels.
-        args: the options of the command line except ``model`` and those about printing.
+        batch_size: images of a step.
+        amp: one of ``AMP_DTYPES``.
+        optim: ``adamw`` or ``adamw2``.
+        kernels: ``triton`` or ``torch``, see :func:`models.kernels.set_kernels`.
     """
     model.train()
     with patch("models.kernels.choice.suits_triton", lambda device: True), as_on_a_gpu(model):
-        set_kernels(model, args.kernels)
-        steps = optimizer(args.optim, model)
-        images = torch.empty(args.batch_size, 3, side, side)
+        set_kernels(model, kernels)
+        steps = optimizer(optim, model)
+        images = torch.empty(batch_size, 3, side, side)
         counter = CostCounter(model, PARTS)
         for _ in range(2):  # the optimizer's first step makes its state
             counter.operations.clear()
-            _step(model, images, steps, AMP_DTYPES[args.amp], counter)
+            _step(model, images, steps, AMP_DTYPES[amp], counter)
     return counter
 
 
@@ -96,8 +99,8 @@ def by_part(counter: CostCounter) -> Costs:
     return dict(sorted(costs.items(), key=lambda item: (item[0][0] == "all", -item[1].bytes)))
 
 
-def milliseconds(counter: CostCounter, gpu: str, stage: str, part: str) -> float:
-    """Return the least time of a part: each operation takes at least its bytes and its FLOPs at the GPU's peak."""
+def milliseconds(counter: CostCounter, gpu: str, stage: str = "all", part: str = "") -> float:
+    """Return the least time of the step or of a part: each operation takes its bytes or its FLOPs at the GPU's peak."""
     peak = GPUS[gpu]
     chosen = (o.cost for o in counter.operations if stage == "all" or (o.stage, o.part) == (stage, part))
     return 1e3 * sum(max(cost.bytes / peak.bandwidth, cost.flops / peak.flops) for cost in chosen)
@@ -137,7 +140,7 @@ def main() -> None:
     print(f"a training step, batch {args.batch_size}, {SIDE} px, {args.amp}, {args.optim}, eager")
     for name in [args.model, *args.vs]:
         model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH)
-        counter = traced(model, SIDE, args)
+        counter = traced(model, SIDE, args.batch_size, args.amp, args.optim, args.kernels)
         print_table(name, counter, args.gpus)
         if args.operations:
             print_operations(counter, args.operations)

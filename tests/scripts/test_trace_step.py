@@ -1,6 +1,5 @@
 """What a training step asks of a GPU. The limits are those that docs/measurements.md reports."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ OPTIONS = {"batch_size": 128, "amp": "bf16", "optim": "adamw", "kernels": "trito
 
 def step_of(name: str, side: int = 224, **options) -> CostCounter:
     sized = {} if side == 224 else {"img_size": side}
-    return traced(timm.create_model(name, drop_path_rate=0.2, **sized), side, Namespace(**OPTIONS | options))
+    return traced(timm.create_model(name, drop_path_rate=0.2, **sized), side, **(OPTIONS | options))
 
 
 @pytest.mark.slow
