@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.run_dir import RunDirectory
+from scripts.studies.study import PROJECT
 from scripts.studies.training import NOT_FINITE, why_it_ended
 
-PROJECT = Path(__file__).resolve().parents[1]
 FACTOR = 4.0  # from one rate to the next, until one fails
 CLOSE = 1.5  # the search ends when the lowest rate that fails is at most this many times the highest that trains
 FEW = 50  # steps: after fewer, most models have hardly begun to learn
@@ -73,6 +73,18 @@ def trains(trial: Trial, trials: list[Trial]) -> bool:
     return trial.learned > 0 and trial.learned >= max(t.learned for t in trials) / 2
 
 
+def limits(trials: list[Trial]) -> tuple[float | None, float | None]:
+    """The highest rate that trains, and the lowest above it that fails; None where there is no such rate.
+
+    A rate that fails below the one that learned most is too slow, not unstable, and does not count.
+    """
+    best = max(trials, key=lambda t: t.learned)
+    fastest = best.rate if best.learned > 0 else 0.0
+    failing = min((t.rate for t in trials if not trains(t, trials) and t.rate > fastest), default=None)
+    good = max((t.rate for t in trials if trains(t, trials) and t.rate < (failing or math.inf)), default=None)
+    return good, failing
+
+
 def search(first: Trial, train: Callable[[float], Trial]) -> tuple[float | None, float | None, list[Trial]]:
     """Find the highest rate that trains.
 
@@ -85,19 +97,8 @@ def search(first: Trial, train: Callable[[float], Trial]) -> tuple[float | None,
         tried fail, or none does.
     """
     trials = [first]
-
-    def limits() -> tuple[float | None, float | None]:
-        failing = min((t.rate for t in trials if not trains(t, trials) and t.rate > fastest()), default=None)
-        good = max((t.rate for t in trials if trains(t, trials) and t.rate < (failing or math.inf)), default=None)
-        return good, failing
-
-    def fastest() -> float:
-        """The rate that learned most: those that fail below it are too slow, not unstable."""
-        best = max(trials, key=lambda t: t.learned)
-        return best.rate if best.learned > 0 else 0.0
-
     while True:
-        good, failing = limits()
+        good, failing = limits(trials)
         if good and failing and failing / good <= CLOSE:
             return good, failing, trials
         if good and failing:
