@@ -87,7 +87,7 @@ def _check_claim(claim: Any, axes: dict[str, Any]) -> None:
     if kind == "rescue":
         for label in (rule["fails"], *rule["hold"]):
             _label(axes, rule["axis"], label, of)
-        _label(axes, rule["over"], next(iter(axes.get(rule["over"], {})), None), of)
+        _axis(axes, rule["over"], of)
 
 
 def _check_watch(watch: Any, axes: dict[str, Any]) -> None:
@@ -99,10 +99,15 @@ def _check_watch(watch: Any, axes: dict[str, Any]) -> None:
             _label(axes, axis, label, f"the watched cell {labels}")
 
 
-def _label(axes: dict[str, Any], axis: str, label: Any, of: str) -> None:
+def _axis(axes: dict[str, Any], axis: str, of: str) -> list[str]:
+    """The labels of an axis, which must be one of the study's."""
     if axis not in axes:
         raise UserError(f"{of} names the axis '{axis}': {nearest(str(axis), list(axes))}")
-    labels = [str(known) for known in axes[axis]]
+    return [str(label) for label in axes[axis]]
+
+
+def _label(axes: dict[str, Any], axis: str, label: Any, of: str) -> None:
+    labels = _axis(axes, axis, of)
     if str(label) not in labels:
         raise UserError(f"{of} names {axis}={label}: choose {', '.join(labels)}")
 
