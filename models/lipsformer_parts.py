@@ -18,7 +18,7 @@ from models.similarity import Similarity
 from models.sizes import check_choice
 from models.spectral import spectral_init_, xavier_init_
 
-UNIT_EPSILON = 1e-24  # the square of F.normalize's
+UNIT_EPSILON = 1e-24  # the square of 1e-12, the eps of F.normalize
 ATTENTIONS = ("released", "certified", "dot")
 NORMS: dict[str, Callable[..., Any]] = {"centernorm": CenterNorm, "layernorm": nn.LayerNorm}
 RESIDUALS: dict[str, Callable[..., Any]] = {"weighted": WeightedResidual, "plain": PlainResidual}

@@ -1,4 +1,4 @@
-"""Test the papers' claims in miniature: train the grid of a study, and write what came of each claim.
+"""Test the papers' claims in miniature: train the grid of a study, and write the verdict on each claim.
 
 python scripts/lab.py                                  # lists the studies
 python scripts/lab.py postln_preln phase=init          # minutes: what the theory predicts at initialisation
@@ -115,10 +115,10 @@ def train_missing(study: Study, results: Results, arguments: Arguments, at_init:
     elif now != study.rules:
         print(f"the rules of {study.name} are not committed: commit them first, so that no row is older than they are")
 
-    def is_younger(row: Row) -> bool:  # a row that is older than the rules cannot test the claims
+    def has_these_rules(row: Row) -> bool:  # a row that is older than the rules cannot test the claims
         return rules_at(row["commit"], study.name) == study.rules
 
-    if arguments.borrow == "true" and (borrowed := results.borrow(cells, is_younger)):
+    if arguments.borrow == "true" and (borrowed := results.borrow(cells, has_these_rules)):
         print(f"{borrowed} rows of the same trainings are taken from other studies")
     missing = results.missing(cells)
     threads, at_once = arguments.number("threads"), arguments.trainings_at_once()

@@ -146,7 +146,8 @@ def _rms(values: Tensor) -> Tensor:
 def _by_owner(parts: Values, owners: list[str]) -> Values:
     """Values of each head under the name of the layer that owns W_q and W_k.
 
-    The attention may be computed in several parts of that layer. Their heads are then joined.
+    The attention may be computed in several parts of that layer. Their heads are then joined. A name that ends in ``'``
+    is a second call of the same module.
     """
     joined: dict[str, list[Tensor]] = {}
     for name, heads in parts.items():

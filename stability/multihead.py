@@ -62,7 +62,7 @@ def _of_keys(mask: Tensor | None) -> Tensor | None:
 
 
 def _added(mask: Tensor) -> Tensor:
-    """A boolean mask, which is true where attention is forbidden, as numbers to add."""
-    return (
-        torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
-    )
+    """A mask as numbers to add. A boolean mask is true where attention is forbidden."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -torch.inf)

@@ -95,8 +95,9 @@ def _milliseconds(operation: Operation, shape: tuple[int, ...], dtype: torch.dty
     """Median time of a forward and backward pass on random numbers."""
     inputs, gradient = _inputs(shape, dtype, device)
     times = []
-    nothing = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # hides those of a checkpointed stage
-    with torch.cuda.device(device), torch.enable_grad(), torch.autocast("cuda", enabled=False), nothing:
+    # In a checkpointed stage these hooks take the place of those that would recompute the tensors.
+    keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.cuda.device(device), torch.enable_grad(), torch.autocast("cuda", enabled=False), keep:
         for _ in range(RUNS + 2):  # the first two compile the kernel and fill the allocator's cache
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

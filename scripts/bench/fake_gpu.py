@@ -142,15 +142,8 @@ def mask_of_kernel(mask: Tensor, q: Tensor) -> Tensor:
 
 # --- counting -------------------------------------------------------------------------------------------------------
 
-FREE = (
-    "empty",
-    "new_empty",
-    "view",
-    "detach",
-    "alias",
-    "_unsafe_view",
-    "reshape",
-)  # like views, they launch nothing
+# Like views, they launch nothing.
+FREE = ("empty", "new_empty", "view", "detach", "alias", "_unsafe_view", "reshape")
 WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
 # One launch of a foreach kernel takes at most so many tensors, by the number of lists, and so many blocks of BLOCK
 # elements (MultiTensorApply.cuh).

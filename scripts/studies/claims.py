@@ -56,7 +56,8 @@ def judge(claim: dict[str, Any], rows: Sequence[Row]) -> Verdict:
               ``of``, less that where they are ``minus``, is at least ``least``. A place may leave axes out: then the
               mean is over all their labels;
             - ``rescue``: at one of the learning rates (axis ``over``), all seeds of ``fails`` crash, while the mean of
-              each of ``hold`` is within ``points`` of its own mean at its best rate, and of that of ``fails``.
+              each of ``hold`` is within ``points`` of two numbers: its own mean at its best rate, and the mean of
+              ``fails`` at the best rate of ``fails``.
         rows: the rows of the study. A run whose loss was not finite counts as 0 %.
 
     Raises:

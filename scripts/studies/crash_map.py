@@ -54,6 +54,6 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
 
 
 def _title(axes: Sequence[str], labels: Sequence[str]) -> str:
-    """``pre, warm-up none``: the first label speaks for itself."""
+    """All labels of a place, such as ``pre, warm-up none``. The first one needs no name of its axis."""
     named = [f"{axis} {label}" for axis, label in zip(axes[1:], labels[1:], strict=True)]
     return ", ".join([labels[0], *named])

@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where and with what a cell was trained. On a CPU, two trainings with one origin (without ``+``) have equal bits.
+    """Where and with what a cell was trained. On a CPU, the same origin (without ``+``) gives the same bits.
 
     Attributes:
         commit: the project's commit at its last start; ``+`` at its end: with changes that are not committed.
@@ -59,7 +59,7 @@ Row = dict[str, str]
 
 
 def top1(row: Row) -> float:
-    """The accuracy of a row's last validation in percent; 0 if the loss was not finite, for it left no model."""
+    """The accuracy of a row's last validation in percent; 0 if the loss was not finite, because no model is left."""
     return float(row["top1"] or 0.0)
 
 
@@ -105,7 +105,7 @@ class Results:
         wanted = {cell.recipe: cell for cell in self.missing(cells)}
         own = [key for key in self.columns if key not in (*self.study.axes, "seed")]
         found = 0
-        root = self.path.parents[len(Path(self.study.folder).parts)]
+        root = self.path.parents[len(Path(self.study.folder).parts)]  # the folder of all results
         for name in study_names():
             path = root / replace(self.study, name=name).folder / "results.csv"
             for row in read_rows(path, own):

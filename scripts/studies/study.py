@@ -17,7 +17,7 @@ from scripts.studies.study_checks import load
 PROJECT = Path(__file__).resolve().parents[2]
 STUDIES = PROJECT / "conf/study"
 IN_ASCII = {"²": "2", "σ": "sigma_", "τ": "tau"}
-# These options decide no result: where the images are, and how many processes decode them.
+# These options change no result: they say where the images are, and how many processes decode them.
 _NOT_DECISIVE = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
 _NOT_DECISIVE |= {"max_workers"}
 SET_BY_THE_LAB = ("seed", "logger", "name", "output_dir", "checkpoint.every_minutes", "checkpoint.keep")
@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def run_name(self) -> str:
-        """The name of its run directory. It is another one if the options are others, so that no run goes on in it."""
+        """The name of its run directory. Other options give another name, so no run continues with other options."""
         return f"{self.name}-{self.digest}"
 
     @property
@@ -73,7 +73,7 @@ class Study:
             the scale calls ``vit``.
         seeds: every place of the grid is trained with each of them.
         base: options of all cells.
-        more: options of all cells from the command line. They have the last word.
+        more: options of all cells from the command line. They override all others.
         crash_below: a run that ends with less top-1, in percent, has crashed.
         claims: see ``scripts/studies/claims.py``.
         init: the measurement at initialisation, see ``scripts/studies/at_init.py``; empty if there is none.

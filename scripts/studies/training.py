@@ -118,7 +118,7 @@ class Trainer:
         ]
         started = time.monotonic()
         status, said = self._run(cell, command)
-        while TAKEN in said and not self.stopping:  # by a killed lab's training, which ends by itself
+        while TAKEN in said and not self.stopping:  # a lab that was killed has left this training, which soon ends
             time.sleep(RETRY_SECONDS)
             status, said = self._run(cell, command)
         if self.stopping:
