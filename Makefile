@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## make .venv and install everything (about 6 GB); instant when nothing changed
+setup: $(STAMP) ## make .venv and install everything (about 7 GB); instant when nothing changed
 
 $(STAMP): requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
