@@ -144,24 +144,20 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> CSwin:
-    return create_pyramid(CSwin, variant, pretrained, **(architecture | kwargs))
-
-
 @register_model
 def cswin_tiny(pretrained: bool = False, **kwargs: Any) -> CSwin:
     """CSWin-Tiny: 22.3 M parameters, 82.8 % top-1 on ImageNet-1K in the paper, with warm-up."""
-    return _create("cswin_tiny", pretrained, {}, kwargs)
+    return create_pyramid(CSwin, "cswin_tiny", pretrained, {}, kwargs)
 
 
 @register_model
 def cswin_small(pretrained: bool = False, **kwargs: Any) -> CSwin:
     """CSWin-Small: 34.6 M parameters, 83.6 % in the paper, with warm-up."""
-    return _create("cswin_small", pretrained, {"depths": (2, 4, 32, 2)}, kwargs)
+    return create_pyramid(CSwin, "cswin_small", pretrained, {"depths": (2, 4, 32, 2)}, kwargs)
 
 
 @register_model
 def cswin_base(pretrained: bool = False, **kwargs: Any) -> CSwin:
     """CSWin-Base: 77.4 M parameters, 84.2 % in the paper, with warm-up."""
     architecture = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)}
-    return _create("cswin_base", pretrained, architecture, kwargs)
+    return create_pyramid(CSwin, "cswin_base", pretrained, architecture, kwargs)

@@ -169,4 +169,4 @@ default_cfgs = generate_default_cfgs({"lipsformer_cswin_tiny.untrained": pretrai
 @register_model
 def lipsformer_cswin_tiny(pretrained: bool = False, **kwargs: Any) -> LipsFormerCSwin:
     """LipsFormer-CSwin-Tiny: 23.8 M parameters, 83.5 % top-1 on ImageNet-1K in the paper."""
-    return create_pyramid(LipsFormerCSwin, "lipsformer_cswin_tiny", pretrained, **kwargs)
+    return create_pyramid(LipsFormerCSwin, "lipsformer_cswin_tiny", pretrained, {}, kwargs)

@@ -245,33 +245,29 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> LipsFormerSwin:
-    return create_pyramid(LipsFormerSwin, variant, pretrained, **(architecture | kwargs))
-
-
 @register_model
 def lipsformer_swin_mini(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
     """LipsFormer-Swin for 28-pixel images, this project's own variant. It learns in minutes on two CPU cores."""
     architecture = {"img_size": 28, "patch_size": 2, "embed_dim": 40, "depths": (1, 2), "num_heads": (2, 4)}
-    return _create("lipsformer_swin_mini", pretrained, architecture, kwargs)
+    return create_pyramid(LipsFormerSwin, "lipsformer_swin_mini", pretrained, architecture, kwargs)
 
 
 @register_model
 def lipsformer_swin_tiny(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
     """LipsFormer-Swin-Tiny: 30.9 M parameters, 82.7 % top-1 on ImageNet-1K in the paper."""
     architecture = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
-    return _create("lipsformer_swin_tiny", pretrained, architecture, kwargs)
+    return create_pyramid(LipsFormerSwin, "lipsformer_swin_tiny", pretrained, architecture, kwargs)
 
 
 @register_model
 def lipsformer_swin_small(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
     """LipsFormer-Swin-Small: 54.5 M parameters."""
     architecture = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
-    return _create("lipsformer_swin_small", pretrained, architecture, kwargs)
+    return create_pyramid(LipsFormerSwin, "lipsformer_swin_small", pretrained, architecture, kwargs)
 
 
 @register_model
 def lipsformer_swin_base(pretrained: bool = False, **kwargs: Any) -> LipsFormerSwin:
     """LipsFormer-Swin-Base: 96.0 M parameters."""
     architecture = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
-    return _create("lipsformer_swin_base", pretrained, architecture, kwargs)
+    return create_pyramid(LipsFormerSwin, "lipsformer_swin_base", pretrained, architecture, kwargs)

@@ -243,8 +243,16 @@ def build_stages(
     return stages
 
 
-def create_pyramid(kind: type[Pyramid], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Create a pyramid through timm. With ``features_only=True`` it returns the maps of stages in ``out_indices``."""
-    stages = len(kwargs["depths"]) if "depths" in kwargs else 4
+def create_pyramid(
+    kind: type[Pyramid], variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]
+) -> Any:
+    """Create a pyramid through timm. With ``features_only=True`` it returns the maps of stages in ``out_indices``.
+
+    The arguments are those of :func:`models.registry.create_vit`.
+    """
+    arguments = architecture | kwargs
+    stages = len(arguments["depths"]) if "depths" in arguments else 4
     features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
-    return build_model_with_cfg(kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **kwargs)
+    return build_model_with_cfg(
+        kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments
+    )

@@ -37,15 +37,19 @@ def registration(name: str) -> Any:
         return None
 
 
-def create_vit(kind: type[nn.Module], variant: str, pretrained: bool, **arguments: Any) -> Any:
+def create_vit(
+    kind: type[nn.Module], variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]
+) -> Any:
     """Create a plain vision transformer through timm, so that timm's features work.
 
     Args:
         kind: class of the model.
         variant: registered name.
         pretrained: as in timm; there are no weights to download.
-        **arguments: arguments of the class, and of timm's factory.
+        architecture: the variant's arguments of the class.
+        kwargs: the caller's arguments of the class and of timm's factory. They override ``architecture``.
     """
+    arguments = architecture | kwargs
     features = {"out_indices": min(3, arguments["depth"]), "feature_cls": "getter"}
     return build_model_with_cfg(
         kind, variant, pretrained, feature_cfg=features, pretrained_filter_fn=fitted, **arguments

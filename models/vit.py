@@ -228,64 +228,59 @@ _SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "activation": "relu", "init": "theory"}
 
 
-def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT:
-    model: ViT = create_vit(ViT, variant, pretrained, **(architecture | kwargs))
-    return model
-
-
 @register_model
 def deit_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-Ti (Touvron et al., ICML 2021): 5.7 M parameters, 72.2 % top-1 on ImageNet-1K in the paper."""
-    return _create("deit_tiny", pretrained, {"embed_dim": 192, "depth": 12, "num_heads": 3}, kwargs)
+    return create_vit(ViT, "deit_tiny", pretrained, {"embed_dim": 192, "depth": 12, "num_heads": 3}, kwargs)
 
 
 @register_model
 def deit_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-S: 22.1 M parameters, 79.8 % top-1."""
-    return _create("deit_small", pretrained, _SMALL, kwargs)
+    return create_vit(ViT, "deit_small", pretrained, _SMALL, kwargs)
 
 
 @register_model
 def deit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-B: 86.6 M parameters, 81.8 % top-1."""
-    return _create("deit_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
+    return create_vit(ViT, "deit_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
 
 
 @register_model
 def deit3_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-III-S (Touvron et al., "DeiT III", ECCV 2022): 22.1 M parameters, 81.4 % top-1 after 800 epochs."""
     changes = {"init_values": 1e-4, "no_embed_class": True, "constant_drop_path": True}
-    return _create("deit3_small", pretrained, _SMALL | changes, kwargs)
+    return create_vit(ViT, "deit3_small", pretrained, _SMALL | changes, kwargs)
 
 
 @register_model
 def deit_small_convstem(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-S with the scaled-ReLU stem (Wang et al., AAAI 2022): 23.4 M parameters."""
-    return _create("deit_small_convstem", pretrained, _SMALL | {"stem": "scaled_relu"}, kwargs)
+    return create_vit(ViT, "deit_small_convstem", pretrained, _SMALL | {"stem": "scaled_relu"}, kwargs)
 
 
 @register_model
 def vit_preln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """ViT-S with Pre-LN, as in DeiT-S: 22.1 M parameters."""
-    return _create("vit_preln_small", pretrained, _SMALL, kwargs)
+    return create_vit(ViT, "vit_preln_small", pretrained, _SMALL, kwargs)
 
 
 @register_model
 def vit_postln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """ViT-S with Post-LN, as in the original transformer: 22.0 M parameters."""
-    return _create("vit_postln_small", pretrained, _SMALL | {"norm_position": "post"}, kwargs)
+    return create_vit(ViT, "vit_postln_small", pretrained, _SMALL | {"norm_position": "post"}, kwargs)
 
 
 @register_model
 def vit_preln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
     """The Pre-LN transformer of the theory of Xiong et al. (ICML 2020, section 3.2): one head, ReLU, d_ff = d."""
-    return _create("vit_preln_theory", pretrained, _THEORY, kwargs)
+    return create_vit(ViT, "vit_preln_theory", pretrained, _THEORY, kwargs)
 
 
 @register_model
 def vit_postln_theory(pretrained: bool = False, **kwargs: Any) -> ViT:
     """The Post-LN transformer of the same theory."""
-    return _create("vit_postln_theory", pretrained, _THEORY | {"norm_position": "post"}, kwargs)
+    return create_vit(ViT, "vit_postln_theory", pretrained, _THEORY | {"norm_position": "post"}, kwargs)
 
 
 @register_model
@@ -296,4 +291,4 @@ def vit_small_sincos(pretrained: bool = False, **kwargs: Any) -> ViT:
     """
     plain = {"class_token": False, "global_pool": "avg", "fc_norm": False}
     google = {"pos_embed": "sincos2d", "init": "jax", "activation": "gelu_tanh"}
-    return _create("vit_small_sincos", pretrained, _SMALL | plain | google, kwargs)
+    return create_vit(ViT, "vit_small_sincos", pretrained, _SMALL | plain | google, kwargs)

@@ -166,18 +166,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, architecture: dict[str, Any], kwargs: dict[str, Any]) -> ViT5:
-    model: ViT5 = create_vit(ViT5, variant, pretrained, **(architecture | kwargs))
-    return model
-
-
 @register_model
 def vit5_small(pretrained: bool = False, **kwargs: Any) -> ViT5:
     """ViT-5-Small: 22.0 M parameters, 82.2 % top-1 on ImageNet-1K after 800 epochs with 5 of warm-up in its paper."""
-    return _create("vit5_small", pretrained, {"embed_dim": 384, "depth": 12, "num_heads": 6}, kwargs)
+    return create_vit(ViT5, "vit5_small", pretrained, {"embed_dim": 384, "depth": 12, "num_heads": 6}, kwargs)
 
 
 @register_model
 def vit5_base(pretrained: bool = False, **kwargs: Any) -> ViT5:
     """ViT-5-Base: 86.5 M parameters, 84.2 % top-1 in its paper."""
-    return _create("vit5_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
+    return create_vit(ViT5, "vit5_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
