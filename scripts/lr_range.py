@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -156,7 +157,7 @@ class Trainer:
         return Trial(lines[0]["lr"] if lines else rate or math.nan, losses[0] if losses else math.inf, last, len(lines))
 
 
-def _steps(folder: Path) -> list[dict[str, float]]:
+def _steps(folder: Path) -> list[dict[str, Any]]:
     """The lines of the training steps so far."""
     return [line for line in RunDirectory(folder).read_metrics() if line["split"] == "train"]
 
