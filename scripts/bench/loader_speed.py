@@ -53,6 +53,7 @@ WARM = 6  # batches before the speed is measured; the time to the first batch is
 POLICY = "rand-m9-mstd0.5-inc1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Batches = Iterator[Tensor]
+Found = dict[tuple[str, str], list[tuple[float, float]]]  # by label and recipe: what `timed` returns, each time
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,38 @@ def measured(name: str, setting: Setting) -> tuple[float, float]:
         return pool.submit(timed, name, setting).result()
 
 
+def settings_of_rows(args: argparse.Namespace, roots: list[str], batch_size: int) -> dict[tuple[str, str], Setting]:
+    """Return the setting of each row of the table, by label and recipe. A label begins with the loader's name."""
+    folder, *packed = roots
+    common = (args.split, args.index_dir, args.crop, batch_size, args.batches + WARM, args.workers)
+    found = {}
+    for recipe in args.recipes:
+        full = recipe == "full"
+        for name in (name for name in args.loaders if name in LOADERS):
+            found[name, recipe] = Setting(folder, *common, full)
+        for name in (name for name in args.loaders if name.startswith("ours")):
+            for root in packed:
+                found[f"{name}, {Path(root).name}", recipe] = Setting(root, *common, full)
+        if torch.cuda.is_available() and "ours, dali" in args.loaders:
+            for load in HW_LOADS:
+                found[f"ours, dali, hw_decoder_load={load}", recipe] = Setting(folder, *common, full, load)
+    for name in (name for name in args.loaders if name in FLOORS):
+        found[name, "floor"] = Setting(folder, *common)
+    return found
+
+
+def print_table(found: Found, workers: int) -> None:
+    """Print a row for each loader and recipe."""
+    print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (name, recipe), results in found.items():
+        speeds, firsts = zip(*results, strict=True)
+        yardstick = found.get(("timm", recipe))
+        ratio = f"{median(a / b[0] for a, b in zip(speeds, yardstick, strict=True)):.2f}" if yardstick else ""
+        numbers = f"{median(speeds):.0f} | {min(speeds):.0f} | {max(speeds):.0f} | {median(speeds) / workers:.0f}"
+        print(f"| {recipe} | {name} | {numbers} | {ratio} | {median(firsts):.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -267,37 +300,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    folder, *packed = roots = [str(root) for root in args.root]
+    roots = [str(root) for root in args.root]
     try:
         configs = [DataConfig(name="folder", root=root, index_dir=args.index_dir) for root in roots]
         sizes = [len(open_split(config, args.split)) for config in configs]
     except DataError as error:
         parser.error(str(error))
     batch_size = min(args.batch_size, *sizes)
-    common = (args.split, args.index_dir, args.crop, batch_size, args.batches + WARM, args.workers)
-    settings = {}
-    for recipe in args.recipes:
-        settings |= {(n, recipe): Setting(folder, *common, recipe == "full") for n in args.loaders if n in LOADERS}
-        others = [(f"{n}, {Path(root).name}", root) for n in args.loaders if n.startswith("ours") for root in packed]
-        settings |= {(label, recipe): Setting(root, *common, recipe == "full") for label, root in others}
-        if torch.cuda.is_available() and "ours, dali" in args.loaders:
-            tried = {load: Setting(folder, *common, recipe == "full", load) for load in HW_LOADS}
-            settings |= {(f"ours, dali, hw_decoder_load={load}", recipe): setting for load, setting in tried.items()}
-    settings |= {(name, "floor"): Setting(folder, *common) for name in args.loaders if name in FLOORS}
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {row: [] for row in settings}
+    settings = settings_of_rows(args, roots, batch_size)
+    found: Found = {row: [] for row in settings}
     for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
         loader = next(name for name in LOADERS | FLOORS if row[0].startswith(name))
         found[row].append(measured(loader, settings[row]))
     where = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{sizes[0]} images, crop {args.crop}, batch {batch_size}, {args.workers} workers, {where}\n")
-    print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (name, recipe), results in found.items():
-        speeds, firsts = zip(*results, strict=True)
-        yardstick = found.get(("timm", recipe))
-        ratio = f"{median(a / b[0] for a, b in zip(speeds, yardstick, strict=True)):.2f}" if yardstick else ""
-        numbers = f"{median(speeds):.0f} | {min(speeds):.0f} | {max(speeds):.0f} | {median(speeds) / args.workers:.0f}"
-        print(f"| {recipe} | {name} | {numbers} | {ratio} | {median(firsts):.1f} |")
+    print_table(found, args.workers)
 
 
 if __name__ == "__main__":
