@@ -78,7 +78,9 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(outputs)
 
 
-def trained(name: str, weights: Path | None, num_classes: int | None, img_size: int | None) -> tuple[nn.Module, int]:
+def model_to_export(
+    name: str, weights: Path | None, num_classes: int | None, img_size: int | None
+) -> tuple[nn.Module, int]:
     """Build the model to export, in evaluation mode.
 
     Args:
@@ -203,7 +205,7 @@ def main() -> int:
             model, side, path = hand_over(args)
         else:
             make_folder(args.out, "--out")
-            model, side = trained(args.model, args.weights, args.num_classes, args.img_size)
+            model, side = model_to_export(args.model, args.weights, args.num_classes, args.img_size)
             refuse_full_disk(args.out, model, "--out")
             path = args.out / args.model
     except USER_ERRORS as error:

@@ -11,7 +11,7 @@ import torch
 import models
 from engine.checkpoint_file import FORMAT
 from engine.errors import UserError
-from scripts.export import TOLERANCE, difference, export, main, trained
+from scripts.export import TOLERANCE, difference, export, main, model_to_export
 from tests.families import FORMS, SMALL, Small
 from tests.runs import run_here
 
@@ -50,13 +50,13 @@ def test_a_checkpoint_brings_its_options(tmp_path):
     config = {"model": {"name": small.name} | options | {"img_size": None}, "data": {"crop": small.side}}
     state = {"format": FORMAT, "step": 1, "model": model.state_dict(), "ema": None, "config": config}
     torch.save(state | {"family": "lipsformer_swin", "classes": list("abcde")}, tmp_path / "last.pt")
-    read, side = trained(small.name, tmp_path / "last.pt", None, None)
+    read, side = model_to_export(small.name, tmp_path / "last.pt", None, None)
     images = torch.randn(2, 3, small.side, small.side)
     assert side == small.side and torch.equal(read(images), model(images))
     with pytest.raises(
         models.ModelError, match=r"last.pt is a checkpoint of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
     ):
-        trained("cswin_tiny", tmp_path / "last.pt", None, None)
+        model_to_export("cswin_tiny", tmp_path / "last.pt", None, None)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_sizes_are_1_or_more(option, value, monkeypatch, capsys):
 def test_a_checkpoint_that_does_not_tell_its_model_is_refused(tmp_path):
     torch.save({"format": FORMAT, "step": 1, "model": {}, "config": {}}, tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"w.pt lacks family, classes, model, data: save only its weights"):
-        trained("lipsformer_swin_mini", tmp_path / "w.pt", None, None)
+        model_to_export("lipsformer_swin_mini", tmp_path / "w.pt", None, None)
 
 
 @pytest.mark.parametrize(("options", "side"), [([], 28), (["--img-size", "56"], 56)])
@@ -111,9 +111,9 @@ def test_a_model_of_nan_is_not_served(tmp_path, monkeypatch, capsys):
 
 def test_classes_and_size_are_the_models_own():
     """They belong to the weights that the name stands for, here with the 21,843 classes of ImageNet-21k."""
-    model, side = trained("vit_tiny_patch16_224.augreg_in21k", None, None, None)
+    model, side = model_to_export("vit_tiny_patch16_224.augreg_in21k", None, None, None)
     assert (model.num_classes, side) == (21843, 224)
-    model, side = trained("lipsformer_swin_mini", None, None, None)
+    model, side = model_to_export("lipsformer_swin_mini", None, None, None)
     assert (model.num_classes, side) == (timm.get_pretrained_cfg("lipsformer_swin_mini").num_classes, 28)
 
 
