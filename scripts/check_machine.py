@@ -23,6 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.terminal import escape_unknown_letters
+
 # The processes that test the links between GPUs import this file, too. So the checks are imported inside the functions.
 
 
@@ -49,7 +51,7 @@ def checks(data_root: Path | None, output_dir: Path, compiles: bool) -> dict[str
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show every path
+    escape_unknown_letters()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", metavar="DIR", default=os.environ.get("IMAGENET_DIR"), help="else $IMAGENET_DIR")
     parser.add_argument("--output-dir", metavar="DIR", default="outputs", help="the folder of the runs, outputs")

@@ -24,6 +24,7 @@ from yaml import YAMLError
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.run_dir import RunDirectory
+from scripts.terminal import escape_unknown_letters
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
@@ -103,7 +104,7 @@ def percent(text: str) -> float:
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
+    escape_unknown_letters()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--percentile", type=percent, default=99.0, help="of the steps after the warm-up")

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.reference import Course, Reference, unlike, write_reference
+from scripts.terminal import escape_unknown_letters
 
 MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.
@@ -190,7 +191,7 @@ def _curve(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
+    escape_unknown_letters()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument(

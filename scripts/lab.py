@@ -46,6 +46,7 @@ from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.study_checks import load
 from scripts.studies.training import Stopped, Trainer, forget, refuse_mistakes, visible_gpus
 from scripts.studies.watch import draw_all, watch, watched_cells
+from scripts.terminal import escape_unknown_letters
 
 KNOWN = {key.partition(".")[0] for key in declared(TrainConfig)}  # the first words of a training's options
 PHASES = ("all", "init", "train", "watch", "report")
@@ -158,7 +159,7 @@ def title(path: Path) -> str:
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show ± or –
+    escape_unknown_letters()
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         for path in sorted(STUDIES.glob("*.yaml")):

@@ -33,6 +33,7 @@ from engine.errors import UserError
 from engine.run_dir import RunDirectory
 from scripts.studies.study import PROJECT
 from scripts.studies.training import NOT_FINITE, why_it_ended
+from scripts.terminal import escape_unknown_letters
 
 FACTOR = 4.0  # from one rate to the next, until one fails
 CLOSE = 1.5  # the search ends when the lowest rate that fails is at most this many times the highest that trains
@@ -168,7 +169,7 @@ def _shown(trial: Trial) -> str:
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unknown_letters()
     typed = sys.argv[1:]
     if not typed or {"-h", "--help"} & set(typed):
         print(__doc__)

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import timm
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -93,7 +92,7 @@ def names() -> list[str]:
 
 def registered_side(name: str) -> int:
     """Return the side of the images for which a model is registered in timm."""
-    return timm.get_pretrained_cfg(name).input_size[-1]
+    return models.registration(name).input_size[-1]
 
 
 def build(name: str) -> nn.Module:
@@ -103,8 +102,8 @@ def build(name: str) -> nn.Module:
     family = written.defaults[0].removeprefix("/schema/model/").removesuffix("@_here_")
     options = {key: value for key, value in written.items() if key != "defaults"}
     changed = OmegaConf.from_dotlist([change.removeprefix("model.") for change in changes])
-    cfg = OmegaConf.merge(models.FAMILIES[family], options, changed)
-    return models.build_model(OmegaConf.to_object(cfg), CLASSES, SIDE)
+    cfg: Any = OmegaConf.to_object(OmegaConf.merge(models.FAMILIES[family], options, changed))
+    return models.build_model(cfg, CLASSES, SIDE)
 
 
 class ActivationCounter(TorchDispatchMode):

@@ -40,6 +40,7 @@ from engine.device import device_name, tune
 from optim import AdamW2, param_groups
 from scripts.arguments import known_model, positive
 from scripts.bench.training_step import seconds
+from scripts.terminal import escape_unknown_letters
 
 YARDSTICK = "AdamW, fused"
 EARLY = 3  # steps that are not timed
@@ -153,7 +154,7 @@ def print_whole_step(times: dict[str, list[float]], before: list[float], batch_s
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # some terminals cannot show τ, σ or –
+    escape_unknown_letters()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models", nargs="+", type=known_model, default=["lipsformer_swin_tiny", "vit_base_patch16_224"]

@@ -151,7 +151,7 @@ def draw_layers(kind: str, seen: Sequence[Seen], path: Path) -> None:
         values = [e.value for e in seen if e.training == training and e.key.startswith(f"{kind}/")]
         panel.plot(range(1, len(values) + 1), values, linestyle=style, marker="o", markersize=3, label=training)
     panel.set(xlabel="block, from the input to the output", ylabel=WORDS.get(kind, kind))
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.locator_params(axis="x", integer=True)
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
