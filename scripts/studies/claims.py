@@ -110,25 +110,25 @@ def _rescue(says: str, rule: dict[str, Any], rows: Sequence[Row]) -> Verdict:
     means = {name: _means(rows, axis, name, over) for name in (fails, *rule["hold"])}
     if lacking := [name for name, values in means.items() if not values]:
         return Verdict(says, words, OPEN, f"no rows of {', '.join(lacking)}")
-    of_fails = max(means[fails].values())
-    least = {name: max(*means[name].values(), of_fails) - points for name in rule["hold"]}
-    failing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
-    held = [label for label in failing if all(means[name].get(label, 0.0) >= least[name] for name in least)]
+    best = {name: max(values.values()) for name, values in means.items()}
+    least = {name: max(best[name], best[fails]) - points for name in rule["hold"]}
+    crashing = [label for label in means[fails] if _all_crash(rows, {axis: fails, over: label})]
+    rescued = [label for label in crashing if all(means[name].get(label, 0.0) >= least[name] for name in least)]
 
     def has_seeds(label: str) -> bool:
         places = ({axis: name, over: label} for name in means)
         return all(len(_by_seed(rows, place)) >= FEWEST_SEEDS for place in places)
 
-    if not failing:
+    if not crashing:
         verdict = NOT_CONFIRMED
-    elif not held:
+    elif not rescued:
         verdict = PARTLY
     else:
-        verdict = CONFIRMED if any(map(has_seeds, held)) else OPEN
-    bests = ", ".join(f"{name} {max(values.values()):.2f}" for name, values in means.items())
+        verdict = CONFIRMED if any(map(has_seeds, rescued)) else OPEN
+    bests = ", ".join(f"{name} {value:.2f}" for name, value in best.items())
     told = "; ".join(
         f"{label}: " + ", ".join(f"{name} {means[name][label]:.2f}" for name in least if label in means[name])
-        for label in failing
+        for label in crashing
     )
     few = "too few seeds; " if verdict == OPEN else ""
     evidence = f"{few}best means: {bests}; where every seed of {fails} crashes: {told or 'nowhere'}"
