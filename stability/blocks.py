@@ -61,12 +61,16 @@ def _tokens(block: nn.Module, output: Tensor, prefix: int, layout: str | None) -
     """A block's output as ``(batch, tokens, channels)``, without class and register tokens."""
     if output.ndim == 3:
         return output[:, prefix:] if output.shape[1] > prefix + 1 else output
-    # Transformers have channels last, convolutional networks first. Where the model does not say which, the lengths of
-    # the block's vectors show it.
-    sizes = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
-    looks_so = output.shape[1] in sizes and output.shape[3] not in sizes
-    is_first = layout == "NCHW" if layout in ("NCHW", "NHWC") else looks_so
-    return output.flatten(2).mT if is_first else output.flatten(1, 2)
+    return output.flatten(2).mT if _has_channels_first(block, output, layout) else output.flatten(1, 2)
+
+
+def _has_channels_first(block: nn.Module, output: Tensor, layout: str | None) -> bool:
+    """Whether a map's channels are its second dimension, as in convolutional networks, or its last one."""
+    if layout in ("NCHW", "NHWC"):
+        return layout == "NCHW"
+    # The model does not say it. But the block's vectors, such as biases, are as long as the map has channels.
+    lengths = {parameter.shape[0] for parameter in block.parameters() if parameter.ndim == 1}
+    return output.shape[1] in lengths and output.shape[3] not in lengths
 
 
 @torch.no_grad()

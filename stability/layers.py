@@ -1,8 +1,6 @@
 """What instruments read from a model without running it: weights, gains, residual scales, queries and keys."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -57,26 +55,27 @@ def query_keys(model: nn.Module) -> dict[str, QueryKey]:
 
     torch's ``nn.MultiheadAttention`` calls its fused weight ``in_proj_weight``.
     """
-    return dict(chain.from_iterable(_query_key(name, module) for name, module in model.named_modules()))
+    found = ((name, _query_key(module)) for name, module in model.named_modules())
+    return {name: weights for name, weights in found if weights is not None}
 
 
-def _query_key(name: str, module: nn.Module) -> Iterator[tuple[str, QueryKey]]:
+def _query_key(module: nn.Module) -> QueryKey | None:
     # With these attributes timm's qkv rows are ordered by head, and not all queries, all keys, all values.
     is_by_head = getattr(module, "head_first", False) or hasattr(module, "key_dim")
     heads = _heads(module)
     if not heads or is_by_head:
-        return
+        return None
     fused = _weight(getattr(module, "qkv", None))
     if fused is None and isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         fused = module.in_proj_weight.detach()
     if fused is not None and fused.shape[0] % (3 * heads) == 0:
         query, key, _ = fused.chunk(3)
-        yield name, QueryKey(query, key, heads)
-        return
-    for names in (("q", "k"), ("q_proj", "k_proj")):
+        return QueryKey(query, key, heads)
+    for names in (("q_proj", "k_proj"), ("q", "k")):
         w_q, w_k = (_weight(getattr(module, part, None)) for part in names)
         if w_q is not None and w_k is not None and w_q.shape == w_k.shape and w_q.shape[0] % heads == 0:
-            yield name, QueryKey(w_q, w_k, heads)
+            return QueryKey(w_q, w_k, heads)
+    return None
 
 
 def _heads(module: nn.Module) -> int:
