@@ -30,8 +30,9 @@ def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source
     head = _new_head(model, model.state_dict(), weights)
     notices = load_resized(model, weights | head, source)
     if head:
-        others = [(len(weights[k]), len(head[k])) for k in head if k in weights and head[k].shape != weights[k].shape]
-        why = f"{others[0][1]} classes instead of {others[0][0]}" if others else f"{source or 'the file'} has none"
+        why = f"{source or 'the file'} has none"
+        if other := next((key for key in head if key in weights and head[key].shape != weights[key].shape), None):
+            why = f"{len(head[other])} classes instead of {len(weights[other])}"
         notices.insert(0, f"the classifier is newly initialised: {why}")
     return notices
 
