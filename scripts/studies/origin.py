@@ -26,7 +26,8 @@ def origin_of(run_dir: Path, threads: int, commit: str) -> Origin:
     """The origin of a run that has ended, and that began at ``commit``."""
     written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
     cfg = DataConfig(**written["data"])
-    return Origin(commit, processor(), threads, torch.__version__, _pixels(_key(cfg)))
+    pixels = _pixels(cfg.name, cfg.root, cfg.archive, cfg.archive_sha256, cfg.train_split)
+    return Origin(commit, processor(), threads, torch.__version__, pixels)
 
 
 def commit_now() -> str:
@@ -73,17 +74,11 @@ def processor() -> str:
     return ", ".join([name, *numbers, torch.backends.cpu.get_cpu_capability()])
 
 
-def _key(cfg: DataConfig) -> str:
-    chosen = {field: getattr(cfg, field) for field in ("name", "root", "archive", "archive_sha256", "train_split")}
-    return OmegaConf.to_yaml(chosen)
-
-
 @cache
-def _pixels(described: str) -> str:
-    """SHA-256 of all decoded pixels of the training split, in the order of the index."""
-    options: Any = OmegaConf.to_container(OmegaConf.create(described))
-    cfg = DataConfig(**options)
-    source = open_split(cfg, cfg.train_split).source
+def _pixels(name: str, root: str | None, archive: str | None, archive_sha256: str | None, train_split: str) -> str:
+    """SHA-256 of all decoded pixels of the training split, in the order of the index. The arguments are ``data.*``."""
+    cfg = DataConfig(name=name, root=root, archive=archive, archive_sha256=archive_sha256, train_split=train_split)
+    source = open_split(cfg, train_split).source
     if not isinstance(source, EncodedSource) or len(source) > MOST_IMAGES:
         return ""
     digest = hashlib.sha256()
