@@ -168,25 +168,35 @@ def _shown(trial: Trial) -> str:
     return f"lr {trial.rate:.2e}  loss {trial.first:.3f} → {last}"
 
 
+def steps_and_options(typed: list[str]) -> tuple[int, list[str]]:
+    """Return the steps of each training, and the options for ``train.py``.
+
+    Raises:
+        UserError: if the number of steps is no such number, or an argument means something else than it seems to.
+    """
+    own = [word for word in typed if word.startswith("steps=")]
+    number = own[-1].removeprefix("steps=") if own else "100"
+    for key in {word.partition("=")[0] for word in typed} & {"step", "max_steps"}:
+        raise UserError(f"{key}= is no argument here: type steps=N for the steps of each training")
+    if not number.isdecimal() or int(number) < 4:
+        raise UserError(f"steps={number} must be a whole number of 4 or more")
+    if int(number) < FEW:
+        print(f"warning: {number} steps say little about a rate: give {FEW} or more", file=sys.stderr)
+    return int(number), [word for word in typed if word not in own]
+
+
 def main() -> int:
     escape_unknown_letters()
     typed = sys.argv[1:]
     if not typed or {"-h", "--help"} & set(typed):
         print(__doc__)
         return 0
-    own = [word for word in typed if word.startswith("steps=")]
-    number = own[-1].removeprefix("steps=") if own else "100"
     try:
-        for key in {word.partition("=")[0] for word in typed} & {"step", "max_steps"}:
-            raise UserError(f"{key}= is no argument here: type steps=N for the steps of each training")
-        if not number.isdecimal() or int(number) < 4:
-            raise UserError(f"steps={number} must be a whole number of 4 or more")
-        if int(number) < FEW:
-            print(f"warning: {number} steps say little about a rate: give {FEW} or more", file=sys.stderr)
+        steps, options = steps_and_options(typed)
         for ending in (signal.SIGTERM, signal.SIGHUP):  # raises, so that the training ends, too, and its files go
             signal.signal(ending, lambda number, _: sys.exit(128 + number))
         with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
-            trainer = Trainer([word for word in typed if word not in own], int(number), Path(folder))
+            trainer = Trainer(options, steps, Path(folder))
             recipe = trainer(None)
             print(f"{_shown(recipe)}  (the recipe's)", flush=True)
 
@@ -203,10 +213,10 @@ def main() -> int:
         return 130
     print()
     if good is None:
-        print(f"no rate down to {recipe.rate / FARTHEST:.1e} trains within {number} steps")
+        print(f"no rate down to {recipe.rate / FARTHEST:.1e} trains within {steps} steps")
         return 1
     above = f"{failing:.2e} fails" if failing else "no higher rate that was tried fails"
-    print(f"highest stable learning rate  {good:.2e}  ({above}; {number} steps, no warm-up)")
+    print(f"highest stable learning rate  {good:.2e}  ({above}; {steps} steps, no warm-up)")
     print(f"the recipe's                  {recipe.rate:.2e}  (the highest is {good / recipe.rate:.2g} times as high)")
     return 0
 
