@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,10 +23,8 @@ from yaml import YAMLError
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.run_dir import RunDirectory
+from scripts.pictures import plt, save
 from scripts.terminal import escape_unknown_letters
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 
 KINDS = ("step_ratio_median", "step_ratio_p99", "step_ratio_max")
 
@@ -85,8 +82,7 @@ def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> Non
         axis.grid(alpha=0.3)
     axes[0, 0].legend(title="over matrices")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def percent(text: str) -> float:

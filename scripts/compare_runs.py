@@ -20,15 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.reference import Course, Reference, unlike, write_reference
+from scripts.pictures import plt, save
 from scripts.terminal import escape_unknown_letters
 
 MOST_SHOWN = 5  # differences in an error message
@@ -182,8 +178,7 @@ def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> Non
     for axis, lines in zip((losses, accuracies), zip(*curves, strict=True), strict=True):
         axis.grid(alpha=0.3)
         axis.legend(lines, labels)  # without the lines, matplotlib leaves out names that begin with _
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

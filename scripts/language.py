@@ -22,17 +22,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor, nn
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from optim import AdamW2, param_groups
 from scripts.arguments import positive
+from scripts.pictures import plt, save
 from scripts.studies.characters import CharacterModel, encode, folder_of, guessing, loss_of, pieces, read_text
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
@@ -180,8 +177,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         panel.set(title=position, xlabel="learning rate", xscale="log")
     panels[0].set_ylabel("validation loss, nats a character")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OPTIMIZERS))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: float) -> None:

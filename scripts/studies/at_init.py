@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import numpy as np
 import timm
 import torch
@@ -16,11 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
-
 import models  # noqa: F401  # registers them
 from engine.errors import UserError
+from scripts.pictures import plt, save
 from scripts.studies.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Verdict, interval
 from scripts.studies.origin import commit_now
 from scripts.studies.results import write_rows
@@ -238,8 +235,7 @@ def _draw(measured: Sequence[Measured], path: Path) -> None:
         for axis in (left, middle, right):
             axis.grid(alpha=0.3)
             axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _means(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
-
+from scripts.pictures import plt, save
 from scripts.studies.results import Row, top1
 from scripts.studies.study import Study
 from scripts.studies.width import POINTS, widths
@@ -49,8 +46,7 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
         right.set_yticks(range(len(places)), [str(wide.get(place, "")) for place in places])
         right.set_ylabel(f"octaves within {POINTS:g} points")
     figure.colorbar(image, ax=axis, label="top-1, %")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _title(axes: Sequence[str], labels: Sequence[str]) -> str:

@@ -5,13 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
-
 from engine.callbacks.instruments import of_each_layer
 from engine.run_dir import RunDirectory
+from scripts.pictures import plt, save
 from scripts.studies import smoothness
 from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Cell, Study
@@ -140,8 +136,7 @@ def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
     found = [pair for panel in panels[:, 0] for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
     by_label = {label: line for line, label in found}
     figure.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_layers(kind: str, seen: Sequence[Seen], path: Path) -> None:
@@ -153,8 +148,7 @@ def draw_layers(kind: str, seen: Sequence[Seen], path: Path) -> None:
     panel.set(xlabel="block, from the input to the output", ylabel=WORDS.get(kind, kind))
     panel.locator_params(axis="x", integer=True)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _trainings(seen: Sequence[Seen]) -> list[str]:
