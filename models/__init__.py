@@ -7,8 +7,7 @@ from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
 from models.finetune import load_resized, start_from
-from models.lipschitz import lipschitz_bound
-from models.lipschitz_report import LipschitzReport
+from models.lipschitz import LipschitzReport, lipschitz_bound
 from models.registry import registration
 from models.weight_files import read_file
 from models.weights import load_weights, read_weights, weights_in

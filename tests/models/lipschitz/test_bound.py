@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import models
 from models.layers import ConvBranch, WeightedResidual
-from models.lipschitz import DOT_PRODUCT, LAYER_NORM, RAW_VALUES, RMS_NORM
-from models.lipschitz_layers import GELU, depthwise_norm
+from models.lipschitz.bound import DOT_PRODUCT, LAYER_NORM, RAW_VALUES, RMS_NORM
+from models.lipschitz.layers import GELU, depthwise_norm
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_parts import AttentionForm, Parts
 from models.lipsformer_swin import LipsFormerSwin, LipsFormerSwinBlock

@@ -19,7 +19,7 @@ from models.cswin import CSwinBlock
 from models.depthwise import DepthwiseConv2d
 from models.errors import ModelError
 from models.layers import CenterNorm, ConvBranch, ConvEmbed, ConvMerge, PlainResidual, WeightedResidual
-from models.lipschitz_layers import (
+from models.lipschitz.layers import (
     GELU,
     Heads,
     certified_attention_bounds,
@@ -27,7 +27,7 @@ from models.lipschitz_layers import (
     depthwise_fft_bounds,
     depthwise_norm,
 )
-from models.lipschitz_report import LayerBound, LipschitzReport, chain, infinite, known, residual
+from models.lipschitz.report import LayerBound, LipschitzReport, chain, infinite, known, residual
 from models.lipsformer_cswin import LipsFormerCSwinBlock
 from models.lipsformer_swin import LipsFormerSwinBlock, PatchMerging
 from models.norms import DyT

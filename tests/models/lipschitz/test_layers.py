@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import models
 from models.attention import CrossShapedAttention, WindowAttention
 from models.depthwise import DepthwiseConv2d
-from models.lipschitz_layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
+from models.lipschitz.layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
 from models.lipsformer_parts import AttentionForm
 from models.similarity import Similarity
 from models.spectral import largest_singular_value
