@@ -6,11 +6,9 @@ from pkgutil import iter_modules
 from models.build import build_model, refuse_unknown
 from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
-from models.finetune import load_resized, start_from
 from models.lipschitz import LipschitzReport, lipschitz_bound
 from models.registry import registration
-from models.weight_files import read_file
-from models.weights import load_weights, read_weights, weights_in
+from models.weights import load_resized, load_weights, read_file, read_weights, start_from, weights_in
 
 for _module in iter_modules(__path__):  # "@register_model" acts when its file is imported
     import_module(f"{__name__}.{_module.name}")

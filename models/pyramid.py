@@ -10,9 +10,9 @@ from timm.models._features import feature_take_indices  # timm has no public nam
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from models.finetune import fitted
 from models.layers import ConvEmbed
 from models.sizes import check_choice
+from models.weights import fitted
 
 POOLS = ("avg", "max", "avgmax", "")
 

@@ -7,7 +7,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, get_deprecated_models
 from torch import nn
 
-from models.finetune import fitted
+from models.weights import fitted
 
 
 def pretrained_cfg(**changes: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Source: "ViT-5" (arXiv:2602.08071) and its released code, wangf3014/ViT-5. RMSNorm, no bias of queries, keys and values,
 RMSNorm of queries and keys, LayerScale, four register tokens, learned positions of the patches and rotary ones of
-patches and registers, and the same drop-path rate in all blocks. Released weights load, see :mod:`models.released`.
+patches and registers, and the same drop-path rate in all blocks. Released weights load: :mod:`models.weights.released`.
 """
 
 from typing import Any

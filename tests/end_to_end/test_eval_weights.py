@@ -13,7 +13,7 @@ import timm.data
 import torch
 from PIL import Image
 
-from models.weights import named_for
+from models.weights.loading import named_for
 from tests.authors import released, save, yacs_config
 from tests.runs import run_here, scores
 

@@ -8,7 +8,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.weights import classifiers, load_weights, named_for, read_weights
+from models.weights.loading import classifiers, load_weights, named_for, read_weights
 
 
 def start_from(model: nn.Module, weights: str | Path | dict[str, Tensor], source: str | None = None) -> list[str]:

@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.saved_model import model_settings, open_trained
 from engine.starting_weights import StartingWeights
 from models import ModelError, build_model, load_weights, start_from
-from models.weights import classifiers
+from models.weights.loading import classifiers
 from tests.runs import SMALL, checkpoint, losses, run_here, same_tensors, train_here
 
 SIZES = {"img_size": 28, "patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 5}

@@ -5,8 +5,8 @@ import timm
 import torch
 
 import models
-from models.released import to_our_names
-from models.weights import named_for
+from models.weights.loading import named_for
+from models.weights.released import to_our_names
 from tests.authors import released
 
 MODELS = ("lipsformer_swin_tiny", "lipsformer_cswin_tiny", "cswin_tiny", "vit5_small")

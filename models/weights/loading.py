@@ -9,8 +9,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.released import to_our_names
-from models.weight_files import read_file
+from models.weights.files import read_file
+from models.weights.released import to_our_names
 
 # Keys of the weights in files of the authors, of timm, Lightning and DeepSpeed, and in our own checkpoints.
 AVERAGED = ("state_dict_ema", "model_ema", "ema")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import models
-from models.weights import named_for
+from models.weights.loading import named_for
 from tests.authors import save, yacs_config
 from tests.runs import same_tensors
 
@@ -99,7 +99,7 @@ class Unknown:
     [
         (lambda path: Evil(path), r"shutil\.copyfile"),
         (lambda path: print, "print"),
-        (lambda path: Unknown(), r"\S*test_weights\.Unknown"),
+        (lambda path: Unknown(), r"\S*test_loading\.Unknown"),
         (lambda path: argparse.ArgumentParser, r"argparse\.ArgumentParser"),
         (lambda path: __import__("os").system, r"posix\.system"),
     ],
