@@ -38,7 +38,7 @@ def check() -> Iterator[Row]:
         _, expected = decoded(source, cfg, torch.device("cpu"), 0, "torch", batches=1)
     where = "GPU" if gpus else "CPU"
     value = f"{rate:.0f} images/s on the {where}, with {workers} threads for it"
-    advice = f"an H100 trains over {TRAINED}/s and would wait: give it more cores, and see docs/debugging.md"
+    advice = f"an H200 trains {TRAINED}/s and would wait: give it more cores, and see docs/debugging.md"
     yield Row("DALI decoding", value, verdict(rate, TRAINED, TRAINED / 10) if gpus else "ok", advice)
     yield same_pixels(images, expected)
 

@@ -83,7 +83,7 @@ def reading(root: Path | None, gpus: int) -> Row:
     rate = sum(read) / (time.perf_counter() - started)
     images = rate / min(IMAGE, max(1, sum(read) / len(read)))
     value = f"{images:.0f} images/s, {rate / 1e6:.0f} MB/s from {len(files)} files in {root}"
-    advice = f"an H100 trains over {TRAINED}/s: use a faster disk, or pack the images into shards (docs/imagenet.md)"
+    advice = f"an H200 trains {TRAINED}/s: use a faster disk, or pack the images into shards (docs/imagenet.md)"
     return Row("data root", value, verdict(images, TRAINED * gpus, TRAINED / 10 * gpus), advice)
 
 
