@@ -21,6 +21,7 @@ T = TypeVar("T")
 UNTIL_SAVED = 60.0  # seconds that other processes stay for the first one's save
 LONGEST_SLEEP = 0.05  # seconds from one check of the store to the next, at most
 ALL = "all"
+MISSING = "missing"  # this answer: a process has waited long enough for another one
 _runs = itertools.count()  # the runs of a sweep share a process and a store
 
 
@@ -69,15 +70,20 @@ class Lockstep:
                     if item is None:
                         return
                     self.waits_since = time.monotonic()
-                    if (answer := next(answers)) != ALL:
-                        rank, _, why = answer.partition(" ")
-                        raise PeerFailed(f"rank {rank} on {self.roll_call.hosts[int(rank)]} cannot go on: {why}")
+                    self._refuse_failure(next(answers))
                 yield item
 
     def _look(self, look: Callable[[], object]) -> None:
         look()
         if time.monotonic() - self.waits_since > self.timeout:
+            self._refuse_failure(MISSING)
+
+    def _refuse_failure(self, answer: str) -> None:
+        if answer == MISSING:  # the roll call says which one, if all others give up, too
             raise dist.DistStoreError("another process does not come to the next step")
+        if answer != ALL:
+            rank, _, why = answer.partition(" ")
+            raise PeerFailed(f"rank {rank} on {self.roll_call.hosts[int(rank)]} cannot go on: {why}")
 
     @contextmanager
     def _telling_others(self) -> Iterator[None]:
@@ -88,7 +94,7 @@ class Lockstep:
         except Exception as error:
             self.all_stop = not isinstance(error, dist.DistError)
             self.roll_call.over.set()
-            said = f"{self.roll_call.rank} {reason(error)}"
+            said = f"{self.roll_call.rank} {reason(error)}" if self.all_stop else MISSING
             _try(lambda: self.store.compare_set(answer, "", said), PATIENCE)  # unless there is an answer already
             raise
 

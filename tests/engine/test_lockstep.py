@@ -26,17 +26,25 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[obj
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     runs: list[str] = []
 
-    def run(work: Work, patience: float = 30.0, look: Work = lambda rank, item: None) -> list[object]:
+    def run(
+        work: Work, late: tuple[int, int] = (-1, -1), patience: float = 60.0, look: Work = lambda rank, item: None
+    ) -> list[object]:
+        """``late``: a rank, and the item to which it comes only when the others, with this patience, wait no longer."""
         runs.append(f"run{len(runs)}")
+        ended = [Event() for _ in range(SIZE)]
 
         def one(rank: int) -> tuple[list[tuple[int, float]], BaseException | None]:
             call = SimpleNamespace(rank=rank, size=SIZE, hosts=["n1", "n1", "n2"], key="call", over=Event())
-            lockstep, seen = Lockstep(call, patience), []  # type: ignore[arg-type]
+            lockstep, seen = Lockstep(call, 60.0), []  # type: ignore[arg-type]
             lockstep.key = runs[-1]  # threads share the counter that gives each run of a process its key
 
             def items() -> Iterator[int]:
                 for item in range(ITEMS):
                     work(rank, item)
+                    if late == (rank, item):
+                        assert all(event.wait(60) for event in ended[:rank] + ended[rank + 1 :])
+                    if item == late[1]:
+                        lockstep.timeout = patience
                     yield item
 
             try:
@@ -45,6 +53,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[obj
             except Exception as error:
                 lockstep.leave()
                 return seen, error
+            finally:
+                ended[rank].set()
             return seen, None
 
         with ThreadPoolExecutor(SIZE) as pool:
@@ -82,27 +92,24 @@ def test_an_error_of_one_ends_all_at_the_same_item(together):
         assert isinstance(error, PeerFailed) and str(error) == "rank 2 on n2 cannot go on: the disk is gone"
 
 
-def test_who_does_not_come_in_time_is_not_waited_for(together):
-    def work(rank: int, item: int) -> None:
-        if rank == 1 and item == 2:
-            time.sleep(4)
+def test_those_that_wait_for_a_missing_one_all_give_up_and_none_is_called_failed(together):
+    """One begins to wait later, so its time is not over when the other one gives up."""
 
-    found = together(work, patience=1.0)
-    assert [len(seen) for seen, _ in found] == [2, 2, 2]
-    assert all(isinstance(error, dist.DistError) for _, error in found[::2])
-    assert isinstance(found[1][1], PeerFailed), "the late one does not go on alone"
+    def work(rank: int, item: int) -> None:
+        if rank == 2 and item == 2:
+            time.sleep(0.5)
+
+    found = together(work, late=(1, 2), patience=1.0)
+    assert [len(seen) for seen, _ in found] == [2, 2, 2], "the late one does not go on alone"
+    assert all(isinstance(error, dist.DistError) for _, error in found), found
 
 
 def test_a_signal_ends_the_wait_for_others(together):
-    def work(rank: int, item: int) -> None:
-        if rank == 1 and item == 2:
-            time.sleep(4)
-
     def look(rank: int, item: int) -> None:
-        if rank == 0:
+        if rank == 0 and item == 2:
             raise WaitGivenUp("asked to stop")
 
-    found = together(work, look=look)
+    found = together(lambda rank, item: None, late=(1, 2), look=look)
     assert isinstance(found[0][1], WaitGivenUp) and [len(seen) for seen, _ in found] == [2, 2, 2]
     for _, error in found[1:]:
         assert isinstance(error, PeerFailed) and str(error) == "rank 0 on n1 cannot go on: asked to stop"
