@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from data.errors import DataError, in_one_line
+from data.locks import only_one
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,8 @@ def unpacked(archive: Path, sha256: str) -> Path:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            whole = Path(scratch) / "whole"
-            _unpack(archive, whole)
-            _put_in_place(whole, target, Path(scratch) / "before")
+        with only_one(target.parent, "unpacks"):
+            _replace(target, archive)
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"cannot unpack {archive.name} into {target.parent} ({in_one_line(error)}): "
@@ -82,6 +81,15 @@ def unpacked(archive: Path, sha256: str) -> Path:
         ) from error
     log.info("unpacked %s into %s", archive.name, target)
     return target
+
+
+def _replace(target: Path, archive: Path) -> None:
+    if is_complete(target):
+        return  # another process has unpacked it meanwhile
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        whole = Path(scratch) / "whole"
+        _unpack(archive, whole)
+        _put_in_place(whole, target, Path(scratch) / "before")
 
 
 def folder_of(archive: Path, sha256: str) -> Path:

@@ -4,15 +4,13 @@ A start copies only what is missing or has changed. Every copy is read again and
 source. The time of a file is kept, so the index of the source describes the copy, too.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +23,7 @@ from data.cache import refuse_others
 from data.config import DataConfig
 from data.errors import DataError
 from data.index.building import index_beside
+from data.locks import only_one
 from data.sources import open_source
 from data.sources.byte_ranges import ByteRangeSource
 from data.sources.root import with_root
@@ -78,7 +77,7 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
     root = Path(str(with_root(cfg).root))
     copies = _copies(cfg, root, splits)
     folder = _folder(_place(cfg, root))
-    with _only_one(folder) as is_alone:
+    with only_one(folder, "copies") as is_alone:
         missing = [copy for copy in copies if not copy.is_done]
         for left in folder.rglob(f"{PARTIAL}*") if is_alone else ():  # a killed start has left it
             left.unlink()
@@ -153,24 +152,6 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
         if not any(copy.source == index for copy in copies):
             copies.append(Copy(index, index_beside(place, split, root.is_dir())))
     return list(dict.fromkeys(copies))  # both splits may lie in one file
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    """Wait until no other run copies to this folder. Yields whether that is certain: without file locks it is not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another run copies to %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_full(folder: Path, missing: list[Copy]) -> None:

@@ -5,7 +5,11 @@ import multiprocessing
 import os
 import shutil
 import tarfile
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +162,28 @@ def test_a_cache_that_cannot_be_written_is_refused(
     with pytest.raises(DataError, match=r"set XDG_CACHE_HOME") as caught:
         unpacked(*archive)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_that_find_it_changed_at_the_same_time_do_not_disturb_one_another(
+    archive: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = unpacked(*archive)
+    without_a_file(target)
+    both, rename = threading.Barrier(2), Path.rename
+
+    def slow(path: Path, to: Path) -> Path:
+        if path == target:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(1)
+        moved = rename(path, to)
+        if path == target:
+            time.sleep(0.5)  # it is away, and the new one not there yet
+        return moved
+
+    monkeypatch.setattr(Path, "rename", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: unpacked(*archive), range(2))) == [target] * 2
+    assert is_complete(target) and list(cache_dir().iterdir()) == [target]
 
 
 def test_processes_that_unpack_at_the_same_time_do_not_disturb_one_another(archive: tuple[Path, str]) -> None:

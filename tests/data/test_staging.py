@@ -132,7 +132,7 @@ def test_where_there_are_no_locks_another_run_may_still_write_and_nothing_is_rem
     def no_locks(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(staging.fcntl, "flock", no_locks)
+    monkeypatch.setattr("data.locks.fcntl.flock", no_locks)
     stage(cfg, SPLITS)
     begun = Path(next(iter(copies(cfg)))).with_name(f"{staging.PARTIAL}train-0000.tar")
     begun.touch()
