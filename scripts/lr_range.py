@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -119,10 +119,11 @@ class Trainer:
         options: for ``train.py``.
         steps: of each trial.
         folder: for the run directories.
+        signals: those that this process got so far: the first one ends it, and its training before it.
     """
 
-    def __init__(self, options: list[str], steps: int, folder: Path):
-        self.options, self.steps, self.folder = options, steps, folder
+    def __init__(self, options: list[str], steps: int, folder: Path, signals: Sequence[int] = ()):
+        self.options, self.steps, self.folder, self.signals = options, steps, folder, signals
 
     def __call__(self, rate: float | None) -> Trial:
         """Train at a rate; None: that of the recipe.
@@ -141,12 +142,14 @@ class Trainer:
             env=os.environ | {"HYDRA_FULL_ERROR": "0"},
         )
         try:
-            while process.poll() is None and len(_steps(folder)) < self.steps:
+            while process.poll() is None and len(_steps(folder)) < self.steps and not self.signals:
                 time.sleep(0.1)
         finally:
             process.kill()
             process.wait()
         said = process.communicate()[1]
+        if self.signals:
+            sys.exit(128 + self.signals[0])
         lines = _steps(folder)[: self.steps]
         diverged = NOT_FINITE.search(said) is not None
         if len(lines) < self.steps and not diverged:
@@ -193,10 +196,12 @@ def main() -> int:
         return 0
     try:
         steps, options = steps_and_options(typed)
-        for ending in (signal.SIGTERM, signal.SIGHUP):  # raises, so that the training ends, too, and its files go
-            signal.signal(ending, lambda number, _: sys.exit(128 + number))
+        signals: list[int] = []  # only noted: an exception while a training is being started would leave it behind
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup sets SIGHUP
+                signal.signal(ending, lambda number, _: signals.append(number))
         with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
-            trainer = Trainer(options, steps, Path(folder))
+            trainer = Trainer(options, steps, Path(folder), signals)
             recipe = trainer(None)
             print(f"{_shown(recipe)}  (the recipe's)", flush=True)
 

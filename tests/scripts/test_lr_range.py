@@ -143,3 +143,29 @@ def test_a_signal_ends_the_training_too(small_images, tmp_path):
     with pytest.raises(ProcessLookupError):
         os.killpg(searching.pid, 0)
     assert not list(tmp_path.glob("lr_range-*"))
+
+
+# A search that gets a signal while it starts its first training, which is a program that sleeps.
+SIGNALLED = """
+import os, signal, subprocess, sys
+from scripts import lr_range
+start = subprocess.Popen
+def interrupted(command, **options):
+    process = start(["sleep", "60"], **options)
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return process
+subprocess.Popen = interrupted
+sys.exit(lr_range.main())
+"""
+
+
+def test_a_signal_while_a_training_is_being_started_ends_it_too(tmp_path):
+    command = [sys.executable, "-c", SIGNALLED, "model=cswin_tiny", "steps=60"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), signal.SIGKILL)
+    assert not list(tmp_path.iterdir())
