@@ -23,15 +23,15 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
     # The script comes first: it puts the project on sys.path, which is needed if another folder is the current one.
     context.set_forkserver_preload(["__main__", "data.prepare"])
     with ProcessPoolExecutor(workers, context, _start_process) as pool:
-        numbers = {pool.submit(job): number for number, job in enumerate(jobs)}
         try:
+            numbers = {pool.submit(job): number for number, job in enumerate(jobs)}
             for done in as_completed(numbers):
                 yield numbers[done], done.result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a process was killed, perhaps because memory ran out: run the same command again, with fewer --workers"
             ) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # raised here, or where a result is used
             for process in multiprocessing.active_children():
                 process.kill()  # a job may take minutes to end
             raise
