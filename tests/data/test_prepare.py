@@ -81,13 +81,23 @@ def test_official_tars_become_shards(
     assert len(list((to / "train").glob("shard-*.tar"))) > 1
 
 
-def wait_for(found: Path, pattern: str, count: int, process: subprocess.Popen) -> None:
-    """Wait until a folder holds ``count`` files that match a pattern."""
-    deadline = time.monotonic() + 100
-    while len(list(found.glob(pattern))) < count:
-        assert process.poll() is None, "the command was too fast to be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+# The command, which waits before each image once a folder holds two finished parts: it can be killed there.
+HALTING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "{project}")
+from data.prepare import writing
+from scripts import prepare_imagenet
+
+def halting(*given, shrunk=writing.shrunk):
+    while len(list(Path("{folder}").glob("{pattern}"))) >= 2:
+        time.sleep(1)
+    return shrunk(*given)
+
+writing.shrunk = halting
+if __name__ == "__main__":
+    prepare_imagenet.main()
+"""
 
 
 def children(process: int) -> list[int]:
@@ -114,17 +124,21 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str
         return ("--tars", tmp_path / "tars", "--to", tmp_path / to, *options)
 
     whole = run(*arguments("whole")).stdout.splitlines()
-    process = subprocess.Popen(command(*arguments("set")), env=environment())
-    wait_for(tmp_path / "set" / "train", pattern, 2, process)
+    train = tmp_path / "set" / "train"
+    program = tmp_path / "halting.py"
+    program.write_text(HALTING.format(project=PROJECT, folder=train, pattern=pattern))
+    process = subprocess.Popen([sys.executable, str(program), *map(str, arguments("set"))], env=environment())
+    while process.poll() is None and len(list(train.glob(pattern))) < 2:
+        time.sleep(0.01)
     below = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while any(Path(f"/proc/{number}").exists() for number in below):  # the children end with their parent
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    (tmp_path / "set" / "train" / ".partial-12345678-left").mkdir()
-    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set" / "train").glob(pattern)}
+    (train / ".partial-12345678-left").mkdir()
+    finished = {path: path.stat().st_mtime_ns for path in train.glob(pattern)}
     everything = len(list((tmp_path / "whole" / "train").glob(pattern)))
     assert 2 <= len(finished) < everything
     done = run(*arguments("set"))
@@ -132,7 +146,7 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str
     assert f"{len(finished)} of {everything} shards or class folders had been written before" in done.stdout
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in finished.items())
     assert files_in(tmp_path / "set") == files_in(tmp_path / "whole")
-    assert not list((tmp_path / "set" / "train").glob(".*"))
+    assert not list(train.glob(".*"))
     assert whole[0].replace("whole", "set") == done.stdout.splitlines()[0]
 
 
