@@ -12,6 +12,12 @@ class Enough(Exception):
     pass
 
 
+@pytest.fixture(autouse=True)
+def none_abandoned_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that other tests of this process have abandoned do not count."""
+    monkeypatch.setattr("data.waiting._abandoned", [])
+
+
 def numbers(log: list[str], count: int = 3) -> Generator[int, None, None]:
     try:
         assert current_thread() is not main_thread()
