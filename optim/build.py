@@ -43,8 +43,9 @@ def _lion(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 
 def _lamb(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
+    # The form of apex's FusedLAMB, with which DeiT III trained: the decay is a part of the update whose norm scales it.
     # No max_grad_norm here: optim.clip does the clipping.
-    return Lamb(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, max_grad_norm=None, decoupled_decay=True)
+    return Lamb(groups, lr=lr, betas=_betas(cfg), eps=cfg.eps, max_grad_norm=None)
 
 
 def _radam(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:

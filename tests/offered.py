@@ -54,7 +54,7 @@ _RADAM = tuple(
     case.kwargs for case in cases.optim_inputs_func_radam("cpu") if "decoupled_weight_decay" not in case.kwargs
 )
 _RADAM_ERRORS = _errors(cases.optim_error_inputs_func_radam(*_CPU))
-_LAMB = partial(Lamb, max_grad_norm=None, decoupled_decay=True)
+_LAMB = partial(Lamb, max_grad_norm=None)
 
 OFFERED = (
     Offered("adamw", FusedAdamW, _options(torch.optim.AdamW, _ADAMW), _ADAMW_ERRORS),

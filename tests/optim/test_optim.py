@@ -143,7 +143,7 @@ def test_a_lag_delays_the_epochs_in_which_the_rate_changes():
     ("name", "expected"),
     [
         ("sgd", {"momentum": 0.9, "nesterov": True, "dampening": 0}),
-        ("lamb", {"decoupled_decay": True, "max_grad_norm": None}),
+        ("lamb", {"decoupled_decay": False, "max_grad_norm": None}),
         ("radam", {"decoupled_weight_decay": True}),
         ("muon", {"algo": "muon", "nesterov": True, "momentum": 0.9}),
         ("adamuon", {"algo": "adamuon", "nesterov": False}),
@@ -153,6 +153,29 @@ def test_a_lag_delays_the_epochs_in_which_the_rate_changes():
 def test_an_optimizer_is_the_form_that_its_paper_or_file_says(name, expected):
     (group, _) = optim.build_optimizer(OptimConfig(name=name, lr=1e-2), nn.Linear(2, 2), 512).param_groups
     assert {key: group[key] for key in expected} == expected
+
+
+def test_lamb_takes_the_steps_of_apex_s_fused_lamb():
+    """DeiT III's released code trains with it: the decay is a part of the update, before its norm is taken."""
+    torch.manual_seed(0)
+    layer, lr, decay, betas, eps = nn.Linear(8, 8).double(), 4e-3, 0.05, (0.9, 0.999), 1e-8
+    cfg = OptimConfig(name="lamb", lr=lr, weight_decay=decay, light_decay=0.0, betas=list(betas), eps=eps)
+    optimizer = optim.build_optimizer(cfg, layer, 2048)
+    expected = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    first = {name: torch.zeros_like(value) for name, value in expected.items()}
+    second = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for step in range(1, 21):
+        for name, parameter in layer.named_parameters():
+            parameter.grad = gradient = torch.randn_like(parameter)
+            first[name].lerp_(gradient, 1 - betas[0])
+            second[name].lerp_(gradient**2, 1 - betas[1])
+            update = first[name] / (1 - betas[0] ** step) / ((second[name] / (1 - betas[1] ** step)).sqrt() + eps)
+            if name == "weight":  # a bias has no decay, and then no trust ratio
+                update += decay * expected[name]
+                update *= expected[name].norm() / update.norm()
+            expected[name] -= lr * update
+        optimizer.step()
+    torch.testing.assert_close(dict(layer.named_parameters()), expected, rtol=1e-10, atol=0)
 
 
 def test_inverse_sqrt_falls_with_the_root():
