@@ -67,7 +67,8 @@ def _refuse_flag(message: str) -> NoReturn:
     if unknown is None:
         raise UserError(f"{message}: --hydra-help lists all flags")
     flag = unknown[1]
-    hint = f"options are typed without dashes, {flag.lstrip('-')}" if "=" in flag else "--hydra-help lists all"
+    option = flag.lstrip("-") if "=" in flag else f"{flag.lstrip('-')}=…"
+    hint = f"options are typed without dashes, {option}; --hydra-help lists the flags"
     raise UserError(f"there is no flag {flag}: {hint}")
 
 
