@@ -12,7 +12,7 @@ from engine.checkpoint_file import checked, is_ours, lacking
 from engine.errors import UserError
 from engine.options.arguments import typed_values
 from engine.options.config import MODEL_SCHEMA, EvalConfig
-from models import FAMILIES, ModelConfig, build_model, load_resized, read_file, read_weights
+from models import FAMILIES, ModelConfig, build_model, has_average, load_resized, read_file, weights_in
 
 log = logging.getLogger(__name__)
 
@@ -85,5 +85,8 @@ def trained_model(cfg: EvalConfig, trained: dict[str, Any] | None, num_classes: 
 def _weights(cfg: EvalConfig, trained: dict[str, Any] | None) -> dict[str, Tensor]:
     averaged = cfg.eval.weights == "ema"
     if trained is None:
-        return read_weights(str(cfg.checkpoint), averaged)
+        content = read_file(str(cfg.checkpoint))
+        if averaged and has_average(content):
+            log.info("evaluating the moving average in %s: eval.weights=raw takes the trained weights", cfg.checkpoint)
+        return weights_in(content, str(cfg.checkpoint), averaged)
     return trained["ema" if averaged and trained.get("ema") is not None else "model"]

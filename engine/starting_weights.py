@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint_file import is_ours
 from engine.errors import UserError
-from models import read_file, start_from, weights_in
+from models import has_average, read_file, start_from, weights_in
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class StartingWeights:
         weights: the weights, by name.
         classes: names of the classes that they were trained on, in the classifier's order; None if the file does not
             say so.
+        averaged: whether they are the moving average, which the file has beside the trained weights.
     """
 
     file: str
     weights: dict[str, Tensor]
     classes: list[str] | None
+    averaged: bool
 
     @classmethod
     def read(cls, file: str) -> "StartingWeights":
@@ -38,7 +40,7 @@ class StartingWeights:
         broken = next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
         if broken is not None:
             raise UserError(f"{file} has numbers that are not finite ({broken}): start from other weights")
-        return cls(file, weights, content.get("classes") if is_ours(content) else None)
+        return cls(file, weights, content.get("classes") if is_ours(content) else None, has_average(content))
 
     def load_into(self, model: nn.Module, classes: Sequence[str]) -> list[str]:
         """Load the weights into a model for ``classes``, in the classifier's order. Returns the messages to log.
@@ -46,7 +48,8 @@ class StartingWeights:
         Raises:
             ModelError: if they belong to another model.
         """
-        notices = [f"starting from the weights in {self.file}", *start_from(model, self.weights, self.file)]
+        which = "the moving average of the weights" if self.averaged else "the weights"
+        notices = [f"starting from {which} in {self.file}", *start_from(model, self.weights, self.file)]
         if self.classes is not None and len(self.classes) == len(classes) and list(self.classes) != list(classes):
             theirs, ours = next(pair for pair in zip(self.classes, classes, strict=True) if pair[0] != pair[1])
             notices.append(f"the classifier is kept, although it was trained on other classes ({theirs}, not {ours})")

@@ -8,7 +8,7 @@ from models.config import FAMILIES, ModelConfig, family_of
 from models.errors import ModelError
 from models.lipschitz import LipschitzReport, lipschitz_bound
 from models.registry import registration
-from models.weights import load_resized, load_weights, read_file, read_weights, start_from, weights_in
+from models.weights import has_average, load_resized, load_weights, read_file, read_weights, start_from, weights_in
 
 for _module in iter_modules(__path__):  # "@register_model" acts when its file is imported
     import_module(f"{__name__}.{_module.name}")
@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "build_model",
     "family_of",
+    "has_average",
     "lipschitz_bound",
     "load_resized",
     "load_weights",

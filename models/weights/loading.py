@@ -45,6 +45,11 @@ def weights_in(content: Any, path: str | Path, averaged: bool = True) -> dict[st
     return {WRAPPERS.sub("", name): value for name, value in content.items()}
 
 
+def has_average(content: Any) -> bool:
+    """Whether the content of a file has a moving average of the weights beside the trained weights."""
+    return None not in (_wrapped_in(content, AVERAGED), _wrapped_in(content, TRAINED))
+
+
 def _wrapped_in(content: Any, names: Iterable[str]) -> dict[str, Any] | None:
     """The first dictionary that ``content`` holds under one of the names."""
     found = (content.get(name) for name in names) if isinstance(content, dict) else ()

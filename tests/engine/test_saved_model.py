@@ -51,6 +51,18 @@ def test_a_checkpoint_needs_no_average(whole, tmp_path):
     assert same_tensors(read(path, open_trained(str(path))), whole["model"])
 
 
+@pytest.mark.parametrize("taken", ["ema", "raw"])
+def test_an_evaluation_says_that_it_takes_the_average_from_a_file_of_others(whole, taken, tmp_path, caplog):
+    """DeiT and timm save both, and their own scripts evaluate the trained weights."""
+    path, average = tmp_path / "w.pth", {name: value + 1 for name, value in whole["model"].items()}
+    torch.save({"state_dict": whole["model"], "state_dict_ema": average}, path)
+    with caplog.at_level("INFO"):
+        found = read(path, None, "model=lipsformer_swin_mini", "data.crop=28", f"eval.weights={taken}")
+    assert same_tensors(found, average if taken == "ema" else whole["model"])
+    said = f"evaluating the moving average in {path}: eval.weights=raw takes the trained weights"
+    assert (said in caplog.messages) == (taken == "ema")
+
+
 def test_a_run_does_not_continue_from_weights_alone(whole, tmp_path):
     path = tmp_path / "w.pt"
     with pytest.raises(UserError, match=rf"no run can continue from {path}, .*: set checkpoint={path} instead"):

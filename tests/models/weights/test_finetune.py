@@ -151,7 +151,7 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     out = run_here("train.py", *command, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert (
-        f"starting from the weights in {tmp_path}/start.pt\n"
+        f"starting from the moving average of the weights in {tmp_path}/start.pt\n"
         "the classifier is newly initialised: 3 classes instead of 10\n" in out.stdout
     )
     assert "newly initialised" in (tmp_path / "outputs/b/train.log").read_text()
@@ -172,8 +172,9 @@ def test_a_classifier_of_other_classes_is_kept_but_not_in_silence(pretrained):
     model = build_model(model_settings(open_trained(file)), 10, 28)
     others = ["other", *start.classes[1:]]
     said = f"the classifier is kept, although it was trained on other classes ({start.classes[0]}, not other)"
-    assert start.load_into(model, start.classes) == [f"starting from the weights in {file}"]
-    assert start.load_into(model, others) == [f"starting from the weights in {file}", said]
+    source = f"starting from the moving average of the weights in {file}"
+    assert start.load_into(model, start.classes) == [source]
+    assert start.load_into(model, others) == [source, said]
 
 
 def test_weights_that_only_lack_classes_say_how_many_they_have():
