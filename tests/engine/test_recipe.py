@@ -33,6 +33,13 @@ def test_a_model_without_a_recipe_does_not_start():
     )
 
 
+def test_deit3_of_timm_does_not_take_the_recipe_of_deit_but_names_its_own():
+    with pytest.raises(UserError, match="has no recipe of its own: add experiment=deit3_small, or add recipe=cswin"):
+        settings_of(["model=timm", "model.name=deit3_base_patch16_224"])
+    cfg = settings_of(["model=timm", "model.name=deit3_base_patch16_224", "experiment=deit3_small"])
+    assert (cfg.model.name, cfg.loss, cfg.optim.name) == ("deit3_base_patch16_224", "bce", "lamb")
+
+
 def test_a_model_whose_recipe_is_an_experiment_names_it():
     with pytest.raises(UserError, match="vit5_base has no recipe of its own: use experiment=vit5_base, or add "):
         settings_of(["model=vit5_base"])
@@ -56,7 +63,8 @@ def test_the_chosen_recipe_s_numbers_are_taken_and_named():
     ("name", "recipe"),
     [
         ("vit_small_patch16_224", "deit"),
-        ("deit3_small_patch16_224", "deit"),
+        ("deit_small_patch16_224", "deit"),
+        ("deit3_small_patch16_224", None),
         ("swin_tiny_patch4_window7_224", "swin"),
         ("resnet50", None),
         ("maxvit_tiny_tf_224", None),
