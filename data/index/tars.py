@@ -27,6 +27,8 @@ def members(
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", **NAMES) as tar:
                 for member in tar:
+                    if tar.offset <= member.offset:  # tarfile would read the same member for ever
+                        raise tarfile.ReadError("a member has a negative size")
                     if stop is not None and tar.offset > stop:
                         raise tarfile.ReadError("a tar file in it reaches beyond its end")
                     if member.isreg() and not member.issparse():

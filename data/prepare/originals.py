@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import NamedTuple, Protocol
 
 from data.errors import DataError
 from data.index.building import THREADS
+from data.index.headers import opened_at_once
 from data.index.tars import members
 from data.sources.folder import class_folders, unreadable_folder, walk
 
@@ -31,7 +33,9 @@ class Member(NamedTuple):
     def read(self) -> bytes:
         """The bytes of the image. Raises a ``DataError`` that names the source if they cannot be read."""
         try:
-            with open(self.source, "rb", buffering=0) as file:
+            with open(self.source, "rb", buffering=0, opener=opened_at_once) as file:
+                if not S_ISREG(os.fstat(file.fileno()).st_mode):  # such as a pipe, which would be waited for
+                    raise DataError(f"{self.source} is not a file that holds an image: remove it")
                 content = os.pread(file.fileno(), self.size, self.offset)
         except OSError as error:
             raise DataError(f"{self.source} cannot be read ({error.strerror})") from error

@@ -26,6 +26,9 @@ from data.sources.file_sets import holds_something
 from data.sources.source import Advice
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+LARGEST = 2**30  # bytes of an image: more than Pillow decodes
+BEGINNING = 2**24  # bytes that surely hold an image's header
+PIECE = 2**20  # bytes that are inflated at once
 DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
 
 
@@ -84,19 +87,39 @@ class ZipSource(ByteRangeSource):
     def content(self, i: int) -> bytes:
         """See :class:`data.sources.EncodedSource`."""
         content = super().content(i)
-        return _inflated(content) if self.index.extra["deflated"][i] else content
+        if not self.index.extra["deflated"][i]:
+            return content
+        assert self.index.lengths is not None
+        size = int(self.index.lengths[i])
+        return _inflated(content, size, piece=size)
 
 
 def _file(root: Path, split: str) -> Path:
     return root if root.suffix.lower() == ".zip" else root / f"{split}.zip"
 
 
-def _inflated(content: bytes) -> bytes:
-    """The uncompressed content of a member; an ``OSError`` if it is damaged."""
+def _inflated(content: bytes, size: int, piece: int = PIECE, most: int | None = None) -> bytes:
+    """The uncompressed content of a member, or the first ``most`` bytes of it.
+
+    A member may be a thousand times as large as its compressed form. So it is inflated piece by piece, and what is
+    beyond its size or ``most`` is not kept.
+
+    Raises:
+        OSError: if it is damaged, or is not of this size.
+    """
+    inflating, kept, length = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(), 0
     try:
-        return zlib.decompress(content, -zlib.MAX_WBITS)
+        while not inflating.eof and length <= size:
+            found = inflating.decompress(content, piece + 1)
+            content, length = inflating.unconsumed_tail, length + len(found)
+            if not (found or content):
+                break
+            kept += found if most is None else found[: max(0, most - len(kept))]
     except zlib.error as error:
         raise OSError(f"the zip file is damaged: {error}") from error
+    if length != size or not inflating.eof:
+        raise OSError("the zip file is damaged: the image has another size")
+    return bytes(kept)
 
 
 def _scanned(file: Path, split: str, listed: Path | None, pieces: Pieces, stamp: str) -> ImageIndex:
@@ -131,6 +154,8 @@ def _scanned(file: Path, split: str, listed: Path | None, pieces: Pieces, stamp:
 
 def _header(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Header | str:
     """The header of an image. Its content begins after the member's local header, whose name and extra vary."""
+    if info.file_size > LARGEST:
+        return f"has {info.file_size / 2**30:.0f} GiB, too many for an image"
     try:
         local = os.pread(descriptor, LOCAL_HEADER, info.header_offset)
         if len(local) < LOCAL_HEADER or not local.startswith(b"PK\3\4"):
@@ -138,10 +163,11 @@ def _header(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Header | str:
         begin = info.header_offset + LOCAL_HEADER + sum(struct.unpack_from("<HH", local, LOCAL_HEADER - 4))
         if info.compress_type == zipfile.ZIP_STORED:
             return read_header_at(descriptor, begin, info.file_size)
-        found = read_header(BytesIO(_inflated(os.pread(descriptor, info.compress_size, begin))))
+        stored = os.pread(descriptor, info.compress_size, begin)
+        found = read_header(BytesIO(_inflated(stored, info.file_size, most=BEGINNING)))
     except OSError as error:
         return f"cannot be read ({error})"
-    return found._replace(offset=begin) if isinstance(found, Header) else found
+    return found._replace(offset=begin, length=info.file_size) if isinstance(found, Header) else found
 
 
 def _images(file: Path, split: str) -> dict[str, zipfile.ZipInfo]:

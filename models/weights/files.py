@@ -76,6 +76,9 @@ def _check_sums(path: Path) -> None:
             raise _Unfit("it holds NumPy arrays: save the weights with torch.save or safetensors")
         if any("/code/" in name for name in names):
             raise _Unfit("it is a TorchScript archive, which is code and is not loaded: save only the weights")
+        # torch compresses nothing. A small file that was compressed afterwards may need more memory than there is.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise _Unfit("it was compressed after torch.save wrote it: use the file as torch.save wrote it")
         # All checksums are 0 if torch was told to write none (set_crc32_options).
         has_sums = any(info.CRC for info in archive.infolist())
         if has_sums and (bad := archive.testzip()):

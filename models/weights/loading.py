@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ TRAINED = ("state_dict", "model", "module")
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # BatchNorm's counter, which changes no output. Files from before torch 0.4.1 lack it.
 COUNTED = ".num_batches_tracked"
+MOST_REPEATED = 2**20  # bytes of a tensor that repeats the numbers of its file, such as a mean for every pixel
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # prefixes that DistributedDataParallel and torch.compile add
 
 
@@ -42,12 +44,25 @@ def weights_in(content: Any, path: str | Path, averaged: bool = True) -> dict[st
         content = wrapped
     if not _are_weights(content):
         raise ModelError(f"{path} holds no weights: expected a dictionary of tensors")
+    if odd := next((name for name, value in content.items() if not _is_plain(value)), None):
+        raise ModelError(f"{path} holds {odd} not as an ordinary tensor with all its numbers: save it as one")
     return {WRAPPERS.sub("", name): value for name, value in content.items()}
 
 
 def has_average(content: Any) -> bool:
     """Whether the content of a file has a moving average of the weights beside the trained weights."""
     return None not in (_wrapped_in(content, AVERAGED), _wrapped_in(content, TRAINED))
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense, and is about as large as the numbers that its file has.
+
+    A file of one number may say that it is repeated a billion times, and a computation would then need the memory.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+        return False
+    size = value.numel() * value.element_size()
+    return size <= value.untyped_storage().nbytes() or size <= MOST_REPEATED
 
 
 def _wrapped_in(content: Any, names: Iterable[str]) -> dict[str, Any] | None:

@@ -47,6 +47,16 @@ def test_a_class_tar_that_reaches_beyond_its_end_is_refused(official: Path, tmp_
     assert "is damaged or cut short" in refused(task(tars=folder, to=tmp_path / "set", splits=["train"]))
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_named_as_an_image_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Reading it would wait for ever for a program that writes to it."""
+    images = Path(shutil.copytree(folder, tmp_path / "images"))
+    place = next(path for path in (images / "train").iterdir() if path.is_dir())
+    os.mkfifo(place / "pipe.jpg")
+    message = refused(task(folder=images, to=tmp_path / "set"))
+    assert f"{place / 'pipe.jpg'} is not a file that holds an image: remove it" in message
+
+
 def test_an_image_without_a_class_is_refused(official: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("n01440764\n")
     options = {"tars": official, "to": tmp_path / "set", "splits": ["val"]}

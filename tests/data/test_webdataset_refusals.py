@@ -66,6 +66,18 @@ def cut_short(root: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:1000])
 
 
+def with_a_member_of_negative_size(root: Path) -> None:
+    """The next member would be the same one again, and tarfile of Python 3.11.7 reads it for ever (CVE-2025-8194)."""
+    tar = write_tar(root / "imagenet1k-train-0002.tar", x=sample(1))
+    header = bytearray(tarfile.TarInfo("y.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (2**96 - 512).to_bytes(12, "big")  # -512
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with tarfile.open(tar) as file:
+        end = file.getmembers()[-1].offset_data + tarfile.BLOCKSIZE
+    tar.write_bytes(tar.read_bytes()[:end] + header + bytes(10_240))
+
+
 def compressed(root: Path) -> None:
     file = root / "imagenet1k-train-0002.tar"
     file.write_bytes(gzip.compress(file.read_bytes()))
@@ -134,6 +146,7 @@ REFUSALS = {
     a_number_twice: r"train-0001\.tar and imagenet1k-train-1\.tar have the same number: keep one of them$",
     a_number_with_a_count: r"train-0001\.tar and imagenet1k-train-0001-of-0003\.tar have the same number: keep one",
     cut_short: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
+    with_a_member_of_negative_size: r"train-0002\.tar is damaged or cut short \(a member has a negative size\): copy",
     compressed: r"train-0002\.tar is compressed: unpack it with gzip, and name the result \.tar$",
     no_tar: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",

@@ -1,6 +1,8 @@
 """One zip file for a split: with class folders or a map, stored or compressed, and refused in one line."""
 
 import re
+import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from data import DataConfig
 from data.dataset import open_split
 from data.sources.zip_file import ZipSource
-from tests.archives import images_in, write_zips
+from tests.archives import images_in, tiny_image, write_zips
 from tests.indexing import refused, touch_later
 from tests.opening import open_at, source_of
 
@@ -114,6 +116,24 @@ def other_method(root: Path) -> None:
     add(root, "a/odd.jpg", method=zipfile.ZIP_BZIP2)
 
 
+def larger_than_any_image(root: Path) -> None:
+    """A gigabyte of zeros after an image has a megabyte in a zip file."""
+    with (
+        zipfile.ZipFile(root / "train.zip", "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a/odd.jpg", "w", force_zip64=True) as file,
+    ):
+        file.write(tiny_image())
+        for _ in range(2**10 + 1):
+            file.write(bytes(2**20))
+
+
+def larger_than_it_says(root: Path) -> None:
+    add(root, "a/odd.jpg", tiny_image() + bytes(2**20), zipfile.ZIP_DEFLATED)
+    content = (root / "train.zip").read_bytes()
+    size = struct.pack("<I", len(tiny_image()) + 2**20)
+    (root / "train.zip").write_bytes(content.replace(size, struct.pack("<I", len(tiny_image()))))
+
+
 def map_names_another(root: Path) -> None:
     (root / "train_map.txt").write_text("gone.jpg\t3\n")
 
@@ -140,6 +160,8 @@ REFUSALS = {
     damaged_inside: r"train\.zip is damaged at .*: copy or download it again$",
     no_class_folder: r"train\.zip: alone\.jpg is in no class folder: put train_map\.txt, with lines",
     no_image: r"train\.zip/a/odd\.jpg is not a JPEG or PNG image: repair it where the zip file is made, or leave",
+    larger_than_any_image: r"train\.zip/a/odd\.jpg has 1 GiB, too many for an image: repair it where the zip file is",
+    larger_than_it_says: r"train\.zip/a/odd\.jpg cannot be read \(the zip file is damaged: the image has another",
     other_method: r"train\.zip: a/odd\.jpg is encrypted or compressed in another way than deflate: write it again with",
     map_names_another: r"train_map\.txt, line 1: the zip file beside it does not hold gone\.jpg: copy both again$",
     map_without_number: r"train_map\.txt, line 1: 'gone\.jpg cat' is not 'path<tab>class number': repair it$",
@@ -172,3 +194,13 @@ def test_a_map_lies_beside_the_zip_file_wherever_that_is(numbered: Path, tmp_pat
     """As for ``sets.imagenet=DIR/val.zip``."""
     root = with_map(numbered, tmp_path / "set")
     assert source_of(root / "val.zip", "val").index.fingerprint() == source_of(root, "val").index.fingerprint()
+
+
+def test_an_image_that_grows_a_thousandfold_takes_no_memory(root: Path) -> None:
+    """64 MB of zeros after an image: the first start reads all of them, and keeps only the beginning."""
+    add(root, "a/odd.jpg", tiny_image() + bytes(2**26), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    assert source_of(root).index.lengths is not None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import resource
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_a_file_without_checksums_is_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert same_tensors(models.read_weights(tmp_path / "w.pt"), W)
+
+
+def test_a_file_that_was_compressed_afterwards_is_refused(tmp_path):
+    """Few bytes on the disk may be more in memory than there is."""
+    torch.save(W, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as plain,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    with pytest.raises(
+        models.ModelError, match=r"small.pt cannot be read: it was compressed after torch.save wrote it"
+    ):
+        models.read_weights(tmp_path / "small.pt")
 
 
 class Evil:

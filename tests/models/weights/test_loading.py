@@ -139,6 +139,31 @@ def test_files_without_weights_are_refused_in_one_line(tmp_path):
         assert name in str(error.value) and "\n" not in str(error.value) and "trust" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(1).expand(2**30),
+        torch.zeros(2**12).as_strided((2**11, 2**11), (1, 1)),
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+    ],
+    ids=["repeated", "overlapping", "sparse", "without numbers"],
+)
+def test_tensors_that_are_not_what_their_file_holds_are_refused(weight, tmp_path):
+    """A file of 1.5 kB may say that its number is repeated a billion times: a look at all would take the memory."""
+    torch.save({"a": torch.ones(3), "b": weight}, tmp_path / "w.pt")
+    with pytest.raises(
+        models.ModelError, match=r"w.pt holds b not as an ordinary tensor with all its numbers: save it"
+    ):
+        models.read_weights(tmp_path / "w.pt")
+
+
+def test_views_are_read(tmp_path):
+    views = {"t": torch.arange(6.0).view(2, 3).T, "mean": torch.ones(1).expand(3, 1, 1), "part": torch.ones(9)[2:4]}
+    torch.save(views, tmp_path / "w.pt")
+    assert same_tensors(models.read_weights(tmp_path / "w.pt"), views)
+
+
 def test_a_file_loads_into_a_model(tmp_path):
     weights = small().state_dict()
     other = small()
