@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.options.config import TrainConfig
 from engine.options.renamed import translated
+from engine.options.settings import flatten
 from engine.run_dir import RunDirectory
 from engine.training_run import train
 from models import FAMILIES
@@ -78,6 +80,7 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
             f"the run had {record['processes']} processes, but this replay has {processes}: use torchrun "
             f"--nproc-per-node={record['processes']} (on as many machines), because the noise depends on it"
         )
+    _refuse_what_may_harm(record["config"])
     schema = OmegaConf.structured(TrainConfig(model=FAMILIES[record["family"]]()))
     config: Any = OmegaConf.merge(schema, translated(record["config"]))
     config.output_dir = str(place / "replay")
@@ -90,6 +93,22 @@ def replay_settings(place: Path, record: dict[str, Any]) -> TrainConfig:
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, TrainConfig)
     return settings
+
+
+def _refuse_what_may_harm(config: dict[str, Any]) -> None:
+    """Refuse settings that would run a program or copy a secret: the record may be another person's.
+
+    Raises:
+        UserError: naming the first such setting.
+    """
+    options = flatten(config)
+    refuse_secrets(options.items())
+    for name, value in options.items():
+        if name.startswith("compile_options.") and not isinstance(value, bool | int | float | None):
+            raise UserError(
+                f"the record sets {name}={value}, which may name a program that the compiler runs: "
+                "remove it from record.json to replay without it"
+            )
 
 
 def compare(record: dict[str, Any], replayed: list[dict[str, Any]]) -> str:

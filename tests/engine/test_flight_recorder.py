@@ -212,6 +212,29 @@ def test_a_replay_starts_where_the_run_did(tmp_path, here):
     assert replay_settings(tmp_path, record | {"checkpoint_step": 4}).resume == str(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"compile_options": {"cpp": {"cxx": ["./evil"]}}},
+            r"sets compile_options.cpp.cxx=\['./evil'\], which may",
+        ),
+        (
+            {"compile_options": {"cuda.cuda_cxx": "./evil"}},
+            "sets compile_options.cuda.cuda_cxx=./evil, which may",
+        ),
+        ({"name": "${oc.env:SOME_TOKEN}"}, "name holds the secret of the environment variable SOME_TOKEN"),
+    ],
+)
+def test_a_record_of_somebody_else_runs_no_program(changed, message, tmp_path, here):
+    """torch's compiler starts the program that an option names."""
+    config = as_container(settings(*SMALL, "+compile_options.combo_kernels=true"))
+    record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
+    assert replay_settings(tmp_path, record).compile_options == {"combo_kernels": True}
+    with pytest.raises(UserError, match=message):
+        replay_settings(tmp_path, record | {"config": config | changed})
+
+
 def test_a_run_that_starts_anew_sets_old_records_aside(tmp_path):
     run = RunDirectory(tmp_path)
     for text in ("first", "second"):
