@@ -28,8 +28,10 @@ def task(composed, choices, overrides, swept) -> None:
 
 if __name__ == "__main__":
     from engine.signals import die_of_ctrl_c
+    from engine.temporary_folder import refuse_no_temporary_folder
 
     die_of_ctrl_c()  # the imports below take seconds
+    refuse_no_temporary_folder()
     from engine.options.cli import launch
     from engine.saved_model import implied_family
 

@@ -20,10 +20,19 @@ MANIFEST = ".unpacked"  # in the folder of an archive; a line for each file: its
 
 
 def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/coldstart``, or ``~/.cache/coldstart``."""
+    """``$XDG_CACHE_HOME/coldstart``, or ``~/.cache/coldstart``.
+
+    Raises:
+        DataError: if there is no home folder, as in a container for a user that it does not know.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says to ignore a relative path.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
+    try:
+        # The XDG specification says to ignore a relative path.
+        return (base if base.is_absolute() else Path.home() / ".cache") / "coldstart"
+    except RuntimeError as error:
+        raise DataError(
+            "this user has no home folder, where the cache would be: set HOME or XDG_CACHE_HOME to a folder of your own"
+        ) from error
 
 
 def refuse_others(path: Path, advice: str = "set XDG_CACHE_HOME to a folder of your own") -> None:

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
@@ -110,12 +111,16 @@ class SharedMemory:
         processes: number of processes of this run on this machine; each has such a backend.
 
     Raises:
-        DataError: if this backend and the others of this process will need more than is free.
+        DataError: if there is no shared memory, or this backend and the others of this process will need more than is
+            free.
     """
 
     _all: ClassVar["WeakSet[SharedMemory]"] = WeakSet()  # training and validation each have one at the same time
 
     def __init__(self, workers: int, batch: int, processes: int):
+        # Other systems keep shared memory elsewhere.
+        if sys.platform == "linux" and not os.access(SHARED, os.W_OK):
+            raise DataError(f"the data workers need shared memory, but {SHARED} cannot be written: {REMEDY}")
         self.needed = shared_bytes(workers, batch) * processes
         self._all.add(self)
         free, needed = free_memory(), sum(one.needed for one in self._all)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data.backends.workers import SharedMemory
+from data.errors import DataError
 from tests.runs import PROJECT, run
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -144,6 +146,11 @@ class TestLittleSharedMemory:
         assert "--shm-size" in done.stderr
         assert "max_workers=0" in done.stderr
         assert done.stderr.count("\n") == 1
+
+    def test_a_machine_without_it_is_told_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("data.backends.workers.SHARED", Path("/proc/none"))
+        with pytest.raises(DataError, match=r"need shared memory, but /proc/none cannot be written: .*max_workers=0$"):
+            SharedMemory(workers=1, batch=1, processes=1)
 
     def test_where_others_fill_it_later_the_batch_is_an_error(self, photographs: Path) -> None:
         code = (
