@@ -46,6 +46,13 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
         if has_model:
             return None
         raise UserError(f"{path} lacks {', '.join(missing)}: add model=NAME to read only its weights")
+    if state["family"] not in FAMILIES:  # of a newer version, or of a fork
+        if has_model:
+            return None
+        raise UserError(
+            f"{path} has a model of the family {state['family']}, which this version does not know: use the version "
+            "that trained it, or add model=NAME to read only its weights"
+        )
     return state
 
 

@@ -34,8 +34,8 @@ def build_model(cfg: ModelConfig, num_classes: int, img_size: int) -> nn.Module:
     fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in _NOT_ARGUMENTS}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     arguments |= getattr(cfg, "kwargs", {})
-    if "pretrained" in arguments:
-        raise ModelError("weights are not downloaded here: leave out model.kwargs.pretrained, and add checkpoint=FILE")
+    if taken := next((name for name in ("pretrained", "checkpoint_path") if name in arguments), None):
+        raise ModelError(f"weights come from a file of yours: leave out model.kwargs.{taken}, and add checkpoint=FILE")
     arguments |= {"num_classes": cfg.num_classes or num_classes}
     side = cfg.img_size or img_size
     # timm's convolutional networks accept any image size and have no such argument.

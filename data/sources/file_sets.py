@@ -97,7 +97,7 @@ def _listed(folder: Path, split: str) -> list[str]:
                 splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
                 described = splits.get(split) or splits.get(OTHER_NAMES.get(split, split)) or {"filenames": []}
                 return [str(name) for name in described["filenames"]]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(f"{path} is no list of tar files ({error}): get it again, or remove it") from error
     return []
 

@@ -25,6 +25,7 @@ from data.sources.byte_ranges import ByteRangeSource, shard_columns
 from data.sources.file_sets import holds_something
 from data.sources.source import Advice
 
+LONGEST_NUMBER = 100  # characters of a class number; Python refuses to convert thousands of digits
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 LARGEST = 2**30  # bytes of an image: more than Pillow decodes
 BEGINNING = 2**24  # bytes that surely hold an image's header
@@ -234,7 +235,7 @@ def _by_class_number(infos: dict[str, zipfile.ZipInfo], listed: Path) -> dict[st
             continue
         path, _, label = line.rpartition("\t")
         path = path.removeprefix("./").lstrip("/")
-        if not (path and label.strip().isdecimal()):
+        if not (path and label.strip().isdecimal() and len(label) <= LONGEST_NUMBER):
             raise DataError(f"{listed}, line {number}: '{line[:60]}' is not 'path<tab>class number': repair it")
         if path not in infos:
             raise DataError(f"{listed}, line {number}: the zip file beside it does not hold {path}: copy both again")

@@ -40,6 +40,10 @@ def with_a_broken_list(root: Path) -> None:
     (root / "_info.json").write_text("{")
 
 
+def with_a_nested_list(root: Path) -> None:
+    (root / "_info.json").write_text("[" * 100_000)
+
+
 def half_downloaded(root: Path) -> None:
     (root / "imagenet1k-train-0003.tar.incomplete").touch()
 
@@ -140,6 +144,7 @@ REFUSALS = {
     without_one: r"set: number 1 of the 3 \.tar files of train is missing: get it$",
     without_the_last_of_a_list: r"1 of the 4 files of .*set are missing, such as imagenet1k-train-0003\.tar: get them$",
     with_a_broken_list: r"_info\.json is no list of tar files \(.*\): get it again, or remove it$",
+    with_a_nested_list: r"_info\.json is no list of tar files \(.*\): get it again, or remove it$",
     half_downloaded: r"imagenet1k-train-0003\.tar\.incomplete is half downloaded: finish the download",
     two_sets: r"set holds two sets of \.tar files, imagenet1k-train-\* and mine-train-\*: keep one of them there$",
     one_without_number: r"train\.tar has no number, but there are other \.tar files of train: keep one set$",

@@ -142,6 +142,10 @@ def map_of_nothing(root: Path) -> None:
     (root / "train_map.txt").write_text("\n")
 
 
+def map_with_an_endless_number(root: Path) -> None:
+    (root / "train_map.txt").write_text(f"gone.jpg\t{'9' * 5000}\n")
+
+
 def map_without_number(root: Path) -> None:
     (root / "train_map.txt").write_text("gone.jpg cat\n")
 
@@ -164,6 +168,7 @@ REFUSALS = {
     larger_than_it_says: r"train\.zip/a/odd\.jpg cannot be read \(the zip file is damaged: the image has another",
     other_method: r"train\.zip: a/odd\.jpg is encrypted or compressed in another way than deflate: write it again with",
     map_names_another: r"train_map\.txt, line 1: the zip file beside it does not hold gone\.jpg: copy both again$",
+    map_with_an_endless_number: r"train_map\.txt, line 1: 'gone\.jpg\s9+' is not 'path<tab>class number': repair it$",
     map_without_number: r"train_map\.txt, line 1: 'gone\.jpg cat' is not 'path<tab>class number': repair it$",
     a_damaged_map: r"train_map\.txt cannot be read \(.*\): copy it again$",
     tars_beside: r"holds the train images in two forms, WebDataset tar files and a zip file: keep one of them",

@@ -44,6 +44,14 @@ def test_a_checkpoint_that_does_not_tell_its_model_is_read_as_weights(whole, cha
         assert same_tensors(read(path, None, "model=lipsformer_swin_mini", "data.crop=28"), whole["model"])
 
 
+def test_a_model_of_an_unknown_family_is_refused_in_one_line(whole, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(whole | {"family": "newer"}, path)
+    with pytest.raises(UserError, match=r"w.pt has a model of the family newer, which this version does not know: use"):
+        open_trained(str(path))
+    assert open_trained(str(path), has_model=True) is None
+
+
 def test_a_checkpoint_needs_no_average(whole, tmp_path):
     path = tmp_path / "w.pt"
     config = {key: value for key, value in whole["config"].items() if key in ("model", "data")}

@@ -209,7 +209,13 @@ def test_errors_of_timm_become_one_line(name, options, message):
             r"outputs \(2, \d+, 5\) for two images, not one score per class \(2, 5\)",
         ),
         ("test_resnet", {"features_only": True}, 32, r"outputs list for two images"),
-        ("test_resnet", {"pretrained": True}, 32, r"weights are not downloaded here: .*add checkpoint=FILE"),
+        ("test_resnet", {"pretrained": True}, 32, r"leave out model.kwargs.pretrained, and add checkpoint=FILE"),
+        (
+            "test_resnet",
+            {"checkpoint_path": "none.pt"},
+            32,
+            r"leave out model.kwargs.checkpoint_path, and add checkpoint=",
+        ),
     ],
 )
 def test_a_model_that_does_not_give_one_score_per_class_is_refused(name, kwargs, side, message):
