@@ -11,7 +11,9 @@ from typing import Any
 from engine.errors import UserError
 
 # The name of an environment variable.
-SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|JWT)(_ID)?$", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"((^|_)(KEY|TOKEN|SECRET|JWT|PASS|PAT|PWD)|APIKEY|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$", re.IGNORECASE
+)
 SHORTEST = 8  # characters: shorter values, such as "true", are in many texts by chance
 HARMLESS = re.compile(r"[a-z]+|[~/].*")  # a word, or the path of a file with a key
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")

@@ -53,6 +53,21 @@ def test_a_command_with_a_secret_ends_in_one_line_without_it(typed, tmp_path):
     assert said.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "MYSQL_PWD", "GITHUB_PAT", "DB_PASS", "OPENAI_APIKEY", "AZURE_CREDENTIALS", "aws_secret"]
+)
+def test_names_that_programs_give_to_secrets_are_known(name, monkeypatch):
+    monkeypatch.setenv(name, "S0me-secret")
+    with pytest.raises(UserError, match=f"the secret of the environment variable {name}"):
+        refuse_secrets([("logger.group", "a-S0me-secret")])
+
+
+def test_the_current_folder_is_no_secret(monkeypatch):
+    monkeypatch.setenv("PWD", "/home/me/Train")
+    monkeypatch.setenv("OLDPWD", "/home/me/Train")
+    refuse_secrets([("data.root", "/home/me/Train")])
+
+
 def test_a_secret_that_comes_from_a_file_of_options_is_refused_too():
     with pytest.raises(UserError, match=r"^logger\.group holds the secret of the environment variable WANDB_API_KEY"):
         settings("data=synthetic", "logger.group=${oc.env:WANDB_API_KEY}")
