@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from engine.options.settings import as_container
 from engine.run_dir import RunDirectory
 from engine.step import StepOutcome
 from models.config import LipsFormerSwinConfig
-from scripts.replay_crash import find_record, read_record, replay_settings
-from tests.runs import SMALL, checkpoint, command, environment, metrics, run, run_here, settings, train_here
+from scripts.replay_crash import compare, find_record, read_record, replay_settings
+from tests.runs import SMALL, cached_settings, checkpoint, command, environment, metrics, run, run_here, train_here
 
 # The learning rate rises until the run diverges, after enough steps to know the usual loss.
 BREAKS = (*SMALL, "epochs=8", "schedule.warmup_epochs=7", "optim.lr=1.5", "optim.clip=null", "log_every=4")
@@ -73,6 +74,13 @@ def test_copies_of_records_are_left_alone(tmp_path):
         assert find_record(tmp_path, step).name == "step_00000002"
     with pytest.raises(UserError, match=r"no record of step 3: choose --step 2$"):
         find_record(tmp_path, 3)
+
+
+def test_without_a_step_the_newest_record_is_replayed(tmp_path):
+    for step in (2, 10, 3):
+        (tmp_path / f"crashes/step_{step:08d}").mkdir(parents=True)
+        (tmp_path / f"crashes/step_{step:08d}/record.json").touch()
+    assert find_record(tmp_path, None).name == "step_00000010"
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 2, "ste', "[]", '{"step": 2}', "\0"])
@@ -198,10 +206,16 @@ def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
     assert found == [*((21 * i, "spike") for i in range(1, MOST_SPIKES + 1)), (len(losses), "not finite")]
 
 
+def record_of(*options: str) -> dict[str, Any]:
+    """The record of a crash in step 5, in a run that had no checkpoint before."""
+    config = as_container(cached_settings(*SMALL, *options))
+    whole = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
+    return whole | {"steps": []}
+
+
 def test_a_replay_starts_where_the_run_did(tmp_path, here):
     """It uses the settings in the record, also if another command has followed."""
-    config = as_container(settings(*SMALL, "resume=other.pt", "epochs=3"))
-    record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
+    record = record_of(f"resume={here}/other.pt", "epochs=3")
     found = replay_settings(tmp_path, record)
     assert (found.resume, found.epochs, found.max_steps, found.output_dir) == (
         str(here / "other.pt"),
@@ -245,3 +259,37 @@ def test_a_run_that_starts_anew_sets_old_records_aside(tmp_path):
         run.cut_metrics(0, 0)
         assert not run.crashes.exists()
         assert (tmp_path / "crashes.before/step_00000003/record.json").read_text() == text
+
+
+def test_a_replay_reads_every_step_and_leaves_nothing_but_its_readings(tmp_path):
+    found = replay_settings(tmp_path, record_of("+callbacks.mine=my.Callback", "monitor.every=7"))
+    assert (found.monitor.every, found.monitor.history, found.log_every, found.callbacks) == (1, 0, 1, {})
+    saves = found.checkpoint
+    assert (saves.every_steps, saves.every_epochs, saves.every_minutes) == (None, None, None)
+
+
+@pytest.mark.parametrize(("had", "has"), [(2, 1), (1, 4)])
+def test_a_replay_needs_as_many_processes_as_the_run_had(had, has, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(has))
+    with pytest.raises(UserError, match=f"the run had {had} processes, but this replay has {has}: use torchrun"):
+        replay_settings(tmp_path, record_of() | {"processes": had})
+
+
+def test_a_replay_that_ended_without_a_checkpoint_is_not_written_over(tmp_path, here):
+    place = tmp_path / "crashes/step_00000005"
+    (place / "replay").mkdir(parents=True)
+    (place / "record.json").write_text(json.dumps(record_of()))
+    (place / "replay/metrics.jsonl").write_text('{"split": "train", "step": 1}\n')
+    done = run_here("scripts/replay_crash.py", str(tmp_path), cwd=here)
+    assert done.returncode == 2 and re.fullmatch(r"error: .*/replay holds a replay: look at it, .*\n", done.stderr)
+
+
+def test_recorded_losses_that_were_not_finite_are_not_compared():
+    def losses(*values: float | None) -> list[dict[str, Any]]:
+        return [{"split": "train", "step": step, "loss": loss} for step, loss in enumerate(values)]
+
+    assert compare({"steps": losses(2.0, None)}, losses(2.0, 3.0)) == "1 recorded steps replayed: equal bit for bit"
+    assert compare({"steps": losses(2.0, 2.5)}, losses(2.0, 2.75)) == (
+        "2 recorded steps replayed: the largest difference of a loss is 0.25"
+    )
+    assert compare({"steps": losses(None)}, losses(2.0)).startswith("no recorded step was replayed")

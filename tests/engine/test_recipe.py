@@ -8,6 +8,7 @@ import pytest
 from engine.errors import UserError
 from engine.options.compose import settings_of
 from engine.options.recipe import described, general_recipes, implied_recipe
+from optim.build import peak_lr
 from scripts.model_table import names
 from tests.runs import PROJECT, run_here, settings
 
@@ -111,3 +112,67 @@ def test_the_small_lipsformer_s_recipe_is_the_options_defaults():
 
 def test_general_recipes_are_no_single_model_s():
     assert general_recipes() == ["cswin", "deit", "lipsformer", "plain", "swin"]
+
+
+RAND_AUGMENT, DEIT = "rand-m9-mstd0.5-inc1", [0.9, 0.999]
+# What the papers and the released code say: epochs, batch, peak and last learning rate, Adam's betas, weight decay and
+# that of biases and norms, clipping, moving average, stochastic depth.
+TRAINED = {
+    "model=deit_small": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, None, None, 0.1),
+    "model=swin_tiny": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.2),
+    "model=swin_small": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.3),
+    "model=swin_base": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.5),
+    "model=cswin_tiny": (310, 2048, 2e-3, 1e-5, DEIT, 0.05, 0.0, None, 0.99984, 0.2),
+    "model=cswin_small": (310, 2048, 2e-3, 1e-5, DEIT, 0.05, 0.0, None, 0.99984, 0.4),
+    "model=cswin_base": (310, 1024, 1e-3, 1e-5, DEIT, 0.1, 0.0, None, 0.99992, 0.5),
+    "model=lipsformer_swin_tiny": (300, 1024, 1e-3, 1e-5, [0.9, 0.98], 0.05, 5e-4, 5.0, None, 0.2),
+    "model=lipsformer_swin_small": (300, 1024, 1e-3, 1e-5, [0.9, 0.98], 0.05, 5e-4, 5.0, None, 0.3),
+    "model=lipsformer_swin_base": (300, 1024, 5e-4, 1e-5, [0.9, 0.998], 0.05, 5e-4, 5.0, None, 0.5),
+    "model=vit_small_sincos": (90, 1024, 1e-3, 0.0, DEIT, 0.1, 0.0, 1.0, None, 0.0),
+    "experiment=vit5_small": (800, 2048, 4e-3, 1e-5, DEIT, 0.05, 0.0, 1.0, None, 0.05),
+    "experiment=vit5_base": (800, 2048, 3e-3, 1e-5, DEIT, 0.05, 0.0, 1.0, None, 0.2),
+}
+# The policy, colour jitter, mixup, cutmix, erasing, label smoothing, repeats, the smallest crop.
+STRONG = (RAND_AUGMENT, 0.4, 0.8, 1.0, 0.25, 0.1, 1, 0.08)
+AUGMENTED = {
+    "model=deit_small": (*STRONG[:6], 3, 0.08),
+    "model=vit_small_sincos": ("rand-m10-n2-p1", 0.0, 0.2, 0.0, 0.0, 0.0, 1, 0.05),
+    "experiment=vit5_small": ("3a", 0.3, 0.8, 1.0, 0.0, 0.0, 3, 0.08),
+    "experiment=vit5_base": ("3a", 0.3, 0.8, 1.0, 0.0, 0.0, 3, 0.08),
+}
+# The crop, the share of the image in an evaluation, the interpolation.
+SEEN = {
+    **{f"model=cswin_{size}": (224, 0.9, "random") for size in ("tiny", "small", "base")},
+    "model=vit_small_sincos": (224, 0.875, "bilinear"),
+    "experiment=vit5_small": (224, 1.0, "bicubic"),
+    "experiment=vit5_base": (192, 1.0, "bicubic"),
+}
+# Epochs and first rate of the warm-up, whether it precedes the schedule, whether rates change once an epoch, the delay.
+WARM_UPS = {
+    **{f"{model}_paper": (5, 1e-6, False, True, 1) for model in ("deit_small", "deit3_small", "vit5_small")},
+    **{f"cswin_{size}_paper": (20, 1e-6, False, True, 0) for size in ("tiny", "small", "base")},
+    "swin_tiny_paper": (20, 1e-6, False, False, 0),
+    "vit_small_90_paper": (10_000 / 1238, 0.0, True, False, 0),  # 10,000 steps
+}
+
+
+@pytest.mark.parametrize("chosen", TRAINED)
+def test_a_recipe_has_the_numbers_of_its_paper(chosen):
+    cfg = settings_of([chosen])
+    optim, augment = cfg.optim, cfg.augment
+    last = optim.base_min_lr * cfg.batch_size / 512 if optim.min_lr is None else optim.min_lr
+    adam = (optim.betas, optim.weight_decay, optim.light_decay, optim.clip)
+    found = (cfg.epochs, cfg.batch_size, peak_lr(optim, cfg.batch_size), last, *adam, cfg.ema)
+    assert (*found, cfg.model.drop_path_rate) == TRAINED[chosen]
+    mixed = (augment.auto_augment, augment.color_jitter, augment.mixup, augment.cutmix)
+    rest = (augment.random_erasing, augment.label_smoothing, augment.repeats, augment.scale[0])
+    assert (*mixed, *rest) == AUGMENTED.get(chosen, STRONG)
+    assert (cfg.data.crop, cfg.data.crop_ratio, cfg.data.interpolation) == SEEN.get(chosen, (224, 0.875, "bicubic"))
+    assert cfg.schedule.warmup_epochs == 0 and optim.eps == 1e-8
+
+
+@pytest.mark.parametrize("experiment", sorted(file.stem for file in (PROJECT / "conf/experiment").glob("*_paper.yaml")))
+def test_an_experiment_with_warm_up_warms_up_as_its_paper_does(experiment):
+    schedule = settings_of([f"experiment={experiment}"]).schedule
+    found = (schedule.warmup_lr, schedule.warmup_prefix, schedule.t_in_epochs, schedule.lag_epochs)
+    assert (pytest.approx(schedule.warmup_epochs, rel=1e-4), *found) == WARM_UPS[experiment]

@@ -159,6 +159,13 @@ def test_state_dicts_copies_and_moving_averages_work():
         assert sigma(layer.weight) == pytest.approx(held[0].gamma.item(), rel=0.03), name
 
 
+def test_a_vector_that_averaging_made_shorter_gives_the_same_weight():
+    layer = small().blocks[0].mlp.fc1
+    before = layer.weight.detach().clone()
+    layer.parametrizations.weight[0].direction.mul_(0.5)
+    torch.testing.assert_close(layer.weight.detach(), before)
+
+
 def test_checkpointed_activations_change_no_gradient():
     plain, checkpointed = small(), small()
     checkpointed.set_grad_checkpointing(True)

@@ -46,16 +46,18 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job(repository: Path, script: str, *arguments: str, index: int | None = None) -> subprocess.Popen[str]:
+def job(
+    repository: Path, script: str, *arguments: str, index: int | None = None, **variables: str
+) -> subprocess.Popen[str]:
     """Start a script as SLURM does."""
     array = {} if index is None else {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": str(index)}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    slurm = {"SLURM_JOB_ID": "70", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"} | array
+    slurm = {"SLURM_JOB_ID": "70", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     found = {"HOME": str(repository), "PATH": f"{repository}/.venv/bin:{os.environ['PATH']}", "SLURMD_NODENAME": "n1"}
     return subprocess.Popen(
         ["bash", f"scripts/slurm/{script}", *arguments],
         cwd=repository,
-        env=inherited | slurm | found,
+        env=inherited | slurm | array | variables | found,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -146,3 +148,53 @@ def test_one_line_chooses_the_environment(repository: Path, line: str, program: 
 def test_both_scripts_ask_slurm_for_the_same() -> None:
     asked = [re.findall(r"^#SBATCH .*", (SCRIPTS / f"{name}.sbatch").read_text(), re.M) for name in ("train", "sweep")]
     assert asked[0] == asked[1] != []
+
+
+def replaced(repository: Path, name: str, body: str) -> None:
+    """Put a small program in the place of another one."""
+    program = repository / ".venv/bin" / name
+    program.write_text(CALLED + body)
+    program.chmod(0o700)
+
+
+def test_processes_get_a_port_of_their_job_one_thread_and_the_cores_that_were_asked_for(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("SRUN_CPUS_PER_TASK", raising=False)
+    replaced(repository, "torchrun", 'echo "$RDZV_ENDPOINT $OMP_NUM_THREADS ${SRUN_CPUS_PER_TASK-}" >got')
+    got = []
+    for number, cores in (("70", {}), ("71", {"SLURM_CPUS_PER_TASK": "8"}), ("20070", {"OMP_NUM_THREADS": "2"})):
+        assert job(repository, "train.sbatch", SLURM_JOB_ID=number, **cores).wait(60) == 0
+        got.append((repository / "got").read_text().rstrip("\n"))
+    assert got == ["n1:10070 1 ", "n1:10071 1 8", "n1:10070 2 "]
+
+
+def test_a_run_that_fails_gives_its_status_to_the_job_which_is_not_queued_again(repository: Path) -> None:
+    replaced(repository, "torchrun", "exit 3")
+    assert job(repository, "train.sbatch").wait(60) == 3
+    assert called(repository, "srun")[-1] == "--overlap true"  # all nodes answer
+    assert not [line for line in called(repository, "scontrol") if line.startswith("requeue")]
+
+
+def test_a_run_that_finishes_before_the_time_limit_is_not_queued_again(repository: Path) -> None:
+    replaced(repository, "torchrun", "until [[ -f stopped ]]; do sleep 0.05; done")
+    train = job(repository, "train.sbatch")
+    while not called(repository, "torchrun"):
+        assert train.poll() is None
+        time.sleep(0.01)
+    train.send_signal(10)
+    assert train.wait(60) == 0
+    assert called(repository, "scancel") == ["--signal=TERM 70"]
+    assert not [line for line in called(repository, "scontrol") if line.startswith("requeue")]
+
+
+def test_a_job_waits_until_slurm_has_noticed_that_a_node_is_lost(repository: Path) -> None:
+    replaced(repository, "torchrun", "exit 1")
+    replaced(repository, "srun", '[[ $1 != --overlap ]] || exit 1; while [[ $1 == --* ]]; do shift; done; exec "$@"')
+    config = 'echo "SlurmdTimeout           = 300 sec"'
+    replaced(repository, "scontrol", f'case "$2" in hostnames) echo n1;; config) {config};; esac')
+    replaced(repository, "sleep", "")  # which would take ten minutes
+    train = job(repository, "train.sbatch")
+    assert "waiting up to 600 seconds" in train.communicate(timeout=60)[1]
+    assert (train.returncode, called(repository, "sleep")) == (1, ["600"])
