@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -46,6 +47,28 @@ def test_timm_loads_the_same_model(run: Path, folder: Path) -> None:
     raw = TrainedModel(run, weights="raw")
     assert (ours.weights, raw.weights) == ("ema", "raw")
     assert not torch.equal(raw.model(images), ours.model(images))
+
+
+def with_another_checkpoint(run: Path, to: Path, **changes: Any) -> None:
+    """A copy of a run whose checkpoint holds something else."""
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    (to / "checkpoints").mkdir()
+    torch.save(state | changes, to / "checkpoints/last.pt")
+    shutil.copy(run / "metrics.jsonl", to)
+
+
+def test_options_of_images_that_another_version_had_are_left_out(run: Path, tmp_path: Path) -> None:
+    config = TrainedModel(run).state["config"]
+    with_another_checkpoint(run, tmp_path, config=config | {"data": config["data"] | {"of_old": 1, "crop_ratio": 0.5}})
+    assert TrainedModel(tmp_path).data.crop_ratio == 0.5
+
+
+def test_a_run_without_an_average_hands_over_the_weights_of_its_last_step(run: Path, tmp_path: Path) -> None:
+    with_another_checkpoint(run, tmp_path, ema=None)
+    plain, images = TrainedModel(tmp_path), torch.randn(3, 3, 28, 28)
+    assert torch.equal(plain.model(images), TrainedModel(run, weights="raw").model(images))
+    assert plain.weights == "raw" and "holds the weights of the last step" in plain.card()
+    assert "| validation images |" in plain.card()  # the validation scored these weights
 
 
 def test_timm_prepares_images_as_the_run_did(run: Path, folder: Path) -> None:

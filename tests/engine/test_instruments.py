@@ -1,10 +1,11 @@
 """What a run records of a reading of its instruments, and on what it takes the reading."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from engine.callbacks.instruments import Instruments, of_each_layer, summary
+from engine.callbacks.instruments import Instruments, of_each_layer, summary, worst_of_layers
 from engine.run import RunLength
 from engine.run_dir import RunDirectory
 from stability import StabilityMonitor, StabilityReport
@@ -36,16 +37,42 @@ def test_loggers_plot_the_worst_head_of_each_layer():
     assert len(lines) == len(HEADS) * 6
 
 
+def test_the_heat_maps_have_the_layers_of_the_last_reading_and_gaps_where_an_earlier_one_lacks_them():
+    first = {"sigma": {"a": [1.0], "gone": [9.0]}}
+    last = {"sigma": {"a": [2.0], "b": [3.0]}, "rank": {"a": [0.5, 0.9]}, "sec": {"a": [0.5, 0.9]}}
+    assert worst_of_layers([{"layers": first}, {"layers": last}]) == {
+        "sigma": {"a": [1.0, 2.0], "b": [None, 3.0]},
+        "rank": {"a": [None, 0.5]},
+        "sec": {"a": [None, 0.9]},
+    }
+
+
+def instruments_for(folder: Path, *reports: StabilityReport) -> Instruments:
+    """Instruments that read these reports, one in each step."""
+    left = iter(reports)
+    monitor = SimpleNamespace(before_update=lambda images: None, after_update=lambda: next(left))
+    callbacks = SimpleNamespace(on_line=lambda line: None)
+    parts = (monitor, 1, RunDirectory(folder), RunLength(9, 10, 90), callbacks)
+    instruments = Instruments(*parts)  # type: ignore[arg-type]
+    for step in range(1, len(reports) + 1):
+        with instruments.watch_update(step, torch.zeros(1)):
+            pass
+    return instruments
+
+
 def test_small_numbers_keep_five_digits_in_the_file(tmp_path):
     report = StabilityReport({"update": {"a": [1.234567e-6], "b": [123456.7]}}, {}, seconds=0.1)
-    monitor = SimpleNamespace(before_update=lambda images: None, after_update=lambda: report)
-    callbacks = SimpleNamespace(on_line=lambda line: None)
-    parts = (monitor, 1, RunDirectory(tmp_path), RunLength(9, 10, 90), callbacks)
-    instruments = Instruments(*parts)  # type: ignore[arg-type]
-    with instruments.watch_update(1, torch.zeros(1)):
-        pass
-    (line,) = instruments.directory.read_stability()
+    (line,) = instruments_for(tmp_path, report).directory.read_stability()
     assert line["layers"]["update"] == {"a": [1.2346e-6], "b": [123460.0]}
+
+
+def test_a_run_is_warned_once_of_each_head_that_collapses(tmp_path, caplog):
+    heads = {kind: {"a": [0.01, 0.02, 0.03]} for kind in ("entropy", "rank", "sec")}
+    collapsed = ([1], [], [1], [0, 1, 2])
+    instruments_for(tmp_path, *(StabilityReport(heads, {"a": of} if of else {}, 0.1) for of in collapsed))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("step 1: attention collapses in a, head 1 (entropy 0.02, rank 0.02, energy in few direct")
+    assert second.startswith("step 4: attention collapses in a, head 0 and 1 more (entropy 0.01,")
 
 
 def test_a_reading_is_of_so_many_images_and_in_the_precision_of_the_run(small_images, here, monkeypatch):
