@@ -107,6 +107,8 @@ def test_every_parameter_is_in_the_right_layer_group(name, coarse):
     depth = ["patch_embed", *depth] if coarse else ["patch_embed", *depth, "stages.1.2"]
     for group, prefix in enumerate([*depth, "head"]):
         assert {groups[key] for key in groups if key.startswith(prefix)} == {group}, prefix
+    # The norm after the last stage has the rate of the layer before it, or of the head where layers are whole stages.
+    assert {groups[key] for key in groups if key.startswith("norm.")} <= {len(depth) - (not coarse)}
 
 
 @torch.no_grad()
@@ -130,7 +132,8 @@ def test_pruning_keeps_the_layers_of_the_requested_maps(name):
     expected = model.forward_intermediates(x, [0], intermediates_only=True)
     pruned, width = copy.deepcopy(model), expected[0].shape[1]
     assert pruned.prune_intermediate_layers([0]) == [0]
-    assert len(pruned.stages) == 1 and pruned.num_features == width and isinstance(pruned.norm, nn.Identity)
+    assert len(pruned.stages) == 1 and isinstance(pruned.norm, nn.Identity)
+    assert pruned.num_features == pruned.head_hidden_size == width
     assert torch.equal(pruned.forward_intermediates(x, [0], intermediates_only=True)[0], expected[0])
     assert pruned(x).shape == (2, *expected[0].shape[2:], width)
     assert model.prune_intermediate_layers(1, prune_head=False) == [1] and model(x).shape == (2, 5)

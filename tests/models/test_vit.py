@@ -112,16 +112,20 @@ def test_every_option_is_an_argument_of_the_model():
     assert fields - {"name", "grad_checkpointing"} <= set(known)
 
 
-def test_a_post_norm_block_equals_its_formula():
-    model = small("vit_postln_small", depth=1).double().eval()
-    block = model.blocks[0]
+@pytest.mark.parametrize("stabilizer", ["none", "layer_scale"])
+def test_a_post_norm_block_equals_its_formula(stabilizer):
+    model = small("vit_postln_small", depth=1, stabilizer=stabilizer).double().eval()
+    block, scales = model.blocks[0], torch.ones(2, 32, dtype=torch.float64)
+    if stabilizer == "layer_scale":
+        scales = torch.randn(2, 32, dtype=torch.float64)
+        block.ls1.gamma.data, block.ls2.gamma.data = scales
     x = torch.randn(2, 17, 32, dtype=torch.float64)
     with torch.no_grad():
         q, k, v = block.attn.qkv(x).view(2, 17, 3, 2, 16).permute(2, 0, 3, 1, 4)
         mixed = (q @ k.mT / 4).softmax(-1) @ v
-        y = x + block.attn.proj(mixed.transpose(1, 2).reshape(2, 17, 32))
+        y = x + scales[0] * block.attn.proj(mixed.transpose(1, 2).reshape(2, 17, 32))
         y = F.layer_norm(y, (32,), block.norm1.weight, block.norm1.bias, block.norm1.eps)
-        y = y + block.mlp.fc2(F.gelu(block.mlp.fc1(y)))
+        y = y + scales[1] * block.mlp.fc2(F.gelu(block.mlp.fc1(y)))
         y = F.layer_norm(y, (32,), block.norm2.weight, block.norm2.bias, block.norm2.eps)
         torch.testing.assert_close(model.blocks(x), y)
     assert isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)

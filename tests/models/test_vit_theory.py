@@ -41,6 +41,7 @@ def test_theory_init_has_the_assumed_weights_and_inputs():
     for position in ("pre", "post"):
         model = theory(position, 2)
         assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias") and "norm" not in name)
+        assert not model.pos_embed.any() and model.cls_token.std().item() == pytest.approx(1, rel=0.3)
         for block in model.blocks:
             assert block.attn.num_heads == 1 and block.mlp.fc1.weight.shape == (64, 64)
             assert not block.attn.qkv.weight[:128].any()

@@ -104,9 +104,11 @@ def test_the_width_of_good_rates_is_interpolated(means, shown):
 
 
 def test_only_rows_that_were_run_at_every_rate_have_a_width():
-    methods, rates = {"sgd": (), "adamw": ()}, {"1e-3": (), "2e-3": ()}
+    """Nor has one whose runs crash at every rate."""
+    methods, rates = {"sgd": (), "adamw": (), "lion": ()}, {"1e-3": (), "2e-3": ()}
     study = replace(read_study("replacements"), axes={"method": methods, "lr": rates})
-    rows = made_rows({("sgd", "1e-3"): [50.0], ("sgd", "2e-3"): [50.0], ("adamw", "1e-3"): [50.0]})
+    tops = {("sgd", "1e-3"): 50.0, ("sgd", "2e-3"): 50.0, ("adamw", "1e-3"): 50.0}
+    rows = made_rows({place: [top1] for place, top1 in (tops | {("lion", rate): 14.0 for rate in rates}).items()})
     assert {place: str(value) for place, value in width.widths(study, rows).items()} == {("sgd",): "≥ 1.0"}
     assert width.widths(replace(study, axes={"lr": rates, "method": methods}), rows) == {}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import models
 from models.attention import CrossShapedAttention, WindowAttention
 from models.depthwise import DepthwiseConv2d
-from models.lipschitz.layers import GELU, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
+from models.lipschitz.layers import GELU, Heads, attention_slopes, conv_bound, depthwise_fft_bounds, depthwise_norm
 from models.lipsformer_parts import AttentionForm
 from models.similarity import Similarity
 from models.spectral import largest_singular_value
@@ -126,6 +126,12 @@ def test_published_formulas_give_the_published_numbers():
     for tokens in (1, 2, 3, 49):
         pairs = zip(attention_slopes("tight", tokens, 3), attention_slopes("published", tokens, 3), strict=True)
         assert all(tight <= published for tight, published in pairs)
+
+
+@pytest.mark.parametrize(("form", "value"), [("published", 2 * 3 + 7.0), ("tight", math.sqrt(3) + 2.0)])
+def test_each_form_of_the_bound_takes_its_own_form_for_lepe(form, value):
+    heads = Heads(count=2, tokens=3, temperature=1.0, epsilon=0.25, gain=-0.5, lepe=(7.0, 2.0))
+    assert heads.slopes(form)[:, 2].tolist() == pytest.approx([value, value])  # gain / √ε is 1 in size
 
 
 def certified_window(tokens: int, epsilon: float, temperature: float) -> WindowAttention:
