@@ -160,3 +160,11 @@ def test_as_many_images_are_erased_as_asked_for() -> None:
     shares = [(random_erase_boxes(u, p, 224)[:, 2] > 0).mean() for p in (0.0, 0.25, 1.0)]
     assert shares == pytest.approx([0, 0.25, 1], abs=0.02)
     assert shares[0] == 0
+
+
+def test_an_image_into_which_no_try_fits_is_not_erased() -> None:
+    u = np.full((1, 1 + 4 * TRIES), 1 - 1e-9)  # the largest area with the largest ratio is higher than the image
+    u[:, 0] = 0
+    assert not random_erase_boxes(u, 1.0, 64).any()
+    u[:, -3] = 0.5  # the last try: a square of the same area
+    assert random_erase_boxes(u, 1.0, 64)[0, 2:].tolist() == [37, 37]

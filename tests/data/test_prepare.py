@@ -16,6 +16,7 @@ from PIL import Image
 from data.errors import DataError
 from data.index.arrays import write_arrays
 from data.prepare import prepare
+from data.prepare.check import Findings
 from data.prepare.originals import TRAIN_TAR, image_folder
 from data.prepare.target import Target
 from data.prepare.writing import write_class_folder, write_shard
@@ -232,6 +233,26 @@ def test_a_folder_is_packed_copied_or_kept(folder: Path, tmp_path: Path) -> None
     assert files_in(folder) == before
 
 
+def test_bad_and_grey_images_are_counted_whatever_their_form_and_split(folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folder, tmp_path / "set"))
+    first, picture = sorted((root / "train").iterdir())[0], Image.open(io.BytesIO(jpeg(1)))
+    for mode in ("1", "L", "LA", "RGBA"):
+        picture.convert(mode).save(first / f"{mode}.png")
+    (first / "text.JPEG").write_text("text")  # which the index leaves out
+    (first / "short.JPEG").write_bytes(jpeg(1)[:-700])
+    result = prepare(task(folder=root, layout="keep", check=True))
+    total = len(list(root.glob("train/*/*")))
+    assert f"train: {total} images checked, 2 bad, 3 greyscale" in "\n".join(result.report)
+    assert result.bad == 2  # also where the last split has none
+
+
+def test_a_long_list_of_findings_says_how_many_names_are_left_out() -> None:
+    found = Findings(images=9, bad=[f"{number}.JPEG" for number in range(5)])
+    report = found.report("train", most=2).splitlines()
+    assert report[1:] == ["  5 bad: incomplete or not decodable:", "    0.JPEG", "    1.JPEG", "    and 3 more"]
+    assert found.report("train").splitlines()[-1] == "    4.JPEG"
+
+
 def test_validation_images_side_by_side_are_sorted_into_classes(folder: Path, tmp_path: Path) -> None:
     """Kaggle's layout: train/<wnid>/, and val/ with all images."""
     (tmp_path / "kaggle" / "val").mkdir(parents=True)
@@ -282,8 +303,23 @@ def test_a_removed_shard_is_written_again(folder: Path, tmp_path: Path) -> None:
     os.truncate(shard, 5000)
     assert f"{shard} is damaged or cut short" in refused(packing)
     shard.unlink()
+    left = [tmp_path / "train" / f".partial-{number}-{shard.name}" for number in range(2)]
+    left[0].touch()  # what killed writers leave, of a shard and of a class folder
+    left[1].mkdir()
+    (left[1] / "image.JPEG").touch()
     prepare(packing)
-    assert files_in(tmp_path) == before
+    assert files_in(tmp_path) == before and not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("order", [(0, 0), (1, 0)], ids=["a class in two shards", "classes in another order"])
+def test_shards_that_do_not_belong_together_get_no_index(order: tuple[int, int], folder: Path, tmp_path: Path) -> None:
+    prepare(task(folder=folder, to=tmp_path, layout="shards", shard_size=1))  # a shard for each class
+    (tmp_path / "train" / PACKED_INDEX).unlink()
+    shards = sorted((tmp_path / "train").glob("shard-*.tar"))
+    contents = [shards[number].read_bytes() for number in order]
+    for shard, content in zip(shards, contents, strict=False):
+        shard.write_bytes(content)
+    assert "do not belong together: pack the images again" in refused(task(folder=tmp_path, layout="keep"))
 
 
 def test_images_are_made_smaller_where_asked_for(folder: Path, tmp_path: Path) -> None:
