@@ -154,3 +154,7 @@ def test_a_model_of_imagenet_has_its_names_even_where_the_folders_are_few() -> N
     assert class_names(1000, {0: "0", 1: "1"})[:3] == ["0", "1", "2"], "the folders have other names"
     assert class_names(1000, {0: WNIDS[1]})[:2] == [WNIDS[1], "1"], "another order"
     assert class_names(3, {0: "cat", 2: "dog"}) == ["cat", "1", "dog"]
+
+
+def test_labels_without_a_folder_count() -> None:
+    assert label_space(["0", "7"], np.array([0, 7])) == 8

@@ -18,7 +18,7 @@ from data.index.arrays import write_arrays
 from data.prepare import prepare
 from data.prepare.check import Findings
 from data.prepare.originals import TRAIN_TAR, image_folder
-from data.prepare.target import Target
+from data.prepare.target import Target, plan_file
 from data.prepare.writing import write_class_folder, write_shard
 from data.sources.shards import PACKED_INDEX, ShardSource
 from scripts import prepare_imagenet
@@ -291,7 +291,11 @@ def test_shards_get_a_lost_index_back(folder: Path, tmp_path: Path) -> None:
     write_arrays(tmp_path / "train" / PACKED_INDEX, {"version": np.array(0)})
     assert "delete it and write it again" in refused(task(folder=tmp_path, layout="keep"))
     (tmp_path / "train" / PACKED_INDEX).unlink()
-    sorted((tmp_path / "train").glob("shard-*.tar"))[-1].unlink()
+    first, last = sorted((tmp_path / "train").glob("shard-*.tar"))
+    last.unlink()
+    assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))
+    plan_file(tmp_path / "train").unlink()  # without it, the numbers tell
+    first.rename(last)
     assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))
 
 

@@ -16,6 +16,7 @@ from data.geometry import BatchGeometry
 from data.loader import Loader
 from data.plan import TrainPlan
 from data.sources import EncodedSource, Source, open_source, source_kind
+from data.sources.folder import FolderSource
 from data.sources.shards import ShardSource
 from data.sources.synthetic import SyntheticSource
 from tests import source_kinds
@@ -119,3 +120,8 @@ def test_columns_of_a_source_take_no_name_of_the_index() -> None:
     index = replace(SyntheticSource(3, 3, 8).index, extra={"lengths": np.zeros(3)})
     with pytest.raises(AssertionError, match="lengths"):
         index.arrays()
+
+
+def test_images_without_files_are_made_whatever_the_root_holds(folder: Path) -> None:
+    for name, kind in (("any", FolderSource), ("synthetic", SyntheticSource)):
+        assert source_kind(DataConfig(name=name, root=str(folder)), "train") is kind

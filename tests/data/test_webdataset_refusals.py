@@ -173,6 +173,12 @@ def test_it_is_refused_in_one_line(root: Path, damage: Callable[[Path], None], m
     assert re.search(message, found := refused(root)), found
 
 
+def test_a_list_may_name_the_split_as_the_files_do(root: Path) -> None:
+    names = [f"imagenet1k-validation-{number:02}.tar" for number in range(2)]
+    (root / "_info.json").write_text(json.dumps({"splits": {"validation": {"filenames": names}}}))
+    assert refused(root, "val").endswith(f"1 of the 2 files of {root} are missing, such as {names[1]}: get them")
+
+
 def test_a_label_outside_the_classes_is_named(root: Path) -> None:
     with pytest.raises(DataError, match="class '2' has label 2, but the model has 2 classes"):
         open_split(DataConfig(name="any", root=str(root)), "train", 2)
