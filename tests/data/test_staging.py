@@ -103,13 +103,14 @@ def test_a_file_of_both_splits_is_copied_once(numbered: Path, tmp_path: Path, mo
     assert sorted(sources) == [*(f".coldstart-index-all.zip-{split}.npz" for split in SPLITS), "all.zip"]
 
 
-def test_only_what_is_missing_or_changed_is_copied(cfg: DataConfig) -> None:
+@pytest.mark.parametrize("seconds", [10, -10], ids=["newer", "older"])
+def test_only_what_is_missing_or_changed_is_copied(seconds: int, cfg: DataConfig) -> None:
     stage(cfg, SPLITS)
     before = copies(cfg)
     first, second, *_ = sorted(before)
     os.unlink(first)
     changed = Path(str(cfg.root)) / Path(second).relative_to(Path(str(staged(cfg).root)))
-    os.utime(changed, (changed.stat().st_mtime + 10,) * 2)
+    os.utime(changed, (changed.stat().st_mtime + seconds,) * 2)
     assert not staging_check(cfg, SPLITS)()
     stage(cfg, SPLITS)
     after = copies(cfg)

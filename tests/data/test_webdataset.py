@@ -80,7 +80,13 @@ def test_other_extensions_are_options(tmp_path: Path) -> None:
     )
     source = source_of(tmp_path, image_ext="input.png,jpg", label_ext="name.txt")
     assert (list(source.index.paths), source.index.classes) == (["cat/x.input.png"], ["cat"])
-    assert list(source_of(tmp_path, image_ext="jpg", label_ext="name.txt").index.paths) == ["cat/x.jpg"]
+    for preferred in ("jpg", "jpg,input.png"):
+        assert list(source_of(tmp_path, image_ext=preferred, label_ext="name.txt").index.paths) == ["cat/x.jpg"]
+
+
+def test_extensions_may_be_in_capitals(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "a.tar", x={"JPG": tiny_image(), "CLS": "7"}, y={"jpg": tiny_image(), "cls": "7"})
+    assert list(source_of(tmp_path, image_ext="JPG").index.paths) == ["7/x.jpg", "7/y.jpg"]
 
 
 def test_a_long_header_is_read_whole(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def root(photographs: Path, tmp_path: Path) -> Path:
     return write_zips(photographs, tmp_path / "set")
 
 
-def with_map(images: Path, to: Path) -> Path:
+def with_map(images: Path, to: Path, before: str = "") -> Path:
     """Flat zip files with a map for each, as the authors of Swin describe them."""
     to.mkdir()
     for split in ("train", "val"):
@@ -32,7 +32,7 @@ def with_map(images: Path, to: Path) -> Path:
         with zipfile.ZipFile(to / f"{split}.zip", "w") as archive:
             for path in reversed(images_in(images / split)):
                 archive.write(path, path.name)
-                lines.append(f"{path.name}\t{classes.index(path.parent.name)}\n")
+                lines.append(f"{before}{path.name}\t{classes.index(path.parent.name)}\n")
         (to / f"{split}_map.txt").write_text("".join(lines))
     return to
 
@@ -67,8 +67,9 @@ def test_one_zip_file_may_hold_all_splits(photographs: Path, tmp_path: Path) -> 
         )
 
 
-def test_a_map_gives_class_numbers_in_the_folder_s_order(numbered: Path, tmp_path: Path) -> None:
-    cfg = DataConfig(name="any", root=str(with_map(numbered, tmp_path / "set")))
+@pytest.mark.parametrize("before", ["", "./", "/"])
+def test_a_map_gives_class_numbers_in_the_folder_s_order(before: str, numbered: Path, tmp_path: Path) -> None:
+    cfg = DataConfig(name="any", root=str(with_map(numbered, tmp_path / "set", before)))
     mapped, folder = open_split(cfg, "train"), open_split(DataConfig(name="any", root=str(numbered)), "train")
     assert np.array_equal(mapped.labels, folder.labels)
     assert np.array_equal(mapped.index.lengths, folder.index.lengths)
