@@ -178,6 +178,25 @@ def test_a_changed_file_takes_the_space_of_its_old_copy(cfg: DataConfig, monkeyp
     assert staging_check(cfg, SPLITS)()
 
 
+def test_the_old_copy_of_a_changed_file_is_gone_before_the_new_one_is_written(
+    cfg: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(cfg, SPLITS)
+    old = Path(min(copies(cfg)))
+    changed = Path(str(cfg.root)) / old.relative_to(Path(str(staged(cfg).root)))
+    os.utime(changed, (changed.stat().st_mtime + 10,) * 2)
+    was_there, write = [], staging._written
+
+    def noted(source: Path, *rest: Any) -> bytes:
+        if source == changed:
+            was_there.append(old.exists())
+        return write(source, *rest)
+
+    monkeypatch.setattr(staging, "_written", noted)
+    stage(cfg, SPLITS)
+    assert was_there == [False] and old.exists()
+
+
 def test_a_disk_that_fills_up_costs_nothing_that_is_there(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     written = staging._written
 
