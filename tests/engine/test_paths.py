@@ -72,6 +72,11 @@ def test_what_is_no_path_is_refused(key, value, message):
         resolved(key, value)
 
 
+def test_a_relative_path_is_as_long_as_its_full_form(home):
+    with pytest.raises(UserError, match="is too long"):
+        resolved("output_dir", "/".join(["x" * 63] * 60))  # 3839 bytes
+
+
 def test_words_of_resume_are_no_paths():
     assert resolved("resume", "auto") == "auto" and resolved("resume", "atuo") == "atuo"
 

@@ -89,3 +89,9 @@ def test_a_resume_may_change_how_long_and_where_but_not_what_is_trained():
 def test_rules_over_several_options_are_checked_too():
     with pytest.raises(ValueError, match=r"data\.resize=20 is smaller than data\.crop=28"):
         settings("experiment=quickstart", "data.resize=20")
+
+
+def test_a_seed_has_64_bits():
+    assert settings("model=deit_tiny", "data.root=.", f"seed={2**64 - 1}").seed == 2**64 - 1
+    with pytest.raises(UserError, match=rf"^seed={2**64} must be {2**64 - 1} or less$"):
+        settings("model=deit_tiny", "data.root=.", f"seed={2**64}")
