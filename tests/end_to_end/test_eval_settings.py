@@ -49,6 +49,14 @@ def test_imagenet_of_this_machine_stands_for_that_of_the_training_alone(name, ro
     assert eval_settings(composed("checkpoint=a.pt"), content, ["checkpoint=a.pt"]).data.root == root
 
 
+def test_precision_and_memory_layout_are_those_of_the_training_unless_typed():
+    content = saved()
+    content["config"] |= {"amp": "fp16", "channels_last": True}
+    for typed, expected in ((["amp=fp32"], ("fp32", True)), (["channels_last=false"], ("fp16", False))):
+        found = eval_settings(composed("checkpoint=a.pt", *typed), content, ["checkpoint=a.pt", *typed])
+        assert (found.amp, found.channels_last) == expected
+
+
 def test_the_backend_and_the_index_of_the_training_s_machine_are_not_taken():
     content = saved(backend="dali", index_dir="/trained/index", interpolation="bilinear")
     data = eval_settings(composed("checkpoint=a.pt"), content, ["checkpoint=a.pt"]).data

@@ -3,14 +3,17 @@
 import contextlib
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import DataConfig
+from data import DataConfig, EvalSetsConfig
 from data.eval_sets import EvalImages
 from data.sources.synthetic import SyntheticSource
 from engine.evaluation.predictions import write_predictions
+from engine.evaluation.score_files import predictions_path
+from engine.options.config import EvalConfig
 from tests.runs import SMALL, run, run_here, train_here
 
 
@@ -80,6 +83,13 @@ def test_a_full_disk_costs_the_answers_and_not_the_scores(trained):
     assert done.returncode == 2
     assert "/dev/full could not be written (No space left on device): set predictions to another" in done.stderr
     assert json.loads((trained / "full.json").read_text())["images"] == 80
+
+
+def test_each_of_several_sets_has_a_file_of_its_own():
+    cfg = EvalConfig(predictions="out/best.csv", sets=EvalSetsConfig(a="a"))
+    assert predictions_path(cfg, "a") == Path("out/best.csv")
+    cfg.sets.r = "r"
+    assert [predictions_path(cfg, name) for name in ("a", "r")] == [Path("out/best.a.csv"), Path("out/best.r.csv")]
 
 
 def test_a_benchmark_has_no_answers(here):

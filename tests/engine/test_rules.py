@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from engine.errors import UserError
-from engine.options.config import TrainConfig
+from engine.options.config import LoggerConfig, TrainConfig
 from engine.options.rules import check, declared
 from tests.runs import settings
 
@@ -89,6 +89,19 @@ def test_a_resume_may_change_how_long_and_where_but_not_what_is_trained():
 def test_rules_over_several_options_are_checked_too():
     with pytest.raises(ValueError, match=r"data\.resize=20 is smaller than data\.crop=28"):
         settings("experiment=quickstart", "data.resize=20")
+
+
+def test_a_limit_that_follows_from_another_option_belongs_to_what_is_allowed():
+    mixed = ("model=deit_tiny", "data.root=.", "augment.mix_group=32")
+    assert settings(*mixed, "micro_batch_size=32").micro_batch_size == 32
+    with pytest.raises(UserError, match=r"^micro_batch_size=31 is smaller than augment\.mix_group=32"):
+        settings(*mixed, "micro_batch_size=31")
+
+
+def test_a_project_of_weights_and_biases_may_have_128_characters():
+    LoggerConfig(project="x" * 128).check()
+    with pytest.raises(UserError, match="must have 128 characters at most"):
+        LoggerConfig(project="x" * 129).check()
 
 
 def test_a_seed_has_64_bits():

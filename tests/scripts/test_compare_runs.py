@@ -149,6 +149,15 @@ def test_a_run_is_set_beside_a_reference_at_equal_epochs(reference, tmp_path, mo
     assert {(30, 79), (30, 81), (10, 60)} <= {tuple(point) for point in band.get_paths()[0].vertices}
 
 
+def test_the_reference_s_mean_losses_are_drawn_in_the_middle_of_their_epochs(reference, tmp_path, monkeypatch):
+    run, places = finished(tmp_path / "run", [61, 71]), []
+    monkeypatch.setattr(
+        compare_runs.plt, "close", lambda figure: places.extend(axis.lines[-1].get_xdata() for axis in figure.axes)
+    )
+    assert compared(monkeypatch, run, "--reference", reference, "--plot", tmp_path / "both.png") == 0
+    assert [list(x) for x in places] == [[5, 15, 25], [10, 20, 30]]
+
+
 def test_a_run_that_is_behind_is_told_so(reference, tmp_path, monkeypatch, capsys):
     run = finished(tmp_path / "run", [60, 69.5, 77.9])
     assert compared(monkeypatch, run, "--reference", reference, "--plot", tmp_path / "a.png") == 0
