@@ -39,14 +39,16 @@ def test_parts_of_a_step(tmp_path):
     assert times.kernels is None and times.device_idle is None and times.device_starved is None
 
 
+WORK = (
+    *(event("a", 500, 700, "kernel"), event("b", 1100, 600, "kernel"), event("c", 1600, 600, "gpu_memcpy")),
+    *(event("d", 2900, 1300, "kernel"), event("e", 3000, 10, "kernel"), event("set", 4900, 300, "gpu_memset")),
+    event("data wait", 1000, 4000, "gpu_user_annotation"),
+)
+
+
 def test_a_device_that_has_nothing_to_do(tmp_path):
     """Kernels of two streams overlap. In 1.4 of 4 ms none runs; in 0.7 ms of these the host waits for data."""
-    work = (
-        *(event("a", 500, 700, "kernel"), event("b", 1100, 600, "kernel"), event("c", 1600, 600, "gpu_memcpy")),
-        *(event("d", 2900, 1300, "kernel"), event("e", 3000, 10, "kernel"), event("set", 4900, 300, "gpu_memset")),
-        event("data wait", 1000, 4000, "gpu_user_annotation"),
-    )
-    times = read_trace(trace_of(tmp_path, *STEPS, *work))
+    times = read_trace(trace_of(tmp_path, *STEPS, *WORK))
     assert times.device_idle == pytest.approx((700 + 700) / 4000)
     assert times.device_starved == pytest.approx(700 / 4000)
     assert times.kernels == 5 / 2  # the first began before the steps
@@ -66,6 +68,15 @@ def test_what_is_no_trace(content, message, tmp_path):
 
 def read(run) -> subprocess.CompletedProcess:
     return run_here("scripts/read_profile.py", str(run), cwd=run)
+
+
+@pytest.mark.parametrize(("work", "waits"), [((), "25.0%"), (WORK, "17.5%")], ids=["CPU", "GPU"])
+def test_with_a_gpu_only_the_time_in_which_it_has_nothing_to_do_counts(work, waits, tmp_path):
+    file = trace_of(tmp_path, *STEPS, *work)
+    for limit, status in (("17", 1), ("20", 0 if work else 1), ("26", 0)):
+        out = run_here("scripts/read_profile.py", str(file), "--limit", limit, cwd=tmp_path)
+        assert out.returncode == status, out.stdout + out.stderr
+        assert not status or f"a step waits for data for {waits} of its time (limit {limit} %)" in out.stdout
 
 
 @pytest.mark.parametrize("is_slow", [False, True])

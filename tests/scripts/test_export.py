@@ -57,6 +57,8 @@ def test_a_checkpoint_brings_its_options(tmp_path):
         models.ModelError, match=r"last.pt is a checkpoint of lipsformer_swin_tiny: set --model lipsformer_swin_tiny"
     ):
         model_to_export("cswin_tiny", tmp_path / "last.pt", None, None)
+    with pytest.raises(models.ModelError, match=r"last.pt holds weights of another model: .*head"):
+        model_to_export(small.name, tmp_path / "last.pt", 7, None)  # the number that was typed counts
 
 
 @pytest.mark.parametrize(
