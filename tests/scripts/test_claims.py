@@ -66,6 +66,19 @@ def test_a_rescuer_must_be_as_good_as_the_other_at_its_best_rate():
     assert claims.judge({"says": "", "rule": rule | {"hold": ["b"]}}, rows).verdict == "not yet run"
 
 
+def test_a_rescue_needs_several_seeds_at_one_rate_only():
+    rows = made_rows(
+        {
+            (name, lr): [10.0 if name == "plain" else 60.0] * seeds
+            for name in ("plain", "a")
+            for lr, seeds in (("1", 2), ("2", 1))
+        }
+        | {("plain", "0"): [60.0, 60.0]}
+    )
+    rule = {"kind": "rescue", "axis": "method", "over": "lr", "fails": "plain", "hold": ["a"], "points": 2}
+    assert claims.judge({"says": "", "rule": rule}, rows).verdict == "confirmed"
+
+
 def test_a_rescue_on_one_seed_is_not_yet_confirmed():
     crashing = {("plain", "1"): [60.0, 60.0], ("plain", "2"): [10.0, 10.0]}
     rows = made_rows(crashing | {("a", "1"): [60.0], ("a", "2"): [60.0]})

@@ -59,6 +59,7 @@ def test_the_meeting_point_is_the_first_pod_of_the_job() -> None:
     pod, service, namespace = args.rdzv_endpoint.split(".")[:3]
     assert (pod, service) == (f"{JOB['metadata']['name']}-0", SERVICE["metadata"]["name"])
     assert POD["subdomain"] == service and SERVICE["spec"]["clusterIP"] == "None"
+    assert SERVICE["spec"]["publishNotReadyAddresses"] is True  # pods meet before they are ready
     assert SERVICE["spec"]["selector"] == {"batch.kubernetes.io/job-name": JOB["metadata"]["name"]}
     used = {re.sub(r"\W", "", name) for name in (namespace, args.local_addr)}
     assert used <= {each["name"] for each in CONTAINER["env"] if "fieldRef" in each["valueFrom"]}

@@ -286,3 +286,10 @@ def test_the_studies_are_listed(monkeypatch, capsys):
     assert start(monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "postln_preln" in shown and "Pre-LN trains without warm-up" in shown
+
+
+def test_every_place_has_its_first_seed_before_any_has_its_second():
+    study = read_study("replacements")
+    seeds = [cell.seed for cell in study.cells()]
+    places = len(seeds) // len(study.seeds)
+    assert len(study.seeds) > 1 and seeds == [seed for seed in study.seeds for _ in range(places)]
