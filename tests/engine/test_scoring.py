@@ -15,7 +15,7 @@ from engine.callbacks.logger_lines import best_top1
 from engine.distributed import World
 from engine.errors import RunStopped, UserError
 from engine.evaluation.run import evaluate_checkpoint
-from engine.evaluation.score_files import refuse_unwritable, write_scores
+from engine.evaluation.score_files import _row, refuse_unwritable, write_scores
 from engine.evaluation.scoring import Scores, score
 from engine.log import log_to
 from engine.options.settings import eval_settings
@@ -134,3 +134,8 @@ def test_a_full_disk_does_not_swallow_the_scores(capsys):
     with pytest.raises(UserError, match=r"/dev/full could not be written \(No space left on device\)"):
         write_scores(eval_settings(composed(*typed), None, typed), Scores(70.0, 90.0, 1.5, 200), "torch")
     assert "top-1 70.00 %, top-5 90.00 %, loss 1.5000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("images", "said"), [(7500, "7500"), (7499, "7499 of 7500"), (8000, "8000 of 7500")])
+def test_a_table_says_where_a_set_is_not_the_whole_one(images, said):
+    assert _row("a", Scores(1.0, 5.0, 2.0, images))[:2] == ("ImageNet-A", said)

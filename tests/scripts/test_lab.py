@@ -211,6 +211,16 @@ def test_an_axis_is_not_called_as_another_column(folder):
             Results(folder / "results.csv", study.Study(**{**vars(found), "axes": axes}))
 
 
+def test_a_training_that_is_done_again_replaces_its_row_and_no_other(folder):
+    found = read_study("small")
+    results = Results(folder / "results.csv", found)
+    empty = dict.fromkeys(results.columns, "")
+    first, second = (empty | c.place | {"seed": "0", "options": c.recipe, "top1": "5"} for c in found.cells()[:2])
+    for row in (second, first, first | {"top1": "6"}):
+        results.add(row)
+    assert results.rows() == [first | {"top1": "6"}, second]
+
+
 def test_results_of_other_options_do_not_count(folder):
     found = read_study("small")
     results = Results(folder / "results.csv", found)
