@@ -176,3 +176,23 @@ def test_an_experiment_with_warm_up_warms_up_as_its_paper_does(experiment):
     schedule = settings_of([f"experiment={experiment}"]).schedule
     found = (schedule.warmup_lr, schedule.warmup_prefix, schedule.t_in_epochs, schedule.lag_epochs)
     assert (pytest.approx(schedule.warmup_epochs, rel=1e-4), *found) == WARM_UPS[experiment]
+
+
+def test_a_model_with_batch_norm_names_the_images_that_share_its_statistics():
+    assert settings_of(["model=deit_small_convstem"]).micro_batch_size == 128
+    assert settings_of(["model=deit_small"]).micro_batch_size == "auto"
+
+
+def test_cifar10_has_the_published_colours_and_its_own_size():
+    data = settings_of(["experiment=lab"]).data
+    assert (data.name, data.mean, data.std) == ("cifar10", [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616])
+    assert (data.crop, data.resize) == (32, 32)
+
+
+@pytest.mark.parametrize("experiment", ["crash_adamw", "crash_adamw2", "lab"])
+def test_nothing_but_the_optimizer_and_the_axes_of_a_study_can_cause_a_crash(experiment):
+    cfg = settings_of([f"experiment={experiment}"])
+    augment = cfg.augment
+    off = (augment.color_jitter, augment.mixup, augment.cutmix, augment.random_erasing, cfg.model.drop_path_rate)
+    assert not any(off) and (augment.auto_augment, augment.repeats, augment.scale) == (None, 1, [0.9, 1.0])
+    assert (cfg.schedule.warmup_epochs, cfg.ema, cfg.amp) == (0, None, "fp32")

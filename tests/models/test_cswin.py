@@ -113,3 +113,15 @@ def test_models_of_other_image_sizes_work(name):
 def test_impossible_shapes_are_refused_in_one_line(name, changes, message):
     with pytest.raises(models.ModelError, match=message):
         small(name, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "embed", "merge"), [("cswin_tiny", (7, 4, 2), (3, 2, 1)), ("lipsformer_cswin_tiny", (4, 4, 0), (2, 2, 0))]
+)
+def test_the_convolutions_before_the_stages_are_those_of_the_released_code(name, embed, merge):
+    """Kernel, stride and padding. The shapes of weights do not show the last two."""
+    with torch.device("meta"):
+        model = small(name)
+    convolutions = [model.patch_embed.proj, *(stage[0].conv for stage in model.stages[1:])]
+    found = [(layer.kernel_size[0], layer.stride[0], layer.padding[0]) for layer in convolutions]
+    assert found == [embed, merge, merge]

@@ -43,3 +43,18 @@ def test_a_stage_keeps_its_number_of_branches():
     cut = timm.create_model("cswin_tiny", img_size=32, stripes=(4, 2), **sizes)
     with pytest.raises(models.ModelError, match="stage 1 has weights for stripes"):
         cut.set_input_size(16)
+
+
+def test_a_map_with_one_side_of_the_stripes_width_is_not_attended_as_a_whole():
+    sizes = {"img_size": (16, 32), "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "stripes": (4, 2)}
+    model = timm.create_model("cswin_tiny", num_classes=5, **sizes).eval()
+    assert stripes(model)[0] == [(4, 4), (4, 8)]  # on a map of 4 x 8 tokens
+    model.set_input_size((32, 64))
+    assert model.stripe_widths[0] == 4 and stripes(model)[0] == [(8, 4), (4, 16)]
+
+
+def test_the_multiple_that_a_refusal_names_fits():
+    sizes = {"embed_dim": 8, "depths": (1, 1, 1), "num_heads": (2, 2, 4), "stripes": (3, 1, 1)}
+    with pytest.raises(models.ModelError, match=r"stripes of width 3 .* use image sizes that are multiples of 48$"):
+        timm.create_model("cswin_tiny", img_size=32, **sizes)
+    timm.create_model("cswin_tiny", img_size=48, **sizes)

@@ -119,6 +119,8 @@ def test_intermediate_maps_are_those_after_the_stages(name):
     assert torch.equal(features, model.norm(second)) and first.shape[1] == 2 * second.shape[1]
     (normed,) = model.forward_intermediates(x, 1, norm=True, intermediates_only=True)
     assert torch.equal(normed.permute(0, 2, 3, 1), features)
+    both = model.forward_intermediates(x, norm=True, output_fmt="NHWC", intermediates_only=True)
+    assert torch.equal(both[0], first) and torch.equal(both[1], features)  # the norm is that of the last stage
     last, maps = model.forward_intermediates(x, [0], stop_early=True, output_fmt="NHWC")
     assert torch.equal(last, first) and len(maps) == 1
     with pytest.raises(models.ModelError, match=r"^model.output_fmt=NLC is unknown: choose NCHW, NHWC$"):
