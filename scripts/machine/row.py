@@ -7,8 +7,8 @@ from typing import Literal
 from engine.errors import reason
 
 Verdict = Literal["ok", "warn", "bad", "missing"]
-# Images per second for each GPU, below which a check warns: those of lipsformer_swin_tiny on an H200, compiled, with CUDA
-# graphs (docs/performance.md).
+# Images per second for each GPU, below which a check warns: those of lipsformer_swin_tiny on an H200, compiled, with
+# CUDA graphs (docs/performance.md).
 TRAINED = 2300
 
 

@@ -242,7 +242,7 @@ def test_a_replay_starts_where_the_run_did(tmp_path, here):
 )
 def test_a_record_of_somebody_else_runs_no_program(changed, message, tmp_path, here):
     """torch's compiler starts the program that an option names."""
-    config = as_container(settings(*SMALL, "+compile_options.combo_kernels=true"))
+    config = as_container(cached_settings(*SMALL, "+compile_options.combo_kernels=true"))
     record = {"family": "lipsformer_swin", "processes": 1, "config": config, "step": 5, "checkpoint_step": None}
     assert replay_settings(tmp_path, record).compile_options == {"combo_kernels": True}
     with pytest.raises(UserError, match=message):
