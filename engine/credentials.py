@@ -12,7 +12,7 @@ from engine.errors import UserError
 
 # The name of an environment variable.
 SECRET_NAME = re.compile(
-    r"((^|_)(KEY|TOKEN|SECRET|JWT|PASS|PAT|PWD)|APIKEY|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$", re.IGNORECASE
+    r"((^|_)(KEY|TOKEN|SECRET|JWT|PASS|PAT)|_PWD|APIKEY|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$", re.IGNORECASE
 )
 SHORTEST = 8  # characters: shorter values, such as "true", are in many texts by chance
 HARMLESS = re.compile(r"[a-z]+|[~/].*")  # a word, or the path of a file with a key

@@ -65,7 +65,7 @@ def test_names_that_programs_give_to_secrets_are_known(name, monkeypatch):
 def test_the_current_folder_is_no_secret(monkeypatch):
     monkeypatch.setenv("PWD", "/home/me/Train")
     monkeypatch.setenv("OLDPWD", "/home/me/Train")
-    refuse_secrets([("data.root", "/home/me/Train")])
+    refuse_secrets([("data.root", "/home/me/Train"), ("output_dir", "${oc.env:PWD}/outputs")])
 
 
 def test_a_secret_that_comes_from_a_file_of_options_is_refused_too():
