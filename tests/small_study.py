@@ -1,9 +1,14 @@
 """A study so small that a test can train it, and the lab that trains it in the test's own process."""
 
 import sys
+import time
+from typing import Any
 
 import pytest
 
+from engine.callbacks.callback import Callback
+from engine.run import Run
+from engine.step import StepOutcome
 from scripts import lab
 from tests.runs import SMALL
 
@@ -30,6 +35,18 @@ STUDY = {
         }
     ],
 }
+
+
+class Slow(Callback):
+    """Lets a training of a lab take a second for each step after the twentieth, until there is a file ``go``."""
+
+    def __init__(self, run: Run, state: dict[str, Any] | None):
+        self.steps, self.go = run.first, run.directory.path.parents[1] / "go"
+
+    def after_step(self, outcome: StepOutcome) -> None:
+        self.steps += 1
+        if self.steps > 20 and not self.go.exists():
+            time.sleep(1)
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
