@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ports import free_port
 from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics
 
 TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
@@ -82,10 +83,8 @@ def pair(here: Path, patches: list[str], *options: str) -> Iterator[list[subproc
 
     They start without torchrun, which would end both when one has failed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", f"import os, runpy, sys, time\n{patch}{TRAIN}", *options],
@@ -113,15 +112,17 @@ def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images,
     patches[frozen] = FREEZE
     with pair(here, patches, *common) as processes:
         state = Path(f"/proc/{processes[frozen].pid}/stat")
+        began = now = time.monotonic()  # when it was seen to run for the last time
         while state.read_text().split()[2] != "T" and processes[frozen].poll() is None:
+            began = now
             time.sleep(0.1)
-        began = time.monotonic()
+            now = time.monotonic()
         other = processes[1 - frozen]
-        _, errors = other.communicate(timeout=60)
+        _, errors = other.communicate(timeout=250)
         took = time.monotonic() - began
     assert other.returncode == 1 and len(errors.splitlines()) == 1, errors
     assert re.match(rf"error: no answer from rank {frozen} on {re.escape(socket.gethostname())}\b", errors), errors
-    assert TIMEOUT - 1 < took < TIMEOUT + 15
+    assert TIMEOUT < took < 200, "not at once, and not after the ten minutes in which a process may work alone"
     # Rank 0 stands still while its thread still writes the checkpoint of step 3.
     assert checkpoint(here / "outputs/a")["step"] in ((3,) if frozen == 1 else (2, 3))
 
@@ -130,7 +131,7 @@ def test_a_process_that_stands_still_is_named_by_the_other(frozen, small_images,
 def test_a_step_that_was_taken_before_a_process_was_gone_is_saved_and_in_the_metrics(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "name=a", f"ddp_timeout={TIMEOUT}")
     with pair(here, ["", GONE], *common) as processes:
-        _, errors = processes[0].communicate(timeout=120)
+        _, errors = processes[0].communicate(timeout=250)
     assert processes[0].returncode == 1, errors
     assert checkpoint(here / "outputs/a")["step"] == 3
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
@@ -151,8 +152,8 @@ def test_instruments_and_a_save_may_take_longer_than_the_time_out(small_images, 
 def test_weights_that_are_not_finite_in_one_process_end_both(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "name=a", "checkpoint.every_steps=3", "log_every=3")
     with pair(here, ["", POISON], *common) as processes:
-        said = processes[0].communicate(timeout=120)[1]
-        processes[1].communicate(timeout=60)
+        said = processes[0].communicate(timeout=250)[1]
+        processes[1].communicate(timeout=250)
     assert [process.returncode for process in processes] == [1, 1]
     assert re.search(r"^error: the loss or gradient was not finite at step 4: .*step 3", said, re.M), said
     kept = checkpoint(here / "outputs/a")
@@ -164,9 +165,9 @@ def test_a_process_without_images_stays_until_the_first_one_has_saved_the_steps_
     """With NCCL, the first process could not save once the other one is gone."""
     common = (*SMALL, f"data.root={small_images}", "name=a")
     with pair(here, [SLOW_SAVE, BROKEN], *common) as processes:
-        said = processes[1].communicate(timeout=120)[1]
+        said = processes[1].communicate(timeout=250)[1]
         assert checkpoint(here / "outputs/a")["step"] == 3
-        told = processes[0].communicate(timeout=60)[1]
+        told = processes[0].communicate(timeout=250)[1]
     assert [process.returncode for process in processes] == [1, 2]
     # Without torchrun, the store ends with the first process, and torch may print that it is gone.
     assert said.splitlines()[-1] == "error: the disk is gone (process 1)"
@@ -182,7 +183,7 @@ def test_sigterm_ends_a_wait_for_a_process_without_images(small_images, here):
             time.sleep(0.1)
         for process in processes:
             process.terminate()
-        said = [process.communicate(timeout=60)[1] for process in processes]
+        said = [process.communicate(timeout=250)[1] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], said
     assert all("stopped by a signal" in line for line in said)
     assert checkpoint(here / "outputs/a")["step"] == 3

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from engine.distributed import World
 from engine.roll_call import named
+from tests.ports import free_port
 
 HOSTS = ["n1"] * 2 + ["n2"] * 2
 
@@ -47,10 +48,7 @@ def _join(rank: int, port: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_name_the_third_which_has_left(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_FR_DUMP_TEMP_FILE", raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_join, (port, tmp_path), nprocs=3)
+    mp.spawn(_join, (free_port(), tmp_path), nprocs=3)
     for rank in "01":
         said = (tmp_path / f"said_{rank}").read_text()
         assert said.startswith(f"RunStopped: no answer from rank 2 on {socket.gethostname()}: "), said
