@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from engine.checkpoint_file import load_checkpoint
 from engine.options.config import TrainConfig, register
 from engine.options.settings import train_settings
+from engine.run_dir import RunDirectory
 from engine.training_run import train
 from tests.plans import SWITCHED_ON
 
@@ -101,7 +102,7 @@ def in_a_fork(target: Callable[[], None]) -> int | None:
     """The exit code of a function in a copy of this process: 0 if it returns, 1 after an error, None if it hangs."""
     child = multiprocessing.get_context("fork").Process(target=target)
     child.start()
-    child.join(60)
+    child.join(250)
     code = child.exitcode
     child.kill()
     return code
@@ -135,6 +136,11 @@ def metrics(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if split is None or line["split"] == split]
+
+
+def reached(run_dir: Path) -> int:
+    """The last step that a run which still writes has logged; 0 before the first one."""
+    return max((line["step"] for line in RunDirectory(run_dir).read_metrics()), default=0)
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -125,7 +125,7 @@ def fork_between_batches() -> None:
     child = os.fork()
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    signal.alarm(30)  # ends it if it waits for a thread that it does not have
+    signal.alarm(200)  # ends it if it waits for a thread that it does not have
     os._exit(0 if (done(batch, draws) == 255).all() else 1)
 
 

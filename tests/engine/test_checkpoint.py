@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.loop import TrainLoop
 from engine.snapshot import snapshot
 from tests.devices import on_devices
-from tests.runs import SMALL, TORCHRUN, checkpoint, command, environment, metrics, same_tensors, train_here
+from tests.runs import SMALL, TORCHRUN, checkpoint, command, environment, metrics, reached, same_tensors, train_here
 
 STATE = {"model": {}, "config": {}, "callbacks": {}, "best": None, "validated": 0}
 FULL = "the checkpoint of step {} could not be saved in .* \\({}\\): free space and run the same command again"
@@ -36,11 +36,20 @@ class SlowFile(io.FileIO):
         return super().write(data)
 
 
-def on_a_slow_disk(*arguments: str) -> list[str]:
+class StuckFile(io.FileIO):
+    """A file on a disk that does not answer after some kilobytes."""
+
+    def write(self, data) -> int:
+        if self.tell() > 10000:
+            time.sleep(600)
+        return super().write(data)
+
+
+def on_a_slow_disk(*arguments: str, kind: type[io.FileIO] = SlowFile) -> list[str]:
     """The command of a run whose checkpoints take seconds to write."""
     code = (
         "import runpy, engine.checkpoint, tests.engine.test_checkpoint as t; "
-        "engine.checkpoint.open = t.SlowFile; runpy.run_path('train.py', run_name='__main__')"
+        f"engine.checkpoint.open = t.{kind.__name__}; runpy.run_path('train.py', run_name='__main__')"
     )
     return [sys.executable, "-c", code, *command("train.py", *arguments)[2:]]
 
@@ -171,11 +180,11 @@ def test_a_kill_while_a_file_is_written_leaves_the_one_before(small_images: Path
     train_here(*common, "name=whole")
     train_here(*common, "name=a", "max_steps=3")
     folder = here / "outputs/a/checkpoints"
-    slow = on_a_slow_disk(*common, "name=a", "checkpoint.every_steps=6", f"output_dir={here / 'outputs/a'}")
+    own = ("name=a", "checkpoint.every_steps=6", f"output_dir={here / 'outputs/a'}")
+    slow = on_a_slow_disk(*common, *own, kind=StuckFile)
     process = subprocess.Popen(slow, cwd=command("train.py")[1].removesuffix("/train.py"), env=environment())
     scratch = folder / ".saving.tmp"
-    deadline = time.monotonic() + 120
-    while not (scratch.exists() and scratch.stat().st_size > 10000) and time.monotonic() < deadline:
+    while process.poll() is None and not (scratch.exists() and scratch.stat().st_size > 10000):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -9
@@ -199,12 +208,10 @@ def test_a_stop_waits_for_the_file(processes: int, small_images: Path, here: Pat
         slow = [*TORCHRUN, "--nproc-per-node=2", str(script), *slow[3:]]
     where = command("train.py")[1].removesuffix("/train.py")
     process = subprocess.Popen(slow, cwd=where, env=environment(PYTHONPATH=where), stderr=subprocess.PIPE, text=True)
-    log = here / "outputs/a/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and len(metrics(here / "outputs/a")) > 2) and time.monotonic() < deadline:
+    while process.poll() is None and reached(here / "outputs/a") < 3:
         time.sleep(0.05)
     process.terminate()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate()
     step = checkpoint(here / "outputs/a")["step"]
     assert step >= 2
     if processes == 1:
