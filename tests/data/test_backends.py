@@ -137,7 +137,7 @@ source, cfg = images_of(Path(sys.argv[1])), options("bicubic", 64)
 sys.kept = build("torch", source, cfg, workers=2).batches(iter(in_batches(make_crops(source, cfg, "train"), 2)))
 next(sys.kept)
 """
-    subprocess.run([sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, timeout=250)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")

@@ -78,7 +78,7 @@ except DataError as error:
     print(error)
 """
     return subprocess.run(
-        [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code, photographs], cwd=PROJECT, check=True, capture_output=True, text=True, timeout=250
     ).stdout
 
 

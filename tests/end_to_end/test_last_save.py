@@ -34,7 +34,7 @@ def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, her
     options = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
     command = [sys.executable, "-c", PROGRAM, str(int(number)), str(PROJECT / "train.py"), *options]
     done = subprocess.run(
-        command, cwd=here, env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True, timeout=120
+        command, cwd=here, env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 1 and "a disk is gone" in done.stderr, done.stderr
     assert checkpoint(here / "outputs/a")["step"] == 3

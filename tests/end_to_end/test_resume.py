@@ -79,7 +79,7 @@ def test_a_full_disk_costs_no_checkpoint(small_images, here):
     train_here(*common, "max_steps=4")
     before = (here / "outputs/a/checkpoints/last.pt").read_bytes()
     limited = ["prlimit", f"--fsize={len(before) // 2}", *command("train.py", *common)]
-    out = subprocess.run(limited, cwd=here, env=environment(), capture_output=True, text=True, timeout=120)
+    out = subprocess.run(limited, cwd=here, env=environment(), capture_output=True, text=True, timeout=250)
     assert out.returncode == 2
     assert re.search(r"error: the checkpoint of step 8 could not be saved .*File too large.*same command", out.stderr)
     assert (here / "outputs/a/checkpoints/last.pt").read_bytes() == before

@@ -113,7 +113,7 @@ def test_a_preempted_job_of_an_array_stops_and_queues_only_itself(repository: Pa
         assert sweep.poll() is None
         time.sleep(0.01)
     sweep.send_signal(10)
-    assert "Queueing job 70_2 again." in sweep.communicate(timeout=60)[1]
+    assert "Queueing job 70_2 again." in sweep.communicate(timeout=250)[1]
     assert called(repository, "scancel") == ["--signal=TERM 70_2"]
     assert "requeue 70_2" in called(repository, "scontrol")
 

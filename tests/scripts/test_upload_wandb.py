@@ -27,7 +27,7 @@ def run(small_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def upload(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "scripts/upload_wandb.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=250)
 
 
 def test_every_line_is_sent_once(run: Path) -> None:
