@@ -1,5 +1,6 @@
 """The backend for machines without DALI: Pillow decodes and torchvision resizes, in DataLoader workers."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from io import BytesIO
@@ -89,7 +90,20 @@ class TorchBackend:
         self, requests: Iterator[Crops], look: Callable[[], object] = no_check
     ) -> Generator[Tensor, None, None]:
         """See :class:`data.backends.Backend`."""
-        loader = DataLoader(
+        try:
+            with warnings.catch_warnings():  # torch warns at every epoch if there are more workers than cores
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                iterator = iter(self._loader(requests))
+        except OSError as error:
+            raise DataError(f"the data workers cannot be started ({error}): set max_workers lower, or to 0") from error
+        with closing(attentive(self._received(iterator), look)) as stream:
+            for images in stream:
+                if isinstance(images, DataError):
+                    raise images
+                yield images
+
+    def _loader(self, requests: Iterator[Crops]) -> DataLoader:
+        return DataLoader(
             self.dataset,
             sampler=requests,
             batch_size=None,
@@ -101,15 +115,6 @@ class TorchBackend:
             worker_init_fn=start_worker,
             multiprocessing_context=self.context if self.workers else None,
         )
-        try:
-            iterator = iter(loader)
-        except OSError as error:
-            raise DataError(f"the data workers cannot be started ({error}): set max_workers lower, or to 0") from error
-        with closing(attentive(self._received(iterator), look)) as stream:
-            for images in stream:
-                if isinstance(images, DataError):
-                    raise images
-                yield images
 
     def _received(self, iterator: Iterator) -> Generator[Tensor | DataError, None, None]:
         """What the workers send."""

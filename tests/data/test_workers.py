@@ -12,6 +12,7 @@ import pytest
 
 from data.backends.workers import SharedMemory
 from data.errors import DataError
+from tests.crop_requests import build, images_of, in_batches, make_crops, options
 from tests.runs import PROJECT, run
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -135,6 +136,18 @@ def can_mount() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not can_mount(), reason="only the superuser may mount a small /dev/shm")
+def test_more_workers_than_cores_are_no_warning(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """torch would warn twice at every epoch."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    source, cfg = images_of(photographs), options("bicubic", 32)
+    batches = build("torch", source, cfg, 2, max_batch=2).batches(iter(in_batches(make_crops(source, cfg, "train"), 2)))
+    assert len(next(batches)) == 2
+    batches.close()
+    assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
+
+
 class TestLittleSharedMemory:
     def test_it_is_refused_before_the_first_step(self, small_images: Path, tmp_path: Path) -> None:
         options = ("experiment=quickstart", "data=folder", f"data.root={small_images}", "data.backend=torch")
