@@ -34,6 +34,12 @@ def test_the_five_stems_have_the_expected_layers():
     assert {stem: kinds(stem) for stem in STEMS} == expected
 
 
+def test_a_model_whose_embedding_has_no_bias_has_none_in_its_stem():
+    for stem in STEMS:
+        embed = small(stem, pre_norm=True).patch_embed
+        assert all(layer.bias is None for layer in embed.modules() if isinstance(layer, nn.Conv2d)), stem
+
+
 def test_the_scaled_relu_stem_adds_the_published_parameters_and_macs_to_deit_small():
     with torch.device("meta"):
         plain, stemmed = timm.create_model("deit_small"), timm.create_model("deit_small_convstem")

@@ -80,6 +80,14 @@ def test_sizes_are_the_paper_s(name, parameters):
         assert sum(p.numel() for p in timm.create_model(name).parameters()) == parameters
 
 
+def test_the_class_token_and_the_registers_begin_as_in_the_released_code():
+    """Truncated normal with 0.02; timm begins with 1e-6."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit5_small", depth=1)
+    for token in (model.cls_token, model.reg_token):
+        assert token.std().item() == pytest.approx(0.02, rel=0.15)
+
+
 def test_attention_sees_only_the_difference_of_places():
     turn = Rotation((5, 7), 4, 16)
     q, k = torch.randn(16), torch.randn(16)
