@@ -258,3 +258,18 @@ def test_spectral_init_leaves_convolution_biases_random():
     before = layer.bias.clone()
     spectral_init_(layer)
     assert torch.equal(before, layer.bias)
+
+
+def test_a_model_that_the_meta_device_cannot_run_is_still_ready_to_train(monkeypatch):
+    """Its output is then looked at on the CPU, on the model itself."""
+    seen = []
+
+    def forward(self, x, *args, **kwargs):
+        seen.append(x.device.type)
+        if x.is_meta:
+            raise NotImplementedError("not on the meta device")
+        return x.new_zeros(len(x), self.num_classes)
+
+    monkeypatch.setattr(timm.models.VisionTransformer, "forward", forward)
+    model = models.build_model(TimmConfig(name="test_vit"), 10, 160)
+    assert seen == ["meta", "cpu"] and all(module.training for module in model.modules())
