@@ -11,6 +11,7 @@ from torch import nn
 
 import models
 from models.pyramid import Pyramid
+from models.sizes import resized_width
 from tests.families import SMALL
 
 DEPTHS = (1, 2)
@@ -161,3 +162,8 @@ def test_feature_extractors_refuse_an_image_of_another_size(name, kind):
     model = small(name, features_only=True, feature_cls=kind, out_indices=(1,))
     with pytest.raises(models.ModelError, match=r"takes images of .* and got \(8, 8\)"):
         model(torch.randn(1, 3, 8, 8))
+
+
+def test_a_window_that_divides_a_resized_map_no_more_grows_with_the_side_that_grows_less():
+    assert resized_width(6, (6, 6), (8, 16)) == 8
+    assert resized_width(6, (6, 6), (12, 24)) == 6  # it still divides both sides
