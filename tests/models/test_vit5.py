@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import models
+from models.config import ViT5Config
 from models.vit5 import Rotation
 from tests.families import SMALL
 
@@ -86,6 +87,11 @@ def test_the_class_token_and_the_registers_begin_as_in_the_released_code():
     model = timm.create_model("vit5_small", depth=1)
     for token in (model.cls_token, model.reg_token):
         assert token.std().item() == pytest.approx(0.02, rel=0.15)
+
+
+def test_options_that_are_not_typed_are_those_of_the_paper():
+    options = ViT5Config(name="vit5_small")
+    assert (options.registers, options.layer_scale, options.mlp_ratio, options.patch_size) == (4, 1e-4, 4.0, 16)
 
 
 def test_attention_sees_only_the_difference_of_places():
