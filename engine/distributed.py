@@ -121,10 +121,12 @@ class World:
         if self.size == 1:
             yield
             return
-        dist.set_timeout(ALONE)
+        group = dist.group.WORLD
+        assert group is not None
+        group.set_timeout(ALONE)  # dist.set_timeout does the same, from torch 2.14 on
         yield
         self.barrier()
-        dist.set_timeout(timedelta(seconds=afterwards))
+        group.set_timeout(timedelta(seconds=afterwards))
         if self.lockstep is not None:
             self.lockstep.timeout = afterwards
 

@@ -126,14 +126,16 @@ class TrainStep:
 
     def _distributed(self) -> DistributedDataParallel:
         """Wrap the model so that processes sum their gradients during the backward pass."""
-        return DistributedDataParallel(
+        ddp = DistributedDataParallel(
             self.model,
             device_ids=[self.runtime.device.index] if self.runtime.device.type == "cuda" else None,
-            # A model whose only buffers are tables, such as indices of relative positions, has nothing to send.
-            forward_sync_buffers=any(value.is_floating_point() for value in self.statistics),
             bucket_cap_mb=self.cfg.ddp_bucket_mb,
             gradient_as_bucket_view=True,
         )
+        # A model whose only buffers are tables, such as indices of relative positions, has nothing to send. Set here,
+        # because the argument has another name from torch 2.14 on.
+        ddp.broadcast_buffers = any(value.is_floating_point() for value in self.statistics)
+        return ddp
 
     # --- the step -------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """What the processes of a run are, and which of them works first."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from engine.distributed import World
@@ -16,7 +18,8 @@ def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() ->
 
 def test_a_world_passes_its_timeout_on_to_the_meetings_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("engine.distributed.dist.set_timeout", lambda time: waits.append(time.total_seconds()))
+    group = SimpleNamespace(set_timeout=lambda time: waits.append(time.total_seconds()))
+    monkeypatch.setattr("engine.distributed.dist.group", SimpleNamespace(WORLD=group))
     monkeypatch.setattr("engine.distributed.dist.barrier", lambda: None)
 
     class Meetings:

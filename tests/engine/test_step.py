@@ -194,5 +194,5 @@ def group(tmp_path):
 @pytest.mark.parametrize(("stabilizer", "is_shared"), [("none", False), ("sigma_reparam", True)])
 def test_processes_share_buffers_before_a_forward_pass_only_if_it_changes_them(stabilizer, is_shared, group):
     step = new_step(*PLAIN_VIT, f"model.stabilizer={stabilizer}", "ddp_bucket_mb=3", world=World(0, 2, 0, 2))
-    assert step.ddp.forward_sync_buffers is is_shared
+    assert step.ddp.will_sync_module_buffers() is is_shared
     assert step.ddp.bucket_bytes_cap == 3 * 2**20
