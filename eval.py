@@ -10,12 +10,12 @@ python eval.py model=deit_small benchmark=true
 
 
 def task(composed, choices, overrides, swept) -> None:
+    from engine.checkpoints.saved_model import open_trained
     from engine.evaluation.benchmark import measure_speed
     from engine.evaluation.run import evaluate_checkpoint
     from engine.options.arguments import values_by_name
     from engine.options.paths import resolve_paths
     from engine.options.settings import eval_settings
-    from engine.saved_model import open_trained
 
     resolve_paths(composed)
     trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in values_by_name(overrides))
@@ -27,12 +27,12 @@ def task(composed, choices, overrides, swept) -> None:
 
 
 if __name__ == "__main__":
-    from engine.signals import die_of_ctrl_c
+    from engine.processes.signals import die_of_ctrl_c
     from engine.temporary_folder import refuse_no_temporary_folder
 
     die_of_ctrl_c()  # the imports below take seconds
     refuse_no_temporary_folder()
+    from engine.checkpoints.saved_model import implied_family
     from engine.options.cli import launch
-    from engine.saved_model import implied_family
 
     launch("eval", task, implied_family)

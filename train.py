@@ -18,7 +18,7 @@ def task(composed, choices, overrides, swept) -> None:
 
 
 if __name__ == "__main__":
-    from engine.signals import die_of_ctrl_c
+    from engine.processes.signals import die_of_ctrl_c
     from engine.temporary_folder import refuse_no_temporary_folder
 
     die_of_ctrl_c()  # the imports below take seconds

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data import BatchGeometry
-from engine.distributed import World
 from engine.errors import UserError
+from engine.processes.distributed import World
 
 
 def wants_sync_bn(chosen: bool | None, model: nn.Module, world: World, device: torch.device) -> bool:

@@ -13,11 +13,11 @@ from engine.callbacks import Callbacks, first_works_alone
 from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.evaluation.scoring import Scores, score
-from engine.lockstep import PeerFailed
-from engine.meter import Meter, Reading
+from engine.measuring.meter import Meter, Reading
 from engine.options.settings import as_container
+from engine.processes.lockstep import PeerFailed
+from engine.processes.signals import StopRequest, WaitGivenUp
 from engine.run import Run
-from engine.signals import StopRequest, WaitGivenUp
 from engine.training_batches import TrainBatch
 from engine.warn_on_failure import warn_on_failure
 from models import family_of

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data import TrainPlan
-from engine.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint import Checkpoints
 from engine.options.config import TrainConfig
 from engine.run_dir import RunDirectory
 from engine.runtime import Runtime

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, release, tune
-from engine.distributed import World
 from engine.log import log_to
 from engine.options.config import RunConfig
+from engine.processes.distributed import World
 
 
 @dataclass(frozen=True)

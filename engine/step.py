@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from engine.compiling import CUDA_GRAPHS, Compiler, training_mode
 from engine.errors import RunStopped
 from engine.losses import training_loss
+from engine.measuring.span import span
 from engine.options.config import TrainConfig
 from engine.runtime import Runtime, seed_step
-from engine.span import span
 from engine.training_batches import TrainBatch
 from models import load_weights
 from optim import GraphedStep

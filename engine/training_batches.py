@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from data import Batch, DeviceAugment, on_stream
+from engine.measuring.span import span
 from engine.runtime import Runtime
-from engine.span import span
 
 
 class TrainBatch(NamedTuple):

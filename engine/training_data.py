@@ -23,11 +23,11 @@ from data import (
 )
 from engine.errors import UserError
 from engine.options.config import TrainConfig
+from engine.processes.signals import StopRequest
 from engine.runtime import Runtime
-from engine.signals import StopRequest
 from engine.training_batches import TrainBatches, prepare
 
-# Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/memory.py).
+# Images at once with micro_batch_size=auto, unless the memory of a GPU decides (engine/measuring/memory.py).
 IF_NOT_MEASURED = 128
 
 

@@ -11,20 +11,20 @@ from torch import nn
 from data import are_few_changed, differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
-from engine.checkpoint import Checkpoints
-from engine.checkpoint_file import load_checkpoint, resumable
+from engine.checkpoints.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint_file import load_checkpoint, resumable
+from engine.checkpoints.starting_weights import StartingWeights
 from engine.device import device_name, peak_flops
 from engine.errors import UserError
-from engine.flops import forward_flops
 from engine.log import log_to
 from engine.loop import TrainLoop
-from engine.memory import fitting_micro_batch
+from engine.measuring.flops import forward_flops
+from engine.measuring.memory import fitting_micro_batch
 from engine.options.config import TrainConfig
+from engine.processes.signals import StopRequest
 from engine.run import Run
 from engine.run_dir import RunDirectory, refuse_other_recipe
 from engine.runtime import Runtime
-from engine.signals import StopRequest
-from engine.starting_weights import StartingWeights
 from engine.step import TrainStep
 from engine.summary import conclude, describe
 from engine.training_data import TrainingData

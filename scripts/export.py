@@ -27,10 +27,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from engine.checkpoint_file import checked, is_ours, lacking
+from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
+from engine.checkpoints.hub import TrainedModel, push
+from engine.checkpoints.saved_model import model_settings
 from engine.errors import USER_ERRORS, UserError
-from engine.hub import TrainedModel, push
-from engine.saved_model import model_settings
 from scripts.arguments import positive
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order

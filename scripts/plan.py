@@ -36,7 +36,7 @@ from data import BatchGeometry
 from engine.compiling import CUDA_GRAPHS
 from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
-from engine.memory import MOST
+from engine.measuring.memory import MOST
 from engine.options.cli import launch
 from engine.options.config import TrainConfig
 from engine.options.recipe import implied_recipe, set_recipe

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.trace import TRACE, StepTimes, read_trace
+from engine.measuring.trace import TRACE, StepTimes, read_trace
 
 
 def report(times: StepTimes) -> str:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from engine.checkpoint_file import load_checkpoint
+from engine.checkpoints.checkpoint_file import load_checkpoint
 from engine.options.config import TrainConfig, register
 from engine.options.settings import train_settings
 from engine.run_dir import RunDirectory

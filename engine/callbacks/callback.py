@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.meter import Reading
+from engine.measuring.meter import Reading
 from engine.step import StepOutcome
 from engine.warn_on_failure import warn_on_failure
 

@@ -7,9 +7,9 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from torch.profiler import supported_activities as supported
 
 from engine.callbacks.callback import Callback
-from engine.span import record_spans
+from engine.measuring.span import record_spans
+from engine.measuring.trace import TRACE
 from engine.step import StepOutcome
-from engine.trace import TRACE
 from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from data import IMAGENET_CLASSES
+from engine.checkpoints.saved_model import trained_model
 from engine.compiling import Compiler
 from engine.device import device_name
 from engine.errors import UserError
 from engine.evaluation.score_files import refuse_unwritable, write_json
-from engine.flops import forward_flops
+from engine.measuring.flops import forward_flops
 from engine.options.config import EvalConfig
 from engine.runtime import Runtime
-from engine.saved_model import trained_model
 
 log = logging.getLogger(__name__)
 

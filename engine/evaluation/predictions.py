@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data import EvalImages
-from engine.distributed import World
 from engine.errors import UserError
+from engine.processes.distributed import World
 
 TOP_K = 5  # classes written for each image
 

@@ -22,15 +22,15 @@ from data import (
     refuse_other_than_imagenet,
     resolve_backend,
 )
+from engine.checkpoints.saved_model import trained_model
 from engine.compiling import Compiler
-from engine.distributed import World
 from engine.errors import RunStopped
 from engine.evaluation.predictions import Predictions, write_predictions
 from engine.evaluation.score_files import predictions_path, refuse_unwritable, write_scores, write_sets
 from engine.evaluation.scoring import Scores, score
 from engine.options.config import EvalConfig
+from engine.processes.distributed import World
 from engine.runtime import Runtime
-from engine.saved_model import trained_model
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
 from engine.options.explain import explain, first_line, text_options
 from engine.options.names import swept_options
-from engine.signals import raise_on_ctrl_c
+from engine.processes.signals import raise_on_ctrl_c
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
 

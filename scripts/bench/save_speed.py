@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name, tune
 from scripts.arguments import existing_folder, known_model, positive
 from scripts.bench.step_speed import UNTIMED, new_step

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.signals import StopRequest
+from engine.processes.signals import StopRequest
 from tests.runs import PROJECT, command, environment
 
 # Pressed, passed on by torchrun after a tenth of a second, and pressed again more than a second later.
 PRESSED = """
 import os, signal
 from types import SimpleNamespace
-from engine import signals
+from engine.processes import signals
 
 signals.time = SimpleNamespace(monotonic=lambda: now)
 with signals.StopRequest().listening():

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from data import DataError
-from engine.distributed import World
 from engine.errors import UserError
 from engine.loop import TrainLoop
+from engine.processes.distributed import World
 from engine.step import TrainStep
 from tests.runs import (
     ALL_AUGMENTATION,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data import DeviceAugment
 from data.loader import Batch
-from engine.distributed import World
 from engine.evaluation.scoring import score
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from tests.devices import run_on
 from tests.runs import SMALL, checkpoint, run, run_here, scores, train_here

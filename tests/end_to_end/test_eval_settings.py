@@ -7,10 +7,10 @@ import timm
 import torch
 
 from data.config import evaluation_side
+from engine.checkpoints.saved_model import trained_model
 from engine.log import log_to
 from engine.options.config import EvalConfig
 from engine.options.settings import as_container, eval_settings
-from engine.saved_model import trained_model
 from models import ModelError, build_model, family_of
 from tests.runs import composed, settings
 

@@ -17,7 +17,7 @@ from tests.runs import PROJECT, SMALL, checkpoint, environment, metrics
 
 TIMEOUT = 8  # seconds; less might end a healthy run on a busy machine
 SLOW_ALONE = f"""
-from engine.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint import Checkpoints
 from stability import StabilityMonitor
 
 def slow(method):
@@ -46,7 +46,7 @@ TrainStep.take = poisoned
 """
 # A process takes step 3, and is gone before the processes add up their losses.
 GONE = """
-from engine.meter import Meter
+from engine.measuring.meter import Meter
 read = Meter.read
 Meter.read = lambda self, votes: os._exit(9) if self.unread[-1][0] == 3 else read(self, votes)
 """
@@ -67,7 +67,7 @@ Loader.train = without_the_fourth
     for fault in ('raise DataError("the disk is gone")', "while True: self.look(); time.sleep(0.1)")
 )
 SLOW_SAVE = """
-from engine.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint import Checkpoints
 save = Checkpoints.save
 Checkpoints.save = lambda *given, **named: time.sleep(4) or save(*given, **named)
 """

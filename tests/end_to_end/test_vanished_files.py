@@ -4,7 +4,7 @@ import shutil
 
 from PIL import Image
 
-from engine.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint import Checkpoints
 from engine.loop import TrainLoop
 from tests.indexing import touch_later
 from tests.runs import NEVER_SAVED, SMALL, checkpoint, metrics, train_here

@@ -12,9 +12,9 @@ from torch import nn
 
 from data import BatchGeometry
 from engine.batch_norm import refuse_lone_images, wants_sync_bn
-from engine.distributed import World
 from engine.errors import UserError
 from engine.options.config import TrainConfig
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from engine.step import TrainStep
 from tests.devices import in_two_processes, run_on

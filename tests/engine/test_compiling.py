@@ -14,15 +14,15 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
 from data import Batch, DataError, DeviceAugment
+from engine.checkpoints.saved_model import open_trained
 from engine.compiling import Compiler, training_mode
-from engine.distributed import World
 from engine.errors import UserError
 from engine.evaluation.run import evaluate_checkpoint
 from engine.evaluation.scoring import score
 from engine.log import log_to
 from engine.options.settings import eval_settings
+from engine.processes.distributed import World
 from engine.runtime import Runtime
-from engine.saved_model import open_trained
 from tests.runs import NO_LOCAL_NOISE, SMALL, cached_settings, composed, losses, metrics, settings, train_here
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)  # choosing needs no real GPU

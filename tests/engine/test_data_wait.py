@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.callbacks.data_wait import DataWait
-from engine.distributed import World
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from tests.runs import SMALL, metrics, train_here
 

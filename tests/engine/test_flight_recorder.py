@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.callbacks.flight_recorder import LEAST_HISTORY, MOST_SPIKES, FlightRecorder, is_spike
-from engine.checkpoint import Checkpoints
-from engine.distributed import World
+from engine.checkpoints.checkpoint import Checkpoints
 from engine.errors import UserError
-from engine.meter import Meter, Reading
+from engine.measuring.meter import Meter, Reading
 from engine.options.config import MonitorConfig, TrainConfig
 from engine.options.settings import as_container
+from engine.processes.distributed import World
 from engine.run_dir import RunDirectory
 from engine.step import StepOutcome
 from models.config import LipsFormerSwinConfig

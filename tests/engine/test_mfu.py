@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import nn
 
-from engine.distributed import World
-from engine.flops import forward_flops
 from engine.loop import TrainLoop
-from engine.meter import Reading
+from engine.measuring.flops import forward_flops
+from engine.measuring.meter import Reading
+from engine.processes.distributed import World
+from engine.processes.signals import StopRequest
 from engine.run import RunLength
 from engine.runtime import Runtime
-from engine.signals import StopRequest
 from engine.training_run import _seconds_at_peak
 from tests.runs import SMALL, settings
 

@@ -12,15 +12,15 @@ import torch
 from data import DeviceAugment
 from data.loader import Batch
 from engine.callbacks.logger_lines import best_top1
-from engine.distributed import World
+from engine.checkpoints.saved_model import open_trained
 from engine.errors import RunStopped, UserError
 from engine.evaluation.run import evaluate_checkpoint
 from engine.evaluation.score_files import _row, refuse_unwritable, write_scores
 from engine.evaluation.scoring import Scores, score
 from engine.log import log_to
 from engine.options.settings import eval_settings
+from engine.processes.distributed import World
 from engine.runtime import Runtime
-from engine.saved_model import open_trained
 from tests.runs import SMALL, checkpoint, composed, metrics, train_here
 
 

@@ -11,9 +11,9 @@ from timm.optim import Lamb, Muon
 from torch import Tensor, nn
 
 from data import Batch, BatchGeometry, DeviceAugment, TrainPlan
-from engine.distributed import World
 from engine.errors import RunStopped
-from engine.meter import Meter
+from engine.measuring.meter import Meter
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from engine.step import LEAST_LOSS_SCALE, TrainStep
 from engine.training_batches import prepare

@@ -20,7 +20,7 @@ from data import (
     build_backend,
     open_split,
 )
-from engine.distributed import World
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from engine.training_batches import TrainBatch, TrainBatches, prepare
 from tests.devices import on_devices

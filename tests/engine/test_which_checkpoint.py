@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import Checkpoints
-from engine.checkpoint_file import load_checkpoint
+from engine.checkpoints.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint_file import load_checkpoint
 from engine.loop import TrainLoop
 from tests.runs import SMALL, train_here
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import models
-from engine.flops import forward_flops
+from engine.measuring.flops import forward_flops
 from models.config import TimmConfig
 from models.layers import PlainResidual, WeightedResidual
 from models.lipsformer_swin import LipsFormerSwinBlock

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.flops import forward_flops
+from engine.measuring.flops import forward_flops
 from models.stems import STEMS
 from tests.training import losses_on_noise
 

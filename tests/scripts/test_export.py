@@ -9,7 +9,7 @@ import timm
 import torch
 
 import models
-from engine.checkpoint_file import FORMAT
+from engine.checkpoints.checkpoint_file import FORMAT
 from engine.errors import UserError
 from scripts.export import TOLERANCE, difference, export, main, model_to_export
 from tests.families import FORMS, SMALL, Small

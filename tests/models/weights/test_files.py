@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import models
-from engine.checkpoint import Checkpoints
-from engine.checkpoint_file import load_checkpoint
+from engine.checkpoints.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint_file import load_checkpoint
 from engine.errors import UserError
 from tests.runs import same_tensors
 

@@ -10,9 +10,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
+from engine.checkpoints.saved_model import model_settings, open_trained
+from engine.checkpoints.starting_weights import StartingWeights
 from engine.errors import UserError
-from engine.saved_model import model_settings, open_trained
-from engine.starting_weights import StartingWeights
 from models import ModelError, build_model, load_weights, start_from
 from models.weights.loading import classifiers
 from tests.runs import SMALL, checkpoint, losses, run_here, same_tensors, train_here

@@ -17,8 +17,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import models  # noqa: F401  registers the architectures
+from engine.checkpoints.hub import TrainedModel, push
 from engine.errors import UserError
-from engine.hub import TrainedModel, push
 from scripts.export import hand_over, parse
 from tests.devices import DEVICES, run_on
 from tests.runs import PROJECT, SMALL, environment, metrics, run_here, train_here
@@ -235,7 +235,7 @@ def test_mistakes_get_one_line(run: Path, here: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
-    code = f"from engine.hub import push; from pathlib import Path; push(Path({str(folder)!r}), 'me/model')"
+    code = f"from engine.checkpoints.hub import push; from pathlib import Path; push(Path({str(folder)!r}), 'me/model')"
     address = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_TOKEN": "hf_secret"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=environment(**address), capture_output=True, text=True

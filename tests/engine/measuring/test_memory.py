@@ -7,10 +7,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from engine.distributed import World
 from engine.losses import soft_cross_entropy
-from engine.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
+from engine.measuring.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
 from engine.options.config import TrainConfig
+from engine.processes.distributed import World
 from engine.runtime import Runtime
 from engine.training_data import TrainingData
 from models import build_model
@@ -62,8 +62,8 @@ def test_the_memory_of_a_real_model_is_a_line_in_the_number_of_images(checkpoint
     cfg = config(*sizes, f"model.grad_checkpointing={checkpointing}")
     model = build_model(cfg.model, 10, SIDE)
     memory = measured(model)
-    monkeypatch.setattr("engine.memory.FEW", 4 * FEW)
-    monkeypatch.setattr("engine.memory.MORE", 4 * MORE)
+    monkeypatch.setattr("engine.measuring.memory.FEW", 4 * FEW)
+    monkeypatch.setattr("engine.measuring.memory.MORE", 4 * MORE)
     assert measured(model).of(64) == pytest.approx(memory.of(64), rel=0.03)
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.distributed import World
-from engine.meter import Meter, StepNumbers
+from engine.measuring.meter import Meter, StepNumbers
+from engine.processes.distributed import World
 from engine.step import StepOutcome
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint_file import FORMAT, VALIDATION, checksum, load_checkpoint
+from engine.checkpoints.checkpoint_file import FORMAT, VALIDATION, checksum, load_checkpoint
+from engine.checkpoints.snapshot import snapshot
 from engine.errors import UserError, reason
-from engine.snapshot import snapshot
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from data import attentive
 from engine.errors import reason
-from engine.roll_call import PATIENCE, RollCall
+from engine.processes.roll_call import PATIENCE, RollCall
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.errors import RunStopped, UserError
-from engine.lockstep import Lockstep, PeerFailed
-from engine.roll_call import RollCall
+from engine.processes.lockstep import Lockstep, PeerFailed
+from engine.processes.roll_call import RollCall
 
 T = TypeVar("T")
 

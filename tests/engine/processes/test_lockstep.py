@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 
 from data import DataError
-from engine.lockstep import Lockstep, PeerFailed
-from engine.signals import WaitGivenUp
+from engine.processes.lockstep import Lockstep, PeerFailed
+from engine.processes.signals import WaitGivenUp
 
 SIZE, ITEMS = 3, 5
 Work = Callable[[int, int], None]  # what a rank does before its item of this number

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from engine.distributed import World
-from engine.roll_call import named
+from engine.processes.distributed import World
+from engine.processes.roll_call import named
 from tests.ports import free_port
 
 HOSTS = ["n1"] * 2 + ["n2"] * 2

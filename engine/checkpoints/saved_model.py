@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from engine.checkpoint_file import checked, is_ours, lacking
+from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
 from engine.errors import UserError
 from engine.options.arguments import typed_values
 from engine.options.config import MODEL_SCHEMA, EvalConfig

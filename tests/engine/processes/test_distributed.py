@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.distributed import World
+from engine.processes.distributed import World
 
 
 def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() -> None:
@@ -19,8 +19,8 @@ def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() ->
 def test_a_world_passes_its_timeout_on_to_the_meetings_before_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     group = SimpleNamespace(set_timeout=lambda time: waits.append(time.total_seconds()))
-    monkeypatch.setattr("engine.distributed.dist.group", SimpleNamespace(WORLD=group))
-    monkeypatch.setattr("engine.distributed.dist.barrier", lambda: None)
+    monkeypatch.setattr("engine.processes.distributed.dist.group", SimpleNamespace(WORLD=group))
+    monkeypatch.setattr("engine.processes.distributed.dist.barrier", lambda: None)
 
     class Meetings:
         timeout = 1800.0

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint_file import resumable
+from engine.checkpoints.checkpoint_file import resumable
+from engine.checkpoints.saved_model import open_trained, trained_model
 from engine.errors import UserError
 from engine.options.settings import as_container, eval_settings
-from engine.saved_model import open_trained, trained_model
 from models import build_model, family_of
 from tests.runs import composed, same_tensors, settings
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from data import DataConfig, open_split
-from engine.checkpoint import Checkpoints
-from engine.checkpoint_file import load_checkpoint
+from engine.checkpoints.checkpoint import Checkpoints
+from engine.checkpoints.checkpoint_file import load_checkpoint
+from engine.checkpoints.snapshot import snapshot
 from engine.errors import UserError
 from engine.loop import TrainLoop
-from engine.snapshot import snapshot
 from tests.devices import on_devices
 from tests.runs import SMALL, TORCHRUN, checkpoint, command, environment, metrics, reached, same_tensors, train_here
 
@@ -48,8 +48,8 @@ class StuckFile(io.FileIO):
 def on_a_slow_disk(*arguments: str, kind: type[io.FileIO] = SlowFile) -> list[str]:
     """The command of a run whose checkpoints take seconds to write."""
     code = (
-        "import runpy, engine.checkpoint, tests.engine.test_checkpoint as t; "
-        f"engine.checkpoint.open = t.{kind.__name__}; runpy.run_path('train.py', run_name='__main__')"
+        "import runpy, engine.checkpoints.checkpoint, tests.engine.test_checkpoint as t; "
+        f"engine.checkpoints.checkpoint.open = t.{kind.__name__}; runpy.run_path('train.py', run_name='__main__')"
     )
     return [sys.executable, "-c", code, *command("train.py", *arguments)[2:]]
 
@@ -57,7 +57,7 @@ def on_a_slow_disk(*arguments: str, kind: type[io.FileIO] = SlowFile) -> list[st
 @pytest.fixture
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of this process take a second to write, or longer."""
-    monkeypatch.setattr("engine.checkpoint.open", SlowFile, raising=False)
+    monkeypatch.setattr("engine.checkpoints.checkpoint.open", SlowFile, raising=False)
 
 
 def test_the_state_is_that_of_the_call(tmp_path: Path, slow_disk: None) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data.backends.torch_backend import CropDataset
-from engine.span import span
-from engine.trace import TRACE, read_trace
+from engine.measuring.span import span
+from engine.measuring.trace import TRACE, read_trace
 from tests.runs import SMALL, run_here, train_here
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from engine.checkpoint_file import is_ours
+from engine.checkpoints.checkpoint_file import is_ours
 from engine.errors import UserError
 from models import has_average, read_file, start_from, weights_in
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from data import DataConfig
 from data.config import evaluation_side
+from engine.checkpoints.saved_model import model_settings, open_trained
 from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
-from engine.saved_model import model_settings, open_trained
 from models import build_model, load_resized
 
 FILES = ("README.md", "config.json", "model.safetensors", "model.pt2", "model.onnx")

@@ -1,0 +1,1 @@
+"""Several processes that train together: their exchanges, their common steps, the signals that end them."""
