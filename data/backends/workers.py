@@ -11,11 +11,12 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 from weakref import WeakSet
 
-from data.errors import DataError
+from data.errors import DataError, in_one_line
 from data.processes import end_with_parent
 
 SHARED = Path("/dev/shm")  # where torch and multiprocessing put memory that processes share
@@ -36,6 +37,14 @@ def start_worker(worker: int) -> None:
     for number in OUTLIVED:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+    # Called in the thread that sends batches. Python would drop the batch, and the run would wait for it for ever.
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_end_at_lost_batch))  # noqa: B010  (types leave it out)
+
+
+def _end_at_lost_batch(error: Exception, batch: object) -> NoReturn:
+    """End this worker, which the run then notices, because a batch cannot be sent."""
+    print(f"a data worker cannot send a batch ({in_one_line(error)})", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def has_one_ended(workers: list[BaseProcess]) -> bool:

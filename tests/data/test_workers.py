@@ -148,6 +148,21 @@ def test_more_workers_than_cores_are_no_warning(
     assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
 
 
+def test_a_worker_that_cannot_send_a_batch_ends(tmp_path: Path) -> None:
+    """As where no thread can be started (`ulimit -u`). Python would drop the batch, and the run would wait for ever."""
+    code = """
+import multiprocessing, time
+from data.backends import workers
+workers.end_with_parent = lambda: None
+workers.start_worker(0)
+multiprocessing.get_context("spawn").Queue().put(lambda: "cannot be pickled")
+time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 1
+    assert re.match(r"a data worker cannot send a batch \(.*\)\n", ended.stderr) and "Traceback" not in ended.stderr
+
+
 class TestLittleSharedMemory:
     def test_it_is_refused_before_the_first_step(self, small_images: Path, tmp_path: Path) -> None:
         options = ("experiment=quickstart", "data=folder", f"data.root={small_images}", "data.backend=torch")
