@@ -27,11 +27,11 @@ def task(composed, choices, overrides, swept) -> None:
 
 
 if __name__ == "__main__":
+    from engine.prerequisites import refuse_unfit_machine
     from engine.processes.signals import die_of_ctrl_c
-    from engine.temporary_folder import refuse_no_temporary_folder
 
     die_of_ctrl_c()  # the imports below take seconds
-    refuse_no_temporary_folder()
+    refuse_unfit_machine()
     from engine.checkpoints.saved_model import implied_family
     from engine.options.cli import launch
 
