@@ -1,6 +1,8 @@
 """Small versions of ImageNet's official tar files: the same names and nesting, few images, few classes."""
 
 import io
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from data.errors import DataError
 from data.prepare import Task, prepare
 from data.prepare.ground_truth import image_name, validation_classes
 from data.prepare.originals import TRAIN_TAR, VAL_TAR
+from tests.runs import PROJECT, environment
 
 IMAGES = 5  # of each class, in training
 
@@ -99,3 +102,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of ``prepare_imagenet.py``."""
+    return [sys.executable, str(PROJECT / "scripts/prepare_imagenet.py"), *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Prepare as a user does."""
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=200)

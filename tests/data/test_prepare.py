@@ -1,12 +1,8 @@
-"""Preparing ImageNet from tar files and folders: the real command, killed and repeated."""
+"""Preparing ImageNet from tar files and folders: the real command, repeated."""
 
 import io
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +19,10 @@ from data.prepare.writing import write_class_folder, write_shard
 from data.sources.shards import PACKED_INDEX, ShardSource
 from scripts import prepare_imagenet
 from tests import official as small
-from tests.official import IMAGES, files_in, jpeg, refused, task, val_labels, write_official
+from tests.official import IMAGES, command, files_in, jpeg, refused, run, task, val_labels, write_official
 from tests.opening import open_at, source_of
-from tests.runs import PROJECT, environment
 
 official, folder = small.official, small.folder
-SCRIPT = PROJECT / "scripts" / "prepare_imagenet.py"
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=200)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -80,75 +65,6 @@ def test_official_tars_become_shards(
         assert [packed.read(i) for i in range(len(packed))] == [plain.read(i) for i in range(len(plain))]
         assert (to / split / "index-check.txt").read_text().startswith(f"{split}: {len(plain)} images checked, 0 bad")
     assert len(list((to / "train").glob("shard-*.tar"))) > 1
-
-
-# The command, which waits before each image once a folder holds two finished parts: it can be killed there.
-HALTING = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, "{project}")
-from data.prepare import writing
-from scripts import prepare_imagenet
-
-def halting(*given, shrunk=writing.shrunk):
-    while len(list(Path("{folder}").glob("{pattern}"))) >= 2:
-        time.sleep(1)
-    return shrunk(*given)
-
-writing.shrunk = halting
-if __name__ == "__main__":
-    prepare_imagenet.main()
-"""
-
-
-def children(process: int) -> list[int]:
-    """All child processes of a process, and their children."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            number, parent = (place.parent.name, place.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if int(parent) == process:
-            found += [int(number), *children(int(number))]
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize(("layout", "pattern"), [("shards", "shard-*.tar"), ("folder", "n*")])
-def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, layout: str, pattern: str) -> None:
-    write_official(tmp_path / "tars", images=40)
-    options = ("--layout", layout, "--shard-size", "20K", "--workers", 2, "--splits", "train")
-
-    def arguments(to: str) -> tuple[object, ...]:
-        return ("--tars", tmp_path / "tars", "--to", tmp_path / to, *options)
-
-    whole = run(*arguments("whole")).stdout.splitlines()
-    train = tmp_path / "set" / "train"
-    program = tmp_path / "halting.py"
-    program.write_text(HALTING.format(project=PROJECT, folder=train, pattern=pattern))
-    process = subprocess.Popen([sys.executable, str(program), *map(str, arguments("set"))], env=environment())
-    while process.poll() is None and len(list(train.glob(pattern))) < 2:
-        time.sleep(0.01)
-    below = children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 100
-    while any(Path(f"/proc/{number}").exists() for number in below):  # the children end with their parent
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (train / ".partial-12345678-left").mkdir()
-    finished = {path: path.stat().st_mtime_ns for path in train.glob(pattern)}
-    everything = len(list((tmp_path / "whole" / "train").glob(pattern)))
-    assert 2 <= len(finished) < everything
-    done = run(*arguments("set"))
-    assert done.returncode == 0, done.stderr
-    assert f"{len(finished)} of {everything} shards or class folders had been written before" in done.stdout
-    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in finished.items())
-    assert files_in(tmp_path / "set") == files_in(tmp_path / "whole")
-    assert not list(train.glob(".*"))
-    assert whole[0].replace("whole", "set") == done.stdout.splitlines()[0]
 
 
 @pytest.mark.slow

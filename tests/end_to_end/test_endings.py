@@ -246,20 +246,6 @@ def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, he
         assert code == 128 + signal.SIGHUP and 2 < last < 10 * epochs, log_said
 
 
-def test_a_crash_in_a_library_shows_where_it_was(small_images, here):
-    common = (*SMALL, f"data.root={small_images}", "name=a", "epochs=90")
-    run = subprocess.Popen(command("train.py", *common), env=environment(), stderr=subprocess.PIPE, text=True)
-    log = here / "outputs/a/metrics.jsonl"
-    while not (log.is_file() and metrics(here / "outputs/a")):
-        assert run.poll() is None
-        time.sleep(0.05)
-    run.send_signal(signal.SIGSEGV)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == -signal.SIGSEGV
-    assert "Segmentation fault" in said
-    assert re.search(r'File ".*engine/training_run.py", line \d+ in train', said), said
-
-
 @pytest.mark.slow
 def test_one_run_of_a_sweep_that_fails_ends_no_other(small_images, here):
     common = (*SMALL, f"data.root={small_images}", "optim.clip=null", "max_steps=4", "monitor.history=0")

@@ -1,0 +1,22 @@
+"""A crash inside a library, which no Python code can catch."""
+
+import re
+import signal
+import subprocess
+import time
+
+from tests.runs import SMALL, command, environment, metrics
+
+
+def test_a_crash_in_a_library_shows_where_it_was(small_images, here):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "epochs=90")
+    run = subprocess.Popen(command("train.py", *common), env=environment(), stderr=subprocess.PIPE, text=True)
+    log = here / "outputs/a/metrics.jsonl"
+    while not (log.is_file() and metrics(here / "outputs/a")):
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGSEGV)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in said
+    assert re.search(r'File ".*engine/training_run.py", line \d+ in train', said), said
