@@ -21,6 +21,7 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from engine.errors import UserError
+from engine.options.timm_names import OF_TIMM
 
 # Text that Hydra cannot parse is used as typed. UNCLEAR lists the exceptions, where the user may have meant something
 # else: a quoted string, several values, a Hydra function, or an interpolation ${...} that is incomplete.
@@ -66,10 +67,10 @@ def _refuse_flag(message: str) -> NoReturn:
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown is None:
         raise UserError(f"{message}: --hydra-help lists all flags")
-    flag = unknown[1]
-    option = flag.lstrip("-") if "=" in flag else f"{flag.lstrip('-')}=…"
-    hint = f"options are typed without dashes, {option}; --hydra-help lists the flags"
-    raise UserError(f"there is no flag {flag}: {hint}")
+    name, _, value = unknown[1].lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    hint = f"options are typed without dashes, {OF_TIMM.get(name, name)}={value or '…'}; --hydra-help lists the flags"
+    raise UserError(f"there is no flag {unknown[1]}: {hint}")
 
 
 def as_typed(argument: str, text: Collection[str]) -> str:

@@ -17,6 +17,7 @@ from engine.options.config import CONF, MODEL_SCHEMA
 from engine.options.renamed import RENAMED
 from engine.options.rules import ENTRIES, declared
 from engine.options.settings import flatten
+from engine.options.timm_names import OF_TIMM
 from engine.similar import nearest
 from models import FAMILIES
 
@@ -181,6 +182,8 @@ def _unknown_key(key: str, message: str, command: Command) -> str:
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
     if file := _file_with(key, command):
         return f"{file} sets '{key}', which is no option: correct it or remove it there"
+    if (leaf := key.rpartition(".")[2]) in OF_TIMM:
+        return f"there is no option '{key}': timm's {leaf} is {OF_TIMM[leaf]} here, see docs/timm.md"
     return f"there is no option '{key}': {nearest(key, sorted(_all_keys(command)))}"
 
 

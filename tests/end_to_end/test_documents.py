@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from engine.options.config import EvalConfig, TrainConfig
 from engine.options.explain import groups
 from engine.options.rules import declared
+from engine.options.timm_names import OF_TIMM
 from tests.runs import PROJECT, settings
 
 LIFE = (PROJECT / "docs/life_of_an_image.md").read_text()
@@ -65,6 +66,16 @@ def test_the_options_that_take_the_place_of_timms_exist() -> None:
     others = [word for word in typed if word not in known and not word.startswith("+model.kwargs.")]
     # Values of amp, and a file of an experiment.
     assert len(typed) > 60 and sorted(others) == ["conf/experiment/NAME.yaml", "fp16", "fp32"]
+
+
+def test_the_names_of_timm_that_errors_translate_are_those_of_the_page() -> None:
+    """Each is in a row whose second column has our name, and is no name of ours."""
+    rows = re.findall(r"^\| (`-[^|]*) \| ([^|]*) \|", (PROJECT / "docs/timm.md").read_text(), re.M)
+    known = declared(TrainConfig).keys() | declared(EvalConfig).keys()
+    for name, ours in OF_TIMM.items():
+        said = [column for names, column in rows if re.search(rf"-{name.replace('_', '-')}\b(?!-)", names)]
+        assert any(re.search(rf"`{re.escape(ours)}\b", column) for column in said), (name, said)
+        assert name not in known
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (PROJECT / "docs").glob("*.md")))

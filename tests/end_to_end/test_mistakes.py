@@ -46,6 +46,10 @@ MISTAKES = [
     ),
     (["betas=[0.9,0.98]"], r"no option 'betas': did you mean optim.betas"),
     (["+foo=3"], r"no option 'foo'"),
+    (
+        ["augment.reprob=0.25"],
+        r"no option 'augment\.reprob': timm's reprob is augment\.random_erasing here, see docs/timm",
+    ),
     (["experiment=quickstart", "model.epochs=3"], r"there is no option 'model\.epochs'"),  # the file sets epochs
     (["data.mean=[123.675,116.28,103.53]"], r"data\.mean=.* is for pixels from 0 to 255; .*: set \[0\.485, "),
     (["compile=yes"], r"compile=yes is unknown: choose auto, true, false$"),

@@ -99,6 +99,12 @@ def test_flags_may_stand_anywhere():
     )
     with pytest.raises(UserError, match=r"no flag --epochs=3: options are typed without dashes, epochs=3"):
         split(["--epochs=3"])
+    with pytest.raises(UserError, match=r"no flag --clip-grad: options are typed without dashes, optim.clip=…;"):
+        split(["--clip-grad", "1.0"])
+    with pytest.raises(
+        UserError, match=r"no flag --layer-decay=0.7: options are typed without dashes, layer_decay=0.7;"
+    ):
+        split(["--layer-decay=0.7"])
     with pytest.raises(UserError, match=r"no flag --model: options are typed without dashes, model=…"):
         split(["--model", "deit_small"])
     with pytest.raises(UserError, match=r"invalid choice: 'x'"):
