@@ -228,6 +228,7 @@ def test_a_closed_terminal_saves_first_and_nohup_goes_on(start, small_images, he
     common = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", f"epochs={epochs}")
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.chdir(here)
         os.execvpe((start or [command("train.py")[0]])[0], [*start, *command("train.py", *common)], environment())
     while reached(here / "outputs/a") < 3:

@@ -48,7 +48,7 @@ class StuckFile(io.FileIO):
 def on_a_slow_disk(*arguments: str, kind: type[io.FileIO] = SlowFile) -> list[str]:
     """The command of a run whose checkpoints take seconds to write."""
     code = (
-        "import runpy, engine.checkpoints.checkpoint, tests.engine.test_checkpoint as t; "
+        "import runpy, engine.checkpoints.checkpoint, tests.engine.checkpoints.test_checkpoint as t; "
         f"engine.checkpoints.checkpoint.open = t.{kind.__name__}; runpy.run_path('train.py', run_name='__main__')"
     )
     return [sys.executable, "-c", code, *command("train.py", *arguments)[2:]]
