@@ -16,7 +16,7 @@ def only_one(folder: Path, what: str) -> Iterator[bool]:
 
     Args:
         folder: it is locked for the processes of this machine, on some file systems for those of others, too.
-        what: the other process does, for a message, such as "copies".
+        what: what a process does there, for the message of another one that waits; such as "copies".
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -25,7 +25,7 @@ REMEDY = (
     "lower max_workers or eval.batch_size, or avoid shared memory: data.backend=dali, or max_workers=0"
 )
 IN_FLIGHT = 2  # batches of each worker that are in work or wait to be used; DataLoader's default prefetch_factor
-SECONDS_TO_END = 5.0
+SECONDS_TO_END = 5.0  # in which the news of a worker's end arrives, also on a busy machine
 
 # Signals that workers ignore. A terminal and SLURM send them to the whole process group, but the workers must go on
 # until the run has saved and ends them.

@@ -31,7 +31,7 @@ def run_jobs(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[tuple[in
             raise DataError(
                 "a process was killed, perhaps because memory ran out: run the same command again, with fewer --workers"
             ) from error
-        except (KeyboardInterrupt, GeneratorExit):  # raised here, or where a result is used
+        except (KeyboardInterrupt, GeneratorExit):  # Ctrl-C, here or where the caller uses a result
             for process in multiprocessing.active_children():
                 process.kill()  # a job may take minutes to end
             raise

@@ -91,15 +91,14 @@ class ZipSource(ByteRangeSource):
         if not self.index.extra["deflated"][i]:
             return content
         assert self.index.lengths is not None
-        size = int(self.index.lengths[i])
-        return _inflated(content, size, piece=size)
+        return _inflated(content, int(self.index.lengths[i]))
 
 
 def _file(root: Path, split: str) -> Path:
     return root if root.suffix.lower() == ".zip" else root / f"{split}.zip"
 
 
-def _inflated(content: bytes, size: int, piece: int = PIECE, most: int | None = None) -> bytes:
+def _inflated(content: bytes, size: int, most: int | None = None) -> bytes:
     """The uncompressed content of a member, or the first ``most`` bytes of it.
 
     A member may be a thousand times as large as its compressed form. So it is inflated piece by piece, and what is
@@ -111,7 +110,7 @@ def _inflated(content: bytes, size: int, piece: int = PIECE, most: int | None = 
     inflating, kept, length = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(), 0
     try:
         while not inflating.eof and length <= size:
-            found = inflating.decompress(content, piece + 1)
+            found = inflating.decompress(content, PIECE)
             content, length = inflating.unconsumed_tail, length + len(found)
             if not (found or content):
                 break

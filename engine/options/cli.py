@@ -62,7 +62,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
         jobs.run(cfg)
 
     raise_on_ctrl_c()
-    if sys.__stderr__ is not None:  # where it is closed
+    if sys.__stderr__ is not None:  # as in a command that was started without one
         faulthandler.enable(sys.__stderr__)  # a crash in a library, such as a decoder, shows where each thread was
     log_to(None, speaks=os.environ.get("RANK", "0") == "0")
     try:

@@ -14,9 +14,10 @@ from engine.similar import nearest
 from models import refuse_unknown
 
 GROUPS = ("optim.", "schedule.", "augment.")  # in these groups, a recipe uses defaults for options it does not set
-# A timm model whose name starts like this uses the family's recipe, unless the user chose another. DeiT III (deit3_…)
-# has another one than DeiT, and that is an experiment.
+# A timm model whose name starts like this uses the family's recipe, unless the user chose another.
 TIMM_FAMILIES = {"vit_": "deit", "deit_": "deit", "swin_": "swin", "cswin": "cswin"}
+# The recipe of these is an experiment, which the user must choose.
+TIMM_EXPERIMENTS = {"deit3_": "deit3_small"}
 
 
 def implied_recipe(arguments: list[str]) -> list[str]:
@@ -51,8 +52,9 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
         refuse_unknown(composed.model.name)
         what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
         own = f"use experiment={choices['model']}, or " if recipe_file(f"experiment/{choices['model']}") else ""
-        if composed.model.name.startswith("deit3_"):
-            own = "add experiment=deit3_small, or "
+        for prefix, experiment in TIMM_EXPERIMENTS.items():
+            if choices.get("model") == "timm" and composed.model.name.startswith(prefix):
+                own = f"add experiment={experiment}, or "
         *others, last = (f"recipe={recipe}" for recipe in general_recipes())
         raise UserError(f"{what} has no recipe of its own: {own}add {', '.join(others)} or {last}")
 

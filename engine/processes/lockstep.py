@@ -79,6 +79,7 @@ class Lockstep:
             self._refuse_failure(MISSING)
 
     def _refuse_failure(self, answer: str) -> None:
+        """Raise unless this answer says that all come to the next step."""
         if answer == MISSING:  # the roll call says which one, if all others give up, too
             raise dist.DistStoreError("another process does not come to the next step")
         if answer != ALL:
