@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,18 @@ Group = dict[str, Any]
 
 
 class Stack(NamedTuple):
-    """Matrices of one shape in one group, which are updated together."""
+    """Parameters of one shape in one group, on one device."""
 
     group: Group
     parameters: list[Tensor]
-    matrices: Tensor  # (parameters, 2, splits, rows, columns): AdamW's step −lr·u, then the weights
+    pairs: Tensor  # (parameters, 2, *shape): AdamW's step −lr·u, then the weights
+
+    @property
+    def matrices(self) -> Tensor:
+        """The pairs as matrices, ``(parameters, 2, splits, rows, columns)``."""
+        count, _, rows, *_ = self.pairs.shape
+        splits = self.group["splits"]
+        return self.pairs.view(count, 2, splits, rows // splits, -1)
 
 
 class AdamW2(Optimizer):
@@ -105,13 +113,13 @@ class AdamW2(Optimizer):
                 else:
                     others.append(parameter)
             self._adamw(group, others, others, group["weight_decay"])
-            for (device, *_), members in shapes.items():
-                stacks[device].append(self._proposal(group, members))
+            for stack in self._proposals(group, list(shapes.values())) if shapes else ():
+                stacks[stack.pairs.device].append(stack)
         for device, beside in stacks.items():
             is_skipped = found_inf.to(device, non_blocking=True) > 0 if found_inf is not None else None
             self._measure(beside, FIRST_ITERATIONS if is_new else 1, is_skipped)
-            for stack in beside:
-                self._move(stack, is_skipped)
+            for _, of_group in groupby(beside, key=lambda stack: id(stack.group)):
+                self._move(list(of_group), is_skipped)
         return loss
 
     def _adamw(self, group: Group, parameters: list[Tensor], targets: list[Tensor], decay: float) -> None:
@@ -143,15 +151,17 @@ class AdamW2(Optimizer):
             if target is not moved:
                 target.copy_(moved)
 
-    def _proposal(self, group: Group, parameters: list[Tensor]) -> Stack:
-        """Compute AdamW's step −lr·u of each matrix by applying the kernel to zeros. The parameters do not change."""
-        first, splits = parameters[0], group["splits"]
-        both = first.new_empty(len(parameters), 2, *first.shape)
-        steps, weights = both.unbind(1)
-        steps.zero_()
-        torch._foreach_copy_(weights.unbind(), parameters)
-        self._adamw(group, parameters, list(steps.unbind()), decay=0.0)
-        return Stack(group, parameters, both.view(len(parameters), 2, splits, len(first) // splits, -1))
+    def _proposals(self, group: Group, shapes: list[list[Tensor]]) -> list[Stack]:
+        """Compute AdamW's step −lr·u of all parameters by applying the kernel to zeros. The parameters do not change.
+
+        Those of one list in ``shapes`` have the same shape, dtype and device, and become a stack.
+        """
+        stacks = [Stack(group, alike, alike[0].new_empty(len(alike), 2, *alike[0].shape)) for alike in shapes]
+        parameters, steps, weights = _unstacked(stacks)
+        torch._foreach_zero_(steps)
+        torch._foreach_copy_(weights, parameters)
+        self._adamw(group, parameters, steps, decay=0.0)
+        return stacks
 
     def _measure(self, stacks: list[Stack], least: int, is_skipped: Tensor | None) -> None:
         """Run at least ``least`` iterations. Store σ₁ of all steps and weights, and the vectors that estimate them."""
@@ -170,19 +180,23 @@ class AdamW2(Optimizer):
             each = [f.view(*s.matrices.shape[:3], *f.shape[1:]) for f, s in zip(found, stacks, strict=True)]
             torch._foreach_copy_([state[key] for state in states], [one for f in each for one in f.unbind()])
 
-    def _move(self, stack: Stack, is_skipped: Tensor | None) -> None:
-        """Scale each matrix's step down to the cap, or to zero if it is skipped, and apply it."""
-        group = stack.group
-        steps, weights = stack.matrices.unbind(1)
-        step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in stack.parameters]).unbind(1)
+    def _move(self, stacks: list[Stack], is_skipped: Tensor | None) -> None:
+        """Scale the step of each matrix of a group down to the cap, or to zero if it is skipped, and apply it."""
+        group = stacks[0].group
+        parameters, _, moved = _unstacked(stacks)
+        step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in parameters]).unbind(1)
         # α / lr. A factor of exactly 1 gives AdamW's own step, so capped and uncapped matrices need no separate code.
         factors = torch.where(weight_sizes > 0, group["tau"] * weight_sizes / step_sizes, 1).clamp(max=1)
         if is_skipped is not None:
             factors = torch.where(is_skipped, 0, factors)
         factors = factors[..., None, None]
-        weights.mul_(1 - group["lr"] * group["weight_decay"] * factors)
-        weights.addcmul_(steps, factors.to(steps.dtype))
-        torch._foreach_copy_(stack.parameters, weights.view(-1, *stack.parameters[0].shape).unbind())
+        decays = 1 - group["lr"] * group["weight_decay"] * factors
+        counts = [len(stack.parameters) for stack in stacks]
+        for stack, decay, factor in zip(stacks, decays.split(counts), factors.split(counts), strict=True):
+            steps, weights = stack.matrices.unbind(1)
+            weights.mul_(decay)
+            weights.addcmul_(steps, factor.to(steps.dtype))
+        torch._foreach_copy_(parameters, moved)
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -280,6 +294,13 @@ class AdamW2(Optimizer):
             "step_ratio_max": most,
             "step_ratio_max_of": names[int(ratio.argmax())],
         }
+
+
+def _unstacked(stacks: list[Stack]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the parameters of all stacks, their steps and their weights, each in the shape of its parameter."""
+    parameters = [parameter for stack in stacks for parameter in stack.parameters]
+    steps, weights = ([one for stack in stacks for one in stack.pairs[:, i].unbind()] for i in range(2))
+    return parameters, steps, weights
 
 
 def _is_capped(group: Group, parameter: Tensor) -> bool:
