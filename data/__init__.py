@@ -8,12 +8,12 @@ from data.config import AugmentConfig, DataConfig
 from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import BadImage, DataError
 from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
-from data.geometry import BatchGeometry
 from data.index import are_few_changed, differing
 from data.labels import IMAGENET_CLASSES, class_names, refuse_different_classes
 from data.loader import Batch, Loader
-from data.order import subset_rows
-from data.plan import EvalPlan, TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.order import subset_rows
+from data.planning.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source, open_source
 from data.staging import stage, staged, staging_check
 from data.terminal import printable

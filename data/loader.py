@@ -15,10 +15,10 @@ from torch import Tensor
 
 from data.augment.device_draws import DeviceDraws
 from data.backends import Backend
-from data.crops import Crops
 from data.errors import BadImage, DataError
-from data.geometry import shard
-from data.plan import EvalPlan, TrainPlan
+from data.planning.crops import Crops
+from data.planning.geometry import shard
+from data.planning.plan import EvalPlan, TrainPlan
 from data.transfer import on_stream, send
 from data.waiting import no_check
 

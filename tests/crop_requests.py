@@ -11,8 +11,8 @@ from torch import Tensor
 
 from data.backends import Backend, build_backend
 from data.config import DataConfig
-from data.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.errors import DataError
+from data.planning.crops import TRIES, Crops, centre_crops, random_resized_boxes
 from data.sources import EncodedSource, Source
 from tests.opening import source_of
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from data.config import AugmentConfig, DataConfig
-from data.geometry import BatchGeometry
 from data.index import ImageIndex
-from data.plan import TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import TrainPlan
 from data.sources.synthetic import SyntheticSource
 
 SIDE = 64

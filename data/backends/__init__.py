@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig
-from data.crops import Crops
 from data.errors import BadImage, DataError, in_one_line
 from data.index.headers import BROKEN, decoded
+from data.planning.crops import Crops
 from data.sources import EncodedSource, Source, source_kind
 from data.waiting import no_check
 

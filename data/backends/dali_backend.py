@@ -25,7 +25,7 @@ from data.backends.dali_pipelines import Feed, cpu_pipeline, gpu_pipeline
 from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.backends.resizing import in_threads
 from data.config import DataConfig
-from data.crops import Crops
+from data.planning.crops import Crops
 from data.sources import EncodedSource
 from data.waiting import attentive, no_check
 

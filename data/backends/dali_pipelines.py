@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
 from data.backends.encoded import Encoded
-from data.crops import Crops
+from data.planning.crops import Crops
 
 CUBIC, LINEAR = (np.int32(kind) for kind in (types.INTERP_CUBIC, types.INTERP_LINEAR))
 Feed = Callable[[], tuple[Encoded, Crops]]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.backends import unreadable
-from data.crops import Crops
 from data.index.headers import BROKEN
+from data.planning.crops import Crops
 from data.sources import EncodedSource
 from data.threads import begun_ahead
 

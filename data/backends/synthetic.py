@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig
-from data.crops import Crops
+from data.planning.crops import Crops
 from data.transfer import send
 from data.waiting import attentive, no_check
 

@@ -33,7 +33,7 @@ from data.augment.auto_augment import carry_out
 from data.augment.levels import operations
 from data.augment.policies import AutoDraws, Policy, policies
 from data.cache import PROJECT, unpacked
-from data.draws import Stream, uniforms
+from data.planning.draws import Stream, uniforms
 from engine.device import tune
 from scripts.arguments import existing_folder, positive
 from scripts.bench.training_step import seconds

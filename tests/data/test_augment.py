@@ -18,8 +18,8 @@ from data.augment.levels import Op
 from data.augment.mixing import Cutmix, Mix, Mixup
 from data.augment.policies import AutoDraws
 from data.config import AugmentConfig, DataConfig
-from data.geometry import BatchGeometry
-from data.plan import TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import TrainPlan
 from data.sources.synthetic import SyntheticSource
 from tests.launches import Launches, fake_gpu
 from tests.pictures import FILL, as_batch, difference, pictures

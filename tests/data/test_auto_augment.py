@@ -15,7 +15,7 @@ from torch import Tensor
 from data.augment.auto_augment import PIXELS_AT_ONCE, carry_out
 from data.augment.levels import LEVELS, Op, operations
 from data.augment.policies import AutoDraws, policies
-from data.draws import Stream, uniforms
+from data.planning.draws import Stream, uniforms
 from tests import pictures as shown
 from tests.pictures import FILL, SIDE, as_batch, difference
 from tests.runs import in_a_fork

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from data.config import DataConfig
-from data.crops import Crops
 from data.errors import DataError
+from data.planning.crops import Crops
 from data.sources import EncodedSource
 from tests.crop_requests import (
     BACKENDS,

@@ -18,8 +18,8 @@ from PIL import Image
 from data.backends import dali_pipelines
 from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.config import DataConfig
-from data.crops import Crops
 from data.index.headers import EXTENSIONS
+from data.planning.crops import Crops
 from data.sources import EncodedSource
 from tests.crop_requests import (
     BACKENDS,

@@ -12,12 +12,12 @@ from PIL import Image
 
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
-from data.crops import Crops
 from data.dataset import open_split
 from data.errors import BadImage, DataError
-from data.geometry import BatchGeometry
 from data.loader import Batch, Loader
-from data.plan import EvalPlan, TrainPlan
+from data.planning.crops import Crops
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import EvalPlan, TrainPlan
 from data.sources import EncodedSource, Source
 from data.sources.shards import ShardSource
 from data.waiting import no_check

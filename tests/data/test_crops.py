@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from data.crops import TRIES, centre_crops, random_erase_boxes, random_resized_boxes
+from data.planning.crops import TRIES, centre_crops, random_erase_boxes, random_resized_boxes
 
 DRAWS = 5000
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from data.draws import Stream, generator_at, raw_words, uniforms
+from data.planning.draws import Stream, generator_at, raw_words, uniforms
 
 
 @given(

@@ -13,7 +13,7 @@ from PIL import Image
 from data import DataConfig, DataError
 from data.backends import build_backend
 from data.index.headers import decoded
-from data.plan import EvalPlan
+from data.planning.plan import EvalPlan
 from data.prepare.check import check_images, check_rows
 from data.sources import EncodedSource, open_source
 from tests import source_kinds

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.geometry import BatchGeometry, shard
+from data.planning.geometry import BatchGeometry, shard
 
 SIZES = {
     "batch": st.integers(1, 600),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from data.order import epoch_order, subset_rows
+from data.planning.order import epoch_order, subset_rows
 
 SIZES = [120, 60, 30, 9, 1]  # number of images in each class
 

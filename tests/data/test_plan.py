@@ -9,9 +9,9 @@ from scipy import stats
 
 from data.augment.mixing import Mix
 from data.config import AugmentConfig, DataConfig
-from data.crops import Crops
-from data.geometry import BatchGeometry
-from data.plan import EvalPlan, TrainPlan
+from data.planning.crops import Crops
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import EvalPlan, TrainPlan
 from tests.plans import ALL, SIDE, image_index, make_plan
 
 COUNTS = (1, 2, 3, 7, 8)  # numbers of processes

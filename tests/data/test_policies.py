@@ -13,8 +13,8 @@ from torchvision.transforms import ColorJitter, TrivialAugmentWide, autoaugment
 
 from data.augment.levels import LEVELS, Op
 from data.augment.policies import AutoDraws, Jitter, Policy, Rand, Searched, Trivial, policies
-from data.draws import Stream, uniforms
 from data.errors import DataError
+from data.planning.draws import Stream, uniforms
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 COUNT = 20_000

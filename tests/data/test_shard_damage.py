@@ -14,7 +14,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.index.arrays import ArrayFile, write_arrays
 from data.index.image_index import VERSION
-from data.plan import EvalPlan
+from data.planning.plan import EvalPlan
 from data.sources.shards import PACKED_INDEX, ShardSource
 from tests.opening import open_at
 from tests.packing import opened

@@ -15,11 +15,11 @@ from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.dataset import is_prepared, open_split
 from data.errors import DataError
-from data.geometry import BatchGeometry
 from data.index.arrays import write_arrays
 from data.index.image_index import VERSION
 from data.loader import Batch, Loader
-from data.plan import EvalPlan, TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import EvalPlan, TrainPlan
 from data.prepare.originals import ClassImages, ClassMembers, Member, Split
 from data.prepare.target import Target
 from data.sources.shards import PACKED_INDEX

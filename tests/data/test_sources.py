@@ -12,9 +12,9 @@ import torch
 from data import DataConfig, DataError, EvalSetsConfig, is_set_prepared, open_set, open_split, sources
 from data.backends import build_backend, resolve_backend
 from data.config import AugmentConfig
-from data.geometry import BatchGeometry
 from data.loader import Loader
-from data.plan import TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import TrainPlan
 from data.sources import EncodedSource, Source, open_source, source_kind
 from data.sources.folder import FolderSource
 from data.sources.shards import ShardSource

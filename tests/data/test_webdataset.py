@@ -11,10 +11,10 @@ from data import DataConfig
 from data.backends import build_backend
 from data.config import AugmentConfig
 from data.dataset import open_split
-from data.geometry import BatchGeometry
 from data.index.headers import read_header_at
 from data.loader import Loader
-from data.plan import TrainPlan
+from data.planning.geometry import BatchGeometry
+from data.planning.plan import TrainPlan
 from data.sources import webdataset
 from data.sources.folder import FolderSource
 from data.sources.webdataset import WebDatasetSource

@@ -13,11 +13,11 @@ from data.augment.device_draws import DeviceDraws
 from data.augment.mixing import Mix, draw_mix
 from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
-from data.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
-from data.draws import Stream, generator_at, uniforms
-from data.geometry import BatchGeometry
 from data.index import ImageIndex
-from data.order import epoch_order, subset_rows, without_bad
+from data.planning.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
+from data.planning.draws import Stream, generator_at, uniforms
+from data.planning.geometry import BatchGeometry
+from data.planning.order import epoch_order, subset_rows, without_bad
 
 
 class TrainPlan:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data.draws import Stream, raw_words, uniforms
+from data.planning.draws import Stream, raw_words, uniforms
 
 Rows = NDArray[np.int64]
 
