@@ -3,22 +3,22 @@
 from data.augment.device import DeviceAugment
 from data.augment.policies import policies
 from data.backends import build_backend, resolve_backend
-from data.cache import refuse_others
+from data.concurrency.waiting import are_threads_abandoned, attentive
 from data.config import AugmentConfig, DataConfig
-from data.dataset import ImageSet, is_prepared, open_split
 from data.errors import BadImage, DataError
-from data.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
 from data.index import are_few_changed, differing
-from data.labels import IMAGENET_CLASSES, class_names, refuse_different_classes
 from data.loader import Batch, Loader
 from data.planning.geometry import BatchGeometry
 from data.planning.order import subset_rows
 from data.planning.plan import EvalPlan, TrainPlan
+from data.sets.dataset import ImageSet, is_prepared, open_split
+from data.sets.eval_sets import SETS, EvalImages, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
+from data.sets.labels import IMAGENET_CLASSES, class_names, refuse_different_classes
 from data.sources import EncodedSource, Source, open_source
-from data.staging import stage, staged, staging_check
+from data.storage.cache import refuse_others
+from data.storage.staging import stage, staged, staging_check
 from data.terminal import printable
 from data.transfer import on_stream
-from data.waiting import are_threads_abandoned, attentive
 
 __all__ = [
     "IMAGENET_CLASSES",

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from data.augment.device_draws import DeviceDraws
 from data.backends import Backend
+from data.concurrency.waiting import no_check
 from data.errors import BadImage, DataError
 from data.planning.crops import Crops
 from data.planning.geometry import shard
 from data.planning.plan import EvalPlan, TrainPlan
 from data.transfer import on_stream, send
-from data.waiting import no_check
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ if not Path("/dev/nvidiactl").exists():
     # Without a GPU, Triton's kernels run in its interpreter. It reads this when it is imported, as torch.compile does.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from data.cache import unpacked
+from data.storage.archive import unpacked
 from tests import devices
 from tests.happened import table as happened_table
 

@@ -11,7 +11,7 @@ from data.augment import image_ops, warps
 from data.augment.layer import Layer
 from data.augment.levels import Op
 from data.augment.policies import AutoDraws
-from data.threads import in_parallel
+from data.concurrency.threads import in_parallel
 from data.transfer import send
 
 Function = Callable[[Tensor, Layer], Tensor]

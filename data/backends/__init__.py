@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from data.concurrency.waiting import no_check
 from data.config import DataConfig
 from data.errors import BadImage, DataError, in_one_line
 from data.index.headers import BROKEN, decoded
 from data.planning.crops import Crops
 from data.sources import EncodedSource, Source, source_kind
-from data.waiting import no_check
 
 BACKENDS = ("dali", "torch", "synthetic")
 

@@ -24,10 +24,10 @@ from data.backends.dali_errors import gpu_failure
 from data.backends.dali_pipelines import Feed, cpu_pipeline, gpu_pipeline
 from data.backends.encoded import Encoded, encoded_images, has_paths
 from data.backends.resizing import in_threads
+from data.concurrency.waiting import attentive, no_check
 from data.config import DataConfig
 from data.planning.crops import Crops
 from data.sources import EncodedSource
-from data.waiting import attentive, no_check
 
 PREFETCH = 3  # batches decoded ahead
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.backends import unreadable
+from data.concurrency.threads import begun_ahead
 from data.index.headers import BROKEN
 from data.planning.crops import Crops
 from data.sources import EncodedSource
-from data.threads import begun_ahead
 
 READERS = 16  # threads: they mostly wait for the disk
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from data.concurrency.threads import begun_ahead, single_torch_threads
 from data.planning.crops import Crops
-from data.threads import begun_ahead, single_torch_threads
 
 Decoded = tuple[Crops, Sequence[NDArray[np.uint8]]]  # a request, and the pixels in its boxes, (height, width, 3) each
 

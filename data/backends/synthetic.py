@@ -6,10 +6,10 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from data.concurrency.waiting import attentive, no_check
 from data.config import DataConfig
 from data.planning.crops import Crops
 from data.transfer import send
-from data.waiting import attentive, no_check
 
 POOL = 64  # number of different images
 

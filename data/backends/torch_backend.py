@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from data.backends import unreadable
 from data.backends.resizing import write_row
 from data.backends.workers import IN_FLIGHT, SharedMemory, clean_start, has_one_ended, no_memory, start_worker
+from data.concurrency.waiting import attentive, no_check
 from data.config import DataConfig
 from data.errors import DataError
 from data.index.headers import BROKEN
 from data.planning.crops import Crops
 from data.sources import EncodedSource
-from data.waiting import attentive, no_check
 
 
 class CropDataset(Dataset):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import ClassVar, NoReturn
 from weakref import WeakSet
 
+from data.concurrency.processes import end_with_parent
 from data.errors import DataError, in_one_line
-from data.processes import end_with_parent
 
 SHARED = Path("/dev/shm")  # where torch and multiprocessing put memory that processes share
 REMEDY = (

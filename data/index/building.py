@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.cache import cache_dir, refuse_others
 from data.config import DataConfig
 from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
 from data.index.headers import Header
 from data.index.image_index import ImageIndex, is_of_this_version, mapped_index
 from data.index.pieces import Pieces, unwritable_index
 from data.index.rows import Rows, joined_index
+from data.storage.cache import cache_dir, refuse_others
 
 log = logging.getLogger(__name__)
 

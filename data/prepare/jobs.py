@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from data.concurrency.processes import end_with_parent
 from data.errors import DataError
-from data.processes import end_with_parent
 
 T = TypeVar("T")
 

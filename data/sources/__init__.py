@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.concurrency.processes import allow_many_files
 from data.config import DataConfig
 from data.errors import DataError
-from data.processes import allow_many_files
 from data.sources.folder import FolderSource, unreadable_folder
 from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource

@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data.cache import PROJECT, folder_of, is_complete, unpacked
 from data.config import DataConfig
+from data.storage.archive import PROJECT, folder_of, is_complete, unpacked
 
 
 def with_root(cfg: DataConfig, unpack: bool = False) -> DataConfig:

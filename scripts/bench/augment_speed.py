@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.augment.auto_augment import carry_out
 from data.augment.levels import operations
 from data.augment.policies import AutoDraws, Policy, policies
-from data.cache import PROJECT, unpacked
 from data.planning.draws import Stream, uniforms
+from data.storage.archive import PROJECT, unpacked
 from engine.device import tune
 from scripts.arguments import existing_folder, positive
 from scripts.bench.training_step import seconds

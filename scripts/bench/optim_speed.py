@@ -35,7 +35,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from data.cache import PROJECT, unpacked
+from data.storage.archive import PROJECT, unpacked
 from engine.device import device_name, tune
 from optim import AdamW2, param_groups
 from scripts.arguments import known_model, positive

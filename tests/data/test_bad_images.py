@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 from data.backends import build_backend
+from data.concurrency.waiting import no_check
 from data.config import AugmentConfig, DataConfig
-from data.dataset import open_split
 from data.errors import BadImage, DataError
 from data.loader import Batch, Loader
 from data.planning.crops import Crops
 from data.planning.geometry import BatchGeometry
 from data.planning.plan import EvalPlan, TrainPlan
+from data.sets.dataset import open_split
 from data.sources import EncodedSource, Source
 from data.sources.shards import ShardSource
-from data.waiting import no_check
 from tests.packing import pack
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
-from data.dataset import is_prepared, open_split
 from data.errors import DataError
+from data.sets.dataset import is_prepared, open_split
 from data.sources.root import with_root
 
 

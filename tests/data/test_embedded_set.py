@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from data.cache import PROJECT, cache_dir, unpacked
 from data.config import DataConfig
-from data.dataset import open_split
 from data.errors import DataError
+from data.sets.dataset import open_split
 from data.sources.root import with_root
+from data.storage.archive import PROJECT, unpacked
+from data.storage.cache import cache_dir
 from tests.opening import source_of
 
 CLASSES = ["ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "t-shirt", "trouser"]
@@ -93,7 +94,7 @@ def test_licence_comes_along(cfg: DataConfig) -> None:
 
 def test_second_call_does_not_unpack_again(cfg: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = root_of(cfg)
-    monkeypatch.setattr("data.cache.tarfile.open", lambda *_: pytest.fail("unpacked again"))
+    monkeypatch.setattr("data.storage.archive.tarfile.open", lambda *_: pytest.fail("unpacked again"))
     assert root_of(cfg) == first
     assert first.parent == cache_dir()
 

@@ -5,7 +5,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from data.errors import DataError
-from data.labels import _say_once, class_labels, class_names, label_space, refuse_different_classes
+from data.sets.labels import _say_once, class_labels, class_names, label_space, refuse_different_classes
 
 WNIDS = ImageNetInfo().label_names()
 

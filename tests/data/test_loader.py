@@ -13,10 +13,10 @@ from data.augment.device import DeviceAugment
 from data.augment.device_draws import DeviceDraws
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
-from data.dataset import ImageSet, open_split
 from data.loader import Batch, Loader
 from data.planning.geometry import BatchGeometry
 from data.planning.plan import EvalPlan, TrainPlan
+from data.sets.dataset import ImageSet, open_split
 from tests.devices import on_devices
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import pytest
 import timm.data
 
 from data import DataConfig
-from data.dataset import open_split
 from data.errors import DataError
 from data.prepare import Task, prepare
+from data.sets.dataset import open_split
 from data.sources.webdataset import WebDatasetSource
 from tests.archives import images_in, tiny_image
 from tests.opening import source_of

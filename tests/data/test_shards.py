@@ -13,7 +13,6 @@ from PIL import Image
 
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
-from data.dataset import is_prepared, open_split
 from data.errors import DataError
 from data.index.arrays import write_arrays
 from data.index.image_index import VERSION
@@ -22,6 +21,7 @@ from data.planning.geometry import BatchGeometry
 from data.planning.plan import EvalPlan, TrainPlan
 from data.prepare.originals import ClassImages, ClassMembers, Member, Split
 from data.prepare.target import Target
+from data.sets.dataset import is_prepared, open_split
 from data.sources.shards import PACKED_INDEX
 from tests.opening import open_at, source_of
 from tests.packing import opened, pack

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from data import DataConfig, DataError, open_source, stage, staged, staging, staging_check
+from data import DataConfig, DataError, open_source, stage, staged, staging_check
+from data.storage import staging
 from tests.archives import images_in, write_tars, write_zips
 from tests.packing import pack
 from tests.runs import SMALL, checkpoint, same_tensors, train_here
@@ -133,7 +134,7 @@ def test_where_there_are_no_locks_another_run_may_still_write_and_nothing_is_rem
     def no_locks(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("data.locks.fcntl.flock", no_locks)
+    monkeypatch.setattr("data.storage.locks.fcntl.flock", no_locks)
     stage(cfg, SPLITS)
     begun = Path(next(iter(copies(cfg)))).with_name(f"{staging.PARTIAL}train-0000.tar")
     begun.touch()

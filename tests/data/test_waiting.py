@@ -5,7 +5,7 @@ from threading import Event, current_thread, main_thread
 
 import pytest
 
-from data.waiting import are_threads_abandoned, attentive, no_check
+from data.concurrency.waiting import are_threads_abandoned, attentive, no_check
 
 
 class Enough(Exception):
@@ -15,7 +15,7 @@ class Enough(Exception):
 @pytest.fixture(autouse=True)
 def none_abandoned_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that other tests of this process have abandoned do not count."""
-    monkeypatch.setattr("data.waiting._abandoned", [])
+    monkeypatch.setattr("data.concurrency.waiting._abandoned", [])
 
 
 def numbers(log: list[str], count: int = 3) -> Generator[int, None, None]:
@@ -96,7 +96,7 @@ def test_an_error_of_the_stream_is_raised_here() -> None:
 
 
 def test_one_that_waits_for_ever_looks_up_and_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.waiting.LOOK_EVERY", 0.01)
+    monkeypatch.setattr("data.concurrency.waiting.LOOK_EVERY", 0.01)
     never, looks = Event(), []
 
     def stuck() -> Generator[int, None, None]:

@@ -10,11 +10,11 @@ from PIL import Image
 from data import DataConfig
 from data.backends import build_backend
 from data.config import AugmentConfig
-from data.dataset import open_split
 from data.index.headers import read_header_at
 from data.loader import Loader
 from data.planning.geometry import BatchGeometry
 from data.planning.plan import TrainPlan
+from data.sets.dataset import open_split
 from data.sources import webdataset
 from data.sources.folder import FolderSource
 from data.sources.webdataset import WebDatasetSource

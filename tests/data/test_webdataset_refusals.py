@@ -13,8 +13,8 @@ import torch
 
 from data import DataConfig, DataError
 from data.backends import build_backend
-from data.dataset import open_split
 from data.planning.plan import EvalPlan
+from data.sets.dataset import open_split
 from tests.archives import sample, tiny_image, write_tar
 from tests.indexing import refused
 from tests.opening import source_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import DataConfig
-from data.dataset import open_split
+from data.sets.dataset import open_split
 from data.sources.zip_file import ZipSource
 from tests.archives import images_in, tiny_image, write_zips
 from tests.indexing import refused, touch_later

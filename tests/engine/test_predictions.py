@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import DataConfig, EvalSetsConfig
-from data.eval_sets import EvalImages
+from data.sets.eval_sets import EvalImages
 from data.sources.synthetic import SyntheticSource
 from engine.evaluation.predictions import write_predictions
 from engine.evaluation.score_files import predictions_path

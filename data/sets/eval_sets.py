@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.answers import listed_answers, read_list, real_answers
 from data.config import DataConfig
-from data.dataset import is_prepared, open_split
 from data.errors import DataError
 from data.index import ImageIndex
-from data.labels import IMAGENET_CLASSES, wnids
+from data.sets.answers import listed_answers, read_list, real_answers
+from data.sets.dataset import is_prepared, open_split
+from data.sets.labels import IMAGENET_CLASSES, wnids
 from data.sources import Source, accepted, source_kind
 from data.sources.folder import FolderSource, unreadable_folder
 

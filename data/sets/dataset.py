@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.index import ImageIndex
-from data.labels import class_labels, label_space
+from data.sets.labels import class_labels, label_space
 from data.sources import Source, open_source
 
 
@@ -52,7 +52,7 @@ def open_split(
         trained_on: names of the classes the model was trained on, if known.
 
     Raises:
-        DataError: see :func:`data.sources.open_source` and :func:`data.labels.class_labels`.
+        DataError: see :func:`data.sources.open_source` and :func:`data.sets.labels.class_labels`.
     """
     source = open_source(cfg, split)
     assert source is not None

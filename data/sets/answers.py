@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, in_one_line
-from data.labels import IMAGENET_CLASSES, timm_metadata, wnids
+from data.sets.labels import IMAGENET_CLASSES, timm_metadata, wnids
 from data.sources import Source
 
 NO_ANSWER = -1

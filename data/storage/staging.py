@@ -19,14 +19,14 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data.cache import refuse_others
 from data.config import DataConfig
 from data.errors import DataError
 from data.index.building import index_beside
-from data.locks import only_one
 from data.sources import open_source
 from data.sources.byte_ranges import ByteRangeSource
 from data.sources.root import with_root
+from data.storage.cache import refuse_others
+from data.storage.locks import only_one
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Processes, threads, and waiting for what may never come."""

@@ -1,0 +1,1 @@
+"""Splits and evaluation sets: images with their labels."""
