@@ -17,10 +17,10 @@ from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augme
 from data.augment.levels import STEPS, Floats, Op, either_way, operations
 from data.errors import DataError
 
-SEARCHED = ("3a", "original", "originalr", "v0", "v0r")  # timm's AutoAugment
+AUTO_AUGMENT = ("3a", "original", "originalr", "v0", "v0r")  # timm's AutoAugment
 # Patterns for the parts of a name. timm itself ignores a part that it does not know.
 RAND_PART = r"(m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?|t(weights|3a|3aw)"
-SEARCHED_PART = r"mstd\d+(\.\d+)?"
+AUTO_PART = r"mstd\d+(\.\d+)?"
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,23 @@ def policies(auto: str | None, color_jitter: float, side: int) -> list[Policy]:
     """
     chosen: list[Policy] = [] if auto is None else [_named(auto, side)]
     if color_jitter > 0 and (auto is None or "3a" in auto):
-        chosen.append(Jitter(color_jitter))
+        chosen.append(ColorJitter(color_jitter))
     return chosen
 
 
 def _named(auto: str, side: int) -> Policy:
     kind, *parts = auto.split("-")
     if auto == "trivial":
-        return Trivial(side)
+        return TrivialAugment(side)
     if kind == "rand":
         _refuse_parts(auto, parts, RAND_PART, "such as m9, mstd0.5, inc1, n2, p0.5, mmax10, tweights, t3a, t3aw")
         if "n0" in parts:
             raise DataError(f"augment.auto_augment={auto}: 'n0' means no operation: set augment.auto_augment=null")
-        return Rand(auto)
-    if kind in SEARCHED:
-        _refuse_parts(auto, parts, SEARCHED_PART, "such as mstd0.5")
-        return Searched(auto)
-    known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *SEARCHED))
+        return RandAugment(auto)
+    if kind in AUTO_AUGMENT:
+        _refuse_parts(auto, parts, AUTO_PART, "such as mstd0.5")
+        return AutoAugment(auto)
+    known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *AUTO_AUGMENT))
     raise DataError(f"augment.auto_augment={auto} is unknown: choose {known}")
 
 
@@ -93,7 +93,7 @@ def _refuse_parts(auto: str, parts: list[str], known: str, examples: str) -> Non
         seen.add(name)
 
 
-class Rand:
+class RandAugment:
     """timm's RandAugment: operations chosen from a list, all with the same probability and magnitude.
 
     Args:
@@ -125,7 +125,7 @@ class Rand:
         return np.argsort(waiting_times, axis=1)[:, : self.layers]
 
 
-class Searched:
+class AutoAugment:
     """timm's AutoAugment: one of several fixed sequences of operations, chosen for each image.
 
     One of these policies is 3-Augment (Touvron et al., DeiT III, ECCV 2022): greyscale, solarize from 128 on, or blur.
@@ -181,7 +181,7 @@ class Candidates:
         return AutoDraws(ops, args)
 
 
-class Trivial:
+class TrivialAugment:
     """TrivialAugment, wide (Müller and Hutter, ICCV 2021): one operation of random strength, drawn as in torchvision.
 
     Args:
@@ -221,7 +221,7 @@ class Trivial:
         return AutoDraws(np.array(list(space), dtype=np.int8)[chosen][:, None], args[:, None])
 
 
-class Jitter:
+class ColorJitter:
     """Colour jitter like torchvision's: brightness, contrast and saturation, in random order.
 
     Args:

@@ -46,9 +46,8 @@ def in_parallel(work: Callable[[T], object], items: Sequence[T]) -> None:
     The threads do not inherit modes of the caller, such as ``torch.no_grad``. An exception in a thread is raised here.
     """
     count = torch.get_num_threads()
-    alone = count == 1 or len(items) < 2
-    for _ in map(work, items) if alone else _pool(count).map(work, items):
-        pass  # a pool raises an exception of its threads when the result is taken
+    results = map(work, items) if count == 1 or len(items) < 2 else _pool(count).map(work, items)
+    list(results)  # taking a result raises the exception of its thread
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Whole = NDArray[np.int64]
+Integers = NDArray[np.int64]
 Range = Sequence[float]  # smallest and largest value
 TRIES = 10  # attempts at a random box before giving up, as in torchvision and timm
 
@@ -32,31 +32,32 @@ class Crops:
         return len(self.index)
 
 
-def _random_sides(u: NDArray, whole: NDArray | int, share: Range, ratio: Range) -> tuple[Whole, Whole]:
-    """Draw two sides: their area is a uniform share of ``whole``, and the first divided by the second log-uniform.
+def _random_sides(u: NDArray, area: NDArray | int, scale: Range, ratio: Range) -> tuple[Integers, Integers]:
+    """Draw two sides: their product is a uniform share of ``area``, and the first divided by the second log-uniform.
 
     Args:
         u: uniforms ``(4, n, TRIES)``, of which the first two are used.
-        whole: the area that ``share`` refers to.
-        share: smallest and largest share.
+        area: area of the image.
+        scale: smallest and largest share of it.
         ratio: smallest and largest first side divided by the second.
     """
-    area = whole * (share[0] + u[0] * (share[1] - share[0]))
-    aspect = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
-    return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    product = area * (scale[0] + u[0] * (scale[1] - scale[0]))
+    quotient = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    first, second = np.sqrt(product * quotient), np.sqrt(product / quotient)
+    return np.rint(first).astype(np.int64), np.rint(second).astype(np.int64)
 
 
-def _first_valid(valid: NDArray[np.bool_], u: NDArray, room: tuple[Any, Any], h: Whole, w: Whole) -> NDArray:
+def _first_valid(valid: NDArray[np.bool_], u: NDArray, size: tuple[Any, Any], h: Integers, w: Integers) -> NDArray:
     """Return a box (top, left, height, width) for each row: its first valid try, or its first try if none is valid.
 
     Args:
         valid: which tries fit, ``(n, TRIES)``.
         u: uniforms ``(4, n, TRIES)``; the last two say where in the image the box is.
-        room: height and width of the image.
+        size: height and width of the image.
         h: heights of the tries.
         w: widths of the tries.
     """
-    top, left = np.floor(u[2] * (room[0] - h + 1)), np.floor(u[3] * (room[1] - w + 1))
+    top, left = np.floor(u[2] * (size[0] - h + 1)), np.floor(u[3] * (size[1] - w + 1))
     first = valid.argmax(axis=1)[:, None]
     return np.hstack([np.take_along_axis(tries, first, axis=1) for tries in (top, left, h, w)])
 
@@ -128,7 +129,7 @@ def random_erase_boxes(
     u: NDArray[np.float64],
     probability: float,
     side: int,
-    area: Range = (0.02, 1 / 3),
+    scale: Range = (0.02, 1 / 3),
     ratio: Range = (0.3, 1 / 0.3),
 ) -> NDArray[np.int32]:
     """Boxes (top, left, height, width) with the distribution of timm's RandomErasing with one box; height 0: none.
@@ -137,11 +138,11 @@ def random_erase_boxes(
         u: uniforms, ``(n, 1 + 4 * TRIES)``.
         probability: probability that an image is erased.
         side: side of the square images in pixels.
-        area: smallest and largest share of the image's area.
+        scale: smallest and largest share of the image's area.
         ratio: smallest and largest aspect ratio (height / width).
     """
     tries = np.moveaxis(u[:, 1:].reshape(len(u), TRIES, 4), 2, 0)
-    h, w = _random_sides(tries, side * side, area, ratio)
+    h, w = _random_sides(tries, side * side, scale, ratio)
     valid = (h < side) & (w < side)
     boxes = _first_valid(valid, tries, (side, side), h, w)
     wanted = valid.any(axis=1) & (u[:, 0] < probability)

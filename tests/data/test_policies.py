@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from timm.data import auto_augment as timm
-from torchvision.transforms import ColorJitter, TrivialAugmentWide, autoaugment
+from torchvision import transforms
+from torchvision.transforms import autoaugment
 
 from data.augment.levels import LEVELS, Op
-from data.augment.policies import AutoDraws, Jitter, Policy, Rand, Searched, Trivial, policies
+from data.augment.policies import AutoAugment, AutoDraws, ColorJitter, Policy, RandAugment, TrivialAugment, policies
 from data.errors import DataError
 from data.planning.draws import Stream, uniforms
 
@@ -93,7 +94,7 @@ def test_draws_are_distributed_as_timms(auto: str) -> None:
 
 def test_the_recipe_is_what_its_name_says() -> None:
     policy = named(RECIPE)
-    assert isinstance(policy, Rand)
+    assert isinstance(policy, RandAugment)
     assert (policy.layers, len(policy.candidates), policy.weights) == (2, 15, None)
     draws = draw(policy, 100_000)
     expected = np.full(16, 0.5 / 15)
@@ -130,10 +131,10 @@ def test_trivial_augment_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> Non
         return other[name], float(np.ceil(magnitude)) if name == "Solarize" else magnitude
 
     monkeypatch.setattr(autoaugment, "_apply_op", note)
-    transform, image = TrivialAugmentWide(), torch.zeros(3, side, side, dtype=torch.uint8)
+    transform, image = transforms.TrivialAugmentWide(), torch.zeros(3, side, side, dtype=torch.uint8)
     notes = np.array([transform(image) for _ in range(6000)])[:, None]
     theirs = AutoDraws(notes[..., 0].astype(np.int8), notes[..., 1])
-    ours = draw(Trivial(side))
+    ours = draw(TrivialAugment(side))
     assert_equally_distributed(ours, theirs)
     for op in set(ours.ops.ravel()):  # exactly the same values, however often each appears
         mine, other = np.unique(ours.args[ours.ops == op]), theirs.args[theirs.ops == op]
@@ -143,26 +144,26 @@ def test_trivial_augment_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_colour_jitter_is_torchvisions() -> None:
-    ours = draw(Jitter(0.4))
-    notes = [ColorJitter.get_params([0.6, 1.4], [0.6, 1.4], [0.6, 1.4], None) for _ in range(5000)]
+    ours = draw(ColorJitter(0.4))
+    notes = [transforms.ColorJitter.get_params([0.6, 1.4], [0.6, 1.4], [0.6, 1.4], None) for _ in range(5000)]
     kinds = np.array([Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR])
     order = np.array([[i for i in note[0].tolist() if i < 3] for note in notes])
     args = np.take_along_axis(np.array([note[1:4] for note in notes]), order, axis=1)
     assert_equally_distributed(ours, AutoDraws(kinds[order], args))
-    assert 0 <= draw(Jitter(1.5)).args.min() < 0.01
+    assert 0 <= draw(ColorJitter(1.5)).args.min() < 0.01
 
 
 @pytest.mark.parametrize(
     ("auto", "jitter", "kinds"),
     [
         (None, 0.0, []),
-        (None, 0.4, [Jitter]),
-        (RECIPE, 0.4, [Rand]),
-        ("trivial", 0.4, [Trivial]),
-        ("original", 0.4, [Searched]),
-        ("3a", 0.3, [Searched, Jitter]),
-        ("3a-mstd1", 0.0, [Searched]),
-        ("rand-t3aw", 0.3, [Rand, Jitter]),
+        (None, 0.4, [ColorJitter]),
+        (RECIPE, 0.4, [RandAugment]),
+        ("trivial", 0.4, [TrivialAugment]),
+        ("original", 0.4, [AutoAugment]),
+        ("3a", 0.3, [AutoAugment, ColorJitter]),
+        ("3a-mstd1", 0.0, [AutoAugment]),
+        ("rand-t3aw", 0.3, [RandAugment, ColorJitter]),
     ],
 )
 def test_colour_jitter_comes_where_timm_has_it(auto: str | None, jitter: float, kinds: list[type]) -> None:
