@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment.device_draws import DeviceDraws
+from data.augment.device import DeviceDraws
 from data.backends import Backend
 from data.concurrency.waiting import no_check
 from data.errors import BadImage, DataError
@@ -161,4 +161,4 @@ class Loader:
 
     def _to_device(self, images: Tensor, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Copy to the device. Copies to a GPU use their own stream, so they run while the GPU still computes a step."""
-        return on_stream(self.copies, lambda: (images.to(self.device, non_blocking=True), send(self.device, labels)[0]))
+        return on_stream(self.copies, lambda: (images.to(self.device, non_blocking=True), send(self.device, labels)))

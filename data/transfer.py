@@ -10,11 +10,13 @@ from torch import Tensor
 Tensors = TypeVar("Tensors", bound=Iterable[Tensor])
 
 
-def send(device: torch.device, *arrays: NDArray) -> list[Tensor]:
-    """Arrays of one type as tensors on a device. The host does not wait for a GPU, and one copy brings them all.
+def send(device: torch.device, array: NDArray) -> Tensor:
+    """An array as a tensor on a device. The host does not wait for a GPU. On a CPU the tensor shares its memory."""
+    return send_together(device, array)[0]
 
-    On a CPU the tensors share the arrays' memory.
-    """
+
+def send_together(device: torch.device, *arrays: NDArray) -> list[Tensor]:
+    """Arrays of one type, as :func:`send`. One copy brings them all to a GPU."""
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type != "cuda":
         return [tensor.to(device) for tensor in tensors]

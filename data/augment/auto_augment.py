@@ -44,7 +44,7 @@ def carry_out(images: Tensor, draws: AutoDraws, cubic: NDArray[np.bool_] | None,
     orders = np.argsort(draws.ops, axis=0, kind="stable").T  # for each layer: the image at each place
     places = np.argsort(orders, axis=1)  # and the place of each image
     moves = [orders[0], *(before[order] for before, order in zip(places[:-1], orders[1:], strict=True)), places[-1]]
-    (on_device,) = send(images.device, np.stack(moves))
+    on_device = send(images.device, np.stack(moves))
     cubic = np.ones(draws.ops.shape, dtype=np.bool_) if cubic is None else cubic
     for layer, order in enumerate(orders):
         images = images.index_select(0, on_device[layer])

@@ -1,5 +1,7 @@
 """What happens to a batch on the device: augment, normalise, erase, mix, and make the targets."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,13 +9,24 @@ from timm.data.mixup import one_hot
 from torch import Tensor, nn
 
 from data.augment.auto_augment import carry_out
-from data.augment.device_draws import DeviceDraws
 from data.augment.mixing import Mix
-from data.transfer import send
+from data.augment.policies import AutoDraws
+from data.transfer import send, send_together
 
 # How many images take their noise from one draw, which covers the smallest area that holds their boxes. Another number
 # would give the images other noise.
 ERASED_AT_ONCE = {"cpu": 1, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class DeviceDraws:
+    """What happens to a batch: the plan draws it on the host, and :class:`DeviceAugment` carries it out."""
+
+    erase: NDArray[np.int32] | None  # (n, 4) top, left, height, width; height 0 = not erased
+    mix: list[Mix]
+    auto: AutoDraws | None = None
+    cubic: NDArray[np.bool_] | None = None  # (n, layers of auto) whether auto interpolates bicubically
+    noise: int = 0  # seed of the noise in erased boxes
 
 
 class DeviceAugment(nn.Module):
@@ -76,8 +89,8 @@ class DeviceAugment(nn.Module):
         lam, other = np.ones((len(labels), 1)), np.arange(len(labels))
         for mix in mixes:
             lam[mix.rows], other[mix.rows] = mix.lam, other[mix.rows][::-1]
-        weight, rest = send(labels.device, lam.astype(np.float32), (1 - lam).astype(np.float32))
-        return own * weight + own.index_select(0, send(labels.device, other)[0]) * rest
+        weight, rest = send_together(labels.device, lam.astype(np.float32), (1 - lam).astype(np.float32))
+        return own * weight + own.index_select(0, send(labels.device, other)) * rest
 
 
 def _erase(images: Tensor, boxes: NDArray[np.int32], generator: torch.Generator) -> None:
@@ -89,7 +102,7 @@ def _erase(images: Tensor, boxes: NDArray[np.int32], generator: torch.Generator)
     (top, left), (bottom, right) = first[some].min(axis=0).tolist(), last[some].max(axis=0).tolist()
     y, x = np.arange(top, bottom), np.arange(left, right)
     rows, columns = (first[:, :1] <= y) & (y < last[:, :1]), (first[:, 1:] <= x) & (x < last[:, 1:])
-    inside_y, inside_x = send(images.device, rows[:, None, :, None], columns[:, None, None, :])
+    inside_y, inside_x = send_together(images.device, rows[:, None, :, None], columns[:, None, None, :])
     area = images[:, :, top:bottom, left:right]
     noise = torch.randn(area.shape, device=images.device, generator=generator)
     area.copy_(torch.where(inside_y & inside_x, noise, area))

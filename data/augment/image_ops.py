@@ -43,7 +43,7 @@ def look_up(images: Tensor, layer: Layer) -> Tensor:
     for op, table in TABLES.items():
         for rows in layer.rows(op):
             host[rows] = table(layer.args[rows, None, None])
-    (tables,) = send(images.device, host)
+    tables = send(images.device, host)
     values = images.flatten(2)
     places = values.long()
     for rows in layer.rows(Op.AUTOCONTRAST):
@@ -129,7 +129,7 @@ def gaussian_blur(images: Tensor, layer: Layer) -> Tensor:
     outer = (1 - width * inner) / 2
     # Weights of the pixels at distances 0, 1 and 2: at radius 2 the box reaches no further.
     host = np.stack([inner, np.where(whole > 0, inner, outer), np.where(whole > 0, outer, 0)])
-    (weights,) = send(images.device, host.astype(np.float32).reshape(3, -1, 1, 1, 1))
+    weights = send(images.device, host.astype(np.float32).reshape(3, -1, 1, 1, 1))
     blurred = images.float()
     for dim in (3, 2):
         for _ in range(PASSES):

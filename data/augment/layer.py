@@ -37,4 +37,4 @@ class Layer:
 
     def column(self, device: torch.device) -> Tensor:
         """The arguments on the device, float32 ``(n, 1, 1, 1)``."""
-        return send(device, self.args.astype(np.float32).reshape(-1, 1, 1, 1))[0]
+        return send(device, self.args.astype(np.float32).reshape(-1, 1, 1, 1))

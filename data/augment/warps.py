@@ -17,7 +17,7 @@ from torch import Tensor
 from data.augment.image_ops import truncate
 from data.augment.layer import Layer
 from data.augment.levels import Op
-from data.transfer import send
+from data.transfer import send, send_together
 
 # Pillow truncates. In an area of one colour its weighted sums are exact, but ours may be a little too small: without
 # this guard they would be truncated to the next lower value.
@@ -31,7 +31,7 @@ def warp(images: Tensor, layer: Layer) -> Tensor:
     centres = limits / 2 * (layer.ops == Op.ROTATE).reshape(-1, 1, 1)
     cubic = layer.cubic.astype(np.float32).reshape(-1, 1, 1)
     numbers = (*_places(layer, height, width), limits, limits - 1, centres, -cubic)
-    p, q, size, last, centre, a = send(images.device, *numbers)
+    p, q, size, last, centre, a = send_together(images.device, *numbers)
 
     # Along an axis in which no image moves, one of the four taps has all the weight.
     along_x, along_y = layer.ops[0] <= Op.ROTATE, layer.ops[-1] >= Op.ROTATE
@@ -102,7 +102,7 @@ def _taps(images: Tensor, x: Tensor, y: Tensor, across: range, down: range) -> I
     high, wide = height + 4, width + 4
     row = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").flatten()
     starts = np.arange(wide + 1, len(row), high * wide, dtype=np.int32).reshape(n, channels, 1, 1)
-    (starts_down,) = send(images.device, starts + np.array(down, dtype=np.int32).reshape(-1, 1, 1, 1, 1) * wide)
+    starts_down = send(images.device, starts + np.array(down, dtype=np.int32).reshape(-1, 1, 1, 1, 1) * wide)
     first = torch.add(x, y, alpha=wide).unsqueeze(1) + starts_down
     for right in across:
         yield row[right:].index_select(0, first.flatten()).view(first.shape)

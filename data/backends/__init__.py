@@ -47,12 +47,16 @@ def resolve_backend(cfg: DataConfig) -> str:
     only = source_kind(cfg, cfg.split).backend
     if only is not None:
         return only
-    have_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if cfg.backend == "auto":
-        return "dali" if have_dali else "torch"
-    if cfg.backend == "dali" and not have_dali:
+        return "dali" if has_dali() else "torch"
+    if cfg.backend == "dali" and not has_dali():
         raise DataError("data.backend=dali needs NVIDIA DALI: install requirements.txt, or set data.backend=torch")
     return cfg.backend
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed. Nothing of it is imported."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 def build_backend(

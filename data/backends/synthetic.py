@@ -36,4 +36,4 @@ class SyntheticBackend:
         with closing(attentive(planned, look, ahead=1)) as stream:
             for crops in stream:
                 rows = crops.index % POOL + POOL * crops.flip
-                yield self.pool.index_select(0, send(self.pool.device, rows)[0])
+                yield self.pool.index_select(0, send(self.pool.device, rows))

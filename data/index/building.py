@@ -134,8 +134,7 @@ def _written(path: Path, index: ImageIndex) -> ImageIndex:
 
 def scanned(place: Path, listed: Iterable[Listed], header: Callable[[str], Header | str], pieces: Pieces) -> ImageIndex:
     """A new index of images in class folders; many threads read the headers. See :func:`scanned_rows`."""
-    rows = scanned_rows(place, listed, header, pieces)
-    return joined_index([name for part in rows for name in part.classes], rows)
+    return joined_index(scanned_rows(place, listed, header, pieces))
 
 
 def scanned_rows(

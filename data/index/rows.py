@@ -90,14 +90,16 @@ class Rows:
         return cls(list(texts["classes"]), texts["paths"], bad=list(texts["bad"]), **columns)
 
 
-def joined_index(classes: list[str], rows: Sequence[Rows]) -> ImageIndex:
+def joined_index(rows: Sequence[Rows], classes: list[str] | None = None) -> ImageIndex:
     """The index of all rows, in their order.
 
     Args:
-        classes: names of all classes, in the order of the index.
-        rows: each with its own classes, which are among these.
+        rows: each with its own classes.
+        classes: names of all classes, in the order of the index; ``None``: each class is in one of the rows alone, and
+            they are in this order.
     """
     rows = rows or [Rows.of([], [], [])]
+    classes = [name for part in rows for name in part.classes] if classes is None else classes
     place = {name: target for target, name in enumerate(classes)}
     of_part = [np.array([place[name] for name in part.classes], dtype=np.int32) for part in rows]
     sizes = np.concatenate([part.sizes for part in rows])

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.augment.device_draws import DeviceDraws
+from data.augment.device import DeviceDraws
 from data.augment.mixing import Mix, draw_mix
 from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
@@ -58,15 +58,18 @@ class TrainPlan:
 
     def images_of(self, step: int) -> NDArray[np.int64]:
         """Rows of the image index in an optimizer step, counted from 0, for all processes together."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        first = step_in_epoch * self.geometry.batch_size
+        epoch, first = self._begin(step)
         return self.order(epoch)[first : first + self.geometry.batch_size]
 
     def positions(self, step: int) -> list[tuple[int, range]]:
         """``(epoch, positions)`` of each micro-batch of this process in an optimizer step, counted from 0."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        first = step_in_epoch * self.geometry.batch_size
+        epoch, first = self._begin(step)
         return [(epoch, range(first + r.start, first + r.stop)) for r in self.geometry.micro_batches]
+
+    def _begin(self, step: int) -> tuple[int, int]:
+        """The epoch of an optimizer step, and its first position there."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_in_epoch * self.geometry.batch_size
 
     def count_replaced(self, epoch: int, positions: range, bad: frozenset[int]) -> int:
         """How many of the images at these positions are bad and therefore replaced."""

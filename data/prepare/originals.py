@@ -133,7 +133,7 @@ class ClassFolder:
             paths = [os.path.join(self.folder, image) for image in images]
             return [Member(i, p, 0, os.stat(p).st_size) for i, p in zip(images, paths, strict=True)], []
         except OSError as error:
-            raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error
+            raise unreadable_folder(error) from error
 
 
 def official_train(tars: Path) -> Split:
@@ -217,7 +217,7 @@ def image_folder(root: Path, split: str) -> Split:
     try:
         names = class_folders(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}): repair it") from error
+        raise unreadable_folder(error) from error
     with ThreadPoolExecutor(THREADS) as pool:
         classes: list[ClassImages] = list(pool.map(partial(ClassFolder.measured, folder), names))
     if not classes:

@@ -148,7 +148,7 @@ def packed_index(folder: Path, shards: Sequence[Rows]) -> ImageIndex:
         numbers=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards]),
         offsets=np.concatenate([shard.offsets for shard in shards]),
     )
-    return replace(joined_index(classes, shards), extra=places)
+    return replace(joined_index(shards), extra=places)
 
 
 def remove_partial(folder: Path) -> None:

@@ -3,10 +3,9 @@
 To add a set, describe it in ``SETS`` and give it an option in ``EvalSetsConfig``.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +112,8 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
     Raises:
         DataError: if the folder is missing or holds other classes, or the list of labels does not match the images.
     """
-    described, place = SETS[name], _place(name, sets, data)
-    data = _data_of(described, place, data)
+    described = SETS[name]
+    place, data = _located(name, sets, data)
     if _is_flat(place, data):
         source, answers = _open_flat(name, place, sets.labels, data)
     else:
@@ -136,8 +135,7 @@ def open_set(name: str, sets: EvalSetsConfig, data: DataConfig) -> EvalImages:
 
 def is_set_prepared(name: str, sets: EvalSetsConfig, data: DataConfig) -> bool:
     """Whether the set can be opened without indexing anything, because that is done already."""
-    place = _place(name, sets, data)
-    data = _data_of(SETS[name], place, data)
+    place, data = _located(name, sets, data)
     if _is_flat(place, data):
         return FolderSource.open(data, data.split, build=False, flat=True) is not None
     return is_prepared(data, [data.split])
@@ -183,15 +181,23 @@ def _open_flat(name: str, folder: Path, labels: str | None, data: DataConfig) ->
 # --- places ---------------------------------------------------------------------------------------------------------
 
 
-def _place(name: str, sets: EvalSetsConfig, data: DataConfig) -> Path:
-    """Where the set is: the folder that holds its class folders or images, or what a source reads as split ``val``."""
-    typed = getattr(sets, name)
+def _located(name: str, sets: EvalSetsConfig, data: DataConfig) -> tuple[Path, DataConfig]:
+    """Where the set is, and the data options that open it as the split ``data.split``.
+
+    The place is the folder that holds its class folders or images, or what a source reads as split ``val``.
+    """
+    typed, title = getattr(sets, name), SETS[name].title
     place = Path(os.path.abspath(os.path.expanduser(typed)))
+    data = replace(data, name=title, archive=None)
     if _is_root(place, data):
-        return place
+        return place, replace(data, root=str(place), split="val")
     if not place.is_dir():
-        raise DataError(f"sets.{name}={typed} is not a folder: set it to the folder that holds {SETS[name].title}")
-    return place / "val" if (place / "val").is_dir() else place
+        raise DataError(f"sets.{name}={typed} is not a folder: set it to the folder that holds {title}")
+    if (place / "val").is_dir():
+        place = place / "val"
+        if _is_root(place, data):
+            return place, replace(data, root=str(place), split="val")
+    return place, replace(data, root=str(place.parent), split=place.name)
 
 
 def _is_root(place: Path, data: DataConfig) -> bool:
@@ -201,17 +207,7 @@ def _is_root(place: Path, data: DataConfig) -> bool:
     """
     if place.is_dir() and set(_subfolders(place)) - {data.train_split, "val"}:
         return False
-    return source_kind(_rooted(place, "val", data), "val") is not FolderSource
-
-
-def _rooted(root: Path, split: str, data: DataConfig) -> DataConfig:
-    return dataclasses.replace(data, name="eval", root=str(root), split=split, archive=None)
-
-
-def _data_of(described: EvalSet, place: Path, data: DataConfig) -> DataConfig:
-    """The data options with the set's place instead of the training data."""
-    root, split = (place, "val") if _is_root(place, data) else (place.parent, place.name)
-    return dataclasses.replace(_rooted(root, split, data), name=described.title)
+    return source_kind(replace(data, root=str(place)), "val") is not FolderSource
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -42,7 +42,7 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
         DataError: if several kinds fit, or the permission to read a folder is missing.
     """
     cfg = with_root(cfg)
-    with _told():
+    with _permission_errors_explained():
         kinds = [kind for kind in SOURCES if kind.fits(cfg, split)]
     if not kinds:
         return FolderSource
@@ -68,7 +68,7 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
         return None
     allow_many_files()
     cfg = with_root(cfg, unpack=True)
-    with _told():
+    with _permission_errors_explained():
         kind = source_kind(cfg, split)
         if kind is FolderSource:
             _refuse_half_a_set(cfg, split)
@@ -112,7 +112,7 @@ def _refuse_half_a_set(cfg: DataConfig, split: str) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _permission_errors_explained() -> Iterator[None]:
     """Turn a missing permission, met by any source, into an error for the user."""
     try:
         yield

@@ -19,10 +19,9 @@ from data.errors import DataError
 from data.index import ImageIndex, Listed, Pieces, cached_index, scanned
 from data.index.headers import EXTENSIONS, read_header
 from data.index.image_index import pack_texts, texts_of
-from data.sources.source import Advice, EncodedSource
+from data.sources.source import PREPARE, Advice, EncodedSource
 
 FLAT = ""  # the only class of a folder without class folders
-SORT = "python scripts/prepare_imagenet.py --folder {root} --to NEW_FOLDER"
 
 
 class FolderSource(EncodedSource):
@@ -110,11 +109,10 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
 
 def _what_to_prepare(root: Path) -> str | None:
     """What to do with a folder whose files must be prepared before they can be read."""
-    command = "python scripts/prepare_imagenet.py"
     if any((root / name).is_file() for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")):
-        return f"{root} holds the official tar files: run {command} --tars {root} --to NEW, then set data.root=NEW"
+        return f"{root} holds the official tar files: run {PREPARE} --tars {root} --to NEW, then set data.root=NEW"
     if any(next(folder.glob("*.parquet"), None) for folder in (root, root / "data")):
-        return f"{root} holds parquet files: run {command} --parquet {root} --to NEW, then set data.root=NEW"
+        return f"{root} holds parquet files: run {PREPARE} --parquet {root} --to NEW, then set data.root=NEW"
     return None
 
 
@@ -126,8 +124,8 @@ def _refuse_without_classes(folder: Path, flat: bool) -> None:
         kaggle = any(entry.name.startswith("ILSVRC2012_val_") for entry in os.scandir(folder))
     except OSError as error:
         raise unreadable_folder(error) from error
-    sort = SORT.format(root=folder.parent)
-    remedy = f"; for ImageNet from Kaggle, run {sort}, then set data.root=NEW_FOLDER" if kaggle else ""
+    command = f"{PREPARE} --folder {folder.parent} --to NEW_FOLDER"
+    remedy = f"; for ImageNet from Kaggle, run {command}, then set data.root=NEW_FOLDER" if kaggle else ""
     raise DataError(f"{folder} has no class folders: it must hold <class>/<image>{remedy}")
 
 

@@ -11,12 +11,11 @@ from data.index import ImageIndex
 from data.index.arrays import UNREADABLE, ArrayFile
 from data.index.image_index import is_of_this_version, mapped_index
 from data.sources.byte_ranges import ByteRangeSource
-from data.sources.source import Advice
+from data.sources.source import PREPARE, Advice
 
 PATTERN = f"shard-{5 * '[0-9]'}.tar"
 PACKED_INDEX = "index.npz"
 MOST_SHARDS = 512  # a process may have all of them open
-PREPARE = "python scripts/prepare_imagenet.py"
 REMEDY = "copy it again, or remove it and repeat the command of scripts/prepare_imagenet.py that wrote it"
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from data.config import DataConfig
 from data.index import ImageIndex
 
+PREPARE = "python scripts/prepare_imagenet.py"
 PAUSES = (0.1, 0.4, 1.5)  # seconds to wait before each new attempt to read a file
 
 

@@ -118,7 +118,7 @@ def _scanned(tars: list[Path], wanted: Extensions, pieces: Pieces) -> ImageIndex
 
         rows = list(pool.map(read, tars, states))
     classes = sorted({name for part in rows for name in part.classes}, key=_by_number)
-    index = joined_index(classes, rows)
+    index = joined_index(rows, classes)
     numbers = np.repeat(np.arange(len(tars), dtype=np.int32), [len(part) for part in rows])
     offsets = np.concatenate([part.offsets for part in rows])
     order = sorted_order(index)

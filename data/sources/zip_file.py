@@ -140,7 +140,7 @@ def _scanned(file: Path, split: str, listed: Path | None, pieces: Pieces, stamp:
         rows = scanned_rows(file, listing, lambda path: _header(descriptor, members[path], file), pieces)
     finally:
         os.close(descriptor)
-    index = joined_index([name for part in rows for name in part.classes], rows)
+    index = joined_index(rows)
     found = [members[path] for path in index.paths]
     columns = shard_columns(
         sizes=np.array([file.stat().st_size], dtype=np.int64),

@@ -62,8 +62,7 @@ def staged(cfg: DataConfig) -> DataConfig:
     """The options that open the copy; the same options if ``data.stage_to`` is null."""
     if cfg.stage_to is None:
         return cfg
-    root = Path(str(with_root(cfg).root))
-    return replace(cfg, root=str(_place(cfg, root)), index_dir=None, stage_to=None)
+    return replace(cfg, root=str(_place(cfg)), index_dir=None, stage_to=None)
 
 
 def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
@@ -74,16 +73,14 @@ def stage(cfg: DataConfig, splits: Sequence[str]) -> None:
     """
     if cfg.stage_to is None:
         return
-    root = Path(str(with_root(cfg).root))
-    copies = _copies(cfg, root, splits)
-    folder = _folder(_place(cfg, root))
+    copies, folder = _copies(cfg, splits), _folder(cfg)
     with only_one(folder, "copies") as is_alone:
         missing = [copy for copy in copies if not copy.is_done]
         for left in folder.rglob(f"{PARTIAL}*") if is_alone else ():  # a killed start has left it
             left.unlink()
         _refuse_full(folder, missing)
         if missing:
-            log.info("copying %s to %s (once)", root, folder)
+            log.info("copying %s to %s (once)", _root(cfg), folder)
         total = sum(copy.size for copy in missing)
         with (
             ThreadPoolExecutor(AT_ONCE) as pool,
@@ -103,19 +100,26 @@ def staging_check(cfg: DataConfig, splits: Sequence[str]) -> Callable[[], bool]:
 
     @cache
     def copies() -> list[Copy]:
-        return _copies(cfg, Path(str(with_root(cfg).root)), splits) if cfg.stage_to is not None else []
+        return _copies(cfg, splits) if cfg.stage_to is not None else []
 
     return lambda: all(copy.is_done for copy in copies())
 
 
-def _place(cfg: DataConfig, root: Path) -> Path:
-    """Where the copy of ``root`` is: the same for every run on these images, and another one for other images."""
+def _root(cfg: DataConfig) -> Path:
+    """The folder or file to be copied."""
+    return Path(str(with_root(cfg).root))
+
+
+def _place(cfg: DataConfig) -> Path:
+    """Where the copy is: the same for every run on these images, and another one for other images."""
+    root = _root(cfg)
     number = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     return Path(os.path.abspath(os.path.expanduser(str(cfg.stage_to)))) / f"coldstart-{number}" / root.name
 
 
-def _folder(place: Path) -> Path:
-    folder = place.parent
+def _folder(cfg: DataConfig) -> Path:
+    """The folder of the copy, which is this user's own."""
+    folder = _place(cfg).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,8 +135,9 @@ def _unwritable(path: Path, error: OSError) -> DataError:
     return DataError(f"cannot write {path} ({error.strerror}): {remedy}")
 
 
-def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
+def _copies(cfg: DataConfig, splits: Sequence[str]) -> list[Copy]:
     """All files to be copied, with the index of each split; the indexes are built if needed."""
+    root, place = _root(cfg), _place(cfg)
     copies: list[Copy] = []
     for split in splits:
         source = open_source(replace(cfg, stage_to=None), split)
@@ -142,7 +147,6 @@ def _copies(cfg: DataConfig, root: Path, splits: Sequence[str]) -> list[Copy]:
                 f"data.stage_to copies large files, but the {split} images are in {source.layout}: "
                 "leave data.stage_to out, or pack class folders with scripts/prepare_imagenet.py --layout shards"
             )
-        place = _place(cfg, root)
         copies += [
             Copy(file, place / file.relative_to(root) if root.is_dir() else place.with_name(file.name))
             for file in source.files()

@@ -50,7 +50,7 @@ def made_set(root: Path, images: int) -> None:
         rows.append(Rows.of(paths, [name] * count, [Header(h, w, False, h * w) for h, w in sizes]))
     names = [".", *classes]
     folders = Folders(names, [os.stat(folder / name).st_mtime_ns for name in names])
-    write_arrays(index_file(root, "train", None), joined_index(classes, rows).arrays() | folders.arrays())
+    write_arrays(index_file(root, "train", None), joined_index(rows, classes).arrays() | folders.arrays())
 
 
 def memory() -> dict[str, float]:

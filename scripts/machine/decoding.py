@@ -1,6 +1,5 @@
 """How fast this machine's data loader decodes, and whether its pixels are those of a CPU."""
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from itertools import repeat
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from data import DataConfig, EncodedSource, EvalPlan, build_backend, open_source
+from data.backends import has_dali
 from engine.device import default_workers, tune
 from scripts.machine.row import TRAINED, Row, verdict
 
@@ -22,7 +22,7 @@ TOLERANCE = 2.0  # mean absolute difference of an image, in steps of 1/255, as i
 
 def check() -> Iterator[Row]:
     """Yield the rows of this subject."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not has_dali():
         return  # the versions say so
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device, workers = torch.device("cuda", 0) if gpus else torch.device("cpu"), default_workers(max(1, gpus))

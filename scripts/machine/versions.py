@@ -1,6 +1,5 @@
 """Versions of Python and the packages, and whether driver, torch and DALI fit together."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from data.backends import has_dali
 from scripts.machine.row import Row
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
@@ -79,7 +79,7 @@ def driver(found: str | None, cuda: str, works: bool) -> Row:
 
 def dali(cuda: str) -> Row:
     """Judge DALI by the CUDA version that torch is built for."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not has_dali():
         return Row("DALI", "not installed", "missing", "PyTorch decodes instead, more slowly; make setup installs it")
     import nvidia.dali
 

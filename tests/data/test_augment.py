@@ -12,8 +12,7 @@ from timm.data.mixup import Mixup as TimmMixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from data.augment.device import ERASED_AT_ONCE, DeviceAugment
-from data.augment.device_draws import DeviceDraws
+from data.augment.device import ERASED_AT_ONCE, DeviceAugment, DeviceDraws
 from data.augment.levels import Op
 from data.augment.mixing import Cutmix, Mix, Mixup
 from data.augment.policies import AutoDraws

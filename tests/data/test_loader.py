@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment.device import DeviceAugment
-from data.augment.device_draws import DeviceDraws
+from data.augment.device import DeviceAugment, DeviceDraws
 from data.backends import build_backend
 from data.config import AugmentConfig, DataConfig
 from data.loader import Batch, Loader
