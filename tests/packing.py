@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from data.index.arrays import write_arrays
 from data.prepare.originals import image_folder
+from data.prepare.shard_index import write_packed_index
 from data.prepare.target import Target
-from data.prepare.writing import packed_index, write_shard
-from data.sources.shards import PACKED_INDEX, ShardSource
+from data.prepare.writing import write_shard
+from data.sources.shards import ShardSource
 from tests.opening import source_of
 
 
@@ -15,7 +15,7 @@ def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) 
     target = Target.shards(to / split, image_folder(root, split), None, shard_size)
     target.folder.mkdir(parents=True)
     shards = [write_shard(part, None)[1] for part in target.parts]
-    write_arrays(target.folder / PACKED_INDEX, packed_index(target.folder, shards).arrays())
+    write_packed_index(target.folder, shards)
     return to
 
 

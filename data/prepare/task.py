@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.index.arrays import write_arrays
-from data.index.rows import Rows
 from data.prepare.check import check_images, report_file
 from data.prepare.ground_truth import validation_classes
 from data.prepare.jobs import run_jobs
@@ -25,16 +23,9 @@ from data.prepare.originals import (
     split_folder,
 )
 from data.prepare.parquet import parquet_target, write_tar
+from data.prepare.shard_index import read_shard, shards_in, write_packed_index
 from data.prepare.target import Target, refuse_full
-from data.prepare.writing import (
-    Written,
-    packed_index,
-    read_shard,
-    remove_partial,
-    shards_in,
-    write_class_folder,
-    write_shard,
-)
+from data.prepare.writing import Written, remove_partial, write_class_folder, write_shard
 from data.sources import EncodedSource, open_source, source_kind
 from data.sources.folder import FolderSource
 from data.sources.shards import PACKED_INDEX
@@ -190,8 +181,8 @@ def _keep(task: Task, name: str) -> list[Written]:
     if source_kind(task.data, name) is FolderSource:
         split_folder(task.root, name)  # raises the message of this command if the folder is missing
     if not (folder / PACKED_INDEX).exists() and (shards := shards_in(folder)):
-        jobs = [partial(read_shard, shard) for shard in shards]
-        _write_index(folder, _run(jobs, [shard.stat().st_size for shard in shards], f"index {name}", task.workers))
+        jobs, sizes = [partial(read_shard, shard) for shard in shards], [shard.stat().st_size for shard in shards]
+        write_packed_index(folder, _run(jobs, sizes, f"index {name}", task.workers))
     return []
 
 
@@ -204,22 +195,13 @@ def _write(target: Target, workers: int) -> list[Written]:
         if target.layout == "shards":
             packing = [partial(write_shard, part, target.shorter_side) for part in target.parts]
             done = _run(packing, sizes, label, workers)
-            _write_index(target.folder, [rows for _, rows in done])
+            write_packed_index(target.folder, [rows for _, rows in done])
             return [others, *(written for written, _ in done)]
         write = write_tar if target.layout == "tars" else write_class_folder
         return [
             others,
             *_run([partial(write, part, target.shorter_side) for part in target.parts], sizes, label, workers),
         ]
-
-
-def _write_index(folder: Path, shards: list[Rows]) -> None:
-    try:
-        write_arrays(folder / PACKED_INDEX, packed_index(folder, shards).arrays())
-    except OSError as error:
-        raise DataError(
-            f"cannot write {folder / PACKED_INDEX} ({error.strerror}): free space, and try again"
-        ) from error
 
 
 def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers: int) -> list[T]:

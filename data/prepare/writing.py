@@ -1,28 +1,24 @@
 """Writes a prepared split, one class folder or shard at a time. Each gets its final name only when it is complete."""
 
 import io
-import json
 import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.index import ImageIndex
-from data.index.headers import BROKEN, Header, decoded, read_header, read_header_at
-from data.index.rows import Rows, joined_index
-from data.index.tars import NAMES, members
+from data.index.headers import BROKEN, decoded, read_header
+from data.index.rows import Rows
+from data.index.tars import NAMES
 from data.prepare.originals import ClassImages, Member
-from data.prepare.target import Part, plan_file
-from data.sources.byte_ranges import shard_columns
-from data.sources.shards import PATTERN, REMEDY, shard_name
+from data.prepare.shard_index import read_shard
+from data.prepare.target import Part
 
 PARTIAL = ".partial-"
 QUALITY = 95  # of JPEGs that are written smaller
@@ -99,56 +95,6 @@ def write_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
-
-
-def read_shard(path: Path) -> Rows:
-    """The images in a shard in their order; ``bad`` names the files that are no readable images.
-
-    Raises:
-        DataError: if it is damaged.
-    """
-    paths, headers, bad, classes = [], [], [], []
-    with open(path, "rb") as file:
-        for info in members(path, remedy=REMEDY):
-            header = read_header_at(file.fileno(), info.offset_data, info.size)
-            classes.append(info.name.split("/")[0])
-            if isinstance(header, Header):
-                paths.append(info.name)
-                headers.append(header)
-            else:
-                bad.append(f"{path.parent.name}/{path.name}: {info.name} {header}")
-    return Rows.of(paths, [name.split("/")[0] for name in paths], headers, bad, classes)
-
-
-def shards_in(folder: Path) -> list[Path]:
-    """The shards in a split's folder, in their order.
-
-    Raises:
-        DataError: if some are missing.
-    """
-    found = sorted(folder.glob(PATTERN))
-    plan = plan_file(folder)
-    count = json.loads(plan.read_text(encoding="utf-8"))["shards"] if found and plan.is_file() else len(found)
-    if [path.name for path in found] != [shard_name(number) for number in range(count or 0)]:
-        raise DataError(f"{folder} does not hold all of its shards: repeat the command that wrote them")
-    return found
-
-
-def packed_index(folder: Path, shards: Sequence[Rows]) -> ImageIndex:
-    """The index of a split's shards, given in their order.
-
-    Raises:
-        DataError: if the classes are not sorted by name, or a class is in several shards.
-    """
-    classes = [name for shard in shards for name in shard.classes]
-    if classes != sorted(set(classes)):
-        raise DataError(f"the shards in {folder} do not belong together: pack the images again")
-    places = shard_columns(
-        sizes=np.array([os.stat(folder / shard_name(number)).st_size for number in range(len(shards))], dtype=np.int64),
-        numbers=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in shards]),
-        offsets=np.concatenate([shard.offsets for shard in shards]),
-    )
-    return replace(joined_index(shards), extra=places)
 
 
 def remove_partial(folder: Path) -> None:
