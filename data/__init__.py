@@ -17,7 +17,6 @@ from data.sets.labels import IMAGENET_CLASSES, class_names, refuse_different_cla
 from data.sources import EncodedSource, Source, open_source
 from data.storage.cache import refuse_others
 from data.storage.staging import stage, staged, staging_check
-from data.terminal import printable
 from data.transfer import on_stream
 
 __all__ = [
@@ -51,7 +50,6 @@ __all__ = [
     "open_source",
     "open_split",
     "policies",
-    "printable",
     "refuse_different_classes",
     "refuse_other_than_imagenet",
     "refuse_others",

@@ -1,6 +1,5 @@
 """Messages of a run on the console and in its log file. If one of these breaks, the run continues without it."""
 
-import io
 import logging
 import os
 import sys
@@ -10,8 +9,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from data import printable
 from engine.credentials import masked
+from engine.terminal import escape_unknown_letters, printable
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ def log_to(path: Path | None, speaks: bool) -> None:
         speaks: whether this process prints more than errors.
     """
     open_missing_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal cannot show, as stderr does
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_unknown_letters()  # as stderr does
     console = Console()
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     console.setFormatter(Lines("%(message)s"))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.terminal import escape_unknown_letters
+from engine.terminal import escape_unknown_letters
 
 # The processes that test the links between GPUs import this file, too. So the checks are imported inside the functions.
 

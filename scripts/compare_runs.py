@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.reference import Course, Reference, unlike, write_reference
+from engine.terminal import escape_unknown_letters
 from scripts.pictures import plt, save
-from scripts.terminal import escape_unknown_letters
 
 MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.

@@ -36,6 +36,7 @@ from engine.device import default_workers
 from engine.errors import UserError
 from engine.options.config import TrainConfig
 from engine.options.rules import declared
+from engine.terminal import escape_unknown_letters
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
@@ -46,7 +47,6 @@ from scripts.studies.study import PROJECT, STUDIES, Cell, Study, read_study
 from scripts.studies.study_checks import load
 from scripts.studies.training import Stopped, Trainer, forget, refuse_mistakes, visible_gpus
 from scripts.studies.watch import draw_all, watch, watched_cells
-from scripts.terminal import escape_unknown_letters
 
 KNOWN = {key.partition(".")[0] for key in declared(TrainConfig)}  # the first words of a training's options
 PHASES = ("all", "init", "train", "watch", "report")

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.run_dir import RunDirectory
+from engine.terminal import escape_unknown_letters
 from scripts.studies.study import PROJECT
 from scripts.studies.training import NOT_FINITE, why_it_ended
-from scripts.terminal import escape_unknown_letters
 
 FACTOR = 4.0  # from one rate to the next, until one fails
 CLOSE = 1.5  # the search ends when the lowest rate that fails is at most this many times the highest that trains

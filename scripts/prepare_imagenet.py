@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.errors import DataError
 from data.prepare import Task, prepare
-from data.terminal import printable
+from engine.terminal import printable
 from scripts.arguments import positive
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}

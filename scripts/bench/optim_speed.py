@@ -37,10 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from data.storage.archive import PROJECT, unpacked
 from engine.device import device_name, tune
+from engine.terminal import escape_unknown_letters
 from optim import AdamW2, param_groups
 from scripts.arguments import known_model, positive
 from scripts.bench.training_step import seconds
-from scripts.terminal import escape_unknown_letters
 
 YARDSTICK = "AdamW, fused"
 EARLY = 3  # steps that are not timed

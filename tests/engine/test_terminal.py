@@ -3,7 +3,7 @@
 import io
 import sys
 
-from scripts.terminal import escape_unknown_letters
+from engine.terminal import escape_unknown_letters
 
 
 def test_letters_that_the_terminal_lacks_are_printed_as_escapes(monkeypatch):
