@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.run_dir import RunDirectory
 from engine.terminal import escape_unknown_letters
-from scripts.pictures import plt, save
+from scripts.common.pictures import plt, save
 
 KINDS = ("step_ratio_median", "step_ratio_p99", "step_ratio_max")
 

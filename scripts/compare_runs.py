@@ -23,9 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
-from engine.reference import Course, Reference, unlike, write_reference
+from engine.reference import Reference, unlike
 from engine.terminal import escape_unknown_letters
-from scripts.pictures import plt, save
+from scripts.common.course import Course, write_reference
+from scripts.common.pictures import plt, save
 
 MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.

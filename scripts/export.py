@@ -31,7 +31,7 @@ from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
 from engine.checkpoints.hub import TrainedModel, push
 from engine.checkpoints.saved_model import model_settings
 from engine.errors import USER_ERRORS, UserError
-from scripts.arguments import positive
+from scripts.common.arguments import positive
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 ROOM = 16 * 2**20  # bytes for the graphs of operations

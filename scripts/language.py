@@ -28,8 +28,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from optim import AdamW2, param_groups
-from scripts.arguments import positive
-from scripts.pictures import plt, save
+from scripts.common.arguments import positive
+from scripts.common.pictures import plt, save
 from scripts.studies.characters import CharacterModel, encode, folder_of, guessing, loss_of, pieces, read_text
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.device import device_name, tune
 from engine.measuring.flops import forward_flops
-from scripts.arguments import positive
 from scripts.bench.training_step import TrainingStep, seconds
+from scripts.common.arguments import positive
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIDE = 224

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.errors import DataError
 from data.prepare import Task, prepare
 from engine.terminal import printable
-from scripts.arguments import positive
+from scripts.common.arguments import positive
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import DataConfig, DataError, EncodedSource, open_source
 from data.sources.file_sets import complete_set, file_set
-from scripts.arguments import existing_folder, positive
+from scripts.common.arguments import existing_folder, positive
 
 Reader = Callable[[int], bytes]
 

@@ -35,8 +35,8 @@ from data.augment.policies import AutoDraws, Policy, policies
 from data.planning.draws import Stream, uniforms
 from data.storage.archive import PROJECT, unpacked
 from engine.device import tune
-from scripts.arguments import existing_folder, positive
 from scripts.bench.training_step import seconds
+from scripts.common.arguments import existing_folder, positive
 
 FILL = (124, 116, 104)  # ImageNet's mean
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -18,7 +18,7 @@ from torch.utils.benchmark import Timer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.device import AMP_DTYPES, device_name, tune
-from scripts.arguments import positive
+from scripts.common.arguments import positive
 
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and channels of the stages of a tiny model at 224 pixels
 KERNEL = 7

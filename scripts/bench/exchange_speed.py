@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.device import AMP_DTYPES, device_name, tune
-from scripts.arguments import known_model, positive
 from scripts.bench.training_step import TrainingStep
+from scripts.common.arguments import known_model, positive
 from scripts.machine.exchange import bus_bandwidth, in_processes, join
 from scripts.plan import Machines, exchange_seconds, late_seconds
 

@@ -31,7 +31,7 @@ from data.index.headers import Header
 from data.index.rows import Rows, joined_index
 from data.sources import Source
 from data.sources.folder import Folders
-from scripts.arguments import positive
+from scripts.common.arguments import positive
 
 BATCH = 1024
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import DataConfig, DataError, open_split
 from engine.device import device_name, tune
-from scripts.arguments import existing_folder, positive
 from scripts.bench.loaders import FLOORS, LOADERS, Setting
+from scripts.common.arguments import existing_folder, positive
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # shares of the hardware decoder to try on a GPU, beside the default
 WARM = 6  # batches before the speed is measured; the time to the first batch is measured separately

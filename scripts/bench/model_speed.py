@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, tune
-from scripts.arguments import positive
 from scripts.bench.as_released import AsReleased
 from scripts.bench.training_step import TrainingStep
+from scripts.common.arguments import positive
 
 VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "as released": lambda model: AsReleased(model),  # type: ignore[arg-type]

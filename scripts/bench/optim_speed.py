@@ -39,8 +39,8 @@ from data.storage.archive import PROJECT, unpacked
 from engine.device import device_name, tune
 from engine.terminal import escape_unknown_letters
 from optim import AdamW2, param_groups
-from scripts.arguments import known_model, positive
 from scripts.bench.training_step import seconds
+from scripts.common.arguments import known_model, positive
 
 YARDSTICK = "AdamW, fused"
 EARLY = 3  # steps that are not timed

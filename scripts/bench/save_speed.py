@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name, tune
-from scripts.arguments import existing_folder, known_model, positive
 from scripts.bench.step_speed import UNTIMED, new_step
 from scripts.bench.training_step import TrainingStep
+from scripts.common.arguments import existing_folder, known_model, positive
 
 STATE = {"config": {}, "callbacks": {}, "best": None, "validated": 0}
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, release, tune
 from optim import AdamW2, param_groups
-from scripts.arguments import known_model, positive
 from scripts.bench.training_step import TrainingStep
+from scripts.common.arguments import known_model, positive
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
 

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, GPUS
 from models.kernels import KERNELS, set_kernels
-from scripts.arguments import known_model, positive
 from scripts.bench.fake_gpu import Cost, CostCounter, as_on_a_gpu
 from scripts.bench.step_speed import optimizer
+from scripts.common.arguments import known_model, positive
 
 CLASSES, SIDE, DROP_PATH, CLIP = 1000, 224, 0.2, 5.0
 # The part of a step that a module belongs to: the first one whose word is in the name of its class.

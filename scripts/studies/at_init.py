@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import models  # noqa: F401  # registers them
 from engine.errors import UserError
-from scripts.pictures import plt, save
+from scripts.common.pictures import plt, save
 from scripts.studies.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Verdict, interval
 from scripts.studies.origin import commit_now
 from scripts.studies.results import write_rows

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
-from scripts.pictures import plt, save
+from scripts.common.pictures import plt, save
 from scripts.studies.results import Row, top1
 from scripts.studies.study import Study
 from scripts.studies.width import POINTS, widths

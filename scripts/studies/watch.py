@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.callbacks.instruments import of_each_layer
 from engine.run_dir import RunDirectory
-from scripts.pictures import plt, save
+from scripts.common.pictures import plt, save
 from scripts.studies import smoothness
 from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Cell, Study

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.callbacks import on_track
-from engine.reference import Course, write_reference
+from scripts.common.course import Course, write_reference
 from tests.runs import SMALL, train_here
 
 SAID = (": after epoch 1 of 2 top-1 is ", "the reference had ", "(conf/experiment/small.json)")

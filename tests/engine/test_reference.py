@@ -1,6 +1,5 @@
 """References: which runs they are for, the curve of a run, and the verdict."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import pytest
 
 from engine.errors import UserError
 from engine.options.config import CONF
-from engine.options.settings import as_container, defaults_of, write_settings
-from engine.reference import Course, Curve, Reference, differences, setting_of, unlike, write_reference
+from engine.options.settings import as_container, defaults_of, differences
+from engine.reference import Curve, Reference, setting_of, unlike
 from tests.runs import cached_settings, settings
 
 STEPS = 10
@@ -25,14 +24,6 @@ def metrics(top1: list[float | None]) -> list[dict[str, object]]:
             lines.append({"split": "train", "step": done, "epoch": done / STEPS, "loss": 1.0 if step == 4 else 2.0})
         lines.append({"split": "val", "step": done, "epoch": done / STEPS, "top1": value, "images": 20})
     return lines
-
-
-def a_run(folder: Path, top1: list[float | None], *overrides: str) -> Path:
-    """The folder of a run of five epochs, unless the overrides say otherwise."""
-    folder.mkdir()
-    write_settings(quickstart("epochs=5", *overrides), folder / "config.yaml")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics(top1)))
-    return folder
 
 
 def a_reference(*curves: list[float]) -> Reference:
@@ -101,18 +92,6 @@ def test_epochs_that_only_one_of_them_has_are_left_out():
     assert verdict(reference, [50.0, None]).startswith("on track: after epoch 1 of 5")
     with pytest.raises(UserError, match=r"no validation yet after one of the epochs of x\.json: 1, 2, 3"):
         reference.verdict(Curve({4: 50.0}, {}))
-
-
-def test_a_written_reference_is_read_again(tmp_path):
-    runs = [Course.of(a_run(tmp_path / f"{seed}", [50.0 + seed] * 5, f"seed={seed}")) for seed in (0, 1)]
-    (tmp_path / "0/train.log").write_text(
-        "2026-11-26 22:38:03,726 INFO a: a model\n2026-11-26 22:38:05,369 INFO epoch 1/9  step 1\n"
-    )
-    write_reference(tmp_path / "a.json", runs)
-    reference = Reference.read(tmp_path / "a.json")
-    assert reference.curves == [run.curve for run in runs] and reference.setting == runs[0].setting
-    kept = json.loads((tmp_path / "a.json").read_text())["runs"]
-    assert [run["seed"] for run in kept] == [0, 1] and [run["log"] for run in kept] == [["a: a model"], []]
 
 
 @pytest.mark.parametrize(
