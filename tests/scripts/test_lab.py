@@ -15,7 +15,7 @@ import yaml
 
 from engine.device import default_workers
 from engine.errors import UserError
-from scripts.studies import at_init, study, training
+from scripts.studies import study, training
 from scripts.studies.results import Results
 from scripts.studies.study import read_study
 from scripts.studies.watch import read_seen, watched_cells
@@ -133,36 +133,6 @@ def test_every_study_composes_and_its_rules_name_labels_that_exist(name):
         for claim in found.claims:
             for place in (claim["rule"].get(side, {}) for side in ("of", "minus")):
                 assert all(str(label) in found.axes[axis] for axis, label in place.items()), claim
-
-
-def test_the_gradients_at_initialisation_have_the_slopes_of_the_theory(tmp_path):
-    """A small form of ``phase=init``: the first two claims of the study, at fewer depths and seeds."""
-    full = read_study("postln_preln")
-    init = full.init | {
-        "depths": [4, 16],
-        "first_seed": 0,
-        "seeds": 8,
-        "batches": 2,
-        "models": {"theory": full.init["models"]["theory"]},
-    }
-    init["models"]["theory"] |= {"embed_dim": 64}
-    rules = [claim | {"rule": claim["rule"] | {"within": 0.4}} for claim in full.init["claims"][:2]]  # few seeds
-    small = study.Study(**{**vars(full), "init": init | {"claims": rules}})
-    found = at_init.verdicts_at_init(small, tmp_path, measure=True)
-    assert [verdict.verdict for verdict in found] == ["confirmed", "confirmed"], found
-    assert len((tmp_path / "at_init.csv").read_text().splitlines()) == 1 + 2 * 8 * (4 + 16)
-    assert (tmp_path / "at_init.png").is_file()
-    assert at_init.verdicts_at_init(small, tmp_path) == found
-
-
-def test_a_prediction_outside_the_interval_is_not_confirmed():
-    rule = {"kind": "slope over depths", "model": "m", "position": "pre", "predicts": -0.5, "rival": 0.0}
-    rows = [
-        at_init.Measured("m", "pre", depth, seed, depth, 1.0 + 0.01 * seed, 1.0, "")
-        for depth in (2, 4)
-        for seed in (0, 1)
-    ]
-    assert at_init._judge("", rule, rows).verdict == "not confirmed"
 
 
 @pytest.mark.parametrize(
