@@ -14,7 +14,7 @@ def pack(root: Path, to: Path, split: str = "train", shard_size: int = 100_000) 
     """Pack ``root/split`` into shards in ``to/split``; returns ``to``."""
     target = Target.shards(to / split, image_folder(root, split), None, shard_size)
     target.folder.mkdir(parents=True)
-    shards = [write_shard(part, None)[1] for part in target.parts]
+    shards = [write_shard(part, None).rows for part in target.parts]
     write_packed_index(target.folder, shards)
     return to
 

@@ -33,6 +33,7 @@ from data.sources.shards import PACKED_INDEX
 T = TypeVar("T")
 
 OFFICIAL_IMAGES = {"train": 1_281_167, "val": 50_000}
+WRITERS = {"folder": write_class_folder, "shards": write_shard, "tars": write_tar}  # of a part, by the target's layout
 MOST_NAMES = 20  # of images of one kind in the printed report
 
 
@@ -188,20 +189,13 @@ def _keep(task: Task, name: str) -> list[Written]:
 
 def _write(target: Target, workers: int) -> list[Written]:
     """Write a split. The first result holds what the source left out, the others what each job wrote."""
-    sizes = [part.size for part in target.parts]
-    label, others = f"write {target.split.name}", Written(target.split.left_out)
+    jobs = [partial(WRITERS[target.layout], part, target.shorter_side) for part in target.parts]
     with target.begun():
         remove_partial(target.folder)
+        done = _run(jobs, [part.size for part in target.parts], f"write {target.split.name}", workers)
         if target.layout == "shards":
-            packing = [partial(write_shard, part, target.shorter_side) for part in target.parts]
-            done = _run(packing, sizes, label, workers)
-            write_packed_index(target.folder, [rows for _, rows in done])
-            return [others, *(written for written, _ in done)]
-        write = write_tar if target.layout == "tars" else write_class_folder
-        return [
-            others,
-            *_run([partial(write, part, target.shorter_side) for part in target.parts], sizes, label, workers),
-        ]
+            write_packed_index(target.folder, [written.rows for written in done if written.rows is not None])
+    return [Written(target.split.left_out), *done]
 
 
 def _run(jobs: Sequence[Callable[[], T]], sizes: list[int], label: str, workers: int) -> list[T]:

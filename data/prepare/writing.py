@@ -26,10 +26,17 @@ QUALITY = 95  # of JPEGs that are written smaller
 
 @dataclass(frozen=True)
 class Written:
-    """What a job has written, or what was already there."""
+    """What a job has written, or what was already there.
+
+    Attributes:
+        left_out: a line about each file of the source that is no image of the set.
+        kept: whether it was already there.
+        rows: of a shard, what the index needs of it.
+    """
 
     left_out: list[str]
-    kept: bool = False  # whether it was already there
+    kept: bool = False
+    rows: Rows | None = None
 
 
 def write_class_folder(part: Part, shorter_side: int | None) -> Written:
@@ -52,7 +59,7 @@ def write_class_folder(part: Part, shorter_side: int | None) -> Written:
     return Written(left_out)
 
 
-def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, Rows]:
+def write_shard(part: Part, shorter_side: int | None) -> Written:
     """Write the images of some classes to a shard, unless it exists, and read what the index needs from it.
 
     The same images give the same bytes.
@@ -69,8 +76,7 @@ def write_shard(part: Part, shorter_side: int | None) -> tuple[Written, Rows]:
                 left_out += others
                 for member in found:
                     write_member(tar, member.path, shrunk(member.read(), shorter_side))
-    rows = read_shard(part.path)
-    return Written(left_out, kept), rows
+    return Written(left_out, kept, read_shard(part.path))
 
 
 def _listing(source: ClassImages) -> tuple[list[Member], list[str]]:
