@@ -161,7 +161,11 @@ def scanned_rows(
 def _class_rows(
     pool: ThreadPoolExecutor, place: Path, name: str, paths: Sequence[str], header: Callable[[str], Header | str]
 ) -> Rows:
-    return Rows.read(place, name, paths, list(pool.map(header, paths)))
+    """The rows of one class. An image with a reason instead of a header is left out."""
+    found = list(zip(paths, pool.map(header, paths), strict=True))
+    good = [(path, header) for path, header in found if isinstance(header, Header)]
+    bad = [f"{place / path} {why}" for path, why in found if isinstance(why, str)]
+    return Rows.of([path for path, _ in good], [name] * len(good), [header for _, header in good], bad, [name])
 
 
 def progress(place: Path, unit: str = " images", total: int | None = None) -> "tqdm[Any]":

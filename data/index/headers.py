@@ -34,7 +34,7 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
     """The header of an image, or what is wrong with the file."""
     try:
         if isinstance(source, Path):
-            with open(source, "rb", opener=opened_at_once) as file:
+            with open(source, "rb", opener=nonblocking) as file:
                 return read_header(file)
         with Image.open(source, formats=READABLE) as image:
             if image.mode.startswith("I") or (image.format == "PNG" and _has_16_bits(image)):
@@ -91,8 +91,8 @@ def has_odd_colours(image: Image.Image) -> bool:
     return bytes(component[0] for component in image.layer) == b"RGB"
 
 
-def opened_at_once(path: str, flags: int) -> int:
-    """Open without blocking: opening a pipe would wait until something writes to it."""
+def nonblocking(path: str, flags: int) -> int:
+    """An opener for :func:`open`: without it, opening a pipe would wait until something writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

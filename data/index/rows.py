@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +67,6 @@ class Rows:
             offsets=np.array([header.offset for header in headers], dtype=np.int64),
             bad=list(bad),
         )
-
-    @classmethod
-    def read(cls, place: Path, name: str, paths: Sequence[str], headers: Sequence[Header | str]) -> "Rows":
-        """Rows of the images of one class. An image with a reason instead of a header is left out."""
-        found = list(zip(paths, headers, strict=True))
-        good = [(path, header) for path, header in found if isinstance(header, Header)]
-        bad = [f"{place / path} {why}" for path, why in found if isinstance(why, str)]
-        return cls.of([path for path, _ in good], [name] * len(good), [header for _, header in good], bad, [name])
 
     def arrays(self) -> dict[str, NDArray]:
         """The same as named arrays; :meth:`of_arrays` reads them."""

@@ -37,12 +37,10 @@ class TrainPlan:
     def __init__(self, index: ImageIndex, seed: int, data: DataConfig, augment: AugmentConfig, geometry: BatchGeometry):
         self.index = index
         self.seed = seed
-        self.side = data.crop
-        self.interpolation = data.interpolation
+        self.data = data
         self.augment = augment
         self.geometry = geometry
         self.rows = subset_rows(index.targets, data.subset)  # rows of the index to train on
-        self.balanced = data.balanced
         self.policies = policies(augment.auto_augment, augment.color_jitter, data.crop)
         self.order = lru_cache(maxsize=2)(self._order)
 
@@ -53,7 +51,7 @@ class TrainPlan:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         targets, repeats = self.index.targets[self.rows], self.augment.repeats
-        order = epoch_order(self.seed, epoch, targets, self.geometry.batch_size, repeats, self.balanced)
+        order = epoch_order(self.seed, epoch, targets, self.geometry.batch_size, repeats, self.data.balanced)
         return self.rows[order]
 
     def images_of(self, step: int) -> NDArray[np.int64]:
@@ -88,15 +86,15 @@ class TrainPlan:
         height, width = self.index.heights[index], self.index.widths[index]
         box = random_resized_boxes(u, height, width, self.augment.scale, self.augment.ratio)
         flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < self.augment.hflip
-        size = np.full((n, 2), self.side, dtype=np.int32)
+        size = np.full((n, 2), self.data.crop, dtype=np.int32)
         window, cubic = np.zeros((n, 2), dtype=np.int32), self._cubic(epoch, positions)[:, 0]
         return Crops(index=index, box=box, size=size, window=window, flip=flip, cubic=cubic)
 
     def _cubic(self, epoch: int, positions: range) -> NDArray[np.bool_]:
         """Whether to interpolate bicubically, else bilinearly: ``(n, 1 + layers)``; the first column is resizing."""
         shape = len(positions), 1 + sum(policy.layers for policy in self.policies)
-        if self.interpolation != "random":
-            return np.full(shape, self.interpolation == "bicubic")
+        if self.data.interpolation != "random":
+            return np.full(shape, self.data.interpolation == "bicubic")
         return uniforms(self.seed, epoch, Stream.INTERPOLATION, positions.start, *shape) < 0.5
 
     def device_draws(self, epoch: int, positions: range) -> DeviceDraws:
@@ -108,7 +106,7 @@ class TrainPlan:
         erase, noise = None, 0
         if self.augment.random_erasing > 0:
             u = uniforms(self.seed, epoch, Stream.ERASE, positions.start, len(positions), 1 + 4 * TRIES)
-            erase = random_erase_boxes(u, self.augment.random_erasing, self.side)
+            erase = random_erase_boxes(u, self.augment.random_erasing, self.data.crop)
             noise = int(generator_at(self.seed, epoch, Stream.NOISE, positions.start).integers(2**63))
         mix = []
         if self.augment.mixes:
@@ -127,7 +125,7 @@ class TrainPlan:
 
     def _mix(self, epoch: int, first: int, rows: slice) -> Mix | None:
         rng = generator_at(self.seed, epoch, Stream.MIX, first + rows.start)
-        return draw_mix(self.augment, rng, rows, self.side)
+        return draw_mix(self.augment, rng, rows, self.data.crop)
 
 
 class EvalPlan:

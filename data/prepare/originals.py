@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from data.errors import DataError
 from data.index.building import THREADS
-from data.index.headers import opened_at_once
+from data.index.headers import nonblocking
 from data.index.tars import members
 from data.sources.folder import class_folders, unreadable_folder, walk
 
@@ -33,7 +33,7 @@ class Member(NamedTuple):
     def read(self) -> bytes:
         """The bytes of the image. Raises a ``DataError`` that names the source if they cannot be read."""
         try:
-            with open(self.source, "rb", buffering=0, opener=opened_at_once) as file:
+            with open(self.source, "rb", buffering=0, opener=nonblocking) as file:
                 if not S_ISREG(os.fstat(file.fileno()).st_mode):  # such as a pipe, which would be waited for
                     raise DataError(f"{self.source} is not a file that holds an image: remove it")
                 content = os.pread(file.fileno(), self.size, self.offset)

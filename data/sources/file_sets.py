@@ -7,14 +7,24 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import DataError
 
-NUMBERED = r"(?P<set>.*?)(?P<number>\d+)(?:-of-(?P<count>\d+))?"
+NUMBERED = r"(?P<prefix>.*?)(?P<number>\d+)(?:-of-(?P<of>\d+))?"
 # The official tar files and those of their classes, our own shards, and hidden files.
 NOT_ONE_OF_A_SET = re.compile(r"ILSVRC2012_img_.*|n\d{8}\.tar|shard-\d{5}\.tar|\..*")
 OTHER_NAMES = {"val": "validation"}
 INFO = ("_info.json", "info.json")  # beside the tar files of timm's sets: the names of all of them
+
+
+class Numbered(NamedTuple):
+    """A file with a number in its name. They sort by prefix and number."""
+
+    prefix: str  # of all files of a set
+    number: int
+    of: str  # how many there are, if its name says so; otherwise empty
+    file: Path
 
 
 def file_set(root: Path, split: str, suffix: str) -> tuple[Path, list[Path]] | None:
@@ -67,14 +77,17 @@ def complete_set(root: Path, split: str, suffix: str) -> list[Path]:
     if strange := [file for match, file in matches if match is None]:
         raise DataError(f"{strange[0]} has no number, but there are other {suffix} files of {split}: keep one set")
     numbered = sorted(
-        (match["set"], int(match["number"]), match["count"] or "", file) for match, file in matches if match
+        Numbered(match["prefix"], int(match["number"]), match["of"] or "", file) for match, file in matches if match
     )
-    if (first := numbered[0][0]) != (last := numbered[-1][0]):
-        raise DataError(f"{folder} holds two sets of {suffix} files, {first}* and {last}*: keep one of them there")
-    if twice := [(a[3], b[3]) for a, b in pairwise(numbered) if a[1] == b[1]]:
-        raise DataError(f"{twice[0][0]} and {twice[0][1].name} have the same number: keep one of them")
-    _refuse_gap(folder, split, suffix, [number for _, number, _, _ in numbered], numbered[0][2])
-    return [file for *_, file in numbered]
+    first, last = numbered[0], numbered[-1]
+    if first.prefix != last.prefix:
+        sets = f"{first.prefix}* and {last.prefix}*"
+        raise DataError(f"{folder} holds two sets of {suffix} files, {sets}: keep one of them there")
+    for a, b in pairwise(numbered):
+        if a.number == b.number:
+            raise DataError(f"{a.file} and {b.file.name} have the same number: keep one of them")
+    _refuse_gap(folder, split, suffix, [each.number for each in numbered], first.of)
+    return [each.file for each in numbered]
 
 
 def _refuse_gap(folder: Path, split: str, suffix: str, numbers: list[int], of: str) -> None:
