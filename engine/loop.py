@@ -42,7 +42,7 @@ class TrainLoop:
         self.run, self.callbacks, self.stop, self.seconds_at_peak = run, callbacks, stop, seconds_at_peak
         self.cfg, self.world, self.length = run.cfg, run.runtime.world, run.length
         self.meter = Meter(run.runtime, run.cfg.batch_size)
-        self.done = 0  # optimizer steps
+        self.done = run.first  # optimizer steps
         self.best: dict[str, Any] | None = None  # the best validation so far: step, top1
         self.validated = 0  # step of the last validation
         self.last_scores: Scores | None = None
@@ -53,25 +53,21 @@ class TrainLoop:
 
     # --- the state of the run -------------------------------------------------------------------------------------
 
-    def load(self, state: dict[str, Any], source: str) -> None:
-        """Continue from a checkpoint's state."""
-        self.run.step.load_state_dict(state["stepper"] | {"model": state["model"], "ema": state["ema"]}, source)
-        self.done = self.saved = state["step"]
-        self.best, self.validated = state["best"], state["validated"]
+    def load(self, state: dict[str, Any]) -> None:
+        """Load the state of the checkpoint that the run continues from."""
+        self.run.step.load_state_dict(state, str(self.run.directory.checkpoints))
+        self.saved, self.best, self.validated = self.done, state["best"], state["validated"]
 
     def _state(self) -> dict[str, Any]:
         """Return everything that a resume or an evaluation needs.
 
         It holds no state of random generators, because all random numbers are functions of the seed and the position.
         """
-        state = self.run.step.state_dict()
         return {
             "step": self.done,
             "epoch": self.done // self.length.steps_per_epoch,
             "step_in_epoch": self.done % self.length.steps_per_epoch,
-            "model": state.pop("model"),
-            "ema": state.pop("ema"),
-            "stepper": state,
+            **self.run.step.state_dict(),
             "family": family_of(self.cfg.model),
             "config": as_container(self.cfg),
             "classes": self.run.data.classes,

@@ -257,22 +257,28 @@ class TrainStep:
             self.runtime.world.broadcast(self.ema.module.buffers())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a resume. The schedule has none: its rate depends only on the step and the config."""
+        """Return the state as checkpoints hold it.
+
+        The schedule has none: its rate depends only on the step and the config.
+        """
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "stepper": {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()},
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
-        """Continue from a state.
+        """Continue from the state in a checkpoint.
+
+        Args:
+            state: the content of the checkpoint; it may have other entries, too.
+            source: where it is, for error messages.
 
         Raises:
             ModelError: if the state belongs to another model.
         """
         load_weights(self.model, state["model"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.load_state_dict(state["stepper"]["optimizer"])
+        self.scaler.load_state_dict(state["stepper"]["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])

@@ -82,16 +82,16 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     callbacks = build_callbacks(run, _callback_states(cfg, state))
     loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
     if state is not None:
-        loop.load(state, str(directory.checkpoints))
+        loop.load(state)
         where = (runtime.world.size, device_name(runtime.device))
-        log.info("continuing from step %d of %s, on %d × %s", loop.done, directory.path, *where)
-    _refuse_different_starts(run, loop.done)
+        log.info("continuing from step %d of %s, on %d × %s", first, directory.path, *where)
+    _refuse_different_starts(run)
     if runtime.world.is_main:
-        directory.begin(cfg, loop.done, loop.validated)
-    if loop.done == 0:
+        directory.begin(cfg, first, loop.validated)
+    if first == 0:
         describe(run)
-    if loop.done >= run.length.stop_at:
-        log.info("the run has already ended at step %d: set epochs or max_steps higher to train longer", loop.done)
+    if first >= run.length.stop_at:
+        log.info("the run has already ended at step %d: set epochs or max_steps higher to train longer", first)
     scores = loop.fit()
     if runtime.world.is_main:
         conclude(directory, scores, loop.best)
@@ -129,14 +129,14 @@ def _callback_states(cfg: TrainConfig, state: dict[str, Any] | None) -> dict[str
     return state["callbacks"] if state is not None and state["config"]["name"] == cfg.name else {}
 
 
-def _refuse_different_starts(run: Run, done: int) -> None:
+def _refuse_different_starts(run: Run) -> None:
     """Refuse to start if the processes have loaded different checkpoints or different weights.
 
     Raises:
         UserError: if they have.
     """
     weights = sum(p.detach().double().abs().sum() for p in run.step.parameters)
-    start = torch.tensor([done, float(weights)], dtype=torch.float64, device=run.runtime.device)
+    start = torch.tensor([run.first, float(weights)], dtype=torch.float64, device=run.runtime.device)
     starts = run.runtime.world.all_gather(start)
     if (starts != starts[0]).any():
         raise UserError(

@@ -37,6 +37,7 @@ def test_the_images_of_all_processes_are_divided_by_the_gpus(processes: int) -> 
         cfg=settings(*SMALL, "data.root=unused"),
         runtime=Runtime(World(0, processes, 0, processes), CPU),
         length=RunLength(1, 10, 10),
+        first=0,
         step=SimpleNamespace(metrics=dict),
     )
     callbacks: Any = SimpleNamespace(on_reading=lambda reading: None, on_line=lines.append)
