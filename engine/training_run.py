@@ -14,11 +14,11 @@ from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.checkpoints.checkpoint_file import load_checkpoint, resumable
 from engine.checkpoints.starting_weights import StartingWeights
-from engine.device import device_name, peak_flops
+from engine.device import device_name
 from engine.errors import UserError
 from engine.log import log_to
 from engine.loop import TrainLoop
-from engine.measuring.flops import forward_flops
+from engine.measuring.flops import seconds_at_peak
 from engine.measuring.memory import fitting_micro_batch
 from engine.options.config import TrainConfig
 from engine.processes.signals import StopRequest
@@ -71,7 +71,7 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     """Build the other parts of the run, load its state if there is one, and train."""
     checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
     state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
-    seconds_at_peak = _seconds_at_peak(model, cfg, runtime)
+    seconds_per_image = seconds_at_peak(model, cfg.data.crop, runtime.device, cfg.amp)
     # BatchNorm's statistics cover a micro-batch, so there its size must not depend on the memory of the GPU.
     if cfg.micro_batch_size == "auto" and runtime.device.type == "cuda" and not has_batch_norm(model):
         data.set_micro_batch_size(fitting_micro_batch(cfg, runtime, model))
@@ -80,7 +80,7 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     stop = StopRequest()
     data.start(stop)
     callbacks = build_callbacks(run, _callback_states(cfg, state))
-    loop = TrainLoop(run, callbacks, stop, seconds_at_peak)
+    loop = TrainLoop(run, callbacks, stop, seconds_per_image)
     if state is not None:
         loop.load(state)
         where = (runtime.world.size, device_name(runtime.device))
@@ -95,17 +95,6 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     scores = loop.fit()
     if runtime.world.is_main:
         conclude(directory, scores, loop.best)
-
-
-def _seconds_at_peak(model: nn.Module, cfg: TrainConfig, runtime: Runtime) -> float | None:
-    """Return the seconds for one image, forward and backward, at the device's peak FLOP/s; None if it is unknown."""
-    peak = peak_flops(runtime.device, cfg.amp)
-    if peak is None:
-        return None
-    try:
-        return 3 * forward_flops(model, cfg.data.crop) / peak  # backward costs twice the forward pass
-    except RuntimeError:  # some models cannot run on the meta device
-        return None
 
 
 def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:

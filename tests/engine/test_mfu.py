@@ -9,25 +9,23 @@ import torch
 from torch import nn
 
 from engine.loop import TrainLoop
-from engine.measuring.flops import forward_flops
+from engine.measuring.flops import forward_flops, seconds_at_peak
 from engine.measuring.meter import Reading
 from engine.processes.distributed import World
 from engine.processes.signals import StopRequest
 from engine.run import RunLength
 from engine.runtime import Runtime
-from engine.training_run import _seconds_at_peak
 from tests.runs import SMALL, settings
 
 CPU = torch.device("cpu")
 
 
 def test_a_backward_pass_counts_as_two_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.training_run.peak_flops", lambda device, amp: 1e12)
-    cfg, model = settings(*SMALL, "data.root=unused"), timm.create_model("lipsformer_swin_mini")
-    runtime = Runtime(World(0, 1, 0, 1), CPU)
-    forward = forward_flops(model, cfg.data.crop)
-    assert forward > 1e6 and _seconds_at_peak(model, cfg, runtime) == pytest.approx(3 * forward / 1e12)
-    assert _seconds_at_peak(nn.Linear(7, 3), cfg, runtime) is None  # takes no images
+    monkeypatch.setattr("engine.measuring.flops.peak_flops", lambda device, amp: 1e12)
+    model = timm.create_model("lipsformer_swin_mini")
+    forward = forward_flops(model, 28)
+    assert forward > 1e6 and seconds_at_peak(model, 28, CPU, "fp32") == pytest.approx(3 * forward / 1e12)
+    assert seconds_at_peak(nn.Linear(7, 3), 28, CPU, "fp32") is None  # takes no images
 
 
 @pytest.mark.parametrize("processes", [1, 4])
