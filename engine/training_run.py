@@ -83,6 +83,7 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     loop = TrainLoop(run, callbacks, stop, seconds_per_image)
     if state is not None:
         loop.load(state)
+        del state  # free the memory: the model and the optimizer have their own copies
         where = (runtime.world.size, device_name(runtime.device))
         log.info("continuing from step %d of %s, on %d × %s", first, directory.path, *where)
     _refuse_different_starts(run)

@@ -1,12 +1,16 @@
 """Runs go on exactly where they stopped, from the last checkpoint or an earlier one, whole or damaged."""
 
+import gc
 import re
 import subprocess
+import weakref
 
 import pytest
 import torch
 
+from engine.checkpoints.checkpoint_file import load_checkpoint
 from engine.errors import UserError
+from engine.loop import TrainLoop
 from tests.devices import run_on, tolerance
 from tests.runs import (
     NO_LOCAL_NOISE,
@@ -57,6 +61,29 @@ def test_the_number_of_processes_may_grow_and_shrink_in_mid_epoch(small_images, 
     a, b = losses(here / "whole"), losses(here / "part")
     assert list(a) == list(b) == list(range(1, 13))
     assert max(abs(a[step] - b[step]) for step in a) < 1e-4
+
+
+def test_a_run_that_goes_on_does_not_keep_what_it_has_read(small_images, here, monkeypatch):
+    """The model has its own copy, so the weights of the checkpoint would fill the memory of the host to the end."""
+    common = (*SMALL, f"data.root={small_images}", "name=a", "ema=0.9")
+    train_here(*common, "max_steps=1")
+    read: list[weakref.ref] = []
+
+    def load(path):
+        state = load_checkpoint(path)
+        read.extend(weakref.ref(weight) for kind in ("model", "ema") for weight in state[kind].values())
+        return state
+
+    def fit(loop):
+        gc.collect()
+        kept.append(sum(weight() is not None for weight in read))
+        return TrainLoop.fit(loop)
+
+    kept: list[int] = []
+    monkeypatch.setattr("engine.checkpoints.checkpoint.load_checkpoint", load)
+    monkeypatch.setattr("engine.training_run.TrainLoop", type("Looking", (TrainLoop,), {"fit": fit}))
+    train_here(*common, "max_steps=2")
+    assert len(read) > 20 and kept == [0]
 
 
 def test_a_damaged_checkpoint_falls_back(small_images, here, capsys):
