@@ -1,20 +1,18 @@
 """Keep the processes of a run in step: none begins a micro-batch before all of them have theirs."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
-from threading import Thread
 from typing import TypeVar
 
 import torch.distributed as dist
 
 from data import attentive
 from engine.errors import reason
-from engine.processes.roll_call import PATIENCE, RollCall
+from engine.processes.roll_call import PATIENCE, RollCall, ask_store, first_store
 
 T = TypeVar("T")
 
@@ -45,7 +43,7 @@ class Lockstep:
 
     def __init__(self, roll_call: RollCall, timeout: float):
         self.roll_call, self.timeout = roll_call, timeout
-        self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self.store = first_store()
         self.key = f"{roll_call.key}/run/{next(_runs)}"
         self.turn = 0
         self.waits_since = 0.0
@@ -96,7 +94,7 @@ class Lockstep:
             self.all_stop = not isinstance(error, dist.DistError)
             self.roll_call.over.set()
             said = f"{self.roll_call.rank} {reason(error)}" if self.all_stop else MISSING
-            _try(lambda: self.store.compare_set(answer, "", said), PATIENCE)  # unless there is an answer already
+            ask_store(lambda: self.store.compare_set(answer, "", said), PATIENCE)  # unless there is an answer already
             raise
 
     def _meetings(self) -> Generator[str, None, None]:
@@ -123,18 +121,6 @@ class Lockstep:
         """After a failure, wait until the first process has saved. That one calls this when it has."""
         saved = f"{self.key}/saved"
         if self.roll_call.rank == 0:
-            _try(lambda: self.store.set(saved, ""), PATIENCE)
+            ask_store(lambda: self.store.set(saved, ""), PATIENCE)
         elif self.all_stop:
-            _try(lambda: self.store.wait([saved], timedelta(seconds=UNTIL_SAVED)), UNTIL_SAVED)
-
-
-def _try(call: Callable[[], object], patience: float) -> None:
-    """Call the store, and give up after ``patience`` seconds: it may be gone, or its connection in use by a thread."""
-
-    def attempt() -> None:
-        with suppress(dist.DistError):
-            call()
-
-    caller = Thread(target=attempt, daemon=True)
-    caller.start()
-    caller.join(patience)
+            ask_store(lambda: self.store.wait([saved], timedelta(seconds=UNTIL_SAVED)), UNTIL_SAVED)

@@ -4,6 +4,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from threading import Event, Thread
 from typing import cast
 
@@ -33,10 +35,7 @@ class RollCall:
         """Return one line that names the missing processes and says what to do. It takes up to ``PATIENCE`` seconds."""
         self.over.set()
         answers: set[int] = set()
-        # A store on a machine that is gone never replies: only a thread can give up the wait.
-        caller = Thread(target=self._call, args=(answers,), daemon=True)
-        caller.start()
-        caller.join(PATIENCE)
+        ask_store(lambda: self._call(answers), PATIENCE)
         if missing := set(range(self.size)) - answers:
             who = named(missing, self.rank, self.hosts)
             cause = f"no answer from {who}: it has exited and says why, or it hangs, or its network is cut"
@@ -47,8 +46,7 @@ class RollCall:
         return f"{cause}; {again} (a higher ddp_timeout waits longer)"
 
     def _call(self, answers: set[int]) -> None:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False)
+        store = first_store()
         store.set(f"{self.key}/{self.rank}", "here")
         while len(answers) < self.size:
             answers |= {rank for rank in range(self.size) if store.check([f"{self.key}/{rank}"])}
@@ -71,6 +69,26 @@ class RollCall:
             os._exit(1)
 
         Thread(target=look, daemon=True).start()
+
+
+def first_store() -> dist.TCPStore:
+    """Return another connection to the store where the processes first met."""
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
+def ask_store(call: Callable[[], object], patience: float) -> None:
+    """Call a store without an error, and give up after ``patience`` seconds.
+
+    A store on a machine that is gone may never reply, and a thread may be using its connection.
+    """
+
+    def attempt() -> None:
+        with suppress(dist.DistError):
+            call()
+
+    caller = Thread(target=attempt, daemon=True)
+    caller.start()
+    caller.join(patience)
 
 
 def named(missing: set[int], caller: int, hosts: list[str]) -> str:

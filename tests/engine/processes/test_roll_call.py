@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from engine.processes.distributed import World
-from engine.processes.roll_call import named
+from engine.processes.roll_call import RollCall, named
 from tests.ports import free_port
 
 HOSTS = ["n1"] * 2 + ["n2"] * 2
@@ -27,6 +28,29 @@ HOSTS = ["n1"] * 2 + ["n2"] * 2
 def test_ranks_are_named_with_their_hosts(missing, words, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "the-store")
     assert named(missing, 0, HOSTS) == words
+
+
+def test_a_store_that_is_lost_meanwhile_leaves_one_line_and_no_traceback(monkeypatch):
+    """As when the machine of rank 0 goes down while the others still call."""
+
+    class Lost:
+        def __init__(self, *_: object, **options: object):
+            pass
+
+        def set(self, key: str, value: str) -> None:
+            raise dist.DistNetworkError("Connection reset by peer")
+
+    untold: list[object] = []
+    monkeypatch.setattr("threading.excepthook", untold.append)
+    for name, value in {"TCPStore": Lost, "get_rank": lambda: 1, "get_world_size": lambda: 2}.items():
+        monkeypatch.setattr(f"engine.processes.roll_call.dist.{name}", value)
+    monkeypatch.setattr(
+        "engine.processes.roll_call.dist.all_gather_object", lambda names, own: names.__setitem__(0, own)
+    )
+    monkeypatch.setenv("MASTER_ADDR", "the-store")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert "or the store of the processes on the-store: " in RollCall().lost()
+    assert not untold
 
 
 def _join(rank: int, port: int, folder: Path) -> None:
