@@ -46,11 +46,11 @@ class World:
         Raises:
             UserError: if these variables contradict each other, or some of them are missing.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, size, local_rank, local_size = (
-            int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)
-        )
-        world = cls(rank, size, local_rank, local_size)
+
+        def number(name: str, alone: int) -> int:
+            return int(os.environ.get(name, alone))
+
+        world = cls(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1))
         meets = world.size == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
         if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size and meets):
             raise UserError(
@@ -187,7 +187,7 @@ class World:
                 dist.broadcast(tensor, src=0)
 
     def all_gather(self, row: Tensor) -> Tensor:
-        """Return the rows of all processes, ``(processes, numbers)``, on the host. It waits for the device here."""
+        """Return the rows of all processes, ``(processes, numbers)``, on the host. This waits for the device."""
         rows = [row]
         if self.size > 1:
             rows = [torch.empty_like(row) for _ in range(self.size)]
