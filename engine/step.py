@@ -1,10 +1,10 @@
 """One optimizer step: forward, backward, accumulation, clipping, update, moving average."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from timm.models import model_parameters
@@ -27,31 +27,9 @@ from optim import GraphedStep
 LEAST_LOSS_SCALE = 2.0**-20
 
 
-class UpdateWatcher(Protocol):
-    """Watches an update of the weights."""
-
-    def __call__(self, step: int, images: Tensor) -> AbstractContextManager[None]:
-        """Return a context for the update: gradients exist at both ends, and at the beginning they are not yet clipped.
-
-        Args:
-            step: number of the step, counted from 1.
-            images: the last micro-batch, as the model got it.
-        """
-        ...
-
-
-def unwatched(step: int, images: Tensor) -> AbstractContextManager[None]:
-    """Return a context that does nothing; see :class:`UpdateWatcher`."""
-    return nullcontext()
-
-
-@runtime_checkable
-class ReportsMetrics(Protocol):
-    """An optimizer with metrics about its last step."""
-
-    def metrics(self) -> dict[str, Any]:
-        """Return numbers for the line of metrics. This may wait for the device."""
-        ...
+# Makes the context of an update from the number of the step, counted from 1, and its last micro-batch as the model got
+# it. Gradients exist at both ends of the context, and at the beginning they are not yet clipped.
+UpdateWatcher = Callable[[int, Tensor], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +79,7 @@ class TrainStep:
         self.cfg, self.runtime, self.model = cfg, runtime, model
         self.optimizer, self.schedule, self.micro_steps = optimizer, schedule, micro_steps
         self.loss = training_loss(cfg)
-        self.watched: UpdateWatcher = unwatched
+        self.watched: UpdateWatcher = lambda step, images: nullcontext()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # All buffers in the state, such as running statistics, and a copy from before the current step.
         self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
@@ -235,12 +213,13 @@ class TrainStep:
     def metrics(self) -> dict[str, Any]:
         """Return numbers about the last step for the line of metrics. This may wait for the device.
 
+        An optimizer adds its own with a method ``metrics``, as AdamW² does.
+
         Raises:
             RunStopped: if gradients overflow in fp16 even at a very small loss scale.
         """
-        found = {"lr": self.lr}
-        if isinstance(self.optimizer, ReportsMetrics):
-            found |= self.optimizer.metrics()
+        own = getattr(self.optimizer, "metrics", dict)
+        found: dict[str, Any] = {"lr": self.lr} | own()
         if self.scaler.is_enabled():
             found["loss_scale"] = self.scaler.get_scale()
             if found["loss_scale"] < LEAST_LOSS_SCALE:

@@ -66,7 +66,7 @@ class Instruments(Callback):
 
     @contextmanager
     def watch_update(self, step: int, images: Tensor) -> Iterator[None]:
-        """Take a reading around an update if one is due, see :class:`engine.step.UpdateWatcher`.
+        """Take a reading around an update if one is due, see ``engine.step.UpdateWatcher``.
 
         If an instrument fails, there is no reading and the run continues.
         """
