@@ -46,11 +46,16 @@ class TrainingData:
         world = runtime.world
         self.cfg, self.runtime = cfg, runtime
         at_once = IF_NOT_MEASURED if isinstance(cfg.micro_batch_size, str) else cfg.micro_batch_size
-        self.geometry = BatchGeometry(cfg.batch_size, cfg.augment.inseparable, world.size, world.rank, at_once)
+        geometry = BatchGeometry(cfg.batch_size, cfg.augment.inseparable, world.size, world.rank, at_once)
         self.train_set, self.val_set = _open_splits(cfg, runtime)
         self.num_classes = _count_classes(cfg, self.train_set)
         self.first_validation_batch: Batch | None = None  # for the callback that draws it
-        self.plan = TrainPlan(self.train_set.index, cfg.seed, cfg.data, cfg.augment, self.geometry)
+        self.plan = TrainPlan(self.train_set.index, cfg.seed, cfg.data, cfg.augment, geometry)
+
+    @property
+    def geometry(self) -> BatchGeometry:
+        """How a batch is split into micro-batches."""
+        return self.plan.geometry
 
     @property
     def names(self) -> dict[int, str]:
@@ -68,7 +73,7 @@ class TrainingData:
 
     def set_micro_batch_size(self, images: int) -> None:
         """Split each process's share of a batch into other micro-batches. Call this before :meth:`start`."""
-        self.geometry = self.plan.geometry = replace(self.geometry, micro_batch_size=images)
+        self.plan.geometry = replace(self.geometry, micro_batch_size=images)
 
     def start(self, stop: StopRequest) -> None:
         """Start the loaders. Call this once. The loaders check ``stop`` while they wait for a batch."""
