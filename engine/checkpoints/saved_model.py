@@ -23,12 +23,12 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
     Args:
         checkpoint: path of the file, or None.
         needed: whether a checkpoint is required.
-        has_model: whether the user chose the model. Then a checkpoint without the settings of its model counts as a
-            file of weights.
+        has_model: whether the user chose the model. Then a checkpoint without the settings of its model, or of an
+            unknown family, counts as a file of weights.
 
     Raises:
-        UserError: if a checkpoint is required and not named, the file does not exist, or it lacks the settings of its
-            model.
+        UserError: if a checkpoint is required and not named, the file does not exist, it lacks the settings of its
+            model, or its family is unknown.
         ModelError: if the file cannot be read.
     """
     if checkpoint is None:
@@ -43,17 +43,17 @@ def open_trained(checkpoint: str | None, needed: bool = True, has_model: bool = 
         return None
     state = checked(content, path)
     if missing := lacking(state):
-        if has_model:
-            return None
-        raise UserError(f"{path} lacks {', '.join(missing)}: add model=NAME to read only its weights")
-    if state["family"] not in FAMILIES:  # of a newer version, or of a fork
-        if has_model:
-            return None
-        raise UserError(
+        problem = f"{path} lacks {', '.join(missing)}: add model=NAME to read only its weights"
+    elif state["family"] not in FAMILIES:  # of a newer version, or of a fork
+        problem = (
             f"{path} has a model of the family {state['family']}, which this version does not know: use the version "
             "that trained it, or add model=NAME to read only its weights"
         )
-    return state
+    else:
+        return state
+    if has_model:
+        return None
+    raise UserError(problem)
 
 
 def implied_family(arguments: list[str]) -> list[str]:
