@@ -11,7 +11,7 @@ from engine.callbacks.data_wait import DataWait
 from engine.callbacks.flight_recorder import FlightRecorder
 from engine.callbacks.instruments import Instruments, is_due
 from engine.callbacks.metrics_file import MetricsFile
-from engine.callbacks.on_track import OnTrack, reference_for
+from engine.callbacks.on_track import OnTrack
 from engine.callbacks.pictures import Pictures
 from engine.callbacks.profiler import LAST_TRACED, StepProfiler
 from engine.callbacks.progress import Progress
@@ -27,15 +27,30 @@ __all__ = ["Callback", "Callbacks", "build_callbacks", "first_works_alone", "ref
 
 log = logging.getLogger(__name__)
 
-OF_EVERY_RUN = {
-    "flight_recorder",
-    "metrics",
-    "progress",
-    "on_track",
-    "data_wait",
-    "pictures",
-    "instruments",
-    "profiler",
+
+def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
+    """Build the instruments, and let the training step run each update in their context."""
+    monitor = StabilityMonitor(
+        run.step.model,
+        spectral_norms=SpectralNorms(run.step.optimizer),
+        precision=run.runtime.autocast,
+        most_images=run.cfg.monitor.images,
+    )
+    instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
+    run.step.watched = instruments.watch_update
+    return instruments
+
+
+# What builds the callbacks of every run, in the order in which they are called; None: a run does not need it.
+OF_EVERY_RUN: dict[str, Callable[[Run, Callbacks], Callback | None]] = {
+    "flight_recorder": lambda run, _: FlightRecorder(run),
+    "metrics": lambda run, _: MetricsFile(run.directory.metrics),
+    "progress": lambda run, _: Progress(run.length, run.first),
+    "on_track": lambda run, _: OnTrack.of(run),
+    "data_wait": lambda run, _: DataWait(run.cfg, run.runtime),
+    "pictures": Pictures,
+    "instruments": _instruments,
+    "profiler": lambda run, _: StepProfiler(run.directory.path) if run.cfg.profile else None,
 }
 
 
@@ -48,22 +63,13 @@ def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
         run: the parts of the run.
         states: the states of the callbacks, from the checkpoint.
     """
-    cfg, runtime, directory = run.cfg, run.runtime, run.directory
     callbacks = Callbacks(states)
-    if not runtime.world.is_main:
+    if not run.runtime.world.is_main:
         return callbacks
-    callbacks.add("flight_recorder", FlightRecorder(run))
-    callbacks.add("metrics", MetricsFile(directory.metrics))
-    callbacks.add("progress", Progress(run.length, run.first))
-    if reference := reference_for(run):
-        callbacks.add("on_track", OnTrack(reference, directory))
-    callbacks.add("data_wait", DataWait(cfg, runtime))
-    callbacks.add("pictures", Pictures(run, callbacks))
-    callbacks.add("instruments", _instruments(run, callbacks))
-    if cfg.profile:
-        callbacks.add("profiler", StepProfiler(directory.path))
-    assert callbacks.members.keys() <= OF_EVERY_RUN, "a new callback of every run belongs into OF_EVERY_RUN"
-    for name, path in cfg.callbacks.items():
+    for name, build in OF_EVERY_RUN.items():
+        if (callback := build(run, callbacks)) is not None:
+            callbacks.add(name, callback)
+    for name, path in run.cfg.callbacks.items():
         _add_chosen(callbacks, name, path, run)
     return callbacks
 
@@ -77,19 +83,6 @@ def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
         first: number of steps done before this start.
     """
     return is_due(cfg.monitor.every, step) or (cfg.profile and step - first == LAST_TRACED)
-
-
-def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
-    """Build the instruments, and let the training step run each update in their context."""
-    monitor = StabilityMonitor(
-        run.step.model,
-        spectral_norms=SpectralNorms(run.step.optimizer),
-        precision=run.runtime.autocast,
-        most_images=run.cfg.monitor.images,
-    )
-    instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
-    run.step.watched = instruments.watch_update
-    return instruments
 
 
 def _add_chosen(callbacks: Callbacks, name: str, path: str, run: Run) -> None:

@@ -26,23 +26,23 @@ class OnTrack(Callback):
     def __init__(self, reference: Reference, directory: RunDirectory):
         self.reference, self.directory = reference, directory
 
+    @classmethod
+    def of(cls, run: Run) -> "OnTrack | None":
+        """Return the callback for the reference in ``conf/`` whose recipe, epochs and numbers of images are the run's.
+
+        Returns:
+            The callback; None if there is no such reference. A file that cannot be read is left out with a warning.
+        """
+        setting = setting_of(as_container(run.cfg), run.length.steps_per_epoch, len(run.data.val_set))
+        for path in sorted(CONF.glob("*/*.json")):
+            with warn_on_failure(f"{path} cannot be used"):
+                reference = Reference.read(path)
+                if not unlike(reference, setting, defaults_of(run.cfg)):
+                    return cls(reference, run.directory)
+        return None
+
     def on_line(self, line: dict[str, Any]) -> None:
         """Compare a validation with the reference."""
         if line["split"] == "val" and line["epoch"] in self.reference.curves[0].top1:
             verdict = self.reference.verdict(Curve.of(self.directory.read_metrics()))
             log.info("%s (%s)", verdict, os.path.relpath(self.reference.path))
-
-
-def reference_for(run: Run) -> Reference | None:
-    """Return the reference in ``conf/`` whose recipe, epochs and numbers of images are those of the run.
-
-    Returns:
-        The reference; None if there is none. A file that cannot be read is left out with a warning.
-    """
-    setting = setting_of(as_container(run.cfg), run.length.steps_per_epoch, len(run.data.val_set))
-    for path in sorted(CONF.glob("*/*.json")):
-        with warn_on_failure(f"{path} cannot be used"):
-            reference = Reference.read(path)
-            if not unlike(reference, setting, defaults_of(run.cfg)):
-                return reference
-    return None
