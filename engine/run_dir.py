@@ -206,7 +206,7 @@ def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
     Args:
         options: options by dotted name. An entry of an option, such as ``callbacks.wandb``, counts as that option.
     """
-    may_change = {key for key, option in declared(TrainConfig).items() if option.may_change}
+    may_change = {key for key, option in declared(TrainConfig).items() if option.rules.may_change}
     return {
         key: value
         for key, value in options.items()

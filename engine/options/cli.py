@@ -28,8 +28,9 @@ from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.log import discard, flush_streams, log_to, safe_text
 from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
-from engine.options.explain import explain, first_line, text_options
+from engine.options.explain import explain, first_line
 from engine.options.names import swept_options
+from engine.options.rules import text_options
 from engine.processes.signals import raise_on_ctrl_c
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error

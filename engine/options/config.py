@@ -197,10 +197,18 @@ class EvalConfig(RunConfig):
             )
 
 
+ENTRIES: dict[str, type[RunConfig]] = {"train": TrainConfig, "eval": EvalConfig}
+
+
+def config_groups() -> set[str]:
+    """Return the names of the config groups, which are the folders of ``conf/``."""
+    return {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
 def register() -> None:
     """Register the config classes with Hydra."""
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="eval_schema", node=EvalConfig)
+    for entry, kind in ENTRIES.items():
+        store.store(name=f"{entry}_schema", node=kind)
     for family, node in FAMILIES.items():
         store.store(group="schema/model", name=family, node=node)

@@ -13,9 +13,9 @@ from timm.models import is_model
 from yaml import MarkedYAMLError
 
 from engine.options.arguments import OPEN, config_folder, in_shell, values_by_name, values_of
-from engine.options.config import CONF, MODEL_SCHEMA
+from engine.options.config import CONF, ENTRIES, MODEL_SCHEMA, config_groups
 from engine.options.renamed import RENAMED
-from engine.options.rules import ENTRIES, declared
+from engine.options.rules import declared, text_options
 from engine.options.settings import flatten
 from engine.options.timm_names import OF_TIMM
 from engine.similar import nearest
@@ -24,16 +24,6 @@ from models import FAMILIES
 KINDS = {"Integer": "a whole number", "Float": "a number"}
 GLOBAL = {"recipe", "experiment", "logger"}  # the files of these groups set options of all groups
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
-
-
-def groups() -> set[str]:
-    """Return the names of the config groups."""
-    return {path.name for path in CONF.iterdir() if path.is_dir()}
-
-
-def text_options(entry: str) -> set[str]:
-    """Return the text options of ``"train"`` or ``"eval"``, and the config groups, whose values are file names."""
-    return groups() | {key for key, option in declared(ENTRIES[entry]).items() if option.is_text}
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,8 @@ def explain(error: BaseException, entry: str, arguments: Sequence[str]) -> str:
         return f"{_key_in(message)} cannot be null: leave it out, or set a value"
     if "Config group override must be a string" in message:
         return "a config group cannot be null: leave it out, or choose one of its files"
-    return one_line(": ".join(filter(None, (str(error), first_line(error.__cause__)))) or type(error).__name__)
+    whole = ": ".join(filter(None, (str(error), first_line(error.__cause__)))) or type(error).__name__
+    return " ".join(whole.split())
 
 
 def _key_in(message: str) -> str:
@@ -112,11 +103,6 @@ def _as_text(message: str) -> str:
 def _as_list(message: str) -> str:
     typed = re.search(r"Error merging override ([^\s=]+)=(\S+)", message)
     return f", such as '{typed[1]}=[{typed[2]},{typed[2]}]'" if typed else ""
-
-
-def one_line(message: str) -> str:
-    """Replace the line breaks and repeated spaces in a message by single spaces."""
-    return re.sub(r"\s+", " ", message).strip()
 
 
 def first_line(error: BaseException | None) -> str:
@@ -138,7 +124,7 @@ def _unreadable(argument: str, command: Command) -> str:
             f"{argument} cannot be read: brackets must be closed, values between commas cannot be empty, and an "
             f"argument with spaces needs quotes around it, such as 'optim.betas=[0.9, 0.98]'"
         )
-    if key in groups() and value.count("[") != value.count("]"):
+    if key in config_groups() and value.count("[") != value.count("]"):
         return f"{argument} cannot be read: brackets must be closed, such as 'logger=[wandb,tensorboard]'"
     if "," in value:
         several = in_shell(key, value.split(","))
@@ -158,7 +144,7 @@ def _several_values(argument: str, command: Command) -> str:
     """Say what to type if an option has several values but the command is not a sweep."""
     key, _, value = argument.partition("=")
     hint = ""
-    if key.lstrip("+") in text_options(command.entry) - groups():
+    if key.lstrip("+") in text_options(command.entry) - config_groups():
         value = ",".join(map(str, values_of(argument)))
         argument = f"{key}={value}"
         hint = f", or type {in_shell(key, [value])} for one"
@@ -208,7 +194,7 @@ def _chosen_files(command: Command) -> Iterator[tuple[str, str, str]]:
     typed = values_by_name(command.arguments)
     own = config_folder(list(command.arguments))
     folders = [CONF, *([own] if own is not None else [])]
-    for group in typed.keys() & groups():
+    for group in typed.keys() & config_groups():
         for folder in folders:
             file = folder / group / f"{typed[group]}.yaml"
             if file.is_file():
@@ -223,7 +209,7 @@ def _all_keys(command: Command) -> set[str]:
 
 def _defaults(command: Command) -> dict[str, Any]:
     """Return every option with its value under the groups that the user chose."""
-    known = groups() | {MODEL_SCHEMA}
+    known = config_groups() | {MODEL_SCHEMA}
     chosen = [typed for typed in command.arguments if typed.partition("=")[0] in known and "," not in typed]
     job = GlobalHydra.instance()
     running, job.hydra = job.hydra, None  # the error may come from inside a running job

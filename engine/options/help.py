@@ -3,8 +3,9 @@
 import re
 from dataclasses import fields
 
+from engine.options.config import ENTRIES
 from engine.options.recipe import general_recipes
-from engine.options.rules import ENTRIES, Option, declared
+from engine.options.rules import Option, declared
 from models import FAMILIES
 
 COLUMN = 44  # where the rules start

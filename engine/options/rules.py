@@ -6,14 +6,13 @@ The rules of one option are in the ``metadata`` of its field. Rules that involve
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from engine.errors import UserError
-from engine.options.config import EvalConfig, RunConfig, TrainConfig
+from engine.options.config import ENTRIES, RunConfig, config_groups
 from engine.similar import nearest
 
-ENTRIES: dict[str, type[RunConfig]] = {"train": TrainConfig, "eval": EvalConfig}
 LARGEST = 2**63 - 1  # largest signed 64-bit integer
 
 
@@ -77,13 +76,11 @@ class Option:
 
     Attributes:
         is_text: whether its type is ``str`` or ``str | None``.
-        rules: the rules from the field's metadata.
-        may_change: whether a resumed run may have another value.
+        rules: the rules from the metadata of its field, and of the groups around it.
     """
 
     is_text: bool
     rules: Rules
-    may_change: bool
 
 
 def declared(kind: Any, may_change: bool = False) -> dict[str, Option]:
@@ -100,13 +97,18 @@ def declared(kind: Any, may_change: bool = False) -> dict[str, Option]:
     hints = get_type_hints(kind)
     for field in fields(kind):
         hint, rules = hints[field.name], Rules(**field.metadata)
-        free = may_change or rules.may_change
+        rules = replace(rules, may_change=may_change or rules.may_change)
         if is_dataclass(hint):
             for group in _with_subclasses(hint):
-                found |= {f"{field.name}.{key}": option for key, option in declared(group, free).items()}
+                found |= {f"{field.name}.{key}": option for key, option in declared(group, rules.may_change).items()}
         else:
-            found[field.name] = Option(hint in (str, str | None), rules, free)
+            found[field.name] = Option(hint in (str, str | None), rules)
     return found
+
+
+def text_options(entry: str) -> set[str]:
+    """Return the text options of ``"train"`` or ``"eval"``, and the config groups, whose values are file names."""
+    return config_groups() | {key for key, option in declared(ENTRIES[entry]).items() if option.is_text}
 
 
 def _with_subclasses(kind: Any) -> list[Any]:

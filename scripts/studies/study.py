@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 STUDIES = PROJECT / "conf/study"
 IN_ASCII = {"²": "2", "σ": "sigma_", "τ": "tau"}
 # These options change no result: they say where the images are, and how many processes decode them.
-_NOT_DECISIVE = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.may_change}
+_NOT_DECISIVE = {key for key, option in declared(TrainConfig).items() if option.rules.path and option.rules.may_change}
 _NOT_DECISIVE |= {"max_workers"}
 SET_BY_THE_LAB = ("seed", "logger", "name", "output_dir", "checkpoint.every_minutes", "checkpoint.keep")
 

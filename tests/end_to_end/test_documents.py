@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from engine.options.config import EvalConfig, TrainConfig
-from engine.options.explain import groups
+from engine.options.config import EvalConfig, TrainConfig, config_groups
 from engine.options.rules import declared
 from engine.options.timm_names import OF_TIMM
 from tests.runs import PROJECT, settings
@@ -54,15 +53,15 @@ def test_the_options_that_may_change_are_listed() -> None:
     groups = {name for name in re.findall(r"`([\w.]+)\.\*`", listed)}
     said = set(re.findall(r"`([\w.]+)`", listed))
     options = declared(TrainConfig)
-    may_change = {key for key, option in options.items() if option.may_change}
-    assert all(options[key].may_change for key in options if key.split(".")[0] in groups)
+    may_change = {key for key, option in options.items() if option.rules.may_change}
+    assert all(options[key].rules.may_change for key in options if key.split(".")[0] in groups)
     assert said == {key for key in may_change if key.split(".")[0] not in groups}
 
 
 def test_the_options_that_take_the_place_of_timms_exist() -> None:
     rows = re.findall(r"^\| `-[^|]*\| ([^|]*) \|", (PROJECT / "docs/timm.md").read_text(), re.M)
     typed = [word.partition("=")[0] for said in re.findall(r"`([^`]+)`", " ".join(rows)) for word in said.split()]
-    known = declared(TrainConfig).keys() | declared(EvalConfig).keys() | groups() | {"checkpoint"}
+    known = declared(TrainConfig).keys() | declared(EvalConfig).keys() | config_groups() | {"checkpoint"}
     others = [word for word in typed if word not in known and not word.startswith("+model.kwargs.")]
     # Values of amp, and a file of an experiment.
     assert len(typed) > 60 and sorted(others) == ["conf/experiment/NAME.yaml", "fp16", "fp32"]

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import UserError
 from engine.options.arguments import as_typed
-from engine.options.explain import text_options
 from engine.options.names import output_of, set_name, swept_options
+from engine.options.rules import text_options
 from engine.options.settings import eval_settings
 from tests.runs import composed
 

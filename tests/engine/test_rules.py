@@ -63,7 +63,7 @@ def test_what_breaks_a_rule_is_refused_in_one_line(values, message):
 
 def test_a_resume_may_change_how_long_and_where_but_not_what_is_trained():
     options = declared(TrainConfig)
-    free = {key for key, option in options.items() if option.may_change}
+    free = {key for key, option in options.items() if option.rules.may_change}
     groups = {key for key in options if key.startswith(("logger.", "monitor."))}
     assert free == groups | {
         *(
