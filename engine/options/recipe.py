@@ -50,13 +50,19 @@ def set_recipe(composed: DictConfig, choices: dict[str, Any]) -> None:
         raise UserError(f"recipe={name} is unknown: {nearest(name, all_recipes())}")
     elif not OmegaConf.is_missing(composed.model, "name"):  # a name that is missing has an error of its own
         refuse_unknown(composed.model.name)
-        what = f"model.name={composed.model.name}" if choices.get("model") == "timm" else f"model={choices['model']}"
-        own = f"use experiment={choices['model']}, or " if recipe_file(f"experiment/{choices['model']}") else ""
-        for prefix, experiment in TIMM_EXPERIMENTS.items():
-            if choices.get("model") == "timm" and composed.model.name.startswith(prefix):
-                own = f"add experiment={experiment}, or "
-        *others, last = (f"recipe={recipe}" for recipe in general_recipes())
-        raise UserError(f"{what} has no recipe of its own: {own}add {', '.join(others)} or {last}")
+        raise UserError(_without_recipe(choices["model"], composed.model.name))
+
+
+def _without_recipe(chosen: str, name: str) -> str:
+    """Return the message for a model that has no recipe: ``model=chosen``, whose name in timm is ``name``."""
+    if chosen == "timm":
+        what = f"model.name={name}"
+        own = [f"add experiment={file}, or " for start, file in TIMM_EXPERIMENTS.items() if name.startswith(start)]
+    else:
+        what = f"model={chosen}"
+        own = [f"use experiment={chosen}, or "] if recipe_file(f"experiment/{chosen}") else []
+    *others, last = (f"recipe={recipe}" for recipe in general_recipes())
+    return f"{what} has no recipe of its own: {''.join(own)}add {', '.join(others)} or {last}"
 
 
 def general_recipes() -> list[str]:
