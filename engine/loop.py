@@ -131,7 +131,7 @@ class TrainLoop:
             self.callbacks.after_step(outcome)
 
     def _after_step(self) -> None:
-        self.run.checkpoints.check()
+        self.run.checkpoints.raise_if_failed()
         validate_now = self._validation_is_due()
         save_now = self.done == self.length.stop_at or self._save_is_due()
         read_now = self.done % self.cfg.log_every == 0 or self.done == self.run.first + 1 or validate_now or save_now

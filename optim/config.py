@@ -9,7 +9,7 @@ from omegaconf import MISSING
 class OptimConfig:
     """The optimizer (``optim.*``)."""
 
-    name: str = MISSING  # adamw | adamw2 | sgd | radam | lion | lamb | muon | adamuon | nadamuon
+    name: str = MISSING  # one of OPTIMIZERS in optim/build.py
     # Peak learning rate; null: base_lr * batch_size / 512.
     lr: float | None = field(default=None, metadata={"above": 0})
     base_lr: float = field(default=5e-4, metadata={"above": 0})
@@ -38,7 +38,7 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning-rate schedule (``schedule.*``), counted in optimizer steps."""
 
-    name: str = MISSING  # cosine | linear | step | constant | trapezoid | inverse_sqrt
+    name: str = MISSING  # one of SCHEDULES in optim/schedules.py
     warmup_epochs: float = field(default=0.0, metadata={"least": 0})  # 0: no warm-up, the point of this project
     warmup_lr: float = field(default=0.0, metadata={"least": 0})  # learning rate at the start of the warm-up
     warmup_prefix: bool = True  # true: the schedule starts after the warm-up; false: together, as in older timm

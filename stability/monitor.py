@@ -76,13 +76,13 @@ class StabilityMonitor:
         Args:
             images: the model's input in this step, ``(batch, 3, side, side)``.
         """
-        self.started = time.perf_counter()
+        started = time.perf_counter()
         self.probe = images[: self.most_images].detach()
         self.trained = {name: weight for name, weight in self.weights.items() if weight.grad is not None}
         gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
         self.gradients = torch._foreach_norm(gradients) if gradients else []
         self.before = [weight.detach().clone() for weight in self.trained.values()]
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = time.perf_counter() - started
 
     @torch.no_grad()
     def after_update(self) -> StabilityReport:

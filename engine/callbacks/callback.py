@@ -51,18 +51,17 @@ class Callback:
         """Called at the end of the run, also after an error."""
 
 
-def _plain(state: Any) -> Any:
-    """Return the state itself.
+def _refuse_unsavable(state: Any) -> None:
+    """Check a state before it is saved.
 
     Raises:
         TypeError: if it holds something that a checkpoint may not contain, such as ``numpy.float64``.
     """
     if isinstance(state, dict | list):
         for value in [*state, *state.values()] if isinstance(state, dict) else state:
-            _plain(value)
+            _refuse_unsavable(value)
     elif type(state) not in (int, float, bool, str, type(None)):  # a subclass would be pickled as itself
         raise TypeError(f"it holds a {type(state).__name__}: use only numbers, text, lists and dicts")
-    return state
 
 
 class Callbacks:
@@ -86,7 +85,8 @@ class Callbacks:
         for name, member in self.members.items():
             with warn_on_failure(f"the state of {name} cannot be saved"):
                 if member.state is not None:
-                    own[name] = _plain(member.state)
+                    _refuse_unsavable(member.state)
+                    own[name] = member.state
         return self.states | own
 
     def after_step(self, outcome: StepOutcome) -> None:

@@ -69,7 +69,7 @@ class Checkpoints:
         if self.writing is not None:
             self.writing.result()
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """As :meth:`wait`, but do not wait."""
         if self.writing is not None and self.writing.done():
             self.writing.result()

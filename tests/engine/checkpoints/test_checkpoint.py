@@ -127,7 +127,7 @@ def test_a_failure_is_raised_at_every_later_call(tmp_path: Path, monkeypatch: py
     checkpoints = Checkpoints(tmp_path / "folder", keep=1)
     (tmp_path / "folder").touch()
     checkpoints.save(STATE | {"step": 2}, is_best=False)
-    calls: list[Callable[[], object]] = [checkpoints.wait, checkpoints.check, lambda: checkpoints.is_last(2)]
+    calls: list[Callable[[], object]] = [checkpoints.wait, checkpoints.raise_if_failed, lambda: checkpoints.is_last(2)]
     calls += [lambda: checkpoints.save(STATE, False), lambda: checkpoints.set_aside(3, tmp_path / "aside.pt")]
     for call in calls:
         with pytest.raises(UserError, match=FULL.format(2, "File exists")):
