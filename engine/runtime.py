@@ -1,9 +1,8 @@
-"""The processes of a run, the device of this process, the precision, and the seed of a step."""
+"""The processes of a run, the device of this process, and the precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,16 +54,3 @@ class Runtime:
     def workers(self, wanted: int | None) -> int:
         """Return the number of data workers of this process: ``wanted``, or by default its share of the cores."""
         return wanted if wanted is not None else default_workers(self.world.local_size)
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step, so that drop path depends only on (seed, step, rank).
-
-    A resume is therefore exact without the state of a random generator.
-
-    Args:
-        seed: seed of the run.
-        step: number of the step, counted from 0.
-        rank: rank of this process.
-    """
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
@@ -19,7 +20,7 @@ from engine.errors import RunStopped
 from engine.losses import training_loss
 from engine.measuring.span import span
 from engine.options.config import TrainConfig
-from engine.runtime import Runtime, seed_step
+from engine.runtime import Runtime
 from engine.training_batches import TrainBatch
 from models import load_weights
 from optim import GraphedStep
@@ -261,3 +262,16 @@ class TrainStep:
         self.scaler.load_state_dict(state["stepper"]["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step, so that drop path depends only on (seed, step, rank).
+
+    A resume is therefore exact without the state of a random generator.
+
+    Args:
+        seed: seed of the run.
+        step: number of the step, counted from 0.
+        rank: rank of this process.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
