@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from data import TrainPlan
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.options.config import TrainConfig
 from engine.run_dir import RunDirectory
@@ -24,12 +23,6 @@ class RunLength:
     epochs: int
     steps_per_epoch: int
     stop_at: int
-
-    @classmethod
-    def of(cls, cfg: TrainConfig, plan: TrainPlan) -> "RunLength":
-        """Compute the length from the settings. ``max_steps`` may end the run early."""
-        total = cfg.epochs * plan.steps_per_epoch
-        return cls(cfg.epochs, plan.steps_per_epoch, min(total, cfg.max_steps or total))
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch that a step belongs to, counted from 1."""
@@ -68,5 +61,7 @@ class Run:
 
     @property
     def length(self) -> RunLength:
-        """The length of the run in steps and epochs."""
-        return RunLength.of(self.cfg, self.data.plan)
+        """The length of the run in steps and epochs. ``max_steps`` may end it early."""
+        epochs, steps_per_epoch = self.cfg.epochs, self.data.plan.steps_per_epoch
+        total = epochs * steps_per_epoch
+        return RunLength(epochs, steps_per_epoch, min(total, self.cfg.max_steps or total))

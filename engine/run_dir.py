@@ -150,13 +150,14 @@ class RunDirectory:
             aside = self.crashes.with_name("crashes.before")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.crashes, aside)
+        validated = min(validated, step)
         for file in (self.metrics, self.stability):
             if step == 0 and file.is_file():
                 os.replace(file, file.with_name(f"{file.stem}.before.jsonl"))
-            last = {"val": min(validated, step)}
-            lines = [line for line in _read_lines(file) if line["step"] <= last.get(str(line.get("split")), step)]
+            lines = _read_lines(file)
+            kept = [line for line in lines if line["step"] <= (validated if line.get("split") == "val" else step)]
             scratch = file.with_suffix(".tmp")
-            scratch.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")
+            scratch.write_text("".join(to_json(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(scratch, file)
 
     def read_metrics(self) -> list[dict[str, Any]]:
