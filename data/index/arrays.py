@@ -11,8 +11,10 @@ import os
 import secrets
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,7 +23,11 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 LOCAL_HEADER = 30  # bytes before a zip member's name; the lengths of its name and extra field are the last four
 PADDING = 0xD935  # id of the extra field that the tool zipalign pads with
-UNREADABLE = (OSError, KeyError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile)
+# What a damaged file, or one that was made by hand, makes zipfile and numpy raise.
+UNREADABLE = (
+    *(OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, TokenError),
+)
 
 Identity = tuple[int, int, int, int]  # of a file: device, inode, size, modification time
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data.config import DataConfig
+from data.errors import in_one_line
 from data.index.arrays import UNREADABLE, ArrayFile, write_arrays
 from data.index.headers import Header
 from data.index.image_index import ImageIndex, is_of_this_version, mapped_index
@@ -120,7 +121,7 @@ def _found(path: Path, place: Path, is_current: Callable[[ImageIndex], bool]) ->
     except FileNotFoundError:
         return None
     except UNREADABLE as error:
-        log.warning("the index %s cannot be read (%s): building it again", path, error)
+        log.warning("the index %s cannot be read (%s): building it again", path, in_one_line(error))
         return None
 
 

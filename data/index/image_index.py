@@ -158,8 +158,45 @@ def pack_texts(**texts: Strings | list[str]) -> dict[str, NDArray]:
 
 
 def texts_of(arrays: Mapping[str, NDArray], name: str) -> Strings:
-    """A list of strings that :func:`pack_texts` has packed."""
-    return Strings(arrays[name], arrays[f"{name}_ends"])
+    """A list of strings that :func:`pack_texts` has packed.
+
+    Raises:
+        ValueError: if the arrays are no such list.
+    """
+    blob, ends = arrays[name], arrays[f"{name}_ends"]
+    lengths = np.diff(whole_numbers(arrays, f"{name}_ends", len(ends), len(blob)), prepend=0)
+    if blob.dtype != np.uint8 or blob.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(blob):
+        raise ValueError(f"its {name} are damaged")
+    return Strings(blob, ends)
+
+
+def refuse_other_places(paths: Strings) -> None:
+    """Refuse paths that lead out of the folder of the images. An index that came with the images may be a trap.
+
+    Raises:
+        ValueError: if there is such a path, or one that no file can have.
+    """
+    content = paths.blob.tobytes()
+    begins = paths.blob[np.concatenate([[0], paths.ends[:-1]])] if len(paths) else paths.blob
+    # Looking at a million paths one by one would take seconds, and few sets have two points in a row.
+    has_parent = b".." in content and any(".." in path.split("/") for path in paths)
+    if has_parent or b"\0" in content or (begins == ord("/")).any():
+        raise ValueError("it names files outside the folder")
+
+
+def whole_numbers(
+    arrays: Mapping[str, NDArray], name: str, shape: int | tuple[int, ...], most: float = np.inf
+) -> NDArray:
+    """An array of whole numbers from 0 to ``most`` that has this length or shape.
+
+    Raises:
+        ValueError: if it has other values or another shape.
+    """
+    column = arrays[name]
+    fits = column.shape == (shape if isinstance(shape, tuple) else (shape,)) and column.dtype.kind == "i"
+    if not fits or (column.size and not 0 <= column.min() <= column.max() <= most):
+        raise ValueError(f"its {name} are damaged")
+    return column
 
 
 def is_of_this_version(file: ArrayFile) -> bool:
@@ -168,17 +205,23 @@ def is_of_this_version(file: ArrayFile) -> bool:
 
 
 def mapped_index(file: ArrayFile) -> ImageIndex:
-    """The index in a file of arrays."""
+    """The index in a file of arrays. The columns that only its source reads are not checked.
+
+    Raises:
+        UNREADABLE: if it is damaged, or was made by another program.
+    """
     arrays = file.arrays
+    classes, paths = texts_of(arrays, "classes"), texts_of(arrays, "paths")
+    count = len(paths)
     index = ImageIndex(
-        classes=list(texts_of(arrays, "classes")),
-        paths=texts_of(arrays, "paths"),
-        targets=arrays["targets"],
-        heights=arrays["heights"],
-        widths=arrays["widths"],
-        odd_colours=frozenset(arrays["odd_colours"].tolist()),
+        classes=list(classes),
+        paths=paths,
+        targets=whole_numbers(arrays, "targets", count, len(classes) - 1),
+        heights=whole_numbers(arrays, "heights", count),
+        widths=whole_numbers(arrays, "widths", count),
+        odd_colours=frozenset(whole_numbers(arrays, "odd_colours", len(arrays["odd_colours"]), count - 1).tolist()),
         bad=list(texts_of(arrays, "bad")),
-        lengths=arrays.get("lengths"),
+        lengths=whole_numbers(arrays, "lengths", count) if "lengths" in arrays else None,
         extra={name: array for name, array in arrays.items() if name not in COLUMNS},
     )
     object.__setattr__(index, "file", file)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.index.headers import Header
-from data.index.image_index import ImageIndex, Strings, pack_texts, texts_of
+from data.index.image_index import ImageIndex, Strings, pack_texts, refuse_other_places, texts_of, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,22 @@ class Rows:
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, NDArray]) -> "Rows":
-        """The rows in named arrays."""
+        """The rows in named arrays.
+
+        Raises:
+            UNREADABLE: if they are damaged, or were made by another program.
+        """
         texts = {name: texts_of(arrays, name) for name in ("classes", "paths", "bad")}
-        columns = {name: arrays[name] for name in ("targets", "sizes", "odd_colours", "lengths", "offsets")}
-        return cls(list(texts["classes"]), texts["paths"], bad=list(texts["bad"]), **columns)
+        refuse_other_places(texts["paths"])
+        count, classes = len(texts["paths"]), list(texts["classes"])
+        columns = {
+            "targets": whole_numbers(arrays, "targets", count, len(classes) - 1),
+            "sizes": whole_numbers(arrays, "sizes", (count, 2)),
+            "odd_colours": arrays["odd_colours"].reshape(count).astype(bool),
+            "lengths": whole_numbers(arrays, "lengths", count),
+            "offsets": whole_numbers(arrays, "offsets", count),
+        }
+        return cls(classes, texts["paths"], bad=list(texts["bad"]), **columns)
 
 
 def joined_index(rows: Sequence[Rows], classes: list[str] | None = None) -> ImageIndex:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.index import ImageIndex
+from data.index.image_index import whole_numbers
 from data.sources.source import EncodedSource
 
 
@@ -30,6 +31,20 @@ def shard_columns(
         offsets: where each image begins in it, in bytes.
     """
     return {"shard_sizes": sizes, "shard_numbers": numbers, "shard_offsets": offsets}
+
+
+def refuse_strange_ranges(index: ImageIndex) -> None:
+    """Refuse columns that cannot be those of :func:`shard_columns`.
+
+    Raises:
+        UNREADABLE: if they are damaged, or were made by another program.
+    """
+    extra, count = index.extra, len(index)
+    sizes = whole_numbers(extra, "shard_sizes", len(extra["shard_sizes"]))
+    numbers = whole_numbers(extra, "shard_numbers", count, len(sizes) - 1)
+    lengths = whole_numbers(extra, "stored_lengths", count) if "stored_lengths" in extra else index.lengths
+    if (whole_numbers(extra, "shard_offsets", count) + lengths > sizes[numbers]).any():
+        raise ValueError("its images lie beyond the ends of their files")
 
 
 class ByteRangeSource(EncodedSource):

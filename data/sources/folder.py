@@ -18,7 +18,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.index import ImageIndex, Listed, Pieces, cached_index, scanned
 from data.index.headers import EXTENSIONS, read_header
-from data.index.image_index import pack_texts, texts_of
+from data.index.image_index import pack_texts, refuse_other_places, texts_of
 from data.sources.source import PREPARE, Advice, EncodedSource
 
 FLAT = ""  # the only class of a folder without class folders
@@ -67,6 +67,7 @@ class FolderSource(EncodedSource):
         _refuse_without_classes(folder, flat)
 
         def is_current(index: ImageIndex) -> bool:
+            refuse_other_places(index.paths)
             return Folders.of(index).unchanged(folder)
 
         index = cached_index(cfg, split, is_current, partial(_scanned_folder, folder), build)

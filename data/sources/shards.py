@@ -6,11 +6,11 @@
 from pathlib import Path
 
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, in_one_line
 from data.index import ImageIndex
 from data.index.arrays import UNREADABLE, ArrayFile
 from data.index.image_index import is_of_this_version, mapped_index
-from data.sources.byte_ranges import ByteRangeSource
+from data.sources.byte_ranges import ByteRangeSource, refuse_strange_ranges
 from data.sources.source import PREPARE, Advice
 
 PATTERN = f"shard-{5 * '[0-9]'}.tar"
@@ -77,6 +77,9 @@ def _index_of(folder: Path) -> ImageIndex:
         if not is_of_this_version(file):
             raise DataError(f"the index {path} was written by another version of this project: {again}")
         index = mapped_index(file)
+        if index.lengths is None or not {"shard_sizes", "shard_numbers", "shard_offsets"} <= index.extra.keys():
+            raise DataError(f"{path} is not an index of shards: {again}")
+        refuse_strange_ranges(index)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds shards but no {PACKED_INDEX}: repeat the {PREPARE} command that wrote them, "
@@ -85,7 +88,5 @@ def _index_of(folder: Path) -> ImageIndex:
     except DataError:
         raise
     except UNREADABLE as error:
-        raise DataError(f"the index {path} is damaged ({error}): {again}") from error
-    if index.lengths is None or not {"shard_sizes", "shard_numbers", "shard_offsets"} <= index.extra.keys():
-        raise DataError(f"{path} is not an index of shards: {again}")
+        raise DataError(f"the index {path} is damaged ({in_one_line(error)}): {again}") from error
     return index

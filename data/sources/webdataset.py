@@ -26,7 +26,7 @@ from data.index.headers import Header, read_header_at
 from data.index.image_index import pack_texts, texts_of
 from data.index.rows import Rows, joined_index, reordered, sorted_order
 from data.index.tars import members
-from data.sources.byte_ranges import ByteRangeSource, shard_columns
+from data.sources.byte_ranges import ByteRangeSource, refuse_strange_ranges, shard_columns
 from data.sources.file_sets import complete_set, file_set
 from data.sources.source import Advice
 
@@ -60,7 +60,9 @@ class WebDatasetSource(ByteRangeSource):
         wanted = Extensions(tuple(cfg.image_ext.lower().split(",")), cfg.label_ext.lower())
 
         def is_current(index: ImageIndex) -> bool:
-            return list(texts_of(index.extra, "tars")) == _states(tars, wanted)
+            refuse_strange_ranges(index)
+            states = list(texts_of(index.extra, "tars"))
+            return states == _states(tars, wanted) and len(states) == len(index.extra["shard_sizes"])
 
         index = cached_index(cfg, split, is_current, partial(_scanned, tars, wanted), build)
         return None if index is None else cls(tars[0].parent, index)

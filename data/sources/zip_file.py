@@ -21,7 +21,7 @@ from data.index.arrays import LOCAL_HEADER
 from data.index.building import scanned_rows
 from data.index.headers import EXTENSIONS, Header, read_header, read_header_at
 from data.index.rows import joined_index
-from data.sources.byte_ranges import ByteRangeSource, shard_columns
+from data.sources.byte_ranges import ByteRangeSource, refuse_strange_ranges, shard_columns
 from data.sources.file_sets import holds_something
 from data.sources.source import Advice
 
@@ -64,7 +64,10 @@ class ZipSource(ByteRangeSource):
         state = np.array([t for path in (file, listed) if path for t in (path.stat().st_mtime_ns, path.stat().st_size)])
 
         def is_current(index: ImageIndex) -> bool:
-            return np.array_equal(index.extra["state"], state)
+            refuse_strange_ranges(index)
+            deflated = index.extra["deflated"]
+            is_whole = deflated.dtype == bool and deflated.shape == index.extra["stored_lengths"].shape
+            return is_whole and np.array_equal(index.extra["state"], state)
 
         def scan(pieces: Pieces) -> ImageIndex:
             index = _scanned(file, split, listed, pieces, str(state.tolist()))
