@@ -108,15 +108,15 @@ class TrainedModel:
             parameters=parameters,
             side=self.side,
             classes=len(self.state["classes"]),
-            data=config["data"]["name"],
+            data=_literal(config["data"]["name"]),
             when=_place(self.state),
             weights="the average of the weights (EMA)" if self.weights == "ema" else "the weights of the last step",
-            start=f" The run started from the weights in `{Path(start).name}`." if start else "",
+            start=f" The run started from the weights in {_literal(Path(start).name)}." if start else "",
             accuracy=self._accuracy(),
             first=first,
             warmup=f"with {warmup:g} epochs of learning-rate warm-up" if warmup else "without learning-rate warm-up",
             license=f"\nlicense: {license}" if license else "",
-            recipe="\n".join(shown),
+            recipe="\n".join(map(_in_one_line, shown)),
         )
 
     def _accuracy(self) -> str:
@@ -128,13 +128,23 @@ class TrainedModel:
             return "The run has not validated these weights."
         line = found[-1]
         table = "| validation images | top-1 | top-5 |\n| --- | --- | --- |\n"
-        return f"{table}| {line['images']} | {line['top1']:.2f} % | {line['top5']:.2f} % |"
+        return f"{table}| {int(line['images'])} | {line['top1']:.2f} % | {line['top5']:.2f} % |"
 
 
 def _place(state: dict[str, Any]) -> str:
     """Where in the training a checkpoint was saved."""
     when = "in" if state["step_in_epoch"] else "after"
-    return f"{when} epoch {state['epoch'] + bool(state['step_in_epoch'])} ({state['step']} steps)"
+    return f"{when} epoch {state['epoch'] + bool(state['step_in_epoch'])} ({int(state['step'])} steps)"
+
+
+def _in_one_line(text: str) -> str:
+    """Text without line breaks. So text from another's checkpoint cannot end the block of code around it."""
+    return " ".join(text.split())
+
+
+def _literal(text: str) -> str:
+    """Text in the card that is shown as it is: a checkpoint of another may hold Markdown and HTML."""
+    return "`" + _in_one_line(text).replace("`", "'") + "`"
 
 
 def _data_of(state: dict[str, Any]) -> DataConfig:

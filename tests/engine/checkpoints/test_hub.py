@@ -119,6 +119,20 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     assert str(run) not in card and "root" not in card
 
 
+def test_text_from_the_checkpoint_of_another_stays_text(run: Path) -> None:
+    """Markdown shows what is between backticks as it is, as long as it holds no backtick and no line break."""
+    theirs, evil = TrainedModel(run), "x`<script>\n```\n# heading"
+    config = theirs.state["config"]
+    config["data"]["name"], config["recipe"] = evil, evil
+    config["checkpoint"]["start"] = f"/some/{evil}"
+    config["optim"][f"{evil} key"] = [evil]
+    lines = theirs.card().splitlines()
+    assert [line for line in lines if line.startswith("```")] == ["```python", "```", "```yaml", "```"]
+    assert [line for line in lines if line.startswith("#")][1:] == ["## Accuracy", "## Load it", "## Recipe"]
+    assert sum("on `x'<script> ''' # heading`." in line for line in lines) == 1
+    assert sum("weights in `x'<script> ''' # heading`." in line for line in lines) == 1
+
+
 def test_the_licence_is_in_the_card_and_in_what_timm_reads(run: Path, tmp_path: Path) -> None:
     TrainedModel(run).write(tmp_path, "mit")
     assert "\nlicense: mit\n" in (tmp_path / "README.md").read_text()
