@@ -43,7 +43,8 @@ class Callback:
     def on_picture(self, name: str, path: Path, step: int) -> None:
         """Called with the path of a new PNG file.
 
-        ``batch`` and ``val_batch`` come once in a run, and not again after a resume. Other pictures come again.
+        ``batch`` and ``val_batch`` come once in a run, and not again after a resume. Other pictures come again;
+        ``stability`` about 20 times in a run, although the file is drawn after each validation.
         ``plots/curves.png`` is not among them: loggers draw curves themselves, from the lines.
         """
 

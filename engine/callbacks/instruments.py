@@ -35,6 +35,7 @@ SUMMARIES: dict[str, dict[str, Callable[[list[float]], float]]] = {
 }
 FAILED = "the instruments cannot be read"
 WORST_IS_LOW = ("diversity", "entropy", "rank")
+MOST_SENT = 20  # pictures that loggers get, spread over the run: they keep all of them, and each grows with the run
 LINES = ("activation", "alpha", "diversity", "entropy", "rank", "sec")  # kinds that loggers plot for each layer
 
 
@@ -63,6 +64,7 @@ class Instruments(Callback):
         self.length, self.callbacks = length, callbacks
         self.lines = LineFile(directory.stability)
         self.warned: set[tuple[str, int]] = set()
+        self.sent, self.sent_part = 0, -1  # the last reading in a picture that loggers got, and its part of the run
 
     @contextmanager
     def watch_update(self, step: int, images: Tensor) -> Iterator[None]:
@@ -96,16 +98,20 @@ class Instruments(Callback):
 
     def on_end(self) -> None:
         """Draw all readings once more at the end."""
-        self._draw()
+        self._draw(is_last=True)
 
-    def _draw(self) -> None:
-        """Draw all layers over the steps in ``plots/stability.png``."""
+    def _draw(self, is_last: bool = False) -> None:
+        """Draw all layers over the steps in ``plots/stability.png``. Loggers get only some of these pictures."""
         path = self.directory.plots / "stability.png"
         with warn_on_failure(f"{path} cannot be drawn"):
             readings = self.directory.read_stability()
             if len(readings) > 1:
                 draw_heat_maps(worst_of_layers(readings), [reading["step"] for reading in readings], path)
-                self.callbacks.on_picture("stability", path, readings[-1]["step"])
+                step = readings[-1]["step"]
+                part = MOST_SENT * step // self.length.stop_at
+                if (is_last or part > self.sent_part) and step > self.sent:
+                    self.sent, self.sent_part = step, part
+                    self.callbacks.on_picture("stability", path, step)
 
     def _warn(self, report: StabilityReport, step: int) -> None:
         heads = {(name, head) for name, found in report.collapsed.items() for head in found}

@@ -55,6 +55,9 @@ def write_predictions(
 ) -> None:
     """Write a CSV file with a row for each image: path, labels, most probable classes and their probabilities.
 
+    Names are written as they are, also those that a spreadsheet takes for a formula (``=1+1``): whoever joins the file
+    with other tables by these names needs them unchanged.
+
     Args:
         path: the file.
         images: the evaluated images.

@@ -1,8 +1,10 @@
 """What a run records of a reading of its instruments, and on what it takes the reading."""
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from engine.callbacks.instruments import Instruments, of_each_layer, summary, worst_of_layers
@@ -58,6 +60,25 @@ def instruments_for(folder: Path, *reports: StabilityReport) -> Instruments:
         with instruments.watch_update(step, torch.zeros(1)):
             pass
     return instruments
+
+
+@pytest.mark.parametrize(("validations", "most"), [(3, 3), (90, 21)])
+def test_loggers_get_a_few_pictures_and_the_last_one(tmp_path, monkeypatch, validations, most):
+    """The file is drawn after each validation. But loggers keep every picture that they get."""
+    instruments = instruments_for(tmp_path, *[StabilityReport({"sigma": {"a": [1.0]}}, {}, 0.1)] * 88)
+    lines = instruments.directory.stability.read_text().splitlines(keepends=True)
+    drawn, sent = [], []
+    monkeypatch.setattr("engine.callbacks.instruments.draw_heat_maps", lambda kinds, steps, path: drawn.append(steps))
+    instruments.callbacks = SimpleNamespace(on_picture=lambda name, path, step: sent.append(step))
+    every = 90 // validations
+    for step in range(every, 91, every):
+        instruments.directory.stability.write_text("".join(lines[:step]))
+        instruments.on_line({"split": "val", "step": step})
+    instruments.on_end()
+    assert len(drawn) >= validations and drawn[-1] == list(range(1, 89))
+    assert len(sent) == len(set(sent)) <= most
+    assert sent[0] <= every + 1 and sent[-1] == 88
+    assert max(b - a for a, b in pairwise(sent)) <= max(every, 5)
 
 
 def test_small_numbers_keep_five_digits_in_the_file(tmp_path):

@@ -62,6 +62,14 @@ def test_answers_are_classes_of_the_model_also_where_it_chooses_among_a_part_of_
     assert [row["top2"] + row["name2"] for row in found] == ["2c", "7h", "5f"]
 
 
+def test_names_stay_as_they_are(tmp_path):
+    """Also those that a spreadsheet takes for a formula: other programs join tables by these names."""
+    names = ["=1+1", "@a", '-2,"b"\n']
+    images = EvalImages(DataConfig(name="any"), SyntheticSource(3, 3, 8), np.arange(3), None)
+    write_predictions(tmp_path / "p.csv", images, np.arange(3)[:, None], np.ones((3, 1)), names)
+    assert [(row["name"], row["name1"]) for row in rows(tmp_path / "p.csv")] == [(name, name) for name in names]
+
+
 @pytest.mark.slow
 def test_several_processes_write_the_rows_of_one(trained):
     for processes, file in ((1, "one.csv"), (2, "two.csv")):
