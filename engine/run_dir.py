@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.errors import UserError
+from data.backends import BACKENDS
+from engine.errors import UserError, reason
 from engine.json_text import to_json
 from engine.options.config import TrainConfig
 from engine.options.renamed import translated
@@ -23,6 +25,8 @@ from engine.options.rules import declared
 from engine.options.settings import as_container, defaults_of, differences, flatten, write_settings
 
 log = logging.getLogger(__name__)
+
+GROUPS = {name.partition(".")[0] for name in declared(TrainConfig) if "." in name}  # of options
 
 
 class RunDirectory:
@@ -85,20 +89,40 @@ class RunDirectory:
             The backend; None if the settings name a backend, or if there is no run yet.
         """
         before = self._settings_before()
-        return before["data"]["backend"] if before and settings.data.backend == "auto" else None
+        found = before["data"].get("backend") if before and settings.data.backend == "auto" else None
+        return found if found in BACKENDS else None
 
     def _settings_before(self) -> dict[str, Any] | None:
         """Return the settings of the run in this directory; None without a checkpoint, or if the file is damaged.
 
         A checkpoint holds the settings as well, and is compared later.
         """
-        if not self.has_checkpoints() or not self.config.is_file():
+        if not self.has_checkpoints():
             return None
         try:
-            found: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-            found["data"]["backend"]  # what backend_of reads
-        except (YAMLError, KeyError, TypeError, UnicodeDecodeError):
+            found = self.settings()
+        except UserError:
             return None
+        return found if found.keys() >= GROUPS else None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings in ``config.yaml``, with today's names of options.
+
+        Raises:
+            UserError: if there is no such file, or it is damaged. The message names the key, if it is known.
+        """
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.path} has no config.yaml, which says what the run trained: name the folder of a run"
+            )
+        try:
+            found: Any = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no options by name")
+            if wrong := [name for name, value in found.items() if name in GROUPS and not isinstance(value, dict)]:
+                raise ValueError(f"{wrong[0]} is {found[wrong[0]]}, and no group of options")
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{self.config} is damaged ({reason(error)}): restore it, or name another run") from error
         return translated(found)
 
     def begin(self, settings: TrainConfig, step: int, validated: int) -> None:

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.options.settings import flatten
 from engine.run_dir import RunDirectory
 from engine.terminal import escape_unknown_letters
 from scripts.common.pictures import plt, save
@@ -39,11 +37,17 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     for file in (directory.metrics, directory.config):
         if not file.is_file():
             raise ValueError(f"{run} is not a run: it has no {file.name}")
-    config = OmegaConf.load(directory.config)
+    config = flatten(directory.settings())
     measured = [line for line in directory.read_metrics() if line.get("step_ratio_p99") is not None]
-    if config.optim.name != "adamw2" or config.optim.tau < 1e9 or not measured:
-        raise ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
-    return measured, config.schedule.warmup_epochs
+    other = ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
+    if config.get("optim.name") != "adamw2" or not measured:
+        raise other
+    for name in ("optim.tau", "schedule.warmup_epochs"):
+        if not isinstance(config.get(name), int | float):
+            raise ValueError(f"{directory.config} is damaged ({name} is {config.get(name)}, and no number): restore it")
+    if config["optim.tau"] < 1e9:
+        raise other
+    return measured, config["schedule.warmup_epochs"]
 
 
 def after_warmup(lines: list[dict[str, Any]], warmup: float) -> list[float]:
@@ -110,7 +114,7 @@ def main() -> int:
         runs = {str(run): readings(run) for run in args.runs}
         found = {name: after_warmup(*run) for name, run in runs.items()}
         draw(runs, args.plot)
-    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,15 +44,15 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         raise UserError(f"{directory.path} is not a run with metrics: give the folder that holds its metrics.jsonl")
     if not directory.config.is_file():
         raise UserError(f"{directory.path} has lost its config.yaml: start the run once more, which writes it again")
+    config = directory.settings()
     try:
         os.makedirs(settings["dir"], exist_ok=True)
     except OSError as error:
         raise UserError(f"{settings['dir']} cannot be written ({error.strerror}): leave --offline out") from error
     import wandb  # the import takes seconds
 
-    config: Any = OmegaConf.to_container(OmegaConf.load(directory.config))
     try:
-        run = wandb.init(name=config["name"], config=config, settings=wandb.Settings(silent=True), **settings)
+        run = wandb.init(name=str(config.get("name")), config=config, settings=wandb.Settings(silent=True), **settings)
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         best = None
@@ -66,7 +65,7 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         if best is not None:
             run.summary.update({"best_top1": best})
         run.finish()
-    except (wandb.Error, OSError) as error:
+    except (wandb.Error, OSError, ValueError) as error:
         raise UserError(
             f"Weights & Biases refuses the run ({reason(error)}): --offline writes its files here"
         ) from error
@@ -83,8 +82,8 @@ def main() -> None:
     args = parser.parse_args()
     directory = RunDirectory(args.run)
     try:
-        options = OmegaConf.select(OmegaConf.load(directory.config), "logger") if directory.config.is_file() else {}
-        settings = {name: getattr(args, name) or (options or {}).get(name) for name in ("project", "entity", "group")}
+        options = directory.settings().get("logger", {}) if directory.config.is_file() else {}
+        settings = {name: getattr(args, name) or options.get(name) for name in ("project", "entity", "group")}
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.run / "uploaded" if args.offline else Path(scratch)
             mode = {"mode": "offline" if args.offline else "online", "dir": str(folder)}

@@ -5,9 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from engine.errors import UserError
 from engine.json_text import to_json
 from engine.options.settings import differences
@@ -36,13 +33,11 @@ class Course:
         """Read a run.
 
         Raises:
-            UserError: if the folder lacks ``config.yaml``, or the run has no validation after a whole epoch yet.
+            UserError: if ``config.yaml`` is missing or damaged, or the run has no validation after a whole epoch yet.
         """
         directory = RunDirectory(folder)
-        if not directory.config.is_file():
-            raise UserError(f"{folder} has no config.yaml, which says what the run trained: name the folder of a run")
+        config = directory.settings()
         try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(directory.config))
             metrics = directory.read_metrics()
             curve = Curve.of(metrics)
             validated = [line for line in metrics if line["split"] == "val" and line["epoch"] in curve.top1]
@@ -51,7 +46,7 @@ class Course:
             last = validated[-1]
             setting = setting_of(config, round(last["step"] / last["epoch"]), last["images"])
             return cls(folder, config["seed"], setting, curve)
-        except (KeyError, TypeError, AttributeError, YAMLError):
+        except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{directory.config} or {directory.metrics.name} beside it is damaged: restore it, or name another run"
             ) from None
