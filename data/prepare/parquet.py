@@ -7,7 +7,7 @@ read many images for each one. The tar files hold the same bytes, and every imag
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import DataError
 from data.prepare.originals import Split
@@ -19,6 +19,14 @@ from data.sources.webdataset import class_name
 ROWS = 64  # read at a time
 SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png"}
 INSTALL = "reading parquet files needs pyarrow: install it with pip install pyarrow"
+
+
+class Sample(NamedTuple):
+    """An image: its key in the tar file, its class, and its bytes."""
+
+    key: str
+    label: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,11 @@ class ParquetFile:
                 "names; convert it, or set --label-column"
             )
 
-    def samples(self) -> Iterator[tuple[str, str, bytes]]:
-        """Key, label and bytes of each image.
+    def samples(self) -> Iterator[Sample | str]:
+        """The image of each row, or what is wrong with the row.
 
         Raises:
-            DataError: if the file is damaged, or a row has no image or no label.
+            DataError: if the file is damaged.
         """
         opened, row = _opened(self.path), 0
         import pyarrow
@@ -77,13 +85,12 @@ class ParquetFile:
                 images, labels = (batch.column(name).to_pylist() for name in (self.image, self.label))
                 for image, label in zip(images, labels, strict=True):
                     if image is None or not image["bytes"] or label is None:
-                        raise DataError(f"{self.path}: row {row} has no image or no label: get a complete file")
-                    if (name := class_name(str(label))) is None:
-                        raise DataError(
-                            f"{self.path}: row {row} has the label {label!r}, which is no class: set --label-column"
-                        )
-                    stem = PurePosixPath(image["path"] or f"{self.path.stem}-{row:06}").stem.replace(".", "_")
-                    yield f"{name}/{stem}", name, image["bytes"]
+                        yield f"{self.path}: row {row} has no image or no label"
+                    elif (name := class_name(str(label))) is None:
+                        yield f"{self.path}: row {row} has the label {label!r}, which is no class"
+                    else:
+                        stem = PurePosixPath(image["path"] or f"{self.path.stem}-{row:06}").stem.replace(".", "_")
+                        yield Sample(f"{name}/{stem}", name, image["bytes"])
                     row += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise _damaged(self.path, error) from error
@@ -138,20 +145,29 @@ def parquet_target(root: Path, split: str, to: Path, shorter_side: int | None, i
 def write_tar(part: Part, shorter_side: int | None) -> Written:
     """Write the images of a parquet file to a tar file, unless it exists. The same file gives the same bytes.
 
+    Rows without an image or a class are left out.
+
     Raises:
-        DataError: if the parquet file cannot be read, or the tar file cannot be written.
+        DataError: if the parquet file cannot be read or no row has both, or if the tar file cannot be written.
     """
     if part.path.is_file():
         return Written([], kept=True)
     (source,) = part.sources
     assert isinstance(source, ParquetFile)
     keys: set[str] = set()
+    left_out: list[str] = []
     with new_tar(part.path) as tar:
-        for row, (key, label, content) in enumerate(source.samples()):
+        for row, sample in enumerate(source.samples()):
+            if isinstance(sample, str):
+                left_out.append(sample)
+                continue
+            key, label, content = sample
             if key in keys:  # its path differs only in its folder, for example
                 key = f"{key}-{row:06}"
             keys.add(key)
             extension = next((kind for begin, kind in SIGNATURES.items() if content.startswith(begin)), "jpg")
             write_member(tar, f"{key}.{extension}", shrunk(content, shorter_side))
             write_member(tar, f"{key}.cls", label.encode())
-    return Written([])
+        if left_out and not keys:
+            raise DataError(f"{left_out[0]}, and no other row has both: get it again, or set --label-column")
+    return Written(left_out)

@@ -136,12 +136,12 @@ def numbers_for_images(data: Path) -> None:
     datasets.Dataset.from_dict({"image": [1], "label": [2]}).to_parquet(data / "train-00000-of-00003.parquet")
 
 
-def a_row_without_image(data: Path) -> None:
+def only_a_row_without_image(data: Path) -> None:
     rows = pyarrow.table({"image": [{"bytes": b"", "path": "gone.jpg"}], "label": [2]})
     pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
 
 
-def a_label_that_is_no_class(data: Path) -> None:
+def only_a_label_that_is_no_class(data: Path) -> None:
     rows = pyarrow.table({"image": [{"bytes": b"any", "path": "1.jpg"}], "label": [-1]})
     pyarrow.parquet.write_table(rows, data / "train-00000-of-00003.parquet")
 
@@ -164,8 +164,8 @@ REFUSALS = {
     damaged_inside: r"train-00001-of-00003\.parquet is damaged or cut short \(.*\): get it again$",
     other_columns: r"has no column 'image' but img, class: set --image-column and --label-column$",
     numbers_for_images: r"column 'image' is int64, no images: they are structs of bytes and path$",
-    a_row_without_image: r"train-00000-of-00003\.parquet: row 0 has no image or no label: get a complete file$",
-    a_label_that_is_no_class: r"train-00000.*: row 0 has the label -1, which is no class: set --label-column$",
+    only_a_row_without_image: r"train-00000-of-00003\.parquet: row 0 has no image or no label, and no other row has",
+    only_a_label_that_is_no_class: r"train-00000.*: row 0 has the label -1, which is no class, .* set --label-column$",
     labels_with_a_fraction: r"column 'label' is double, no classes: they are whole numbers or names; convert it",
     none_of_the_split: r"in holds no parquet files of train, such as train-00000-of-00294\.parquet$",
 }
@@ -182,6 +182,21 @@ def test_it_is_refused_in_one_line(
         prepare(task(data.parent, tmp_path / "set"))
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_without_an_image_or_a_class_are_left_out_by_name(tmp_path: Path) -> None:
+    """As files of a folder or of a tar file that are no images."""
+    (tmp_path / "in").mkdir()
+    path, image = tmp_path / "in" / "train-00000-of-00001.parquet", {"bytes": tiny_image(), "path": "x.jpg"}
+    rows = [(image, 0), (None, 1), ({"bytes": b"", "path": "gone.jpg"}, 1), (image, None), (image, -1), (image, 1)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": [i for i, _ in rows], "label": [c for _, c in rows]}), path)
+    report = prepare(task(tmp_path / "in", tmp_path / "set", splits=["train"])).report
+    assert report[1:] == [
+        "  4 files left out:",
+        *(f"    {path}: row {row} has no image or no label" for row in (1, 2, 3)),
+        f"    {path}: row 4 has the label -1, which is no class",
+    ]
+    assert sorted(source_of(tmp_path / "set").index.paths) == ["0/x.jpg", "1/x.jpg"]
 
 
 def test_images_of_one_name_are_all_written(tmp_path: Path) -> None:
