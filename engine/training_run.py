@@ -1,12 +1,13 @@
 """A training run: check the settings, build the parts, train, and log the results."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data import are_few_changed, differing, resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
@@ -125,14 +126,22 @@ def _refuse_different_starts(run: Run) -> None:
     Raises:
         UserError: if they have.
     """
-    weights = sum(p.detach().double().abs().sum() for p in run.step.parameters)
-    start = torch.tensor([run.first, float(weights)], dtype=torch.float64, device=run.runtime.device)
+    start = torch.tensor([run.first, checksum(run.step.parameters)], device=run.runtime.device)
     starts = run.runtime.world.all_gather(start)
     if (starts != starts[0]).any():
         raise UserError(
             f"the processes would continue from different steps: output_dir={run.directory.path} must be on storage "
             "that all machines share"
         )
+
+
+def checksum(weights: Iterable[Tensor]) -> int:
+    """Return a number that other weights do not have. Equal weights have the same one on every kind of device.
+
+    It adds up the bits of the weights as integers: a sum of fractions depends on its order, which differs between GPUs
+    and between numbers of threads.
+    """
+    return int(sum(w.detach().float().flatten().view(torch.int32).sum(dtype=torch.int64) for w in weights))
 
 
 def _find_checkpoint(
