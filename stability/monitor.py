@@ -45,6 +45,25 @@ class StabilityReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What a reading needs from before the update.
+
+    Attributes:
+        probe: the images to run the model on.
+        trained: the weights that have gradients, by layer.
+        gradients: the norms of their gradients.
+        before: copies of them.
+        seconds: how long it took to collect all this.
+    """
+
+    probe: Tensor
+    trained: dict[str, nn.Parameter]
+    gradients: list[Tensor]
+    before: list[Tensor]
+    seconds: float
+
+
 class StabilityMonitor:
     """Takes readings. Call :meth:`before_update` before the optimizer's step, and :meth:`after_update` after it.
 
@@ -68,6 +87,7 @@ class StabilityMonitor:
         self.model, self.spectral_norms, self.precision = model, spectral_norms, precision
         self.most_images = most_images
         self.weights = weight_matrices(model)
+        self.kept: _Kept | None = None
 
     @torch.no_grad()
     def before_update(self, images: Tensor) -> None:
@@ -77,26 +97,28 @@ class StabilityMonitor:
             images: the model's input in this step, ``(batch, 3, side, side)``.
         """
         started = time.perf_counter()
-        self.probe = images[: self.most_images].detach()
-        self.trained = {name: weight for name, weight in self.weights.items() if weight.grad is not None}
-        gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
-        self.gradients = torch._foreach_norm(gradients) if gradients else []
-        self.before = [weight.detach().clone() for weight in self.trained.values()]
-        self.seconds = time.perf_counter() - started
+        trained = {name: weight for name, weight in self.weights.items() if weight.grad is not None}
+        gradients = [weight.grad for weight in trained.values() if weight.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        before = [weight.detach().clone() for weight in trained.values()]
+        probe = images[: self.most_images].detach()
+        self.kept = _Kept(probe, trained, list(norms), before, time.perf_counter() - started)
 
     @torch.no_grad()
     def after_update(self) -> StabilityReport:
         """Call this after the optimizer's step. Returns the reading. Only this method waits for the device."""
         started = time.perf_counter()
-        attention, blocks = self._probe()
+        kept, self.kept = self.kept, None  # first, so that a reading that fails leaves nothing on the device
+        assert kept is not None
+        attention, blocks = self._probe(kept.probe)
         energies = {name: query_key_energies(qk.query, qk.key, qk.heads) for name, qk in query_keys(self.model).items()}
         sec = {name: energy_concentration(e, few_directions(e.shape[-1])) for name, e in energies.items()}
         entropy = _by_owner({name: report.entropy for name, report in attention.items()}, list(sec))
         rank = _by_owner({name: report.rank for name, report in attention.items()}, list(sec))
         layers = {
             "sigma": self._in_order(self.spectral_norms()),
-            "gradient": dict(zip(self.trained, self.gradients, strict=True)),
-            "update": self._updates(),
+            "gradient": dict(zip(kept.trained, kept.gradients, strict=True)),
+            "update": _updates(kept.trained, kept.before),
             "gain": {name: _rms(gain) for name, gain in norm_gains(self.model).items()},
             "alpha": {name: _rms(scale) for name, scale in residual_scales(self.model).items()},
             "activation": {name: report.scale for name, report in blocks.items()},
@@ -107,19 +129,18 @@ class StabilityMonitor:
         }
         on_host = _on_host({kind: values for kind, values in layers.items() if values})
         collapsed = {name: _collapsed(on_host, name) for name in sec if name in entropy}
-        seconds = self.seconds + time.perf_counter() - started
+        seconds = kept.seconds + time.perf_counter() - started
         return StabilityReport(on_host, {name: heads for name, heads in collapsed.items() if heads}, seconds)
 
-    def _probe(self) -> tuple[dict[str, AttentionReport], dict[str, BlockReport]]:
-        """Run the model on the kept images."""
+    def _probe(self, images: Tensor) -> tuple[dict[str, AttentionReport], dict[str, BlockReport]]:
+        """Run the model on images."""
         with (
             eval_mode(self.model),
             self.precision(),
             watching_attention(self.model, MOST_MAPS, MOST_ROWS) as attention,
             watching_blocks(self.model) as blocks,
         ):
-            self.model(self.probe)
-        del self.probe
+            self.model(images)
         return attention, blocks
 
     def _in_order(self, values: Values) -> Values:
@@ -128,15 +149,15 @@ class StabilityMonitor:
         named = {name: name if name in places else name.rpartition(".")[0] for name in values}
         return {name: values[name] for name in sorted(values, key=lambda name: places.get(named[name], len(places)))}
 
-    def _updates(self) -> Values:
-        """The norm of each step divided by the norm of its weight. Frees the copies of the weights."""
-        if not self.trained:
-            return {}
-        sizes = torch._foreach_norm(self.before)
-        torch._foreach_sub_(self.before, list(self.trained.values()))
-        moves = torch._foreach_norm(self.before)
-        del self.before
-        return {name: move / size for name, move, size in zip(self.trained, moves, sizes, strict=True)}
+
+def _updates(trained: dict[str, nn.Parameter], before: list[Tensor]) -> Values:
+    """The norm of each step divided by the norm of its weight. Changes the copies of the weights from before it."""
+    if not trained:
+        return {}
+    sizes = torch._foreach_norm(before)
+    torch._foreach_sub_(before, list(trained.values()))
+    moves = torch._foreach_norm(before)
+    return {name: move / size for name, move, size in zip(trained, moves, sizes, strict=True)}
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The stability monitor: its values are correct."""
 
+import weakref
+
 import pytest
 import timm
 import torch
@@ -43,6 +45,20 @@ def test_heads_are_counted_once():
     assert {key: pair.heads for key, pair in query_keys(model).items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
     report = reading(model, images)
     assert all(len(v) == 2 for kind in ("entropy", "rank", "sec") for v in report.layers[kind].values())
+
+
+def test_a_reading_that_fails_keeps_no_copies_of_the_weights():
+    """On a GPU without memory for a reading, they would leave less of it to the training."""
+    model = timm.create_model("vit_preln_small", **SIZES)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    monitor = StabilityMonitor(model, dict)
+    for failing in ({"precision": None}, {"spectral_norms": None}):  # in the forward pass, and after it
+        vars(monitor).update(failing)
+        monitor.before_update(torch.randn(2, 3, 32, 32))
+        copies = weakref.ref(monitor.kept.before[0])
+        with pytest.raises(TypeError):
+            monitor.after_update()
+        assert copies() is None
 
 
 @pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientformer_l1", "maxvit_rmlp_pico_rw_256"])
