@@ -90,7 +90,8 @@ class ViTConfig(ModelConfig):
     # sigma_reparam removes all norms.
     stabilizer: str = field(default="none", metadata={"choices": STABILIZERS})
     pos_embed: str = field(default="learn", metadata={"choices": POSITIONS})  # sincos2d: a fixed table
-    # jax: as in Google's code; theory: the initialisation that the theory of Pre-LN and Post-LN assumes
+    # deit: timm's, with the class token of DeiT's code; jax: as in Google's code; theory: what the theory of Pre-LN and
+    # Post-LN assumes
     init: str = field(default="timm", metadata={"choices": VIT_INITS})
 
 

@@ -27,13 +27,13 @@ from models.stabilizers import (
 )
 from models.stems import STEMS, stem_layer
 from models.vit_blocks import PostNormBlock, with_drop_path
-from models.vit_init import separate_qkv_, theory_init_
+from models.vit_init import deit_init_, separate_qkv_, theory_init_
 
 torch.fx.wrap("check_image")  # FX traces calls from this module as one node, so the graph keeps the check
 
 ACTIVATIONS: dict[str, Any] = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
 NORM_POSITIONS = ("pre", "post")
-INITS = ("timm", "jax", "theory")
+INITS = ("timm", "deit", "jax", "theory")
 POOLS = ("token", "avg", "max", "avgmax", "map", "prr", "")
 
 
@@ -54,7 +54,8 @@ class ViT(VisionTransformer):
         stem_width: channels inside a convolutional stem.
         stabilizer: one of ``STABILIZERS``.
         pos_embed: ``learn``, or ``sincos2d`` for a fixed table of the patches; the class token then has no position.
-        init: ``timm``; ``jax`` for that of Google's code; or ``theory`` for :func:`theory_init_`.
+        init: ``timm``; ``deit`` for the tokens of :func:`deit_init_`; ``jax`` for that of Google's code; or ``theory``
+            for :func:`theory_init_`.
         drop_path_rate: stochastic depth of the last block.
         constant_drop_path: whether all blocks have this rate. Otherwise it grows from 0 in the first one, as in timm.
         global_pool: one of ``POOLS``; ``""`` keeps the tokens.
@@ -141,6 +142,8 @@ class ViT(VisionTransformer):
         """
         stabilized = take_away_(self)
         super().init_weights(mode, needs_reset)
+        if self.init == "deit":
+            deit_init_(self)
         if self.init == "theory":
             theory_init_(self)
         if self.init == "jax":
@@ -225,43 +228,44 @@ default_cfgs = generate_default_cfgs(
 )
 
 _SMALL = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+_DEIT = _SMALL | {"init": "deit"}
 _THEORY = {"embed_dim": 256, "depth": 6, "num_heads": 1, "mlp_ratio": 1.0, "activation": "relu", "init": "theory"}
 
 
 @register_model
 def deit_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-Ti (Touvron et al., ICML 2021): 5.7 M parameters, 72.2 % top-1 on ImageNet-1K in the paper."""
-    return create_vit(ViT, "deit_tiny", pretrained, {"embed_dim": 192, "depth": 12, "num_heads": 3}, kwargs)
+    return create_vit(ViT, "deit_tiny", pretrained, _DEIT | {"embed_dim": 192, "num_heads": 3}, kwargs)
 
 
 @register_model
 def deit_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-S: 22.1 M parameters, 79.8 % top-1."""
-    return create_vit(ViT, "deit_small", pretrained, _SMALL, kwargs)
+    return create_vit(ViT, "deit_small", pretrained, _DEIT, kwargs)
 
 
 @register_model
 def deit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-B: 86.6 M parameters, 81.8 % top-1."""
-    return create_vit(ViT, "deit_base", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, kwargs)
+    return create_vit(ViT, "deit_base", pretrained, _DEIT | {"embed_dim": 768, "num_heads": 12}, kwargs)
 
 
 @register_model
 def deit3_small(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-III-S (Touvron et al., "DeiT III", ECCV 2022): 22.1 M parameters, 81.4 % top-1 after 800 epochs."""
     changes = {"init_values": 1e-4, "no_embed_class": True, "constant_drop_path": True}
-    return create_vit(ViT, "deit3_small", pretrained, _SMALL | changes, kwargs)
+    return create_vit(ViT, "deit3_small", pretrained, _DEIT | changes, kwargs)
 
 
 @register_model
 def deit_small_convstem(pretrained: bool = False, **kwargs: Any) -> ViT:
     """DeiT-S with the scaled-ReLU stem (Wang et al., AAAI 2022): 23.4 M parameters."""
-    return create_vit(ViT, "deit_small_convstem", pretrained, _SMALL | {"stem": "scaled_relu"}, kwargs)
+    return create_vit(ViT, "deit_small_convstem", pretrained, _DEIT | {"stem": "scaled_relu"}, kwargs)
 
 
 @register_model
 def vit_preln_small(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-S with Pre-LN, as in DeiT-S: 22.1 M parameters."""
+    """ViT-S with Pre-LN, the architecture of DeiT-S: 22.1 M parameters."""
     return create_vit(ViT, "vit_preln_small", pretrained, _SMALL, kwargs)
 
 

@@ -131,6 +131,7 @@ class ViT5(ViT):
             "qk_norm": True,
             "init_values": layer_scale,
             "constant_drop_path": True,
+            "init": "deit",  # the class token and the registers
         }
         super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, **(parts | options | kwargs))
         self._set_rotations()
@@ -142,13 +143,6 @@ class ViT5(ViT):
         rotation = Rotation(self.patch_embed.grid_size, self.num_reg_tokens, attention.head_dim).to(weight.device)
         for block in blocks:
             block.attn.rotation = rotation
-
-    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise all weights again, see :meth:`models.vit.ViT.init_weights`."""
-        super().init_weights(mode, needs_reset)
-        tokens: Any = (self.cls_token, self.reg_token)
-        for token in tokens:
-            nn.init.trunc_normal_(token, std=0.02)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -34,6 +34,16 @@ def theory_init_(model: VisionTransformer) -> None:
         nn.init.zeros_(model.pos_embed)
 
 
+def deit_init_(model: VisionTransformer) -> None:
+    """Draw the class token and the registers from a truncated normal distribution with 0.02, as DeiT's code does.
+
+    DeiT trained on timm 0.3.2, which began the class token so. timm's 1e-6 of today is Google's.
+    """
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.trunc_normal_(token, std=0.02)
+
+
 @torch.no_grad()
 def separate_qkv_(model: VisionTransformer) -> None:
     """Draw the weights of queries, keys and values as three Xavier-uniform matrices, as Google's code does.

@@ -118,7 +118,11 @@ RAND_AUGMENT, DEIT = "rand-m9-mstd0.5-inc1", [0.9, 0.999]
 # What the papers and the released code say: epochs, batch, peak and last learning rate, Adam's betas, weight decay and
 # that of biases and norms, clipping, moving average, stochastic depth.
 TRAINED = {
-    "model=deit_small": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, None, None, 0.1),
+    **dict.fromkeys(
+        ("model=deit_tiny", "model=deit_small", "model=deit_base", "model=deit_small_convstem"),
+        (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, None, None, 0.1),
+    ),
+    "experiment=deit3_small": (800, 2048, 4e-3, 1e-5, DEIT, 0.05, 0.0, 1.0, None, 0.05),
     "model=swin_tiny": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.2),
     "model=swin_small": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.3),
     "model=swin_base": (300, 1024, 1e-3, 1e-5, DEIT, 0.05, 0.0, 5.0, None, 0.5),
@@ -126,6 +130,7 @@ TRAINED = {
     "model=cswin_small": (310, 2048, 2e-3, 1e-5, DEIT, 0.05, 0.0, None, 0.99984, 0.4),
     "model=cswin_base": (310, 1024, 1e-3, 1e-5, DEIT, 0.1, 0.0, None, 0.99992, 0.5),
     "model=lipsformer_swin_tiny": (300, 1024, 1e-3, 1e-5, [0.9, 0.98], 0.05, 5e-4, 5.0, None, 0.2),
+    "model=lipsformer_cswin_tiny": (300, 1024, 1e-3, 1e-5, [0.9, 0.98], 0.05, 5e-4, 5.0, None, 0.2),
     "model=lipsformer_swin_small": (300, 1024, 1e-3, 1e-5, [0.9, 0.98], 0.05, 5e-4, 5.0, None, 0.3),
     "model=lipsformer_swin_base": (300, 1024, 5e-4, 1e-5, [0.9, 0.998], 0.05, 5e-4, 5.0, None, 0.5),
     "model=vit_small_sincos": (90, 1024, 1e-3, 0.0, DEIT, 0.1, 0.0, 1.0, None, 0.0),
@@ -135,7 +140,8 @@ TRAINED = {
 # The policy, colour jitter, mixup, cutmix, erasing, label smoothing, repeats, the smallest crop.
 STRONG = (RAND_AUGMENT, 0.4, 0.8, 1.0, 0.25, 0.1, 1, 0.08)
 AUGMENTED = {
-    "model=deit_small": (*STRONG[:6], 3, 0.08),
+    **{f"model=deit_{size}": (*STRONG[:6], 3, 0.08) for size in ("tiny", "small", "base", "small_convstem")},
+    "experiment=deit3_small": ("3a", 0.3, 0.8, 1.0, 0.0, 0.0, 3, 0.08),
     "model=vit_small_sincos": ("rand-m10-n2-p1", 0.0, 0.2, 0.0, 0.0, 0.0, 1, 0.05),
     "experiment=vit5_small": ("3a", 0.3, 0.8, 1.0, 0.0, 0.0, 3, 0.08),
     "experiment=vit5_base": ("3a", 0.3, 0.8, 1.0, 0.0, 0.0, 3, 0.08),
@@ -144,6 +150,7 @@ AUGMENTED = {
 SEEN = {
     **{f"model=cswin_{size}": (224, 0.9, "random") for size in ("tiny", "small", "base")},
     "model=vit_small_sincos": (224, 0.875, "bilinear"),
+    "experiment=deit3_small": (224, 1.0, "bicubic"),
     "experiment=vit5_small": (224, 1.0, "bicubic"),
     "experiment=vit5_base": (192, 1.0, "bicubic"),
 }

@@ -145,7 +145,7 @@ def test_drop_path_and_relu_apply_to_pre_and_post_norm_blocks():
         ({"stem": "cnn"}, "model.stem=cnn is unknown: choose patchify, conv, conv_bn, conv_relu, scaled_relu"),
         ({"stabilizer": "x"}, "model.stabilizer=x is unknown: choose none, layer_scale, qk_norm, sigma_reparam"),
         ({"activation": "tanh"}, "model.activation=tanh is unknown: choose gelu, gelu_tanh, relu"),
-        ({"init": "zero"}, "model.init=zero is unknown: choose timm, jax, theory"),
+        ({"init": "zero"}, "model.init=zero is unknown: choose timm, deit, jax, theory"),
         ({"img_size": 30}, "image size 30 does not fit: .*=8 it must be a multiple of 8, such as 24 or 32; or .*"),
         ({"num_heads": 5}, "model.num_heads=5 does not divide model.embed_dim=32: change one of them"),
         ({"patch_size": 0}, "model.patch_size=0 must be 1 or more"),
