@@ -53,8 +53,8 @@ def _radam(groups: Groups, lr: float, cfg: OptimConfig) -> Optimizer:
 
 
 def _muon(groups: Groups, lr: float, cfg: OptimConfig, algo: str = "muon", nesterov: bool = True) -> Optimizer:
-    # Parameters that are not matrices take AdamW's step at the same rate. This works because timm scales Muon's step to
-    # the size of AdamW's.
+    # Parameters that are not matrices take the step of AdamW, or with ``nesterov`` of NAdamW, at the same rate. This
+    # works because timm scales Muon's step to the size of AdamW's.
     groups = [group | {"use_fallback": not group["cap"]} for group in groups]
     return Muon(groups, lr=lr, momentum=cfg.momentum, nesterov=nesterov, betas=_betas(cfg), algo=algo)
 

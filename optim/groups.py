@@ -24,9 +24,9 @@ def param_groups(
     ``pos_embed.*``. All other parameters get ``weight_decay``. Frozen parameters are left out. A wrapper around the
     model makes no difference.
 
-    Each group also has two entries that AdamW², Muon, weight caps and ``SpectralNorms`` read. ``cap`` says whether the
-    parameters are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of matrices on top of
-    each other in a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
+    Each group also has two entries that AdamW², weight caps and ``SpectralNorms`` read; Muon reads the first. ``cap``
+    says whether the parameters are linear maps; tables, tokens and embeddings are not. ``splits`` is the number of
+    matrices on top of each other in a parameter: 3 for a fused qkv. ``params`` contains pairs of name and parameter.
 
     With ``layer_decay``, a group also has ``lr_scale``, by which timm's schedulers multiply its learning rate. It is 1
     for the last layer, and in each layer before ``layer_decay`` times that of the next (BEiT, Bao et al. 2022).

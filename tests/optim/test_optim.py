@@ -178,6 +178,32 @@ def test_lamb_takes_the_steps_of_apex_s_fused_lamb():
     torch.testing.assert_close(dict(layer.named_parameters()), expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("name", ["muon", "adamuon", "nadamuon"])
+def test_muon_takes_the_steps_that_its_file_in_conf_names(name):
+    torch.manual_seed(0)
+    layer, lr, betas, eps = nn.Linear(32, 16).double(), 1e-2, (0.9, 0.98), 1e-7
+    cfg = OptimConfig(name=name, lr=lr, weight_decay=0.0, light_decay=0.0, betas=list(betas), momentum=0.95)
+    optimizer = optim.build_optimizer(cfg, layer, 1024)
+    bias, first, second = layer.bias.detach().clone(), torch.zeros(16).double(), torch.zeros(16).double()
+    for step in range(1, 11):
+        before = layer.weight.detach().clone()
+        for parameter in layer.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        assert layer.bias.grad is not None
+        first.lerp_(layer.bias.grad, 1 - betas[0])
+        second.lerp_(layer.bias.grad**2, 1 - betas[1])
+        # NAdamW looks one gradient ahead.
+        mean = first if name == "adamuon" else first.lerp(layer.bias.grad, 1 - betas[0])
+        bias -= lr * mean / (1 - betas[0] ** step) / ((second / (1 - betas[1] ** step)).sqrt() + eps)
+        optimizer.step()
+        torch.testing.assert_close(layer.bias.detach(), bias, rtol=1e-10, atol=0)
+        moved = (layer.weight.detach() - before) / lr
+        if name == "muon":  # all singular values are near 1, times 0.2 √32
+            assert torch.linalg.svdvals(moved / (0.2 * 32**0.5)).sub(1).abs().max() < 0.15
+        else:  # the mean square of the entries is that of AdamW
+            assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=1e-4)
+
+
 def test_inverse_sqrt_falls_with_the_root():
     found = rates("inverse_sqrt", timescale_epochs=2.0)
     assert found[20] == pytest.approx(1e-3 / 2**0.5) and found[60] == pytest.approx(1e-3 / 2)
