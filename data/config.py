@@ -94,6 +94,9 @@ class AugmentConfig:
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0], metadata={"length": 2, "above": 0, "most": 1})
     # Range of the random crop's aspect ratio (width / height).
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3], metadata={"length": 2, "above": 0})
+    # What is uniform in that range: the crop's area, as in torchvision and timm, or its height, as in TensorFlow, whose
+    # crops are therefore smaller.
+    crop_by: str = field(default="area", metadata={"choices": ("area", "height")})
     hflip: float = field(default=0.5, metadata={"least": 0, "most": 1})  # probability of a horizontal flip
     # Policy of automatic augmentation: a timm name such as rand-m9-mstd0.5-inc1 or 3a, or trivial.
     auto_augment: str | None = None

@@ -86,6 +86,37 @@ def random_resized_boxes(
     return np.where(valid.any(axis=1, keepdims=True), boxes, _central_boxes(height, width, ratio)).astype(np.int32)
 
 
+def uniform_height_boxes(
+    u: NDArray[np.float64],
+    height: NDArray,
+    width: NDArray,
+    scale: Range,
+    ratio: Range,
+) -> NDArray[np.int32]:
+    """Boxes with the distribution of TensorFlow's ``sample_distorted_bounding_box`` without objects.
+
+    The aspect ratio is uniform, and so is the height between the smallest and the largest that fit. So boxes are
+    smaller than those of :func:`random_resized_boxes`, which also has the arguments. Where no try fits, the box is the
+    whole image. TensorFlow tries 100 times and not 10, and leaves out the last place in each direction.
+    """
+    u = np.moveaxis(u.reshape(len(u), TRIES, 4), 2, 0)
+    H, W = height[:, None].astype(np.int64), width[:, None].astype(np.int64)
+    aspect, (least, most) = ratio[0] + u[0] * (ratio[1] - ratio[0]), (H * W * share for share in scale)
+    high = np.minimum(np.minimum(np.rint(np.sqrt(most / aspect)), H), np.floor((W + 0.5) / aspect))
+    low = np.minimum(np.rint(np.sqrt(least / aspect)), high)
+    h = low + np.floor(u[1] * (high - low + 1))
+    h += h * np.rint(h * aspect) < least  # rounding may have made it a row too small, or too large
+    h -= h * np.rint(h * aspect) > most
+    w = np.rint(h * aspect)
+    valid = (least <= h * w) & (h * w <= most) & (h <= H) & (w <= W) & (w > 0)
+    whole = np.stack([np.zeros_like(height), np.zeros_like(height), height, width], axis=1)
+    boxes = _first_valid(valid, u, (H, W), h, w)
+    return np.where(valid.any(axis=1, keepdims=True), boxes, whole).astype(np.int32)
+
+
+BOXES = {"area": random_resized_boxes, "height": uniform_height_boxes}  # by what is uniform: augment.crop_by
+
+
 def _central_boxes(height: NDArray, width: NDArray, ratio: Range) -> NDArray:
     """The largest central boxes whose aspect ratio is allowed."""
     H, W = height.astype(np.int64), width.astype(np.int64)

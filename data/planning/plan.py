@@ -14,7 +14,7 @@ from data.augment.mixing import Mix, draw_mix
 from data.augment.policies import AutoDraws, policies
 from data.config import AugmentConfig, DataConfig, evaluation_side
 from data.index import ImageIndex
-from data.planning.crops import TRIES, Crops, centre_crops, random_erase_boxes, random_resized_boxes
+from data.planning.crops import BOXES, TRIES, Crops, centre_crops, random_erase_boxes
 from data.planning.draws import Stream, generator_at, uniforms
 from data.planning.geometry import BatchGeometry
 from data.planning.order import epoch_order, subset_rows, without_bad
@@ -84,7 +84,7 @@ class TrainPlan:
         n, start = len(positions), positions.start
         u = uniforms(self.seed, epoch, Stream.CROP, start, n, 4 * TRIES)
         height, width = self.index.heights[index], self.index.widths[index]
-        box = random_resized_boxes(u, height, width, self.augment.scale, self.augment.ratio)
+        box = BOXES[self.augment.crop_by](u, height, width, self.augment.scale, self.augment.ratio)
         flip = uniforms(self.seed, epoch, Stream.FLIP, start, n, 1)[:, 0] < self.augment.hflip
         size = np.full((n, 2), self.data.crop, dtype=np.int32)
         window, cubic = np.zeros((n, 2), dtype=np.int32), self._cubic(epoch, positions)[:, 0]

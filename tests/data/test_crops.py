@@ -13,17 +13,23 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from data.planning.crops import TRIES, centre_crops, random_erase_boxes, random_resized_boxes
+from data.planning.crops import BOXES, TRIES, centre_crops, random_erase_boxes, random_resized_boxes
 
 DRAWS = 5000
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def boxes_of_one_size(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], seed: int = 0, n: int = DRAWS
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    seed: int = 0,
+    n: int = DRAWS,
+    by: str = "area",
 ) -> NDArray:
     u = np.random.default_rng(seed).random((n, 4 * TRIES))
-    return random_resized_boxes(u, np.full(n, height), np.full(n, width), scale, ratio)
+    return BOXES[by](u, np.full(n, height), np.full(n, width), scale, ratio)
 
 
 def same_distribution(ours: NDArray, theirs: NDArray, height: int, width: int) -> None:
@@ -61,6 +67,41 @@ def test_random_boxes_are_torchvisions(
     same_distribution(boxes_of_one_size(height, width, scale, ratio), theirs, height, width)
 
 
+def tensorflow_box(rng: random.Random, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]):
+    """A box by the rule of TensorFlow's SampleDistortedBoundingBox without objects, one number after the other.
+
+    TensorFlow leaves out the last place in each direction, a pixel.
+    """
+    least, most = (share * height * width for share in scale)
+    for _ in range(100):
+        aspect = rng.uniform(*ratio)
+        low, high = round((least / aspect) ** 0.5), round((most / aspect) ** 0.5)
+        while high > height or round(high * aspect) > width:
+            high -= 1
+        tall = rng.randint(min(low, high), high)
+        tall += tall * round(tall * aspect) < least
+        tall -= tall * round(tall * aspect) > most
+        wide = round(tall * aspect)
+        if least <= tall * wide <= most and 0 < wide <= width and 0 < tall <= height:
+            return rng.randint(0, height - tall), rng.randint(0, width - wide), tall, wide
+    return 0, 0, height, width
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"),
+    [(375, 500, (0.05, 1.0)), (500, 333, (0.05, 1.0)), (400, 40, (0.05, 1.0)), (400, 40, (0.3, 1.0))],
+)
+def test_boxes_by_height_are_tensorflows(height: int, width: int, scale: tuple[float, float]) -> None:
+    rng, ratio = random.Random(1), (0.75, 1.33)
+    theirs = np.array([tensorflow_box(rng, height, width, scale, ratio) for _ in range(DRAWS)])
+    same_distribution(boxes_of_one_size(height, width, scale, ratio, by="height"), theirs, height, width)
+
+
+def test_boxes_by_height_are_smaller() -> None:
+    area, by_height = (boxes_of_one_size(375, 500, (0.05, 1), RATIO, by=by)[:, 2:].prod(1).mean() for by in BOXES)
+    assert by_height < 0.85 * area
+
+
 def test_size_shape_and_place_of_a_box_are_independent() -> None:
     top, left, height, width = boxes_of_one_size(1000, 1000, (0.1, 0.3), RATIO).T  # so small that all first tries fit
     numbers = [height * width, np.log(width / height), top / (1000 - height), left / (1000 - width)]
@@ -83,24 +124,27 @@ def test_every_image_has_its_own_size() -> None:
     high=st.floats(0.001, 1),
     ratio=st.sampled_from([RATIO, (1.0, 1.0), (0.1, 10.0), (0.5, 0.6)]),
     seed=st.integers(0, 1000),
+    by=st.sampled_from(sorted(BOXES)),
 )
-@example(height=1, width=1, low=0.08, high=1, ratio=RATIO, seed=0)
-@example(height=1, width=5000, low=0.08, high=1, ratio=RATIO, seed=0)
-@example(height=5000, width=1, low=0.08, high=1, ratio=RATIO, seed=0)
+@example(height=1, width=1, low=0.08, high=1, ratio=RATIO, seed=0, by="area")
+@example(height=1, width=5000, low=0.08, high=1, ratio=RATIO, seed=0, by="area")
+@example(height=5000, width=1, low=0.08, high=1, ratio=RATIO, seed=0, by="area")
+@example(height=5000, width=1, low=0.08, high=1, ratio=RATIO, seed=0, by="height")
 def test_random_boxes_lie_inside_the_image(
-    height: int, width: int, low: float, high: float, ratio: tuple[float, float], seed: int
+    height: int, width: int, low: float, high: float, ratio: tuple[float, float], seed: int, by: str
 ) -> None:
-    boxes = boxes_of_one_size(height, width, (min(low, high), max(low, high)), ratio, seed, n=50)
+    boxes = boxes_of_one_size(height, width, (min(low, high), max(low, high)), ratio, seed, n=50, by=by)
     assert boxes.dtype == np.int32
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= [height, width]).all()
 
 
+@pytest.mark.parametrize("by", BOXES)
 @pytest.mark.parametrize("corner", [0.0, 1 - 2**-53])
-def test_boxes_of_extreme_draws_lie_inside_the_image(corner: float) -> None:
+def test_boxes_of_extreme_draws_lie_inside_the_image(corner: float, by: str) -> None:
     u = np.full((1, 4 * TRIES), corner)
-    ((top, left, height, width),) = random_resized_boxes(u, np.array([300]), np.array([451]), SCALE, RATIO)
+    ((top, left, height, width),) = BOXES[by](u, np.array([300]), np.array([451]), SCALE, RATIO)
     assert 0 <= top <= 300 - height
     assert 0 <= left <= 451 - width
 

@@ -33,7 +33,7 @@ def test_nothing_is_mixed_where_both_are_off() -> None:
 def test_each_option_is_known_as_a_mix_or_as_none() -> None:
     """A mix that ``MIXES`` lacks would be used only beside another one, and nothing would say so."""
     no_mix = {"scale", "ratio", "hflip", "auto_augment", "color_jitter", "repeats", "mixup_prob", "mixup_switch_prob"}
-    no_mix |= {"mix_group", "random_erasing", "label_smoothing"}
+    no_mix |= {"mix_group", "random_erasing", "label_smoothing", "crop_by"}
     assert {field.name for field in fields(AugmentConfig)} - no_mix == set(MIXES)
 
 

@@ -185,6 +185,12 @@ def test_an_experiment_with_warm_up_warms_up_as_its_paper_does(experiment):
     assert (pytest.approx(schedule.warmup_epochs, rel=1e-4), *found) == WARM_UPS[experiment]
 
 
+def test_only_the_recipe_of_google_crops_as_tensorflow_does():
+    for name, expected in (("deit_small", ([3 / 4, 4 / 3], "area")), ("vit_small_sincos", ([0.75, 1.33], "height"))):
+        augment = settings_of([f"model={name}"]).augment
+        assert (augment.ratio, augment.crop_by) == expected
+
+
 def test_a_model_with_batch_norm_names_the_images_that_share_its_statistics():
     assert settings_of(["model=deit_small_convstem"]).micro_batch_size == 128
     assert settings_of(["model=deit_small"]).micro_batch_size == "auto"
