@@ -1,4 +1,4 @@
-"""torchrun on two hosts, as README tells: what a killed worker, a cut link and a lost host cost."""
+"""torchrun on two hosts, as docs/clusters.md says: what a killed worker, a cut link and a lost host cost."""
 
 import re
 import time
@@ -25,7 +25,7 @@ ELASTIC = ("--nnodes=1:2", "--max-restarts=3", "--rdzv-conf=last_call_timeout=4"
 
 @dataclass
 class Command:
-    """README's command for several machines, and the run directory that it writes."""
+    """The command of docs/clusters.md for several machines, and the run directory that it writes."""
 
     network: Network
     folder: Path
