@@ -33,9 +33,9 @@ COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product"
 PUBLISHED = {
     "lipsformer_swin_tiny": "82.7",
     "lipsformer_cswin_tiny": "83.5",
-    "cswin_tiny": "82.8, warm-up",
-    "cswin_small": "83.6, warm-up",
-    "cswin_base": "84.2, warm-up",
+    "cswin_tiny": "82.8, warm-up, 310 epochs",
+    "cswin_small": "83.6, warm-up, 310 epochs",
+    "cswin_base": "84.2, warm-up, 310 epochs",
     "swin_tiny": "81.3, warm-up",
     "swin_small": "83.0, warm-up",
     "swin_base": "83.5, warm-up",
@@ -45,11 +45,12 @@ PUBLISHED = {
     "deit3_small": "81.4, warm-up, 800 epochs",
     "vit_small_sincos": "76.7, warm-up, 90 epochs",
     "vit5_small": "82.2, warm-up, 800 epochs",
-    "vit5_base": "84.2, warm-up, 800 epochs",
+    "vit5_base": "84.2, warm-up, 800 epochs and 20 at 224 pixels",
 }
 HEADER = """# Models
 
-Train one with `python train.py model=NAME`. `python scripts/model_table.py` wrote this table ({machine}).
+Train one with `python train.py model=NAME`, and `deit3_small`, `vit5_small` and `vit5_base` with `experiment=NAME`.
+`python scripts/model_table.py` wrote this table ({machine}).
 
 - **Sizes** are for {side} pixels and {classes} classes.
 - **GMACs** are half of the FLOPs that torch's `FlopCounterMode` counts on the `meta` device: convolutions (including
@@ -57,8 +58,8 @@ Train one with `python train.py model=NAME`. `python scripts/model_table.py` wro
 - **Activations** are the output values of convolutions, linear layers and attention in a forward pass.
 - **Images/s** are measured in float32 and eager mode with batches of {batch}; the value is the median of {turns} turns.
 - **Lipschitz** says whether `models.lipschitz_bound` is finite, or which layers make it infinite.
-- **Top-1** is the published accuracy on ImageNet-1K in percent, after 300 epochs unless the table says otherwise.
-  "warm-up" means that the paper trains with warm-up. We have not reproduced these values yet.
+- **Published top-1** is the accuracy of the paper on ImageNet-1K in percent, after 300 epochs unless the table says
+  otherwise. "warm-up" means that the paper trains with warm-up. We have not reproduced these values yet.
 
 """
 COLUMNS = ("model", "parameters", "GMACs", "activations, M", "forward, images/s", "training, images/s")
