@@ -26,7 +26,7 @@ class ModelConfig:
     name: str = MISSING  # a model of this project or of timm
     num_classes: int | None = field(default=None, metadata={"above": 0})  # null: the classes of the data
     img_size: int | None = field(default=None, metadata={"above": 0})  # null: data.crop
-    drop_path_rate: float = field(default=0.0, metadata={"least": 0, "most": 1})  # stochastic depth
+    drop_path_rate: float = field(default=0.0, metadata={"least": 0, "most": 1})  # drop path (stochastic depth)
     grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
 

@@ -1,4 +1,4 @@
-"""ViT-5: a plain vision transformer with the parts that language models have settled on, on timm's implementation.
+"""ViT-5: a plain vision transformer with the parts that are usual in language models, on timm's implementation.
 
 Source: "ViT-5" (arXiv:2602.08071) and its released code, wangf3014/ViT-5. RMSNorm, no bias of queries, keys and values,
 RMSNorm of queries and keys, LayerScale, four register tokens, learned positions of the patches and rotary ones of
