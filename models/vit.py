@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_INCEPTION_MEAN as HALF
 from timm.layers import to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -223,7 +224,7 @@ default_cfgs = generate_default_cfgs(
         "vit_postln_small.untrained": pretrained_cfg(pool_size=None),
         "vit_preln_theory.untrained": pretrained_cfg(pool_size=None),
         "vit_postln_theory.untrained": pretrained_cfg(pool_size=None),
-        "vit_small_sincos.untrained": pretrained_cfg(pool_size=None),
+        "vit_small_sincos.untrained": pretrained_cfg(pool_size=None, mean=HALF, std=HALF, interpolation="bilinear"),
     }
 )
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 
 from engine.errors import UserError
 from engine.options.compose import settings_of
@@ -183,6 +184,16 @@ def test_an_experiment_with_warm_up_warms_up_as_its_paper_does(experiment):
     schedule = settings_of([f"experiment={experiment}"]).schedule
     found = (schedule.warmup_lr, schedule.warmup_prefix, schedule.t_in_epochs, schedule.lag_epochs)
     assert (pytest.approx(schedule.warmup_epochs, rel=1e-4), *found) == WARM_UPS[experiment]
+
+
+@pytest.mark.parametrize("model", [name for name in OURS if not name.startswith("swin_")])
+def test_weights_from_elsewhere_get_images_as_the_recipe_prepares_them(model):
+    """eval.py takes the registration of a model for weights that are no run's."""
+    chosen = "model" if (PROJECT / f"conf/recipe/{model}.yaml").is_file() else "experiment"
+    data, known = settings_of([f"{chosen}={model}"]).data, timm.get_pretrained_cfg(model)
+    evaluated = data.interpolation.replace("random", "bicubic")
+    assert (known.crop_pct, known.interpolation) == (data.crop_ratio, evaluated)
+    assert (list(known.mean), list(known.std)) == (data.mean, data.std)
 
 
 def test_only_the_recipe_of_google_crops_as_tensorflow_does():
