@@ -20,9 +20,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from engine.device import device_name, tune
+from engine.device import device_name
 from engine.measuring.flops import forward_flops
-from scripts.bench.training_step import TrainingStep, seconds
+from scripts.bench.training_step import TrainingStep, seconds, tuned_device
 from scripts.common.arguments import positive
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -148,8 +148,7 @@ def sizes(name: str) -> Row:
 
 def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
     """Return the images per second of a forward pass and of a training step."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     step = TrainingStep(build(name).to(device), SIDE, batch)
 
     def forward() -> None:

@@ -34,8 +34,7 @@ from data.augment.levels import operations
 from data.augment.policies import AutoDraws, Policy, policies
 from data.planning.draws import Stream, uniforms
 from data.storage.archive import PROJECT, unpacked
-from engine.device import tune
-from scripts.bench.training_step import seconds
+from scripts.bench.training_step import seconds, tuned_device
 from scripts.common.arguments import existing_folder, positive
 
 FILL = (124, 116, 104)  # ImageNet's mean
@@ -111,8 +110,7 @@ def main() -> None:
     parser.add_argument("--side", type=positive, default=224)
     parser.add_argument("--turns", type=positive, default=15)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)  # as training does
+    device = tuned_device()
     embedded: Any = OmegaConf.load(PROJECT / "conf/data/fashion_mnist.yaml")
     root = args.root or unpacked(PROJECT / embedded.archive, embedded.archive_sha256)
     images = load(root, args.batch_size, args.side)

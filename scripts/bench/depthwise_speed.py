@@ -17,7 +17,8 @@ from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.device import AMP_DTYPES, device_name, tune
+from engine.device import AMP_DTYPES, device_name
+from scripts.bench.training_step import tuned_device
 from scripts.common.arguments import positive
 
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and channels of the stages of a tiny model at 224 pixels
@@ -50,8 +51,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}; milliseconds\n")
     print("| map | forward | gradient of the input | the same as a forward convolution | gradient of the weight |")
     print("| --- | --- | --- | --- | --- |")

@@ -24,9 +24,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, device_name, tune
+from engine.device import AMP_DTYPES, device_name
 from scripts.bench.as_released import AsReleased
-from scripts.bench.training_step import TrainingStep
+from scripts.bench.training_step import TrainingStep, tuned_device
 from scripts.common.arguments import positive
 
 VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
@@ -41,8 +41,7 @@ RELEASED = "as released"
 def new_step(name: str, args: argparse.Namespace) -> TrainingStep:
     """Return the training step of a variant."""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     model = timm.create_model(args.model, img_size=args.img_size).to(device)
     return TrainingStep(model, args.img_size, args.batch_size, AMP_DTYPES[args.amp], VARIANTS[name](model))
 

@@ -36,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from data.storage.archive import PROJECT, unpacked
-from engine.device import device_name, tune
+from engine.device import device_name
 from engine.terminal import escape_unknown_letters
 from optim import AdamW2, param_groups
-from scripts.bench.training_step import seconds
+from scripts.bench.training_step import seconds, tuned_device
 from scripts.common.arguments import known_model, positive
 
 YARDSTICK = "AdamW, fused"
@@ -164,8 +164,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=positive, default=8, help="images behind real gradients")
     parser.add_argument("--tau", type=float, default=AdamW2([nn.Parameter(torch.ones(1, 1))]).defaults["tau"])
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     where = device_name(device)
     for name in args.models:
         times, before = measure(name, args, device)

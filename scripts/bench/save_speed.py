@@ -20,9 +20,9 @@ from timm.utils import ModelEmaV3
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoints.checkpoint import Checkpoints
-from engine.device import AMP_DTYPES, device_name, tune
+from engine.device import AMP_DTYPES, device_name
 from scripts.bench.step_speed import UNTIMED, new_step
-from scripts.bench.training_step import TrainingStep
+from scripts.bench.training_step import TrainingStep, tuned_device
 from scripts.common.arguments import existing_folder, known_model, positive
 
 STATE = {"config": {}, "callbacks": {}, "best": None, "validated": 0}
@@ -61,8 +61,7 @@ def main() -> None:
     parser.add_argument("--options", nargs="*", default=[], help="options of torch's compiler to turn on")
     parser.add_argument("--to", type=existing_folder, default=Path("."), help="a folder on the disk to measure")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     step = new_step(args.model, device, args)
     average = ModelEmaV3(step.model)
     for _ in range(UNTIMED):

@@ -22,9 +22,9 @@ from torch.optim import AdamW, Optimizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, device_name, memory_gb, release, tune
+from engine.device import AMP_DTYPES, device_name, memory_gb, release
 from optim import AdamW2, param_groups
-from scripts.bench.training_step import TrainingStep
+from scripts.bench.training_step import TrainingStep, tuned_device
 from scripts.common.arguments import known_model, positive
 
 UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
@@ -57,8 +57,7 @@ def main() -> None:
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
     parser.add_argument("--options", nargs="*", default=[], help="options of torch's compiler to turn on")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tune(device)
+    device = tuned_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}, {args.optim}\n")
     print("| model | step, ms | images/s | peak memory, GiB |\n| --- | --- | --- | --- |")
     for name in args.models:

@@ -1,4 +1,4 @@
-"""A training step for benchmarks, and the time of something on a device."""
+"""For benchmarks: the device, the time of something on it, and a training step."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from engine.device import tune
 from optim import GraphedStep
+
+
+def tuned_device() -> torch.device:
+    """The GPU if there is one, else the CPU, with the settings that training has."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tune(device)
+    return device
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

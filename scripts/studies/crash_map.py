@@ -18,9 +18,8 @@ def draw_crash_map(study: Study, rows: Sequence[Row], path: Path) -> None:
     A cross marks a place where every seed crashed, a slash one where some did. On the right stands how wide
     the range of good learning rates is, see ``scripts/studies/width.py``.
     """
-    *down, across = study.axes
+    down, across, places = study.down, study.across, study.lines()
     labels = list(study.axes[across])
-    places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
     means = np.full((len(places), len(labels)), np.nan)
     size = (max(6.2, 3.2 + len(labels)), 2.0 + 0.42 * len(places))
     figure, axis = plt.subplots(figsize=size, constrained_layout=True)

@@ -62,12 +62,11 @@ def _machine(rows: Sequence[Row]) -> str:
 
 def _grid(study: Study, rows: Sequence[Row]) -> str:
     """Mean top-1 at each place of the grid. The last axis goes across."""
-    *down, across = study.axes
+    down, across = study.down, study.across
     labels, wide = list(study.axes[across]), widths(study, rows)
     heads = [*down, *(f"{across} {label}" for label in labels), *(["octaves"] if wide else [])]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    places = list(dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()))
-    for place in places:
+    for place in study.lines():
         chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
         shown = [_shown([row for row in chosen if row[across] == label]) for label in labels]
         lines.append(f"| {' | '.join([*place, *shown, *([str(wide.get(place, ''))] if wide else [])])} |")

@@ -110,6 +110,20 @@ class Study:
         """Where its results are, in the folder of all results: each scale has its own page."""
         return self.name if self.scale == "laptop" else f"{self.name}/{self.scale}"
 
+    @property
+    def down(self) -> list[str]:
+        """The axes whose labels go down in maps and tables: all but the last."""
+        return list(self.axes)[:-1]
+
+    @property
+    def across(self) -> str:
+        """The axis whose labels go across in maps and tables: the last."""
+        return list(self.axes)[-1]
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """The labels of the axes ``down``, for each line of a map or table."""
+        return list(itertools.product(*(self.axes[axis] for axis in self.down)))
+
     def cells(self) -> list[Cell]:
         """All cells, the first seed of every place before the second, so that a first picture comes early."""
         found = []

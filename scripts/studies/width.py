@@ -60,8 +60,7 @@ def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
         By the labels of all axes but the last, without rows that crash at every rate. Empty if the labels of the last
         axis are not two or more learning rates, ascending.
     """
-    *down, across = study.axes
-    labels = list(study.axes[across])
+    labels = list(study.axes[study.across])
     try:
         rates = [float(label) for label in labels]
     except ValueError:
@@ -69,9 +68,9 @@ def widths(study: Study, rows: Sequence[Row]) -> dict[tuple[str, ...], Width]:
     if len(rates) < 2 or rates != sorted(rates):
         return {}
     found = {}
-    for place in dict.fromkeys(tuple(cell.place[axis] for axis in down) for cell in study.cells()):
-        chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
-        tops = [[top1(r) for r in chosen if r[across] == label] for label in labels]
+    for place in study.lines():
+        chosen = [row for row in rows if tuple(row[axis] for axis in study.down) == place]
+        tops = [[top1(r) for r in chosen if r[study.across] == label] for label in labels]
         if all(tops) and max(map(fmean, tops)) > study.crash_below:
             found[place] = width(rates, [fmean(values) for values in tops])
     return found
