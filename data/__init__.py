@@ -1,4 +1,12 @@
-"""Where images come from, which comes next, how it is changed, and how it reaches the device."""
+"""Where images come from, which comes next, how it is changed, and how it reaches the device.
+
+- ``sources/`` and ``index/``: where images are, and which there are; ``storage/``: copies of them on this machine;
+- ``sets/``: splits and evaluation sets, with the label of each image;
+- ``planning/``: which image comes next, and how it is cropped and changed;
+- ``backends/`` and ``loader.py``: from files to batches on the device; ``augment/``: what happens to a batch there;
+- ``prepare/``: writes ImageNet in forms that are read fast;
+- ``concurrency/``: processes, threads and waiting.
+"""
 
 from data.augment.device import DeviceAugment
 from data.augment.policies import policies
