@@ -15,7 +15,7 @@ from optim.errors import OptimError
 from optim.fused import FusedAdamW, FusedSGD
 from optim.groups import param_groups
 from optim.schedules import Schedule
-from optim.weight_cap import WeightCap
+from optim.weight_cap import cap_weights
 
 REFERENCE_BATCH = 512  # base_lr and base_min_lr are the learning rates at this batch size
 
@@ -91,7 +91,7 @@ def build_optimizer(cfg: OptimConfig, model: nn.Module, batch_size: int) -> Opti
     except ValueError as error:
         raise OptimError(f"optim={cfg.name}: {error}") from error
     if cfg.weight_cap is not None:
-        WeightCap(optimizer, cfg.weight_cap)
+        cap_weights(optimizer, cfg.weight_cap)
     return optimizer
 
 

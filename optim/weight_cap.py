@@ -19,8 +19,8 @@ ITERATIONS = 8
 VECTORS = "cap_vectors"  # in the state of each parameter, so that checkpoints hold them
 
 
-class WeightCap:
-    """Limits the matrices of an optimizer at the end of each of its steps.
+def cap_weights(optimizer: Optimizer, limit: float) -> None:
+    """Limit the matrices of an optimizer at the end of each of its steps.
 
     Matrices are those with ``cap`` in groups of :func:`optim.param_groups`; a fused qkv is three of them. The estimate
     of σ₁ is never too high, so a matrix may exceed the limit by the error of the estimate. Like a step of AdamW², this
@@ -33,32 +33,30 @@ class WeightCap:
     Raises:
         OptimError: if the groups come from elsewhere.
     """
+    if not all({"cap", "splits"} <= group.keys() for group in optimizer.param_groups):
+        raise OptimError("a weight cap needs groups of optim.param_groups(model)")
+    optimizer.register_step_post_hook(lambda *_: _scale_down(optimizer, limit))
 
-    def __init__(self, optimizer: Optimizer, limit: float):
-        if not all({"cap", "splits"} <= group.keys() for group in optimizer.param_groups):
-            raise OptimError("a weight cap needs groups of optim.param_groups(model)")
-        self.optimizer, self.limit = optimizer, limit
-        optimizer.register_step_post_hook(lambda *_: self())
 
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Scale every matrix that exceeds the limit down to it."""
-        matrices: dict[Tensor, Tensor] = {}  # by parameter
-        iterations = ITERATIONS
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"] if group["cap"] else ():
-                if parameter.grad is not None:  # so the optimizer has made the parameter's state
-                    matrices[parameter] = stack = parameter.reshape(group["splits"], -1, parameter[0].numel())
-                    state = self.optimizer.state[parameter]
-                    if VECTORS not in state:
-                        state[VECTORS] = start_vectors(len(stack), stack.shape[2], stack.device)
-                        iterations = FIRST_ITERATIONS
-        if not matrices:
-            return
-        kept = {parameter: self.optimizer.state[parameter][VECTORS] for parameter in matrices}
-        sizes, vectors = estimate(matrices, kept, iterations)
-        torch._foreach_copy_(list(kept.values()), [vectors[parameter] for parameter in kept])
-        factors = (self.limit / torch.cat([sizes[parameter] for parameter in matrices])).clamp(max=1)[:, None, None]
-        counts = [len(stack) for stack in matrices.values()]
-        for (parameter, stack), factor in zip(matrices.items(), factors.split(counts), strict=True):
-            parameter.copy_((stack * factor.to(stack.dtype)).view_as(parameter))
+@torch.no_grad()
+def _scale_down(optimizer: Optimizer, limit: float) -> None:
+    """Scale every matrix that exceeds the limit down to it."""
+    matrices: dict[Tensor, Tensor] = {}  # by parameter
+    iterations = ITERATIONS
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["cap"] else ():
+            if parameter.grad is not None:  # so the optimizer has made the parameter's state
+                matrices[parameter] = stack = parameter.reshape(group["splits"], -1, parameter[0].numel())
+                state = optimizer.state[parameter]
+                if VECTORS not in state:
+                    state[VECTORS] = start_vectors(len(stack), stack.shape[2], stack.device)
+                    iterations = FIRST_ITERATIONS
+    if not matrices:
+        return
+    kept = {parameter: optimizer.state[parameter][VECTORS] for parameter in matrices}
+    sizes, vectors = estimate(matrices, kept, iterations)
+    torch._foreach_copy_(list(kept.values()), [vectors[parameter] for parameter in kept])
+    factors = (limit / torch.cat([sizes[parameter] for parameter in matrices])).clamp(max=1)[:, None, None]
+    counts = [len(stack) for stack in matrices.values()]
+    for (parameter, stack), factor in zip(matrices.items(), factors.split(counts), strict=True):
+        parameter.copy_((stack * factor.to(stack.dtype)).view_as(parameter))

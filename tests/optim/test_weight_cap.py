@@ -8,7 +8,7 @@ from torch import nn
 import models
 from optim import OptimConfig, OptimError, build_optimizer
 from optim.build import OPTIMIZERS
-from optim.weight_cap import WeightCap
+from optim.weight_cap import cap_weights
 from tests.runs import SMALL, checkpoint, losses, same_tensors, train_here
 
 LIMIT = 0.8
@@ -81,7 +81,7 @@ def test_the_lipschitz_bound_of_a_model_stays_small():
 
 def test_groups_from_elsewhere_are_refused():
     with pytest.raises(OptimError, match=r"a weight cap needs groups of optim\.param_groups\(model\)"):
-        WeightCap(torch.optim.AdamW(nn.Linear(2, 2).parameters()), 1.0)
+        cap_weights(torch.optim.AdamW(nn.Linear(2, 2).parameters()), 1.0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw2", "muon"])
