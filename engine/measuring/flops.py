@@ -1,4 +1,4 @@
-"""Count a model's floating-point operations with torch's own counter."""
+"""Count a model's floating-point operations with torch's own counter, and say how long they take at the peak."""
 
 import copy
 
