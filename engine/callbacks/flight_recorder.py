@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median
-from typing import Any
 
 from engine.callbacks.callback import Callback
 from engine.json_text import to_json, with_text_for_nonfinite
@@ -61,11 +60,14 @@ class FlightRecorder(Callback):
         place.mkdir(parents=True, exist_ok=True)
         start = self.run.checkpoints.set_aside(step, place / "checkpoint.pt")
         rows, source = self.plan.images_of(step - 1), self.run.data.train_set.source
+        cfg = self.run.cfg
         record = {
             "step": step,
             "kind": kind,
             "checkpoint_step": start,
-            **with_text_for_nonfinite(self._about()),
+            "family": family_of(cfg.model),
+            "processes": self.run.runtime.world.size,
+            "config": with_text_for_nonfinite(as_container(cfg)),
             "steps": list(self.past),
             "readings": [line for line in self.run.directory.read_stability() if line["step"] >= self.past[0]["step"]],
             "images": [{"index": int(row), "path": source.name(int(row))} for row in rows],
@@ -77,11 +79,6 @@ class FlightRecorder(Callback):
             "python scripts/replay_crash.py %s repeats the run up to this step with every instrument on",
             *(step, loss, usual, place / "record.json", self.run.directory.path),
         )
-
-    def _about(self) -> dict[str, Any]:
-        """Return what else a replay needs: model family, number of processes and config."""
-        cfg = self.run.cfg
-        return {"family": family_of(cfg.model), "processes": self.run.runtime.world.size, "config": as_container(cfg)}
 
 
 def is_spike(history: Sequence[float], loss: float) -> bool:
