@@ -110,6 +110,8 @@ class AugmentConfig:
     mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix if mixup is on too
     # Number of consecutive images that share one mixing draw and are mixed with one another.
     mix_group: int = field(default=32, metadata={"above": 0})
+    # Images are mixed in so many epochs, and no longer afterwards; null: in all.
+    mixup_off_epoch: int | None = field(default=None, metadata={"above": 0})
     random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; fills with noise
     label_smoothing: float = field(default=0.1, metadata={"least": 0, "most": 1})
 
@@ -118,13 +120,17 @@ class AugmentConfig:
         """Whether images are mixed with one another."""
         return any(getattr(self, name) > 0 for name in MIXES)
 
+    def mixes_in(self, epoch: int) -> bool:
+        """Whether images of an epoch, counted from 0, are mixed with one another."""
+        return self.mixes and (self.mixup_off_epoch is None or epoch < self.mixup_off_epoch)
+
     @property
     def inseparable(self) -> int:
         """Number of consecutive images that a process takes together: those of a mix group, or 1 without mixing."""
         return self.mix_group if self.mixes else 1
 
     def check(self) -> None:
-        """Refuse ranges that begin with the larger number, and mixing within groups of one image.
+        """Refuse ranges that begin with the larger number, and mixing within groups of one image or that never begins.
 
         Raises:
             DataError: the message says what is wrong.
@@ -133,6 +139,11 @@ class AugmentConfig:
             raise DataError(
                 "augment.mix_group=1 leaves no other image to mix with: set augment.mix_group=2 or more, or "
                 + " ".join(f"augment.{name}=0" for name in MIXES)
+            )
+        if self.mixup_off_epoch is not None and not self.mixes:
+            raise DataError(
+                f"augment.mixup_off_epoch={self.mixup_off_epoch} ends nothing, because no images are mixed: leave it "
+                f"out, or set {' or '.join(f'augment.{name}' for name in MIXES)}"
             )
         for name in ("scale", "ratio"):
             if getattr(self, name) != sorted(getattr(self, name)):

@@ -62,7 +62,7 @@ def draw_mix(augment: AugmentConfig, rng: Generator, rows: slice, side: int) -> 
     """Draw how to mix a group; None to leave it unmixed. The distribution is that of timm's Mixup in batch mode.
 
     Args:
-        augment: the options; ``augment.mixes`` is true.
+        augment: the options; with mixing in this epoch.
         rng: a generator that depends only on the seed, the epoch and the group's position.
         rows: the group's rows in the micro-batch.
         side: side of the images in pixels.

@@ -109,7 +109,7 @@ class TrainPlan:
             erase = random_erase_boxes(u, self.augment.random_erasing, self.data.crop)
             noise = int(generator_at(self.seed, epoch, Stream.NOISE, positions.start).integers(2**63))
         mix = []
-        if self.augment.mixes:
+        if self.augment.mixes_in(epoch):
             groups = self.geometry.groups_in(positions)
             mix = [m for rows in groups if (m := self._mix(epoch, positions.start, rows))]
         auto = self._auto(epoch, positions)

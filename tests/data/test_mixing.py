@@ -33,8 +33,26 @@ def test_nothing_is_mixed_where_both_are_off() -> None:
 def test_each_option_is_known_as_a_mix_or_as_none() -> None:
     """A mix that ``MIXES`` lacks would be used only beside another one, and nothing would say so."""
     no_mix = {"scale", "ratio", "hflip", "auto_augment", "color_jitter", "repeats", "mixup_prob", "mixup_switch_prob"}
-    no_mix |= {"mix_group", "random_erasing", "label_smoothing", "crop_by"}
+    no_mix |= {"mix_group", "mixup_off_epoch", "random_erasing", "label_smoothing", "crop_by"}
     assert {field.name for field in fields(AugmentConfig)} - no_mix == set(MIXES)
+
+
+def test_mixing_ends_after_so_many_epochs_and_changes_nothing_else() -> None:
+    """As timm's ``--mixup-off-epoch``: epochs count from 0 there, and mixup and cutmix both end."""
+    options = {"mix_group": 4, "mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5}
+    ends, goes_on = (make_plan(augment=AugmentConfig(mixup_off_epoch=off, **options)) for off in (2, None))
+    for epoch in range(4):
+        drawn, other = (plan.device_draws(epoch, range(76)) for plan in (ends, goes_on))
+        assert drawn.mix == (other.mix if epoch < 2 else [])
+        assert np.array_equal(drawn.erase, other.erase) and len(other.mix) == 19
+        assert np.array_equal(*(plan.crops(epoch, range(76)).index for plan in (ends, goes_on)))
+
+
+def test_an_end_of_mixing_without_mixing_is_refused() -> None:
+    AugmentConfig(mixup_off_epoch=5, cutmix=1.0).check()
+    message = "augment.mixup_off_epoch=5 ends nothing, because no images are mixed: leave it out, or set augment.mixup"
+    with pytest.raises(DataError, match=message):
+        AugmentConfig(mixup_off_epoch=5).check()
 
 
 def test_groups_of_one_image_cannot_be_mixed() -> None:

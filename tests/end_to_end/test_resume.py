@@ -36,6 +36,7 @@ def test_every_optimizer_goes_on_where_it_stopped(device, optimizer, small_image
     common = (*SMALL, *run_on(device), f"data.root={small_images}", "name=a", f"optim={optimizer}", "optim.lr=1e-3")
     schedule = {"sgd": "step", "lion": "linear", "lamb": "trapezoid", "muon": "inverse_sqrt"}.get(optimizer, "constant")
     common = (*common, f"schedule={schedule}", "schedule.warmup_epochs=0.5", "epochs=2", "eval_every=9")
+    common = (*common, "augment.mixup=0.8", "augment.mixup_off_epoch=1")  # it ends in the second part
     train_here(*common, "output_dir=whole", "max_steps=12")
     train_here(*common, "output_dir=part", "max_steps=7")
     train_here(*common, "output_dir=part", "max_steps=12")
