@@ -1,5 +1,9 @@
 """The exceptions for mistakes of the user and for runs that end early."""
 
+import re
+
+import torch
+
 from data import DataError
 from models import ModelError
 from optim import OptimError
@@ -31,6 +35,16 @@ def reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+# What the driver, cuBLAS, cuDNN and Triton say. Their memory does not come from torch's allocator.
+NO_MEMORY = re.compile(r"(?:CUDA(?: driver)? error|Triton Error \[CUDA\]): out of memory|_STATUS_ALLOC_FAILED")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU has too little memory. Such an error need not be torch's own."""
+    said = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+    return said or isinstance(error, torch.OutOfMemoryError)
 
 
 USER_ERRORS = (UserError, DataError, ModelError, OptimError)

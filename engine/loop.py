@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-import torch
-
 from data import BatchGeometry
 from engine.callbacks import Callbacks, first_works_alone
 from engine.device import memory_gb
-from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
 from engine.evaluation.scoring import Scores, score
 from engine.measuring.meter import Meter, Reading
 from engine.options.settings import as_container
@@ -256,7 +254,7 @@ class TrainLoop:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
         if isinstance(error, WaitGivenUp) or (isinstance(error, PeerFailed) and self.stop):
             return self._stopped_by_signal()
-        if in_step and isinstance(error, torch.OutOfMemoryError):
+        if in_step and lacks_memory(error):
             return RunStopped(too_many_at_once(self.run.data.geometry), 1)
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so

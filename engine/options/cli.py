@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from data import are_threads_abandoned
 from engine.credentials import refuse_secrets
-from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
 from engine.log import discard, flush_streams, log_to, safe_text
 from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
@@ -126,7 +126,9 @@ class _Jobs:
             _fail(str(error), 2)
         try:
             self.task(cfg, dict(job.runtime.choices), options, swept)
-        except (*USER_ERRORS, OmegaConfBaseException, RunStopped, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if not isinstance(error, (*USER_ERRORS, OmegaConfBaseException, RunStopped)) and not lacks_memory(error):
+                raise
             message, exit_code = _line_and_status(error, self.entry)
             is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
             # A failed run does not stop a sweep. With several processes it does: they may fail at different points, and
@@ -169,8 +171,9 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
     """Return the one-line message for an error, and the exit code."""
     if isinstance(error, RunStopped):
         return str(error), error.exit_code
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{first_line(error)} Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1
+    if lacks_memory(error):
+        said = first_line(error).removesuffix(".")
+        return f"{said}. Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1
     return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry, sys.argv[1:]), 2
 
 

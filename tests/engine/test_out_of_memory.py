@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import BatchGeometry
-from engine.errors import RunStopped
+from engine.errors import RunStopped, lacks_memory
 from engine.loop import too_many_at_once
 from engine.step import TrainStep
 from tests.runs import SMALL, checkpoint, losses, train_here
@@ -30,13 +30,41 @@ def test_the_advice_is_smaller_and_whole_mix_groups(images, group, micro, advice
         assert smaller.largest_micro_batch < geometry.largest_micro_batch
 
 
-def test_a_step_that_runs_out_of_memory_ends_in_advice_that_works(small_images, here, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+        (MemoryError("out of memory"), False),
+    ],
+    ids=lambda value: str(value).partition("\n")[0],
+)
+def test_the_driver_and_the_libraries_say_it_in_their_words(error, expected):
+    """As when torch's allocator holds all memory, and the driver needs some for a CUDA graph or a kernel."""
+    assert lacks_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more lines"),
+        torch.AcceleratorError("CUDA error: out of memory\nand more lines"),
+    ],
+    ids=["of torch", "of the driver"],
+)
+def test_a_step_that_runs_out_of_memory_ends_in_advice_that_works(error, small_images, here, monkeypatch):
     """The steps before it are saved, and the run continues with the smaller micro-batches."""
     real = TrainStep._backward
 
     def backward(self, batch):
         if self.stage == "gradients" and self.optimizer.state and len(batch.images) > 16:  # from the second step on
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more lines")
+            raise error
         return real(self, batch)
 
     monkeypatch.setattr(TrainStep, "_backward", backward)
