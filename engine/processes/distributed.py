@@ -1,6 +1,7 @@
 """The processes of a run and the communication between them."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.errors import RunStopped, UserError
+from engine.errors import RunStopped, UserError, reason
 from engine.processes.lockstep import Lockstep, PeerFailed
 from engine.processes.roll_call import RollCall
 
@@ -22,6 +23,16 @@ T = TypeVar("T")
 
 # How long processes wait for each other until the first step is done, and while the first process works alone.
 START, ALONE = timedelta(minutes=30), timedelta(minutes=10)
+# As torch reports an error of NCCL: where, which, and in later lines what it means and what NCCL logged last.
+NCCL_ERROR = re.compile(
+    r"NCCL error in: [^\n]*:\d+, ([^\n(]*[^\n( ])[^\n]*(?:\nnccl[^\n]*)?(?:\nLast error:\s*([^\n]+))?"
+)
+
+
+def words_of_nccl(error: BaseException) -> str | None:
+    """Return what NCCL says in an error of torch, in one line; None if the error has another cause."""
+    found = NCCL_ERROR.search(str(error))
+    return ", ".join(filter(None, found.groups())) if found else None
 
 
 @dataclass
@@ -75,7 +86,7 @@ class World:
             directory: where NCCL's flight recorder writes after a failure; None: torch's default.
 
         Raises:
-            RunStopped: if another process is missing.
+            RunStopped: if the processes cannot meet, or another one is missing.
         """
         if self.size == 1:
             yield
@@ -83,9 +94,15 @@ class World:
         if directory is not None and "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:
             os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(directory.resolve() / "nccl_trace_rank_"))
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=START, device_id=device_id)
-        self.roll_call = RollCall()
-        self.lockstep = Lockstep(self.roll_call, START.total_seconds())
+        try:
+            dist.init_process_group(backend, timeout=START, device_id=device_id)
+            self.roll_call = RollCall()  # the first exchange: NCCL connects the processes only now
+            self.lockstep = Lockstep(self.roll_call, START.total_seconds())
+        except RuntimeError as error:  # a DistError is one, too
+            why = words_of_nccl(error) or reason(error)
+            raise RunStopped(
+                f"the processes cannot meet ({why}): docs/clusters.md says what messages mean", 1
+            ) from error
         if backend == "nccl":
             self.roll_call.watch(device)
         try:
@@ -107,7 +124,10 @@ class World:
             return RunStopped(str(error), 1)
         # gloo raises a plain RuntimeError.
         is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        return RunStopped(self.roll_call.lost(), 1) if self.roll_call is not None and is_lost else None
+        if self.roll_call is None or not is_lost:
+            return None
+        words = words_of_nccl(error)  # the cause may be here, such as too little shared memory
+        return RunStopped(self.roll_call.lost() + (f"; NCCL says: {words}" if words else ""), 1)
 
     @contextmanager
     def long_timeout(self, afterwards: float) -> Iterator[None]:

@@ -1,10 +1,22 @@
 """What the processes of a run are, and which of them works first."""
 
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from engine.processes.distributed import World
+from engine.errors import RunStopped
+from engine.processes.distributed import World, words_of_nccl
+from tests.ports import free_port
+
+NO_SHARED_MEMORY = """NCCL error in: /pytorch/torch/csrc/ProcessGroupNCCL.cpp:3770, unhandled system error (run with \
+NCCL_DEBUG=INFO for details), NCCL version 2.28.9
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-0MCP7b (size 9637888), error: No space left on device (28)
+Exception raised from checkForNCCLErrorsInternal at /pytorch/torch/csrc (most recent call first):"""
 
 
 def test_the_first_process_of_each_machine_works_and_the_others_wait_for_it() -> None:
@@ -29,3 +41,44 @@ def test_a_world_passes_its_timeout_on_to_the_meetings_before_each_step(monkeypa
     with world.long_timeout(afterwards=7.0):
         assert waits == [600.0]
     assert waits == [600.0, 7.0] and Meetings.timeout == 1800.0 and world.lockstep.timeout == 7.0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            NO_SHARED_MEMORY,
+            "unhandled system error, Error while creating shared memory segment /dev/shm/nccl-0MCP7b (size 9637888), "
+            "error: No space left on device (28)",
+        ),
+        (
+            "NCCL error in: ../NCCLUtils.hpp:275, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2"
+            "\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 10",
+            "invalid usage, Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 10",
+        ),
+        ("NCCL error in: a.cpp:1, internal error, NCCL version 2.17.1", "internal error, NCCL version 2.17.1"),
+        ("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)", None),
+    ],
+)
+def test_nccl_says_the_cause_in_one_line(said: str, words: str | None) -> None:
+    assert words_of_nccl(dist.DistBackendError(said)) == words
+
+
+def test_a_failure_of_nccl_is_told_beside_who_is_missing() -> None:
+    world = World(0, 2, 0, 2, roll_call=SimpleNamespace(lost=lambda: "all processes run"))  # type: ignore[arg-type]
+    lost = world.lost(dist.DistBackendError(NO_SHARED_MEMORY))
+    assert str(lost).startswith(
+        "all processes run; NCCL says: unhandled system error, Error while creating shared memory"
+    )
+    assert str(world.lost(dist.DistBackendError("Connection closed by peer"))) == "all processes run"
+
+
+def test_processes_that_cannot_meet_end_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "RANK": 1, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("engine.processes.distributed.START", timedelta(seconds=1))
+    with pytest.raises(RunStopped) as stopped, World(1, 2, 1, 2).joined(torch.device("cpu")):
+        pass
+    assert str(stopped.value).startswith("the processes cannot meet (The client socket")
+    assert "\n" not in str(stopped.value)
