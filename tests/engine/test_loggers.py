@@ -182,11 +182,21 @@ class Failing(Callback):
         raise ValueError("of all things")
 
 
+class Unstarted(Callback):
+    """Its constructor fails."""
+
+    def __init__(self, run, state):
+        raise RuntimeError("no server")
+
+
 def test_a_callback_of_one_s_own_is_one_line_and_may_fail(small_images, here, capsys):
     common = (*SMALL, f"data.root={small_images}", "name=a", "+callbacks.mine=tests.engine.test_loggers.Failing")
-    train_here(*common, "max_steps=1")
+    train_here(*common, "max_steps=1", "+callbacks.other=tests.engine.test_loggers.Unstarted")
+    said = capsys.readouterr().out
+    assert "other cannot start (no server): continuing without it; metrics.jsonl holds everything" in said
     train_here(*common, "max_steps=2")
-    assert capsys.readouterr().out.count("mine failed (of all things): the run continues, and") == 1
+    said += capsys.readouterr().out
+    assert said.count("mine failed (of all things): the run continues, and") == 1
     assert checkpoint(here / "outputs/a")["callbacks"]["mine"] == {"starts": 2}
     with pytest.raises(UserError, match=r"callbacks: tests\.nothing\.Here cannot be imported .*: write it as package"):
         train_here(*common, "callbacks.mine=tests.nothing.Here", "max_steps=3")

@@ -1,5 +1,7 @@
 """Which checkpoints there are: when they are saved, which one is the last, and what a validation belongs to."""
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.checkpoints.checkpoint_file import load_checkpoint
+from engine.errors import UserError
 from engine.loop import TrainLoop
 from tests.runs import SMALL, train_here
 
@@ -38,6 +41,65 @@ def test_a_rewind_keeps_what_came_before_and_deletes_what_came_after(tmp_path: P
     checkpoints.rewind(tmp_path / "step_00000004.pt")
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["before_rewind.pt", "last.pt", "step_00000002.pt"]
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_the_newest_are_kept_and_a_damaged_one_takes_no_place(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 6):
+        checkpoints.save(STATE | {"step": step}, is_best=step == 2)
+    checkpoints.wait()
+    kept = ["best.pt", "last.pt", "step_00000003.pt", "step_00000004.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == kept
+    damage(tmp_path / "last.pt")
+    resumed = Checkpoints(tmp_path, keep=2)
+    state = resumed.load_last()
+    assert state is not None and state["step"] == 4
+    resumed.save(STATE | {"step": 6}, is_best=False)
+    resumed.wait()
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
+    assert load_checkpoint(tmp_path / "step_00000004.pt")["step"] == 4, "the damaged file did not take its name"
+    for name in ("last.pt", "step_00000003.pt", "step_00000004.pt"):
+        damage(tmp_path / name)
+    state = Checkpoints(tmp_path, keep=2).load_last()
+    assert state is not None and state["step"] == 2, "best.pt"
+    damage(tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read: set another name"):
+        Checkpoints(tmp_path, keep=2).load_last()
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, ``torch.save`` may raise a ``RuntimeError``."""
+
+    def save(content: object, file: io.FileIO) -> None:
+        file.write(b"begun")
+        raise RuntimeError("unexpected pos 64 vs 1")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(STATE | {"step": 1}, is_best=False)
+    checkpoints.wait()
+    monkeypatch.setattr(torch, "save", save)
+    checkpoints.save(STATE | {"step": 2}, is_best=False)
+    with pytest.raises(UserError, match=r"step 2 could not be saved in .* \(unexpected pos .*\): free space and run"):
+        checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(STATE | {"step": 1}, is_best=True)
+    assert checkpoints.set_aside(2, tmp_path / "aside.pt") == 1
+    checkpoints.save(STATE | {"step": 2}, is_best=False)
+    checkpoints.wait()
+    assert [load_checkpoint(tmp_path / name)["step"] for name in ("best.pt", "aside.pt", "last.pt")] == [1, 1, 2]
 
 
 def test_a_deleted_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:

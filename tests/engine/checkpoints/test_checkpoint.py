@@ -123,6 +123,32 @@ def test_writing_changes_no_complete_file(tmp_path: Path) -> None:
     assert (tmp_path / "step_00000002.pt").read_bytes() == before
 
 
+def test_a_file_gets_its_name_after_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut at any moment leaves complete files: each is synced, then renamed, and then its folder is synced."""
+    done: list[tuple[str, object]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append((target.name, os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    folder = ("sync", os.stat(tmp_path).st_ino)
+    calls = [lambda: checkpoints.save(STATE | {"step": 1}, is_best=True), lambda: checkpoints.add_validation({}, False)]
+    for call, name in zip(calls, ("last.pt", "last.validation"), strict=True):
+        done.clear()
+        call()
+        checkpoints.wait()
+        file = os.stat(tmp_path / name).st_ino
+        assert done[:2] == [("sync", file), (name, file)] and done[-1] == folder
+
+
 def test_a_failure_is_raised_at_every_later_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path / "folder", keep=1)
     (tmp_path / "folder").touch()

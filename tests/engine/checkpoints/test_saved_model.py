@@ -52,6 +52,18 @@ def test_a_model_of_an_unknown_family_is_refused_in_one_line(whole, tmp_path):
     assert open_trained(str(path), has_model=True) is None
 
 
+def test_a_checkpoint_of_another_version_is_refused_in_one_line_or_read_under_todays_names(whole, tmp_path):
+    path = tmp_path / "w.pt"
+    for version in (0, 2):
+        torch.save(whole | {"format": version}, path)
+        with pytest.raises(UserError, match=rf"w.pt has format {version}, but this version reads 1"):
+            open_trained(str(path))
+    torch.save(whole | {"config": whole["config"] | {"augment": {"auto": "3a"}}}, path)
+    read = open_trained(str(path))
+    assert read is not None and read["config"]["augment"] == {"auto_augment": "3a"}
+    assert read["callbacks"] == {}, "it had no logger"
+
+
 def test_a_checkpoint_needs_no_average(whole, tmp_path):
     path = tmp_path / "w.pt"
     config = {key: value for key, value in whole["config"].items() if key in ("model", "data")}
@@ -73,6 +85,9 @@ def test_an_evaluation_says_that_it_takes_the_average_from_a_file_of_others(whol
 
 def test_a_run_does_not_continue_from_weights_alone(whole, tmp_path):
     path = tmp_path / "w.pt"
-    with pytest.raises(UserError, match=rf"no run can continue from {path}, .*: set checkpoint={path} instead"):
-        resumable(whole, path)
-    assert resumable(whole | {"stepper": {}, "validated": 0, "fingerprint": ""}, path)["step"] == 1
+    complete = whole | {"stepper": {}, "validated": 0, "fingerprint": ""}
+    assert resumable(complete, path)["step"] == 1
+    for part in ("stepper", "validated", "fingerprint", "ema"):
+        stripped = {name: value for name, value in complete.items() if name != part}
+        with pytest.raises(UserError, match=rf"no run can continue from {path}, .*: set checkpoint={path} instead"):
+            resumable(stripped, path)

@@ -1,13 +1,18 @@
 """What the processes of a run are, and which of them works first."""
 
+import multiprocessing
+import os
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from engine.errors import RunStopped
+from engine.evaluation.predictions import Predictions
 from engine.processes.distributed import World, words_of_nccl
 from tests.ports import free_port
 
@@ -82,3 +87,41 @@ def test_processes_that_cannot_meet_end_in_one_line(monkeypatch: pytest.MonkeyPa
         pass
     assert str(stopped.value).startswith("the processes cannot meet (The client socket")
     assert "\n" not in str(stopped.value)
+
+
+def _exchange(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, which exchange all that processes of a run exchange."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    world, cpu = World(rank, 2, rank, 2), torch.device("cpu")
+    with world.joined(cpu, folder):
+        assert world.any(rank == 1, cpu) and not world.any(False, cpu)
+        assert world.sum(torch.tensor([rank + 1.0])).tolist() == [3]
+        parts = [torch.full((2, 2), rank + 1.0), torch.tensor(5.0 * rank), torch.tensor([1.0, rank])]
+        world.sum_all(parts)
+        assert [part.tolist() for part in parts] == [[[3, 3], [3, 3]], 5, [2, 1]]
+        weights = [torch.tensor([rank + 7]), torch.full((1, 2), float(rank))]
+        world.broadcast(weights)
+        assert [weight.tolist() for weight in weights] == [[7], [[0, 0]]]
+        assert world.all_gather(torch.tensor([rank, 9.0])).tolist() == [[0, 9], [1, 9]]
+        predictions = Predictions()
+        for image in (0, 1):
+            predictions.add(torch.eye(4)[[2 * rank + image]])
+        found = predictions.of_all(world)
+        assert (found is None) == (rank == 1)
+        if found is not None:
+            assert found[0][:, 0].tolist() == [0, 1, 2, 3] and np.allclose(found[1].sum(axis=1), 1)
+        with world.long_timeout(afterwards=60.0):
+            if world.is_main:
+                (folder / "written").touch()
+        assert (folder / "written").exists(), "the others wait for the first one"
+
+
+def test_processes_sum_share_and_collect_what_they_have(tmp_path: Path) -> None:
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    processes = [fork.Process(target=_exchange, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
