@@ -1,13 +1,11 @@
-"""Run a model's GPU path on fake tensors of the CPU, and count the launches, bytes and FLOPs of every operation.
+"""Run a model's GPU path on fake tensors of the CPU.
 
 Autograd cannot run on fake CUDA tensors if there is no GPU. So the tensors here claim to be on the CPU, and
 :func:`as_on_a_gpu` makes the models, autocast and attention do there what they do on a GPU.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -15,14 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-from torch.utils.module_tracker import ModuleTracker
 
 aten = torch.ops.aten
-
-# --- the GPU path ---------------------------------------------------------------------------------------------------
 
 # Autocast on GPUs computes these in float32, by casting the input or by setting `dtype`, or promotes to the widest
 # input (ATen/autocast_mode.h). Autocast on CPUs does not.
@@ -138,134 +130,3 @@ def mask_of_kernel(mask: Tensor, q: Tensor) -> Tensor:
     """The mask as the kernel takes it: with rows of 16 bytes, so torch pads it and passes a view for each image."""
     tokens = mask.shape[-1]
     return F.pad(mask, (0, -tokens % 8))[..., :tokens].expand(*q.shape[:-1], tokens)
-
-
-# --- counting -------------------------------------------------------------------------------------------------------
-
-# Like views, they launch nothing.
-FREE = ("empty", "new_empty", "view", "detach", "alias", "_unsafe_view", "reshape")
-WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
-# One launch of a foreach kernel takes at most so many tensors, by the number of lists, and so many blocks of BLOCK
-# elements (MultiTensorApply.cuh).
-TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
-BLOCKS_AT_ONCE, BLOCK = 320, 65536
-# Launches inside an operator of ours, beside the first: it adds up the sums of its programs.
-INSIDE = {"residual_center_norm_backward": 1}
-
-
-@dataclass
-class Cost:
-    """What operations ask of a GPU.
-
-    Attributes:
-        launches: kernels.
-        bytes: bytes read and written.
-        flops: floating-point operations of products, convolutions and attention.
-    """
-
-    launches: int = 0
-    bytes: int = 0
-    flops: int = 0
-
-    def __iadd__(self, other: "Cost") -> "Cost":
-        self.launches += other.launches
-        self.bytes += other.bytes
-        self.flops += other.flops
-        return self
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation of a step, with the stage and the part that it belongs to, and its cost."""
-
-    stage: str
-    part: str
-    name: str
-    cost: Cost
-
-
-class CostCounter(TorchDispatchMode):
-    """Adds up the costs of operations by the part of the step that they belong to.
-
-    Args:
-        model: its modules' classes name the parts of the forward and backward pass.
-        parts: pairs of a word and a part. A module belongs to the first part whose word is in the name of its class. An
-            operation belongs to the innermost module with a part.
-
-    Attributes:
-        stage: the part of operations outside the model's modules.
-        operations: every operation so far.
-    """
-
-    def __init__(self, model: nn.Module, parts: tuple[tuple[str, str], ...]):
-        super().__init__()
-        root = type(model).__name__
-        named = {f"{root}.{name}" if name else root: module for name, module in model.named_modules()}
-        self.part_of = {name: _part(type(module).__name__, parts) for name, module in named.items()}
-        self.tracker = ModuleTracker()
-        self.stage = ""
-        self.operations: list[Operation] = []
-
-    def __enter__(self) -> "CostCounter":
-        self.tracker.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.tracker.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if func.namespace != "prim" and not func.is_view and not name.startswith(FREE):
-            cost = _cost(func, name, args, kwargs or {}, result)
-            self.operations.append(Operation(self.stage, self._part(), name, cost))
-        return result
-
-    def _part(self) -> str:
-        inside = sorted((name for name in self.tracker.parents if name in self.part_of), key=len, reverse=True)
-        return next((self.part_of[name] for name in inside if self.part_of[name]), "")
-
-
-def _part(kind: str, parts: tuple[tuple[str, str], ...]) -> str:
-    return next((part for word, part in parts if word in kind), "")
-
-
-def _cost(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Cost:
-    read = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-    written = [r for r in tree_leaves(result) if isinstance(r, Tensor)]
-    if name.startswith(("_foreach", "_fused")):
-        written = written or read  # they return nothing and change their arguments
-    if name.startswith("new_") or name.endswith("_like"):
-        read = []
-    elif name in WRITE_ONLY:
-        read = read[1:]
-    moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
-    launches = _launches(name, args, written) + INSIDE.get(name, 0)
-    return Cost(launches, moved, _flops(func, name, args, kwargs, result))
-
-
-def _flops(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> int:
-    if name == "convolution_backward":  # torch's formula does not know groups
-        grad, _, weight = args[:3]
-        gradients = sum(part is not None for part in result[:2])
-        return 2 * gradients * grad.numel() * math.prod(weight.shape[1:])
-    formula = flop_registry.get(func.overloadpacket)
-    return formula(*args, **kwargs, out_val=result) if formula else 0
-
-
-def _launches(name: str, args: Any, written: list[Tensor]) -> int:
-    if name == "convolution_backward":
-        return len(written)  # gradients of input, weight and bias
-    lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
-    if not name.startswith(("_foreach", "_fused")) or not lists:
-        return 1
-    blocks = sum(math.ceil(tensor.numel() / BLOCK) for tensor in lists[0])
-    at_once = TENSORS_AT_ONCE[min(5, len(lists) + (not name.endswith("_")))]
-    return max(math.ceil(len(lists[0]) / at_once), math.ceil(blocks / BLOCKS_AT_ONCE))
-
-
-def _bytes(tensor: Tensor) -> int:
-    """The size in memory. Expanded dimensions have no memory of their own."""
-    stored = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
-    return math.prod(stored) * tensor.element_size()

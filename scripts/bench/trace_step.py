@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, GPUS
 from models.kernels import KERNELS, set_kernels
-from scripts.bench.fake_gpu import Cost, CostCounter, as_on_a_gpu
+from scripts.bench.fake_gpu import as_on_a_gpu
+from scripts.bench.step_cost import Cost, CostCounter
 from scripts.bench.step_speed import optimizer
 from scripts.common.arguments import known_model, positive
 

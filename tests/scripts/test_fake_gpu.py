@@ -1,18 +1,18 @@
-"""Counting on fake tensors: the operations are those of a GPU, and their costs are right."""
+"""On fake tensors of the CPU, the operations are those of a GPU."""
 
-import math
 from unittest.mock import patch
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models  # noqa: F401
 from models.kernels import set_kernels
-from scripts.bench.fake_gpu import Cost, CostCounter, as_on_a_gpu, mask_of_kernel
+from scripts.bench.fake_gpu import as_on_a_gpu, mask_of_kernel
+from scripts.bench.step_cost import Cost, CostCounter
 
 SMALL = {
     "img_size": 56,
@@ -85,45 +85,3 @@ def test_operations_and_bytes_are_those_of_fake_cuda_tensors(name: str, options:
     expected, found = costs(on_fake_cuda(first)), costs(as_the_script_does(second))
     renamed = {"rms_norm": "_fused_rms_norm"}  # a stand-in for torch's fused kernel
     assert {renamed.get(key, key): value for key, value in found.items()} == expected
-
-
-def counted(function, *tensors: Tensor) -> Cost:
-    counter, total = CostCounter(nn.Identity(), ()), Cost()
-    with FakeTensorMode(allow_non_fake_inputs=True), counter:
-        function(*tensors)
-    for operation in counter.operations:
-        total += operation.cost
-    return total
-
-
-def test_bytes_are_read_and_written_once() -> None:
-    x = torch.zeros(10, 20)
-    assert counted(lambda x: x + x[:1].expand(10, 20), x) == Cost(1, 4 * (200 + 20 + 200), 0)
-    assert counted(lambda x: x.add_(1), x) == Cost(1, 4 * (200 + 200), 0)
-    assert counted(lambda x: x.zero_(), x) == Cost(1, 4 * 200, 0)
-    assert counted(lambda x: x.view(20, 10).t()[2:], x) == Cost(0, 0, 0)
-
-
-def test_flops_are_those_of_the_textbook() -> None:
-    a, b = torch.zeros(4, 5), torch.zeros(5, 6)
-    assert counted(torch.mm, a, b).flops == 2 * 4 * 5 * 6
-    maps, weight = torch.zeros(2, 8, 5, 5), torch.zeros(8, 1, 3, 3, requires_grad=True)
-    forward = 2 * maps.numel() * 9
-
-    def both_passes(maps: Tensor, weight: Tensor) -> None:
-        F.conv2d(maps, weight, padding=1, groups=8).sum().backward()
-
-    assert counted(both_passes, maps, weight).flops == 2 * forward  # no gradient of the maps
-    assert counted(both_passes, maps.requires_grad_(), weight).flops == 3 * forward
-
-
-@pytest.mark.parametrize(("tensors", "elements", "launches"), [(3, 10, 1), (200, 10, 2), (2, 30_000_000, 3)])
-def test_foreach_kernels_are_launched_for_so_many_tensors_and_blocks(tensors: int, elements: int, launches: int):
-    """110 tensors of one list at once, and 320 blocks of 65,536 elements."""
-    counter = CostCounter(nn.Identity(), ())
-    with FakeTensorMode():
-        values = [torch.empty(elements) for _ in range(tensors)]
-        with counter:
-            torch._foreach_mul_(values, 2)
-    assert counter.operations[0].cost.launches == launches
-    assert launches >= math.ceil(tensors / 110)

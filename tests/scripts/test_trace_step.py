@@ -6,7 +6,7 @@ import pytest
 import timm
 
 import models  # noqa: F401  (registers the models)
-from scripts.bench.fake_gpu import CostCounter
+from scripts.bench.step_cost import CostCounter
 from scripts.bench.trace_step import by_part, milliseconds, traced
 from tests.runs import run
 
