@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.index.building import THREADS
 from data.index.headers import nonblocking
 from data.index.tars import members
-from data.sources.folder import class_folders, unreadable_folder, walk
+from data.sources.walking import class_folders, unreadable_folder, walk
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")

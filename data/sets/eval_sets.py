@@ -19,7 +19,8 @@ from data.sets.answers import listed_answers, read_list, real_answers
 from data.sets.dataset import is_prepared, open_split
 from data.sets.labels import IMAGENET_CLASSES, wnids
 from data.sources import Source, accepted, source_kind
-from data.sources.folder import FolderSource, unreadable_folder
+from data.sources.folder import FolderSource
+from data.sources.walking import unreadable_folder
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy as np
 from data.concurrency.processes import allow_many_files
 from data.config import DataConfig
 from data.errors import DataError
-from data.sources.folder import FolderSource, unreadable_folder
+from data.sources.folder import FolderSource
 from data.sources.root import is_unpacked, with_root
 from data.sources.shards import ShardSource
 from data.sources.source import Advice, EncodedSource, Source
 from data.sources.synthetic import SyntheticSource
+from data.sources.walking import unreadable_folder
 from data.sources.webdataset import WebDatasetSource
 from data.sources.zip_file import ZipSource
 
