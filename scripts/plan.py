@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-from data import BatchGeometry
+from data import IMAGENET_CLASSES, BatchGeometry
 from engine.compiling import CUDA_GRAPHS
 from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
@@ -42,7 +42,7 @@ from engine.options.config import TrainConfig
 from engine.options.recipe import implied_recipe, set_recipe
 from engine.options.settings import train_settings
 from models import build_model, family_of
-from scripts.bench.trace_step import CLASSES, milliseconds, traced
+from scripts.bench.step_cost import milliseconds, traced
 
 TRACED_BATCH = 128
 # A compiled step takes this many times its least time: 50 ms (docs/performance.md) and 26 ms (docs/measurements.md).
@@ -179,7 +179,7 @@ def estimated_rate(cfg: TrainConfig, machines: Machines) -> float:
 
 
 def _built(cfg: TrainConfig) -> nn.Module:
-    return build_model(cfg.model, cfg.model.num_classes or CLASSES, cfg.data.crop)
+    return build_model(cfg.model, cfg.model.num_classes or IMAGENET_CLASSES, cfg.data.crop)
 
 
 def advice(found: Plan, machines: Machines, cfg: TrainConfig) -> str:

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name
-from scripts.bench.step_speed import UNTIMED, new_step
-from scripts.bench.training_step import TrainingStep, tuned_device
+from scripts.bench.training_step import UNTIMED, TrainingStep, new_step, tuned_device
 from scripts.common.arguments import existing_folder, known_model, positive
 
 STATE = {"config": {}, "callbacks": {}, "best": None, "validated": 0}

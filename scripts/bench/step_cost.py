@@ -1,15 +1,37 @@
-"""Count the launches, bytes and FLOPs of every operation of a training step, by part of the model."""
+"""What a training step asks of a GPU, counted without one: launches, bytes and FLOPs, by part of the model."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
+from engine.device import AMP_DTYPES, GPUS
+from models.kernels import set_kernels
+from scripts.bench.fake_gpu import as_on_a_gpu
+from scripts.bench.training_step import optimizer
+
+CLIP = 5.0
+# The part of a step that a module belongs to: the first one whose word is in the name of its class.
+PARTS = (
+    ("Embed", "stem"),
+    ("Stem", "stem"),
+    ("Norm", "norms"),
+    ("Merg", "merging"),
+    ("Attention", "attention"),
+    ("Mlp", "MLP"),
+    ("Conv", "convolutions"),
+    ("Residual", "residuals and norms"),
+    ("DropPath", "residuals and norms"),
+    ("Block", "residuals and norms"),
+)
 # Like views, they launch nothing.
 FREE = ("empty", "new_empty", "view", "detach", "alias", "_unsafe_view", "reshape")
 WRITE_ONLY = ("copy_", "zero_", "fill_", "normal_", "uniform_", "bernoulli_", "random_")
@@ -137,3 +159,54 @@ def _bytes(tensor: Tensor) -> int:
     """The size in memory. Expanded dimensions have no memory of their own."""
     stored = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
     return math.prod(stored) * tensor.element_size()
+
+
+def traced(model: nn.Module, side: int, batch_size: int, amp: str, optim: str, kernels: str) -> CostCounter:
+    """Return the counter of a model's training step: forward, backward, clipping and optimizer.
+
+    Args:
+        model: any image model. It cannot be used afterwards.
+        side: side of its images in pixels.
+        batch_size: images of a step.
+        amp: one of ``AMP_DTYPES``.
+        optim: ``adamw`` or ``adamw2``.
+        kernels: ``triton`` or ``torch``, see :func:`models.kernels.set_kernels`.
+    """
+    model.train()
+    with patch("models.kernels.choice.suits_triton", lambda device: True), as_on_a_gpu(model):
+        set_kernels(model, kernels)
+        steps = optimizer(optim, model)
+        images = torch.empty(batch_size, 3, side, side)
+        counter = CostCounter(model, PARTS)
+        for _ in range(2):  # the optimizer's first step makes its state
+            counter.operations.clear()
+            _step(model, images, steps, AMP_DTYPES[amp], counter)
+    return counter
+
+
+def _step(
+    model: nn.Module,
+    images: torch.Tensor,
+    steps: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    counter: CostCounter,
+) -> None:
+    with counter:
+        counter.stage = "forward"
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), torch.empty_like(logits, dtype=torch.float32))
+        counter.stage = "backward"
+        loss.backward()
+        counter.stage = "clipping"
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=True)
+        counter.stage = "optimizer"
+        steps.step()
+        steps.zero_grad()
+
+
+def milliseconds(counter: CostCounter, gpu: str, stage: str = "all", part: str = "") -> float:
+    """Return the least time of the step or of a part: each operation takes its bytes or its FLOPs at the GPU's peak."""
+    peak = GPUS[gpu]
+    chosen = (o.cost for o in counter.operations if stage == "all" or (o.stage, o.part) == (stage, part))
+    return 1e3 * sum(max(cost.bytes / peak.bandwidth, cost.flops / peak.flops) for cost in chosen)

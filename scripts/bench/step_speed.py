@@ -13,38 +13,13 @@ import sys
 from pathlib import Path
 from statistics import median
 
-import timm
 import torch
-from torch import nn
-from torch._inductor import list_mode_options
-from torch.optim import AdamW, Optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, device_name, memory_gb, release
-from optim import AdamW2, param_groups
-from scripts.bench.training_step import TrainingStep, tuned_device
+from scripts.bench.training_step import UNTIMED, new_step, tuned_device
 from scripts.common.arguments import known_model, positive
-
-UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
-
-
-def new_step(name: str, device: torch.device, args: argparse.Namespace) -> TrainingStep:
-    """Return the training step of a model, as the command line wants it."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device)
-    forward = model
-    if args.compile:
-        forward = torch.compile(model, options=list_mode_options(args.compile) | dict.fromkeys(args.options, True))
-    side = model.default_cfg["input_size"][-1]
-    return TrainingStep(model, side, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
-
-
-def optimizer(name: str, model: nn.Module) -> Optimizer:
-    """Return AdamW or AdamW² for a model."""
-    groups = param_groups(model, 0.05, 0.0)
-    return AdamW2(groups, 1e-3) if name == "adamw2" else AdamW(groups, 1e-3, fused=True)
 
 
 def main() -> None:

@@ -13,82 +13,19 @@ import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
-from unittest.mock import patch
 
 import timm
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
 from engine.device import AMP_DTYPES, GPUS
-from models.kernels import KERNELS, set_kernels
-from scripts.bench.fake_gpu import as_on_a_gpu
-from scripts.bench.step_cost import Cost, CostCounter
-from scripts.bench.step_speed import optimizer
+from models.kernels import KERNELS
+from scripts.bench.step_cost import Cost, CostCounter, milliseconds, traced
 from scripts.common.arguments import known_model, positive
 
-CLASSES, SIDE, DROP_PATH, CLIP = 1000, 224, 0.2, 5.0
-# The part of a step that a module belongs to: the first one whose word is in the name of its class.
-PARTS = (
-    ("Embed", "stem"),
-    ("Stem", "stem"),
-    ("Norm", "norms"),
-    ("Merg", "merging"),
-    ("Attention", "attention"),
-    ("Mlp", "MLP"),
-    ("Conv", "convolutions"),
-    ("Residual", "residuals and norms"),
-    ("DropPath", "residuals and norms"),
-    ("Block", "residuals and norms"),
-)
+CLASSES, SIDE, DROP_PATH = 1000, 224, 0.2
 Costs = dict[tuple[str, str], Cost]
-
-
-def traced(model: nn.Module, side: int, batch_size: int, amp: str, optim: str, kernels: str) -> CostCounter:
-    """Return the counter of a model's training step: forward, backward, clipping and optimizer.
-
-    Args:
-        model: any image model. It cannot be used afterwards.
-        side: side of its images in pixels.
-        batch_size: images of a step.
-        amp: one of ``AMP_DTYPES``.
-        optim: ``adamw`` or ``adamw2``.
-        kernels: ``triton`` or ``torch``, see :func:`models.kernels.set_kernels`.
-    """
-    model.train()
-    with patch("models.kernels.choice.suits_triton", lambda device: True), as_on_a_gpu(model):
-        set_kernels(model, kernels)
-        steps = optimizer(optim, model)
-        images = torch.empty(batch_size, 3, side, side)
-        counter = CostCounter(model, PARTS)
-        for _ in range(2):  # the optimizer's first step makes its state
-            counter.operations.clear()
-            _step(model, images, steps, AMP_DTYPES[amp], counter)
-    return counter
-
-
-def _step(
-    model: nn.Module,
-    images: torch.Tensor,
-    steps: torch.optim.Optimizer,
-    dtype: torch.dtype,
-    counter: CostCounter,
-) -> None:
-    with counter:
-        counter.stage = "forward"
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), torch.empty_like(logits, dtype=torch.float32))
-        counter.stage = "backward"
-        loss.backward()
-        counter.stage = "clipping"
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=True)
-        counter.stage = "optimizer"
-        steps.step()
-        steps.zero_grad()
 
 
 def by_part(counter: CostCounter) -> Costs:
@@ -98,13 +35,6 @@ def by_part(counter: CostCounter) -> Costs:
         costs[operation.stage, operation.part] += operation.cost
         costs["all", ""] += operation.cost
     return dict(sorted(costs.items(), key=lambda item: (item[0][0] == "all", -item[1].bytes)))
-
-
-def milliseconds(counter: CostCounter, gpu: str, stage: str = "all", part: str = "") -> float:
-    """Return the least time of the step or of a part: each operation takes its bytes or its FLOPs at the GPU's peak."""
-    peak = GPUS[gpu]
-    chosen = (o.cost for o in counter.operations if stage == "all" or (o.stage, o.part) == (stage, part))
-    return 1e3 * sum(max(cost.bytes / peak.bandwidth, cost.flops / peak.flops) for cost in chosen)
 
 
 def print_table(name: str, counter: CostCounter, gpus: list[str]) -> None:

@@ -1,14 +1,20 @@
 """For benchmarks: the device, the time of something on it, and a training step."""
 
+import argparse
 import time
 from collections.abc import Callable
 
+import timm
 import torch
 from torch import Tensor, nn
+from torch._inductor import list_mode_options
 from torch.optim import AdamW, Optimizer
 
-from engine.device import tune
-from optim import GraphedStep
+import models  # noqa: F401  (registers the models)
+from engine.device import AMP_DTYPES, tune
+from optim import AdamW2, GraphedStep, param_groups
+
+UNTIMED = 5  # first steps: allocations, choice of kernels, compilation
 
 
 def tuned_device() -> torch.device:
@@ -67,3 +73,20 @@ class TrainingStep:
     def seconds(self) -> float:
         """Take a step, and return its seconds."""
         return seconds(self, self.device)
+
+
+def new_step(name: str, device: torch.device, args: argparse.Namespace) -> TrainingStep:
+    """Return the training step of a model, as the command line wants it."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=1000, drop_path_rate=0.2).to(device)
+    forward = model
+    if args.compile:
+        forward = torch.compile(model, options=list_mode_options(args.compile) | dict.fromkeys(args.options, True))
+    side = model.default_cfg["input_size"][-1]
+    return TrainingStep(model, side, args.batch_size, AMP_DTYPES[args.amp], forward, optimizer(args.optim, model))
+
+
+def optimizer(name: str, model: nn.Module) -> Optimizer:
+    """Return AdamW or AdamW² for a model."""
+    groups = param_groups(model, 0.05, 0.0)
+    return AdamW2(groups, 1e-3) if name == "adamw2" else AdamW(groups, 1e-3, fused=True)

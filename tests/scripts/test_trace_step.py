@@ -6,8 +6,8 @@ import pytest
 import timm
 
 import models  # noqa: F401  (registers the models)
-from scripts.bench.step_cost import CostCounter
-from scripts.bench.trace_step import by_part, milliseconds, traced
+from scripts.bench.step_cost import CostCounter, milliseconds, traced
+from scripts.bench.trace_step import by_part
 from tests.runs import run
 
 OPTIONS = {"batch_size": 128, "amp": "bf16", "optim": "adamw", "kernels": "triton"}
