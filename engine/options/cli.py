@@ -44,11 +44,11 @@ SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 Task = Callable[[DictConfig, dict[str, Any], list[str], list[str]], None]
 
 
-def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
+def launch(entry: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
     """Compose the config from the command line and call ``task`` with it. A user's mistake exits with status 2.
 
     Args:
-        config_name: ``"train"`` or ``"eval"``.
+        entry: ``"train"`` or ``"eval"``.
         task: called with the composed config, the chosen file of each group, the options of this job, and those options
             that differ from the other jobs of a sweep or job array.
         implied: returns further arguments that follow from the typed ones.
@@ -56,9 +56,9 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     register()
     # Hydra's own error handling prints several lines and exits with 1. With this variable Hydra passes exceptions on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    jobs = _Jobs(config_name, task)
+    jobs = _Jobs(entry, task)
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=entry)
     def main(cfg: DictConfig) -> None:
         jobs.run(cfg)
 
@@ -69,11 +69,11 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     try:
         flags, options = split(sys.argv[1:])
         if any(flag.startswith(("--config-name", "-cn")) for flag in flags):
-            raise UserError(f"{config_name}.py reads conf/{config_name}.yaml: leave out --config-name")
-        jobs.typed = prepared(options, config_name, implied)
+            raise UserError(f"{entry}.py reads conf/{entry}.yaml: leave out --config-name")
+        jobs.typed = prepared(options, entry, implied)
         sys.argv[1:] = flags + jobs.typed
         if {"--help", "-h"} & set(flags):
-            _help(main, config_name)
+            _help(main, entry)
         main()
         if jobs.failed:
             _fail(f"{len(jobs.failed)} of the runs failed: {'; '.join(jobs.failed)}", 1)
@@ -81,7 +81,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
     except USER_ERRORS as error:
         _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _fail(explain(error, config_name, sys.argv[1:]), 2)
+        _fail(explain(error, entry, sys.argv[1:]), 2)
     except (ValueError, AssertionError, OSError) as error:
         if jobs.have_begun:
             raise
@@ -89,7 +89,7 @@ def launch(config_name: str, task: Task, implied: Callable[[list[str]], list[str
             discard(sys.stdout)
             sys.exit(1)
         # The error is Hydra's and about the command: no job has started yet.
-        _fail(explain(error, config_name, sys.argv[1:]), 2)
+        _fail(explain(error, entry, sys.argv[1:]), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
