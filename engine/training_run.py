@@ -3,17 +3,16 @@
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data import are_few_changed, differing, resolve_backend
+from data import resolve_backend
 from engine.batch_norm import has_batch_norm, refuse_lone_images, wants_sync_bn
 from engine.callbacks import build_callbacks, refuse_unusable
 from engine.checkpoints.checkpoint import Checkpoints
-from engine.checkpoints.checkpoint_file import load_checkpoint, resumable
+from engine.checkpoints.resuming import state_to_resume
 from engine.checkpoints.starting_weights import StartingWeights
 from engine.device import device_name
 from engine.errors import UserError
@@ -24,7 +23,7 @@ from engine.measuring.memory import fitting_micro_batch
 from engine.options.config import TrainConfig
 from engine.processes.signals import StopRequest
 from engine.run import Run
-from engine.run_dir import RunDirectory, refuse_other_recipe
+from engine.run_dir import RunDirectory
 from engine.runtime import Runtime
 from engine.step import TrainStep
 from engine.summary import conclude, describe
@@ -71,7 +70,7 @@ def train(cfg: TrainConfig) -> None:
 def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: TrainingData, model: nn.Module) -> None:
     """Build the other parts of the run, load its state if there is one, and train."""
     checkpoints = Checkpoints(directory.checkpoints, cfg.checkpoint.keep)
-    state = _find_checkpoint(cfg, directory, checkpoints, data, runtime)
+    state = state_to_resume(cfg, directory, checkpoints, data.fingerprint(), runtime.world)
     seconds_per_image = seconds_at_peak(model, cfg.data.crop, runtime.device, cfg.amp)
     # BatchNorm's statistics cover a micro-batch, so there its size must not depend on the memory of the GPU.
     if cfg.micro_batch_size == "auto" and runtime.device.type == "cuda" and not has_batch_norm(model):
@@ -142,53 +141,3 @@ def checksum(weights: Iterable[Tensor]) -> int:
     and between numbers of threads.
     """
     return int(sum(w.detach().float().flatten().view(torch.int32).sum(dtype=torch.int64) for w in weights))
-
-
-def _find_checkpoint(
-    cfg: TrainConfig, directory: RunDirectory, checkpoints: Checkpoints, data: TrainingData, runtime: Runtime
-) -> dict[str, Any] | None:
-    """Return the checkpoint to continue from: the run's last one, or the one that ``resume`` names; None for a new run.
-
-    If ``resume`` names a checkpoint of another run, it is used only while this run has no checkpoints of its own. The
-    other run's best accuracy and callback states are not taken over, and its step is not validated again.
-
-    If it names a checkpoint of this run, the run is rewound to it, once. When the same command runs again, it continues
-    from the last checkpoint. A rewind renames the named file. So a missing file means that it is done.
-
-    Raises:
-        UserError: if the checkpoint cannot be read, or was made with another recipe or other training images.
-    """
-    named = Path(cfg.resume) if cfg.resume not in ("auto", "never") else None
-    if named is not None and not directory.has_checkpoints():
-        found = resumable(load_checkpoint(named), named)
-        state: dict[str, Any] | None = found | {"callbacks": {}, "best": None, "validated": found["step"]}
-    else:
-        state = checkpoints.load_last()
-        is_own = named is not None and named.is_file() and named.resolve().parent == directory.checkpoints.resolve()
-        # If the last checkpoint was written with the same value of resume, this command has already rewound the run.
-        if named is not None and is_own and state is not None and state["config"]["resume"] != cfg.resume:
-            _rewind(named, checkpoints, runtime)
-            state = checkpoints.load_last()
-    if state is None:
-        return None
-    refuse_other_recipe(state["config"], cfg, "the checkpoint belongs to a run with another recipe")
-    if what := differing(state["fingerprint"], data.fingerprint()):
-        raise UserError(
-            f"the training images have changed since the run began (other {what}): restore them, or set another name=… "
-            "to start a new run"
-        )
-    if are_few_changed(state["fingerprint"], data.fingerprint()):
-        log.warning("a few training images have other file sizes than when the run began, as after a repair")
-    return state
-
-
-def _rewind(named: Path, checkpoints: Checkpoints, runtime: Runtime) -> None:
-    if not named.name.startswith("step_"):
-        raise UserError(
-            f"resume={named} cannot rewind its own run: choose a step_*.pt, or set another name=… to start from it"
-        )
-    load_checkpoint(named)  # check that it can be read, because rewinding deletes the later checkpoints
-    runtime.world.barrier()  # rewinding renames the file, so wait until every process has found it
-    if runtime.world.is_main:
-        checkpoints.rewind(named)
-    runtime.world.barrier()
