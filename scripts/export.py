@@ -19,6 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import timm
 import torch
@@ -96,20 +97,9 @@ def model_to_export(
         ModelError: or another of ``engine.errors.USER_ERRORS``, if model or file do not exist or do not fit.
     """
     models.refuse_unknown(name)
-    content = models.read_file(weights) if weights is not None else None
     cfg = models.ModelConfig(name=name)
-    # The weights alone are not enough: certified attention has the same weights as the released form, but computes
-    # other outputs. So the options come from the checkpoint.
-    if weights is not None and is_ours(content):
-        state = checked(content, weights)
-        if missing := lacking(state):
-            raise UserError(
-                f"{weights} lacks {', '.join(missing)}: save only its weights, then export {name} with them"
-            )
-        cfg = model_settings(state)
-        if cfg.name != name:
-            raise models.ModelError(f"{weights} is a checkpoint of {cfg.name}: set --model {cfg.name}")
-        cfg.num_classes, cfg.img_size = len(state["classes"]), state["config"]["data"]["crop"]
+    if weights is not None and is_ours(content := models.read_file(weights)):
+        cfg = options_of(checked(content, weights), name, weights)
     registered = models.registration(name)
     own_classes, own_size = (registered.num_classes, registered.input_size[-1]) if registered else (1000, 224)
     cfg.num_classes = num_classes or cfg.num_classes
@@ -124,6 +114,25 @@ def model_to_export(
                 raise
             raise models.ModelError(f"{error}; --num-classes sets the number of classes") from error
     return model, cfg.img_size
+
+
+def options_of(state: dict[str, Any], name: str, weights: Path) -> models.ModelConfig:
+    """The options of the model in a checkpoint of this project.
+
+    The weights alone are not enough: certified attention has the same weights as the released form, but computes other
+    outputs.
+
+    Raises:
+        ModelError: if the checkpoint is of another model.
+        UserError: if it lacks something.
+    """
+    if missing := lacking(state):
+        raise UserError(f"{weights} lacks {', '.join(missing)}: save only its weights, then export {name} with them")
+    cfg = model_settings(state)
+    if cfg.name != name:
+        raise models.ModelError(f"{weights} is a checkpoint of {cfg.name}: set --model {cfg.name}")
+    cfg.num_classes, cfg.img_size = len(state["classes"]), state["config"]["data"]["crop"]
+    return cfg
 
 
 def make_folder(path: Path, option: str) -> None:
