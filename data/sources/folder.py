@@ -20,6 +20,7 @@ from data.index.image_index import pack_texts, refuse_other_places, texts_of
 from data.sources.source import PREPARE, Advice, EncodedSource
 from data.sources.walking import class_folders, unreadable_folder, walk
 
+LISTED = 5  # names that a message lists
 FLAT = ""  # the only class of a folder without class folders
 
 
@@ -101,10 +102,20 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
             f"{cfg.split}/<class>/"
         )
     if not (root / split).is_dir():
-        raise DataError(
-            _what_to_prepare(root) or f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>"
-        )
+        raise DataError(_what_to_prepare(root) or _missing_split(cfg, root, split))
     return root / split
+
+
+def _missing_split(cfg: DataConfig, root: Path, split: str) -> str:
+    """What is wrong with a folder without that split: what it holds shows what to do."""
+    message = f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>"
+    held = sorted(entry.name + "/" * entry.is_dir() for entry in _visible(root))
+    if not held:
+        return f"{message}, and {root} is empty"
+    more = f" and {len(held) - LISTED} more" if len(held) > LISTED else ""
+    option = "data.train_split" if split == cfg.train_split else "data.split"
+    other = f"; {option}=NAME takes another of its folders" if any(name.endswith("/") for name in held) else ""
+    return f"{message}, and it holds {', '.join(held[:LISTED])}{more}{other}"
 
 
 def _what_to_prepare(root: Path) -> str | None:

@@ -75,7 +75,24 @@ def test_a_folder_that_may_not_be_read_is_named(
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'train'} is not a folder" in refused(tmp_path)
+    assert f"{tmp_path / 'train'} is not a folder" in (message := refused(tmp_path))
+    assert message.endswith(f", and {tmp_path} is empty")
+
+
+def test_a_missing_split_is_told_what_is_there(root: Path) -> None:
+    missing = f"{root / 'val'} is not a folder: data.root must hold val/<class>/<image>"
+    assert refused(root, split="val") == f"{missing}, and it holds train/; data.split=NAME takes another of its folders"
+    for name in ("test", "b", "c", "d"):
+        (root / name).mkdir()
+    (root / "val.tar.gz").write_text("")
+    assert "it holds b/, c/, d/, test/, train/ and 1 more; data.split=NAME" in refused(root, split="val")
+    (root / "train").rename(root / "training")
+    assert "data.train_split=NAME takes another of its folders" in refused(root)
+
+
+def test_a_missing_split_beside_files_only_is_told_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "train.tar.gz").write_text("")
+    assert refused(tmp_path).endswith("and it holds train.tar.gz")
 
 
 def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:
