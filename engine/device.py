@@ -95,13 +95,19 @@ def _gpu_visible() -> bool:
     return Path("/dev/nvidiactl").exists() or any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
+def half_precision() -> str:
+    """Return the 16-bit precision that suits this machine: fp16 on a GPU without bf16, else bf16."""
+    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp16"
+
+
 def check_amp(amp: str, device: torch.device) -> None:
     """Refuse bf16 on a GPU that does not support it.
 
     Raises:
         UserError: if the device does not support ``amp``.
     """
-    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if amp == "bf16" and device.type == "cuda" and half_precision() != "bf16":
         raise UserError(f"{torch.cuda.get_device_name(device)} does not support bf16: set amp=fp16 (or amp=fp32)")
 
 

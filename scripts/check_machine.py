@@ -10,7 +10,7 @@ warn     costs speed, or a run may meet it later
 bad      stops a run or slows it badly
 
 It exits with 1 if anything is bad, else with 0. A machine without a GPU is fine to try things. The last checks train a
-small model for three steps in a temporary folder, and resume it. --compile trains another one compiled and in bf16, as
+small model for three steps in a temporary folder, and resume it. --compile trains another one compiled in 16 bits, as
 ImageNet is trained on GPUs, which takes minutes more.
 """
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, files
 
 import torch
 
-from engine.device import choose_device, known_gpu
+from engine.device import AMP_DTYPES, choose_device, half_precision, known_gpu
 from engine.errors import UserError
 from scripts.machine.exchange import bus_bandwidth
 from scripts.machine.row import Row, verdict
@@ -38,14 +38,14 @@ def one(number: int) -> Iterator[Row]:
     name, (free, total) = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)
     value = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     yield Row(label, value, verdict(free / total, 0.9), "another program uses its memory: see nvidia-smi")
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    half = half_precision()
+    has_bf16 = half == "bf16"
     yield Row(f"{label} bf16", "yes" if has_bf16 else "no", "ok" if has_bf16 else "warn", "train with amp=fp16")
     engines = jpeg_engines()
     said = {None: "not known: nvJPEG does not answer", 0: "no engine of its own; its other cores decode"}
     yield Row(f"{label} JPEG decoder", said.get(engines, f"{engines} hardware engines"))
-    dtype = torch.bfloat16 if has_bf16 else torch.float16
     flops, bandwidth = (peak.flops, peak.bandwidth) if (peak := known_gpu(name)) else (None, None)
-    yield speed(f"{label} {'bf16' if has_bf16 else 'fp16'} products", product_rate(device, dtype), flops, "TFLOP/s")
+    yield speed(f"{label} {half} products", product_rate(device, AMP_DTYPES[half]), flops, "TFLOP/s")
     yield speed(f"{label} memory copy", copy_rate(device), bandwidth, "GB/s")
     torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""A real run of three steps, its continuation, and a run as a GPU trains ImageNet: compiled and in bf16."""
+"""A real run of three steps, its continuation, and a run as a GPU trains ImageNet: compiled and in 16 bits."""
 
 import json
 import subprocess
@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from engine.device import half_precision
 from scripts.machine.row import Row
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 PATIENCE = 600  # seconds for each part; compiling takes minutes on a slow host
-COMPILED = ("amp=bf16", "compile=true", "model.depths=[1,1]")
+COMPILED = ("compile=true", "model.depths=[1,1]")
 
 
 def check(compiles: bool = False) -> Iterator[Row]:
@@ -23,7 +24,8 @@ def check(compiles: bool = False) -> Iterator[Row]:
         yield part("resumed for a 4th", Path(folder), 4)
     if compiles:
         with TemporaryDirectory() as folder:
-            row = part("compiled run in bf16", Path(folder), 3, *COMPILED)
+            half = half_precision()
+            row = part(f"compiled run in {half}", Path(folder), 3, f"amp={half}", *COMPILED)
         slower = "with compile=auto, runs train without torch.compile, half as fast"
         yield row if row.verdict == "ok" else replace(row, verdict="warn", advice=slower)
 

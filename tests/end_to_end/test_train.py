@@ -7,6 +7,7 @@ import weakref
 import pytest
 from torch.utils.cpp_extension import CUDA_HOME
 
+from engine.device import half_precision
 from engine.step import TrainStep
 from tests.devices import in_two_processes, on_devices, run_on, tolerance
 from tests.runs import (
@@ -191,7 +192,7 @@ def test_profile_leaves_a_trace(device, small_images, here):
 @on_devices
 def test_compiled_follows_eager(device, small_images, here):
     common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}", "max_steps=5")
-    common = (*common, *(("amp=bf16",) if device == "cuda" else ()))
+    common = (*common, *((f"amp={half_precision()}",) if device == "cuda" else ()))
     train_here(*common, "name=eager")
     train_here(*common, "name=compiled", "compile=true", "monitor.every=2")  # its hooks must not break the graph
     a, b = losses(here / "outputs/eager"), losses(here / "outputs/compiled")
@@ -204,7 +205,7 @@ def test_compiled_follows_eager(device, small_images, here):
 def test_a_run_goes_on_with_other_options_of_the_compiler(device, small_images, here):
     """``combo_kernels`` joins kernels on GPUs only; ``cpp_wrapper`` needs CUDA's toolkit there."""
     common = (*SMALL, *run_on(device), *NO_LOCAL_NOISE, f"data.root={small_images}")
-    common = (*common, *(("amp=bf16",) if device == "cuda" else ()))
+    common = (*common, *((f"amp={half_precision()}",) if device == "cuda" else ()))
     train_here(*common, "name=eager", "max_steps=4")
     train_here(*common, "name=a", "max_steps=2")
     options = ["+compile_options.combo_kernels=true", "compile_mode=default"]
@@ -231,7 +232,7 @@ def test_a_full_size_model_takes_real_steps(device, here):
     """On a GPU with the defaults: compiled, with kernels, in bf16."""
     arguments = ("model=lipsformer_swin_tiny", "data=synthetic", "max_steps=3", f"device={device}", "batch_size=8")
     # Many CPUs compute in bf16 so slowly that three steps take minutes.
-    precision = ("amp=fp32",) if device == "cpu" else ()
+    precision = ("amp=fp32" if device == "cpu" else f"amp={half_precision()}",)
     out = run("train.py", *arguments, *precision, "log_every=1", cwd=here, timeout=900)
     assert out.returncode == 0, out.stderr
     assert ("compiled in" in out.stdout) == (device == "cuda"), out.stdout

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.backends.workers import SharedMemory
-from engine.device import GPUS
+from engine.device import GPUS, half_precision
 from engine.options.config import EvalOptions
 from scripts import check_machine
 from scripts.machine import exchange, gpu, host, versions
@@ -162,6 +162,7 @@ def test_each_part_of_a_gpu_has_its_verdict(name: str, expected: list[str], monk
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30 if known else 15 * 2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not known)
     monkeypatch.setattr(gpu, "product_rate", lambda device, dtype: 10e12)
     monkeypatch.setattr(gpu, "copy_rate", lambda device: 250e9)
@@ -186,10 +187,11 @@ def test_rates_are_operations_and_bytes_per_second(monkeypatch: pytest.MonkeyPat
 @pytest.mark.gpu
 def test_the_rows_of_a_gpu() -> None:
     rows = {row.name: row for row in gpu.one(0)}
-    assert list(rows) == [f"GPU 0{part}" for part in ("", " bf16", " JPEG decoder", " bf16 products", " memory copy")]
+    products = f" {half_precision()} products"
+    assert list(rows) == [f"GPU 0{part}" for part in ("", " bf16", " JPEG decoder", products, " memory copy")]
     assert torch.cuda.get_device_name(0) in rows["GPU 0"].value
     assert "not known" not in rows["GPU 0 JPEG decoder"].value  # nvJPEG has answered
-    assert all("peak" in rows[f"GPU 0 {part}"].value for part in ("bf16 products", "memory copy"))
+    assert all("peak" in rows[f"GPU 0 {part}"].value for part in (products.strip(), "memory copy"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from scripts.machine import decoding, run
+from scripts.machine.row import Row
 from tests.runs import PROJECT, environment
 
 SCRIPT = PROJECT / "scripts/check_machine.py"
@@ -60,6 +61,22 @@ def test_a_run_that_skips_steps_is_bad(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run, "TRAIN", tmp_path / "train.py")
     assert run.part("run", tmp_path, 1).verdict == "ok"
     assert run.part("run", tmp_path, 2).verdict == "bad"
+
+
+@pytest.mark.parametrize(("has_bf16", "half"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_without_bf16_compiles_in_fp16(has_bf16: bool, half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    given = []
+
+    def part(name: str, folder: Path, steps: int, *further: str) -> Row:
+        given.append((name, further))
+        return Row(name, "works")
+
+    monkeypatch.setattr(run, "part", part)
+    assert [row.verdict for row in run.check(compiles=True)] == ["ok"] * 3
+    name, options = given[-1]
+    assert name == f"compiled run in {half}" and f"amp={half}" in options
 
 
 @pytest.mark.slow

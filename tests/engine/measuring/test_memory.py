@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from engine.device import half_precision
 from engine.losses import soft_cross_entropy
 from engine.measuring.memory import FEW, MORE, StepMemory, fitting_micro_batch, most_images, step_memory
 from engine.options.config import TrainConfig
@@ -159,7 +160,7 @@ def test_auto_on_a_cpu_is_128_to_the_last_bit(small_images, here):
 def test_the_peak_of_a_real_step_on_a_gpu_is_within_the_estimate(checkpointing):
     device = torch.device("cuda", 0)
     cfg = settings("model=lipsformer_swin_tiny", f"model.grad_checkpointing={checkpointing}", "model.kernels=torch")
-    runtime, model = Runtime(ALONE, device, "bf16"), build_model(cfg.model, 1000, 224)
+    runtime, model = Runtime(ALONE, device, half_precision()), build_model(cfg.model, 1000, 224)
     memory = step_memory(cfg, runtime, model)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
