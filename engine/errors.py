@@ -47,4 +47,9 @@ def lacks_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.OutOfMemoryError)
 
 
+def lacks_host_memory(error: BaseException) -> bool:
+    """Whether an error says that the host has too little memory. torch raises a plain RuntimeError then."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 USER_ERRORS = (UserError, DataError, ModelError, OptimError)

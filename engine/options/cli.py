@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from data import are_threads_abandoned
 from engine.credentials import refuse_secrets
-from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
+from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_host_memory, lacks_memory
 from engine.log import discard, flush_streams, log_to, safe_text
 from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
@@ -34,6 +34,8 @@ from engine.options.rules import text_options
 from engine.processes.signals import raise_on_ctrl_c
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
+
+EXPLAINED = (*USER_ERRORS, OmegaConfBaseException, RunStopped)
 
 # A command with one of these variables is one of many: of a job array of SLURM, or of a sweep of Weights & Biases.
 OF_MANY = {"SLURM_ARRAY_TASK_ID", "WANDB_SWEEP_ID"}
@@ -127,7 +129,7 @@ class _Jobs:
         try:
             self.task(cfg, dict(job.runtime.choices), options, swept)
         except Exception as error:
-            if not isinstance(error, (*USER_ERRORS, OmegaConfBaseException, RunStopped)) and not lacks_memory(error):
+            if not isinstance(error, EXPLAINED) and not lacks_memory(error) and not lacks_host_memory(error):
                 raise
             message, exit_code = _line_and_status(error, self.entry)
             is_mistake, was_asked_to_stop = exit_code == 2, exit_code >= 128
@@ -174,6 +176,11 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
     if lacks_memory(error):
         said = first_line(error).removesuffix(".")
         return f"{said}. Set micro_batch_size lower (or eval.batch_size, in an evaluation)", 1
+    if lacks_host_memory(error):
+        return (
+            "this machine gives the process too little memory: set micro_batch_size, eval.batch_size or max_workers "
+            "lower, and see ulimit -v"
+        ), 1
     return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry, sys.argv[1:]), 2
 
 

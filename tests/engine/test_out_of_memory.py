@@ -1,4 +1,4 @@
-"""A GPU with too little memory: one line says which smaller micro-batch to try."""
+"""Too little memory, of a GPU or of the host: one line says what to try."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from data import BatchGeometry
 from engine.errors import RunStopped, lacks_memory
 from engine.loop import too_many_at_once
 from engine.step import TrainStep
-from tests.runs import SMALL, checkpoint, losses, train_here
+from tests.runs import SMALL, checkpoint, losses, run_here, train_here
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,12 @@ def test_an_evaluation_that_runs_out_of_memory_is_not_blamed_on_the_step(small_i
     monkeypatch.setattr("engine.loop.score", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train_here(*SMALL, f"data.root={small_images}", "name=a", "max_steps=1")
+
+
+@pytest.mark.parametrize("allocate", [lambda *_: torch.empty(2**50), lambda *_: bytes(2**60)])
+def test_too_little_memory_of_the_host_is_one_line(allocate, small_images, here, monkeypatch):
+    """On a CPU torch raises an error of no class of its own."""
+    monkeypatch.setattr(TrainStep, "_backward", allocate)
+    done = run_here("train.py", *SMALL, f"data.root={small_images}", "name=a", "max_steps=1", cwd=here)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: this machine gives the process too little memory: set micro_batch_size, eval.batch" in done.stderr

@@ -28,6 +28,17 @@ def test_a_machine_without_a_folder_for_temporary_files_is_refused(monkeypatch: 
     assert refused() == "error: no folder for temporary files can be written: set TMPDIR to one that can\n"
 
 
+def test_too_few_addresses_for_the_libraries_are_refused(monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3 * 2**30, -1))
+    assert refused() == (
+        "error: this shell allows a process 3.0 GiB of addresses (ulimit -v), and torch alone needs 4: set ulimit -v "
+        "unlimited\n"
+    )
+    for enough in (-1, 8 * 2**30):
+        monkeypatch.setattr("resource.getrlimit", lambda _, enough=enough: (enough, -1))
+        refuse_unfit_machine()
+
+
 @pytest.mark.parametrize("found", ["2.9.1", "2.9.0+cpu", "1.13.1"])
 def test_a_torch_that_cannot_compile_the_models_is_refused(
     found: str, monkeypatch: pytest.MonkeyPatch, refused
