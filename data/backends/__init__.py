@@ -36,6 +36,11 @@ class Backend(Protocol):
         ...
 
 
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed. It is not imported, because that takes seconds."""
+    return all(importlib.util.find_spec(name) is not None for name in ("nvidia", "nvidia.dali"))
+
+
 def resolve_backend(cfg: DataConfig) -> str:
     """The backend that ``data.backend`` selects on this machine.
 
