@@ -59,11 +59,6 @@ def resolve_backend(cfg: DataConfig) -> str:
     return cfg.backend
 
 
-def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed. Nothing of it is imported."""
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-
-
 def build_backend(
     kind: str,
     source: Source,

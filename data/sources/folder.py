@@ -18,7 +18,7 @@ from data.index import ImageIndex, Listed, Pieces, cached_index, scanned
 from data.index.headers import read_header
 from data.index.image_index import pack_texts, refuse_other_places, texts_of
 from data.sources.source import PREPARE, Advice, EncodedSource
-from data.sources.walking import class_folders, unreadable_folder, walk
+from data.sources.walking import class_folders, unreadable_folder, visible, walk
 
 LISTED = 5  # names that a message lists
 FLAT = ""  # the only class of a folder without class folders
@@ -109,7 +109,7 @@ def _folder_of(cfg: DataConfig, split: str) -> Path:
 def _missing_split(cfg: DataConfig, root: Path, split: str) -> str:
     """What is wrong with a folder without that split: what it holds shows what to do."""
     message = f"{root / split} is not a folder: data.root must hold {split}/<class>/<image>"
-    held = sorted(entry.name + "/" * entry.is_dir() for entry in _visible(root))
+    held = sorted(entry.name + "/" * entry.is_dir() for entry in visible(root))
     if not held:
         return f"{message}, and {root} is empty"
     more = f" and {len(held) - LISTED} more" if len(held) > LISTED else ""

@@ -23,10 +23,11 @@ def class_folders(folder: Path) -> list[str]:
     Raises:
         OSError: if it cannot be read, or holds a broken link, which may have been a class folder.
     """
-    return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
+    return sorted(entry.name for entry in visible(folder) if _is_folder(entry))
 
 
-def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+def visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder whose names do not begin with a dot."""
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
@@ -48,7 +49,7 @@ def walk(root: Path, relative: str) -> Iterator[tuple[str, int, list[str]]]:
     missed for good.
     """
     mtime = os.stat(root / relative).st_mtime_ns
-    entries = _visible(root / relative)
+    entries = visible(root / relative)
     images = [e.name for e in entries if _is_named_as_image(e) and not e.is_dir()]
     yield relative, mtime, [os.path.join(relative, image) for image in images]
     for entry in entries:
