@@ -38,7 +38,9 @@ def reason(error: BaseException) -> str:
 
 
 # What the driver, cuBLAS, cuDNN and Triton say. Their memory does not come from torch's allocator.
-NO_MEMORY = re.compile(r"(?:CUDA(?: driver)? error|Triton Error \[CUDA\]): out of memory|_STATUS_ALLOC_FAILED")
+NO_MEMORY = re.compile(
+    r"(?:CUDA(?: driver)? error|Triton Error \[CUDA\]): out of memory|_STATUS_ALLOC_FAILED|_DEVICE_ALLOCATION_FAILED"
+)
 
 
 def lacks_memory(error: BaseException) -> bool:
