@@ -72,20 +72,31 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             f"set --nproc-per-node={torch.cuda.device_count()}"
         )
     device = torch.device("cuda", local_rank)
-    _refuse_old(device)
+    _refuse_unsupported(device)
     torch.cuda.set_device(device)
     return device
 
 
-def _refuse_old(device: torch.device) -> None:
-    """Raise if the installed torch has no kernels for so old a GPU. Its first kernel would end in a traceback."""
-    built_for = [int(name[3:]) for name in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", name)]
-    major, minor = torch.cuda.get_device_capability(device)
-    if built_for and 10 * major + minor < min(built_for):
-        raise UserError(
-            f"{torch.cuda.get_device_name(device)} is too old for torch {torch.__version__}: it has compute capability "
-            f"{major}.{minor}, and torch needs {min(built_for) / 10:.1f}; install a torch for it, or set device=cpu"
-        )
+def _refuse_unsupported(device: torch.device) -> None:
+    """Raise if the installed torch has no kernels for the GPU: it is too old or too new. The first one would fail.
+
+    Machine code (``sm_80``) runs on GPUs of the same major and no lower minor capability, an intermediate form
+    (``compute_80``) on all later ones.
+    """
+    names = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in torch.cuda.get_arch_list()]
+    built_for = [(found[1] == "sm", (int(found[2]), int(found[3]))) for found in names if found]
+    has = torch.cuda.get_device_capability(device)
+    if not built_for or any(each <= has and (each[0] == has[0] or not is_final) for is_final, each in built_for):
+        return
+    listed = ", ".join(_dotted(each) for each in sorted({each for _, each in built_for}))
+    raise UserError(
+        f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, of compute capability "
+        f"{_dotted(has)}: it has some for {listed}; install a torch for this GPU, or set device=cpu"
+    )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
 
 
 def _gpu_visible() -> bool:

@@ -62,19 +62,37 @@ def test_only_16_bit_on_a_known_gpu_has_a_peak(monkeypatch: pytest.MonkeyPatch) 
     assert peak_flops(torch.device("cpu"), "bf16") is None
 
 
-@pytest.mark.parametrize(("capability", "refused"), [((7, 0), True), ((7, 5), False), ((9, 0), False)])
-def test_a_gpu_that_is_too_old_for_torch_is_refused(capability, refused, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("built_for", "capability", "refused"),
+    [
+        (["sm_90", "sm_75"], (7, 0), True),
+        (["sm_90", "sm_75"], (7, 5), False),
+        (["sm_80", "sm_86"], (8, 9), False),  # the same major capability
+        (["sm_75", "sm_86"], (8, 0), True),
+        (["sm_80", "sm_90"], (10, 0), True),
+        (["sm_80", "sm_90", "compute_90"], (10, 0), False),  # the driver compiles it
+        (["sm_80", "compute_120"], (10, 0), True),
+        (["sm_90a", "sm_100f"], (10, 3), False),
+        (["gfx942"], (9, 4), False),
+    ],
+)
+def test_a_gpu_for_which_torch_has_no_kernels_is_refused(
+    built_for: list[str], capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (
         ("is_available", True),
         ("device_count", 1),
-        ("get_arch_list", ["sm_90", "sm_75", "compute_120"]),
+        ("get_arch_list", built_for),
         ("get_device_capability", capability),
-        ("get_device_name", "Tesla V100-SXM2-16GB"),
-        ("set_device", None),
+        ("get_device_name", "NVIDIA X"),
+        ("set_device", False),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    has = "{}.{}".format(*capability)
     with (
-        pytest.raises(UserError, match=r"^Tesla V100-SXM2-16GB is too old for torch .* 7\.0, and torch needs 7\.5")
+        pytest.raises(
+            UserError, match=rf"^torch \S+ has no kernels for NVIDIA X, of compute capability {has}: it has some"
+        )
         if refused
         else nullcontext()
     ):
