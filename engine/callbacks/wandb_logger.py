@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +181,6 @@ def _reachable(address: str) -> bool:
         urllib.request.urlopen(address, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return True  # an HTTP error is an answer, too
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # the last one: a server of something else
         return False
     return True

@@ -1,5 +1,6 @@
 """The logger of Weights & Biases: whether its server answers, and the id that an agent of a sweep gives a run."""
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -23,12 +24,24 @@ class Refusing(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+def greet(server: socket.socket) -> None:
+    """Answer one client as an SSH server does."""
+    client, _ = server.accept()
+    with client:
+        client.recv(1000)
+        client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
 def test_a_server_that_answers_with_an_error_can_be_reached():
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         address = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.handle_request, daemon=True).start()
         assert _reachable(address)
     assert not _reachable(address), "nobody listens"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"http://127.0.0.1:{other.getsockname()[1]}"
+        threading.Thread(target=greet, args=(other,), daemon=True).start()
+        assert not _reachable(address), "it does not speak HTTP"
     assert not _reachable("no address")
 
 
