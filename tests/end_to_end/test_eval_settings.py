@@ -25,6 +25,7 @@ def saved(crop: int = 224, model: str = "deit_tiny", **data) -> dict:
     ("trained_with", "typed", "expected"),
     [
         ({}, ["data.crop=288"], (288, 0.875, 329)),
+        ({}, ["++data.crop=320"], (320, 0.875, 365)),
         ({}, ["data.crop=288", "data.crop_ratio=1.0"], (288, 1.0, 288)),
         ({}, ["data.crop_ratio=0.95"], (224, 0.95, 235)),
         ({"resize": 256}, ["data.crop=448"], (448, 0.875, 512)),

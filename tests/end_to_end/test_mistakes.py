@@ -46,6 +46,7 @@ MISTAKES = [
     ),
     (["betas=[0.9,0.98]"], r"no option 'betas': did you mean optim.betas"),
     (["+foo=3"], r"no option 'foo'"),
+    (["augment.erase=0.25"], r"augment\.erase has a new name: type augment\.random_erasing=…"),
     (
         ["augment.reprob=0.25"],
         r"no option 'augment\.reprob': timm's reprob is augment\.random_erasing here, see docs/timm",

@@ -113,7 +113,7 @@ def test_flags_may_stand_anywhere():
 
 
 def test_values_that_were_typed():
-    arguments = [as_typed(argument, TEXT) for argument in ("name=1.10", "+epochs=3", "optim.betas=[1")]
+    arguments = [as_typed(argument, TEXT) for argument in ("name=1.10", "optim.betas=[1", "+epochs=3")]
     assert typed_values(arguments) == {"name": "1.10", "epochs": 3}
 
 

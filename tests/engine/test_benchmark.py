@@ -113,6 +113,7 @@ def test_a_checkpoint_brings_its_model(here):
     [
         ((), "benchmark=true needs a model: add model=NAME"),
         (("model=deit_tiny", "sets.a=x"), "without sets"),
+        (("model=deit_tiny", "predictions=x.csv"), "which has no classes to predict: leave out predictions"),
         (("model=deit_tiny", "output=nowhere/x.json"), "cannot be written"),
         (("model=deit_tiny", "output=."), "output=. is not a file"),
         (("model=deit_tiny", "benchmark_runs=0"), "benchmark_runs=0 must be more than 0"),

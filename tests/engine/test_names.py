@@ -75,6 +75,7 @@ def test_a_sweep_names_what_is_swept_and_nothing_else(typed, expected):
         "name=x,x-seed_1 seed=1,'1-seed_1'",
         f"data.root={'/long' * 80},{'/long' * 79}/x",
         "data.root='ü','ú','ＡＢ','АВ'",
+        f"data.root='{'ü' * 90}','{'ü' * 89}x'",
         "checkpoint.start=/a/last.pt,/b/last.pt",
     ],
 )
@@ -95,7 +96,9 @@ def test_many_swept_options_make_a_name_that_fits():
 def test_a_sweep_in_a_job_of_an_array_is_named_by_all_options():
     job = ["seed=1", "epochs=3"]
     assert swept_options(job, ["seed=1,2", "epochs=3"], True, True) == job
-    assert swept_options(["name=a", *job], ["name=a", "seed=1,2", "epochs=3"], True, True) == ["seed=1"]
+    for own in ("name=a", "output_dir=a", "output=a.json"):
+        assert swept_options([own, *job], [own, "seed=1,2", "epochs=3"], True, True) == ["seed=1"]
+        assert swept_options([own, *job], [own, *job], False, True) == [], "its place is the user's choice"
 
 
 def test_sweeps_in_a_config_file_count():
@@ -153,6 +156,7 @@ def test_each_evaluation_of_a_sweep_writes_its_own_file():
     found = [output_of("output", "sub/eval.json", swept) for _, swept in jobs("checkpoint=a.pt,b.pt", "data.root=d")]
     assert found == ["sub/eval-checkpoint_a.pt.json", "sub/eval-checkpoint_b.pt.json"]
     assert output_of("output", "eval.json", []) == "eval.json"
+    assert output_of("output", "sub/a.json", ["output=sub/a.json"]) == "sub/a.json"
     typed = composed("model=deit_tiny", "data.root=d", "checkpoint=a.pt", "predictions=p.csv")
     cfg = eval_settings(typed, None, ["model=deit_tiny"], ["data.root=d"])
     assert (cfg.output, cfg.predictions) == ("eval-data.root_d.json", "p-data.root_d.csv")
