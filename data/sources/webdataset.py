@@ -152,7 +152,7 @@ def _rows(tar: Path, wanted: Extensions) -> Rows:
     where = f"{tar.parent.name}/{tar.name}"
     samples = _samples(tar)
     if samples and not any(wanted.label in sample for sample in samples.values()):
-        raise DataError(f"{tar} holds no KEY.{wanted.label}: set data.label_ext to the extension of its labels")
+        raise DataError(_without_labels(tar, samples, wanted))
     paths, class_of, headers, bad, classes = [], [], [], [], []
     with open(tar, "rb") as file:
         for key, sample in samples.items():
@@ -162,7 +162,9 @@ def _rows(tar: Path, wanted: Extensions) -> Rows:
                 options = ", ".join(f".{name}" for name in wanted.images)
                 bad.append(f"{where}: {key} has no image ({options}; data.image_ext may name others)")
             elif name is None:
-                bad.append(f"{where}: {key} has no label that can be read (.{wanted.label})")
+                bad.append(
+                    f"{where}: {key} has no label that can be read (.{wanted.label}: a number or a name as text)"
+                )
             else:
                 offset, length = sample[extension]
                 header = read_header_at(file.fileno(), offset, length)
@@ -174,6 +176,17 @@ def _rows(tar: Path, wanted: Extensions) -> Rows:
                 else:
                     bad.append(f"{where}: {key}.{extension} {header}")
     return Rows.of(paths, class_of, headers, bad, classes)
+
+
+def _without_labels(tar: Path, samples: dict[str, Sample], wanted: Extensions) -> str:
+    """What to do with a tar file none of whose samples has a label."""
+    extensions = {extension.rpartition(".")[2] for sample in samples.values() for extension in sample}
+    if extensions <= set(wanted.images) and all("/" in key for key in samples):
+        return (
+            f"{tar} holds folders of images and no labels (KEY.{wanted.label}): unpack it, because class folders "
+            "are read from folders, zip files and our shards, but not from other tar files"
+        )
+    return f"{tar} holds no KEY.{wanted.label}: set data.label_ext to the extension of its labels"
 
 
 def _samples(tar: Path) -> dict[str, Sample]:

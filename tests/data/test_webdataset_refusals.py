@@ -134,6 +134,11 @@ def a_copy(root: Path) -> None:
     (root / "imagenet1k-train-0003.tar").write_bytes((root / "imagenet1k-train-0002.tar").read_bytes())
 
 
+def with_class_folders(root: Path) -> None:
+    image = {"jpg": tiny_image()}
+    write_tar(root / "imagenet1k-train-0002.tar", **{"train/cat/1": image, "train/dog/b.2": image})
+
+
 def class_folders_beside(root: Path) -> None:
     (root / "train" / "cat").mkdir(parents=True)
     for tar in root.glob("imagenet1k-train-*"):
@@ -155,9 +160,10 @@ REFUSALS = {
     compressed: r"train-0002\.tar is compressed: unpack it with gzip, and name the result \.tar$",
     no_tar: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
     without_labels: r"train-0002\.tar holds no KEY\.cls: set data\.label_ext to the extension of its labels$",
-    without_a_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
-    with_a_negative_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
-    with_a_fraction_as_label: r"train-0002\.tar: x has no label that can be read \(\.cls\): repair it",
+    with_class_folders: r"train-0002\.tar holds folders of images and no labels \(KEY\.cls\): unpack it",
+    without_a_label: r"train-0002\.tar: x has no label that can be read \(\.cls: a number or a name as text\)",
+    with_a_negative_label: r"train-0002\.tar: x has no label that can be read \(\.cls: a number or a name as text\)",
+    with_a_fraction_as_label: r"train-0002\.tar: x has no label that can be read \(\.cls: a number or a name as text\)",
     without_an_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
     with_a_sparse_image: r"train-0002\.tar: x has no image \(\.jpg, .*; data\.image_ext may name others\): repair it",
     with_a_file_that_is_no_image: r"train-0002\.tar: x\.jpg is not a JPEG or PNG image: repair it",
