@@ -16,7 +16,8 @@ Options of train.py (model, recipe, batch_size, epochs, …) describe the run. T
   loader=4000           images/s that one GPU's share of the cores and its decoder can load
   storage=              MB/s of data.root, for all machines together; if it is left out, it does not bound the speed
   image_kb=108          mean size of an image file (ImageNet: 138 GB in 1.28 million files)
-  images=1281167        training images
+  images=1281167        training images; of other sets than ImageNet, type it
+  evaluated=50000       validation images
 """
 
 import sys
@@ -49,7 +50,7 @@ TRACED_BATCH = 128
 SLOWER = 2.0
 EFFICIENCY = 0.8  # share of a network's rate that NCCL reaches with large buckets
 BACKWARD = 2 / 3  # share of a step's time in which gradients come; their exchange runs beside it
-EVALUATED, SPEED_OF_EVALUATION = 50_000, 3  # images; how much faster than training a forward pass is
+SPEED_OF_EVALUATION = 3  # how much faster than training a forward pass is
 MEASURED = "lipsformer_swin_tiny"  # the model of the default host_ms
 BUCKET_MB = 25  # DDP's default; the last bucket is exchanged after the backward pass
 
@@ -69,6 +70,7 @@ class Machines:
     storage: float | None = None
     image_kb: float = 108.0
     images: int = 1_281_167
+    evaluated: int = 50_000
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def plan(cfg: TrainConfig, machines: Machines, gpus: int, rate: float, gradients
     validations = -(-cfg.epochs // cfg.eval_every)
     step = max(seconds.values())
     steps = cfg.epochs * (machines.images // cfg.batch_size)
-    evaluated = validations * EVALUATED / (SPEED_OF_EVALUATION * rate * gpus)
+    evaluated = validations * machines.evaluated / (SPEED_OF_EVALUATION * rate * gpus)
     return Plan(gpus, (geometry.largest_micro_batch, geometry.micro_steps), seconds, (steps * step + evaluated) / 3600)
 
 
@@ -218,6 +220,15 @@ def machines_of(typed: Sequence[str]) -> Machines:
     return machines
 
 
+def _refuse_unknown_size(data: str, typed: Sequence[str]) -> None:
+    """Refuse to plan a run on other images than ImageNet's without their number: nothing here looks at the images."""
+    if data != "imagenet" and not any(option.startswith("images=") for option in typed):
+        raise UserError(
+            f"data={data} does not say how many images there are: add images=N of training, evaluated=N of validation "
+            "and image_kb=… (the mean size of a file)"
+        )
+
+
 def main() -> None:
     """Compose the run as train.py does, and print its plan."""
     own = {each.name for each in fields(Machines)}
@@ -226,7 +237,9 @@ def main() -> None:
 
     def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], swept: list[str]) -> None:
         set_recipe(composed, choices)
-        print_plan(train_settings(composed, choices, overrides, swept), machines_of(mine))
+        cfg = train_settings(composed, choices, overrides, swept)
+        _refuse_unknown_size(cfg.data.name, mine)
+        print_plan(cfg, machines_of(mine))
 
     launch("train", task, implied_recipe)
 

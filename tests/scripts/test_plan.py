@@ -134,6 +134,13 @@ def test_the_table_has_a_row_for_each_number_of_gpus(tmp_path):
     assert float(rows[0][4]) == pytest.approx(float(rows[0][3]) * 0.108, rel=0.01)
 
 
+def test_another_set_is_planned_by_its_number_of_images(tmp_path: Path):
+    typed = ("data=folder", "images=2048", "evaluated=600", "gpus=1", "images_per_second=2000")
+    said = run_here("scripts/plan.py", *RUN, *typed, cwd=tmp_path).stdout
+    hours = (300 * 2048 / 2000 + 300 * 600 / 6000) / 3600
+    assert "300 epochs of 2048 images" in said and f"| {hours:.1f} |" in said
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -143,6 +150,8 @@ def test_the_table_has_a_row_for_each_number_of_gpus(tmp_path):
         (["model=deit_tiny", "gpus=many"], "'many' is not a whole number"),
         (["model=deit_tinny"], "model=deit_tinny is unknown: did you mean deit_tiny"),
         (["model=deit_tiny", "epochss=3"], "there is no option 'epochss': did you mean epochs?"),
+        (["model=deit_tiny", "data=folder"], "data=folder does not say how many images there are: add images=N"),
+        (["experiment=quickstart"], "data=fashion_mnist does not say how many images there are: add images=N"),
         (["model=timm", "model.name=resnet18"], "has no recipe of its own: add recipe="),
     ],
 )
