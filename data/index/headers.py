@@ -1,6 +1,8 @@
 """Reads the header of an image file, and decodes the whole image."""
 
 import os
+import re
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -10,10 +12,27 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from data.errors import in_one_line
 
+# A file with one of these is an image of the set, so one that cannot be read is named and not passed over.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+EXTENSIONS |= {".avif", ".heic", ".heif", ".jxl", ".jp2"}
 READABLE = ("JPEG", "PNG")  # by content; the file name does not matter
 BEGINNINGS = (4096, 65536)  # bytes that are read first to find the header of an image in an archive
+# How files of other formats begin; a dot is any byte.
+OTHERS = {
+    "WebP": rb"RIFF....WEBP",
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
+    "GIF": rb"GIF8",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "BMP": rb"BM....\0\0\0\0",
+}
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+
+
+# Pillow warns of every image above a half of its limit; such images train like others.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Header(NamedTuple):
@@ -43,11 +62,20 @@ def read_header(source: Path | IO[bytes]) -> Header | str:
             source.seek(0, os.SEEK_END)
             return Header(image.height, image.width, odd_colours, source.tell())
     except UnidentifiedImageError:
-        return "is not a JPEG or PNG image"
+        assert not isinstance(source, Path)  # a path is opened above
+        return _said_of_another(source)
     except Image.DecompressionBombError:
         return "has too many pixels"
     except (OSError, ValueError) as error:
         return f"cannot be read ({in_one_line(error)})"
+
+
+def _said_of_another(file: IO[bytes]) -> str:
+    """What is wrong with a file that Pillow does not take for a JPEG or PNG image."""
+    file.seek(0)
+    begins = file.read(16)
+    kind = next((name for name, pattern in OTHERS.items() if re.match(pattern, begins, re.DOTALL)), None)
+    return f"is {kind}, not JPEG or PNG, and must be converted" if kind else "is not a JPEG or PNG image"
 
 
 def read_header_at(file: int, offset: int, length: int) -> Header | str:

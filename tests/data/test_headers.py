@@ -1,6 +1,8 @@
 """What the header of an image says about its colours."""
 
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +16,7 @@ from data.index.headers import Header, decoded, read_header
 
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 SIZE = 96
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def odd_colours(content: bytes) -> bool:
@@ -75,3 +78,42 @@ def test_16_in_a_size_or_a_place_does_not_mean_16_bits(colour: int, width: int, 
     text = b"c" * comment
     assert isinstance(read_header(BytesIO(png(colour, 8, width, height, text))), Header)
     assert "has 16 bits per channel" in str(read_header(BytesIO(png(colour, 16, width, height, text))))
+
+
+@pytest.mark.parametrize("kind", ["WebP", "AVIF", "GIF", "TIFF", "BMP", "JPEG 2000"])
+def test_an_image_of_another_format_is_named_with_its_format(kind: str) -> None:
+    file = BytesIO()
+    photograph().save(file, kind.replace(" ", ""))
+    assert read_header(file) == f"is {kind}, not JPEG or PNG, and must be converted"
+
+
+@pytest.mark.parametrize(
+    ("begins", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "JPEG XL"),
+    ],
+)
+def test_formats_that_pillow_cannot_write_are_named_too(begins: bytes, kind: str) -> None:
+    assert read_header(BytesIO(begins)) == f"is {kind}, not JPEG or PNG, and must be converted"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\0" * 99])
+def test_what_is_no_image_is_said(content: bytes) -> None:
+    assert read_header(BytesIO(content)) == "is not a JPEG or PNG image"
+
+
+def test_a_large_image_is_no_reason_to_warn() -> None:
+    file = BytesIO()
+    photograph().save(file, "PNG")
+    code = f"""
+from io import BytesIO
+from PIL import Image
+from data.index.headers import read_header
+Image.MAX_IMAGE_PIXELS = {SIZE * SIZE - 1}
+print(read_header(BytesIO({file.getvalue()!r})))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.startswith("Header(") and not done.stderr
