@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 from timm.data import resolve_data_config
 
+from data import DataConfig
 from engine.errors import UserError
 from models import registration
 
@@ -50,6 +51,23 @@ def apply_registration(composed: DictConfig, typed: set[str]) -> None:
         log.warning(
             "%s is registered with %s, which is not supported here: %s is used instead", name, _said(lacking), instead
         )
+
+
+def other_pixels(name: str, data: DataConfig) -> list[str]:
+    """What to say of a training that starts from weights of others: how its pixels differ from those they know.
+
+    Args:
+        name: name of the model.
+        data: how the training normalises its images.
+    """
+    registered = registration(name)
+    wanted = {} if registered is None else {key: list(getattr(registered, key)) for key in ("mean", "std")}
+    if any(getattr(data, key) != value for key, value in wanted.items()):
+        options = " ".join(f"data.{key}={value}".replace(" ", "") for key, value in wanted.items())
+        return [
+            f"the images have other colours than {name} is registered with: add {options} if its weights know these"
+        ]
+    return []
 
 
 def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:

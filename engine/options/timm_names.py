@@ -29,6 +29,8 @@ OF_TIMM = {
     "smoothing": "augment.label_smoothing",
     "torchcompile": "compile",
     "train_interpolation": "data.interpolation",
+    "train_split": "data.train_split",
     "val_interval": "eval_every",
+    "val_split": "data.split",
     "workers": "max_workers",
 }

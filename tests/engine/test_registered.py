@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from data import EvalPlan, build_backend, open_split
+from data import DataConfig, EvalPlan, build_backend, open_split
 from data.config import evaluation_side
 from engine.errors import UserError
 from engine.log import log_to
 from engine.options.config import EvalConfig
-from engine.options.registered import registered_options
+from engine.options.registered import other_pixels, registered_options
 from engine.options.settings import eval_settings
 from models import registration
 from tests.runs import composed
@@ -159,3 +159,11 @@ def test_pixels_are_those_of_timms_transform(name, photographs, bare):
             theirs = transform(file.convert("RGB"))
         assert image.shape == theirs.shape
         assert np.abs(image.numpy().astype(int) - theirs.numpy().astype(int)).max() <= 2, images.source.path(row)
+
+
+def test_a_training_is_told_of_the_pixels_that_weights_know():
+    ours = DataConfig(name="any")
+    said = other_pixels("test_vit", ours)
+    assert len(said) == 1 and "add data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] if" in said[0]
+    assert other_pixels("test_vit", dataclasses.replace(ours, mean=[0.5] * 3, std=[0.5] * 3)) == []
+    assert other_pixels("resnet18", ours) == other_pixels("deit_tiny", ours) == other_pixels("no_model", ours) == []

@@ -165,6 +165,16 @@ def test_a_run_starts_from_weights(pretrained, three_classes, tmp_path):
     assert "continuing from step 1" in again.stdout and "starting from" not in again.stdout
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_only_weights_of_others_are_compared_with_their_registration(is_ours, pretrained, small_images, here, capsys):
+    file = pretrained / "checkpoints/last.pt"
+    if not is_ours:
+        torch.save(checkpoint(pretrained)["ema"], file := here / "bare.pth")
+    grey = ("data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", "model.num_classes=10")
+    train_here(*SMALL, *STILL, *grey, f"data.root={small_images}", "name=b", f"checkpoint.start={file}")
+    assert ("other colours than lipsformer_swin_mini is registered with" in capsys.readouterr().out) != is_ours
+
+
 def test_a_classifier_of_other_classes_is_kept_but_not_in_silence(pretrained):
     file = str(pretrained / "checkpoints/last.pt")
     start = StartingWeights.read(file)
