@@ -17,6 +17,7 @@ from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Study
 
 COLUMNS = [field.name for field in fields(Measured)]
+NUMBERS = ("depth", "seed", "block", "gradient", "size")
 
 
 def verdicts_at_init(study: Study, folder: Path, measures: bool = False) -> list[Verdict]:
@@ -44,7 +45,7 @@ def verdicts_at_init(study: Study, folder: Path, measures: bool = False) -> list
 
 
 def _read(path: Path) -> list[Measured]:
-    texts = [[row[name] for name in COLUMNS] for row in read_rows(path, COLUMNS)]
+    texts = [[row[name] for name in COLUMNS] for row in read_rows(path, COLUMNS, NUMBERS)]
     return [
         Measured(model, position, int(depth), int(seed), int(block), float(gradient), float(size), commit)
         for model, position, depth, seed, block, gradient, size, commit in texts

@@ -53,7 +53,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 def _machine(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    hours = sum(float(row["seconds"] or 0.0) for row in rows) / 3600
     machines = sorted({f"{row['cpu']}, {row['threads']} thread(s) each, torch {row['torch']}" for row in rows})
     data = sorted({row["data"] for row in rows if row["data"]})
     pixels = f" SHA-256 of the training images' pixels: {', '.join(data)}." if data else ""

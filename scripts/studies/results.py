@@ -56,6 +56,7 @@ class Origin:
 
 
 Row = dict[str, str]
+NUMBERS = ("top1", "best_top1", "lowest_loss", "last_loss", "seconds")  # columns; an empty place has no number
 
 
 def top1(row: Row) -> float:
@@ -88,7 +89,7 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All rows in the file."""
-        return read_rows(self.path, self.columns)
+        return read_rows(self.path, self.columns, NUMBERS)
 
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """The cells that have not been trained with their present options."""
@@ -108,7 +109,7 @@ class Results:
         root = self.path.parents[len(Path(self.study.folder).parts)]  # the folder of all results
         for name in study_names():
             path = root / replace(self.study, name=name).folder / "results.csv"
-            for row in read_rows(path, own):
+            for row in read_rows(path, own, NUMBERS):
                 if row["options"] in wanted and accepts(row):
                     cell = wanted.pop(row["options"])
                     self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
@@ -147,11 +148,16 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     part.replace(path)
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
+def read_rows(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[Row]:
     """All rows of a table; none if there is no file.
 
+    Args:
+        path: the file.
+        columns: those that it must have.
+        numbers: those of them that hold numbers.
+
     Raises:
-        UserError: if it lacks one of the columns, or a row is not complete.
+        UserError: if it lacks one of the columns, a row is not complete, or text stands where a number belongs.
     """
     if not path.is_file():
         return []
@@ -166,4 +172,15 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}, line {number}, is not a whole row: delete this line, or restore the file")
+        if wrong := [column for column in numbers if not _is_number(row[column] or "0")]:
+            said = f"{wrong[0]} is '{row[wrong[0]]}', no number"
+            raise UserError(f"{path}, line {number}: {said}: delete this line, or restore the file")
     return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

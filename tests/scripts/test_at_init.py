@@ -41,7 +41,12 @@ def test_a_prediction_outside_the_interval_is_not_confirmed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("model,position\n1,2\n", "has no column 'depth'"), ("{header}\nm,pre\n", "line 2")]
+    ("text", "said"),
+    [
+        ("model,position\n1,2\n", "has no column 'depth'"),
+        ("{header}\nm,pre\n", "line 2"),
+        ("{header}\nm,pre,x,0,1,1,1,c\n", "line 2: depth is 'x'"),
+    ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, text: str, said: str) -> None:
     header = ",".join(field.name for field in fields(at_init.Measured))

@@ -141,6 +141,7 @@ def test_every_study_composes_and_its_rules_name_labels_that_exist(name):
         ("a,b\n1,2\n", "has no column 'method'"),
         ("{header}\nsgd,1e-3,0\n", "line 2, is not a whole row"),
         ("\x00\udcff", "cannot be read"),
+        ("{header}\nsgd,1e-3,0,a,b,c,d,e,f,g,h,i,j,k,l,m\n", "line 2: top1 is 'a', no number"),
     ],
 )
 def test_a_damaged_table_is_named(folder, monkeypatch, capsys, text, said):
