@@ -63,8 +63,8 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 def lacking(state: dict[str, Any]) -> list[str]:
     """Return which entries about the model and its images are missing. People strip checkpoints to publish them."""
     config = state["config"] if isinstance(state["config"], dict) else {}
-    needed = [(name, state) for name in ("family", "classes")] + [(name, config) for name in ("model", "data")]
-    return [name for name, place in needed if not place.get(name)]
+    groups = [name for name in ("model", "data") if not config.get(name) or not isinstance(config[name], dict)]
+    return [name for name in ("family", "classes") if not state.get(name)] + groups
 
 
 def resumable(state: dict[str, Any], path: Path) -> dict[str, Any]:

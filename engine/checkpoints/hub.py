@@ -64,7 +64,7 @@ class TrainedModel:
         the architecture is one of this project.
 
         Raises:
-            UserError: if the folder cannot be written.
+            UserError: if the folder cannot be written, or the checkpoint lacks what the card shows.
         """
         crop_pct = self.side / evaluation_side(self.data)
         if int(self.side / crop_pct) != evaluation_side(self.data):  # timm computes this side so, and rounds down
@@ -83,9 +83,16 @@ class TrainedModel:
             "pretrained_cfg": {"license": license, "tag": None},
         }
         try:
+            card = self.card(license)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint in {self.directory.path} lacks settings that the card shows ({reason(error)}): export "
+                "its model with --model NAME --weights FILE"
+            ) from error
+        try:
             save_for_hf(self.model, str(folder), model_config=config, safe_serialization=True, data_config=data)
             shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors: for the owner alone
-            (folder / "README.md").write_text(self.card(license), encoding="utf-8")
+            (folder / "README.md").write_text(card, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --to") from error
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
-from engine.errors import UserError
+from engine.errors import UserError, reason
 from engine.options.arguments import typed_values
 from engine.options.config import MODEL_SCHEMA, EvalConfig
-from models import FAMILIES, ModelConfig, build_model, has_average, load_resized, read_file, weights_in
+from models import FAMILIES, ModelConfig, ModelError, build_model, has_average, load_resized, read_file, weights_in
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,18 @@ def implied_family(arguments: list[str]) -> list[str]:
 
 
 def model_settings(state: dict[str, Any]) -> ModelConfig:
-    """Return the settings of the model in a checkpoint, from the content of the checkpoint."""
-    settings = OmegaConf.to_object(OmegaConf.merge(FAMILIES[state["family"]], state["config"]["model"]))
+    """Return the settings of the model in a checkpoint, from the content of the checkpoint.
+
+    Raises:
+        ModelError: if this version has no such option, or it cannot have that value.
+    """
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(FAMILIES[state["family"]], state["config"]["model"]))
+    except OmegaConfBaseException as error:
+        raise ModelError(
+            f"the model in the checkpoint has options that this version does not take ({reason(error)}): use the "
+            "version that trained it"
+        ) from error
     assert isinstance(settings, ModelConfig)
     return settings
 

@@ -16,14 +16,15 @@ def translated(config: dict[str, Any]) -> dict[str, Any]:
     """Return an older config with today's option names.
 
     Args:
-        config: the config from a checkpoint or ``config.yaml``, with groups as dictionaries.
+        config: the config from a checkpoint or ``config.yaml``, with groups as dictionaries. What somebody has put in
+            the place of a group stays as it is.
     """
-    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    groups = {key: dict(value) for key, value in config.items() if isinstance(value, dict)}
     for old, new in RENAMED.items():
         group, _, name = old.partition(".")
-        if name in config.get(group, {}):
-            config[group][new.partition(".")[2]] = config[group].pop(name)
+        if name in groups.get(group, {}):
+            groups[group][new.partition(".")[2]] = groups[group].pop(name)
     for old in REMOVED:
         group, _, name = old.partition(".")
-        config.get(group, {}).pop(name, None)
-    return config
+        groups.get(group, {}).pop(name, None)
+    return config | groups

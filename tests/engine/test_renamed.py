@@ -28,3 +28,8 @@ def test_every_option_of_an_older_file_has_its_new_name():
     assert old["augment"] == values | {"mixup": 0.8}, "what was given stays as it was"
     assert translated(found) == found
     assert {f"augment.{name}": f"augment.{new}" for name, new in MEANT.items()} == RENAMED, "a pair that is not tested"
+
+
+def test_what_somebody_put_in_the_place_of_a_group_stays():
+    for value in (5, "auto", [1], None):
+        assert translated({"augment": value, "logger": value}) == {"augment": value, "logger": value}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import models  # noqa: F401  registers the architectures
 from engine.checkpoints.hub import TrainedModel, push
 from engine.errors import UserError
+from models import ModelError
 from scripts.export import hand_over, parse
 from tests.devices import DEVICES, run_on
 from tests.runs import PROJECT, SMALL, environment, metrics, run_here, train_here
@@ -117,6 +118,28 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(run: Path, folder: 
     assert "started from the weights in `big.safetensors`." in tuned.card() and "started from" not in card
     assert "license" not in card
     assert str(run) not in card and "root" not in card
+
+
+@pytest.mark.parametrize(
+    ("group", "value"), [("optim", None), ("augment", 5), ("eval", {}), ("checkpoint", "x"), ("data", {"name": [1]})]
+)
+def test_a_card_that_cannot_be_written_is_one_line_and_leaves_no_files(
+    run: Path, tmp_path: Path, group: str, value: Any
+) -> None:
+    theirs = TrainedModel(run)
+    theirs.state["config"][group] = value
+    with pytest.raises(UserError, match=r"^the checkpoint in .* lacks settings that the card shows \(.*\): export its"):
+        theirs.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_this_version_does_not_take_are_one_line(run: Path, tmp_path: Path) -> None:
+    config = TrainedModel(run).state["config"]
+    for other, said in (({"newer": 1}, "Key 'newer' not in"), ({"drop_path_rate": "x"}, "Value 'x' of type 'str'")):
+        (tmp_path / said).mkdir()
+        with_another_checkpoint(run, tmp_path / said, config=config | {"model": config["model"] | other})
+        with pytest.raises(ModelError, match=rf"options that this version does not take \({said}.*\): use the version"):
+            TrainedModel(tmp_path / said)
 
 
 def test_text_from_the_checkpoint_of_another_stays_text(run: Path) -> None:

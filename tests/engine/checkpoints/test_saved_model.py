@@ -32,7 +32,12 @@ def read(path: Path, content: dict[str, Any] | None, *typed: str) -> dict[str, t
 
 @pytest.mark.parametrize(
     ("changes", "lacks"),
-    [({"family": None}, "family"), ({"classes": None}, "classes"), ({"config": {}}, "model, data")],
+    [
+        ({"family": None}, "family"),
+        ({"classes": None}, "classes"),
+        ({"config": {}}, "model, data"),
+        ({"config": {"model": [1], "data": "x", "augment": 5, "logger": None}}, "model, data"),
+    ],
 )
 def test_a_checkpoint_that_does_not_tell_its_model_is_read_as_weights(whole, changes, lacks, tmp_path):
     path = tmp_path / "w.pt"
