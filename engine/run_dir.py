@@ -186,11 +186,11 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``. What is no such line, as after a crash, is skipped."""
-        return _read_lines(self.metrics)
+        return [line for line in _read_lines(self.metrics) if isinstance(line.get("split"), str)]
 
     def read_stability(self) -> list[dict[str, Any]]:
         """Return the lines of ``stability.jsonl``, each a reading of all layers."""
-        return _read_lines(self.stability)
+        return [line for line in _read_lines(self.stability) if isinstance(line.get("layers"), dict)]
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

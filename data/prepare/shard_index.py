@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import DataError
+from data.errors import DataError, in_one_line
 from data.index import ImageIndex
 from data.index.arrays import write_arrays
 from data.index.headers import Header, read_header_at
@@ -42,12 +42,18 @@ def shards_in(folder: Path) -> list[Path]:
     """The shards in a split's folder, in their order.
 
     Raises:
-        DataError: if some are missing.
+        DataError: if some are missing, or the plan beside the folder is damaged.
     """
     found = sorted(folder.glob(PATTERN))
     plan = plan_file(folder)
-    count = json.loads(plan.read_text(encoding="utf-8"))["shards"] if found and plan.is_file() else len(found)
-    if [path.name for path in found] != [shard_name(number) for number in range(count or 0)]:
+    try:
+        count = json.loads(plan.read_text(encoding="utf-8"))["shards"] if found and plan.is_file() else len(found)
+        expected = [shard_name(number) for number in range(count or 0)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{plan} is damaged ({in_one_line(error)}): copy it again, or delete it if all shards are there"
+        ) from error
+    if [path.name for path in found] != expected:
         raise DataError(f"{folder} does not hold all of its shards: repeat the command that wrote them")
     return found
 

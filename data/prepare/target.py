@@ -114,7 +114,7 @@ class Target:
         path = plan_file(self.folder)
         try:
             if path.is_file():
-                if path.read_text(encoding="utf-8") != self.plan:
+                if path.read_bytes() != self.plan.encode():
                     raise DataError(
                         f"{self.folder} was prepared from another source or with another --layout, --shorter-side or "
                         f"--shard-size: repeat that command, choose another --to, or delete {self.folder} and {path}"

@@ -210,6 +210,10 @@ def test_shards_get_a_lost_index_back(folder: Path, tmp_path: Path) -> None:
     first, last = sorted((tmp_path / "train").glob("shard-*.tar"))
     last.unlink()
     assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))
+    for damaged in ("{", "[]", "{}", '{"shards": "x"}', "\udcff"):
+        plan_file(tmp_path / "train").write_text(damaged, errors="surrogateescape")
+        assert f"{plan_file(tmp_path / 'train')} is damaged (" in refused(task(folder=tmp_path, layout="keep"))
+    assert "was prepared from another source" in refused(task(folder=folder, to=tmp_path, layout="shards"))
     plan_file(tmp_path / "train").unlink()  # without it, the numbers tell
     first.rename(last)
     assert "does not hold all of its shards" in refused(task(folder=tmp_path, layout="keep"))

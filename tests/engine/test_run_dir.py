@@ -1,4 +1,4 @@
-"""The ``config.yaml`` of a run that somebody has damaged, also where it is still valid YAML."""
+"""Files of a run that somebody has damaged, also where they are still valid YAML or JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -92,3 +92,13 @@ def test_an_upload_names_what_it_cannot_read(
         upload_wandb.main()
     said = capsys.readouterr().err
     assert said.startswith(f"error: {directory.config} is damaged (") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "5", "[1]", "{}", '{"step": "x"}', '{"step": 3}', '{"step": 3, "split": 4, "layers": []}']
+)
+def test_what_is_no_line_of_metrics_or_readings_is_left_out(directory: RunDirectory, text: str) -> None:
+    good = ['{"split": "train", "step": 1}', '{"step": 1, "layers": {}}']
+    for file, line in zip((directory.metrics, directory.stability), good, strict=True):
+        file.write_text(f"{text}\n{line}\n{text}\n")
+    assert (len(directory.read_metrics()), len(directory.read_stability())) == (1, 1)
