@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from omegaconf import OmegaConf
 from PIL import Image
 
 from data import DataConfig, open_split
 from data.sources import EncodedSource
+from engine.run_dir import RunDirectory
 from scripts.studies.results import Origin
 from scripts.studies.study import PROJECT
 
@@ -24,8 +24,7 @@ MOST_IMAGES = 100_000  # of a larger set the pixels are not read: it takes too l
 
 def origin_of(run_dir: Path, threads: int, commit: str) -> Origin:
     """The origin of a run that has ended, and that began at ``commit``."""
-    written: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)
-    cfg = DataConfig(**written["data"])
+    cfg = DataConfig(**RunDirectory(run_dir).settings()["data"])
     pixels = _pixels(cfg.name, cfg.root, cfg.archive, cfg.archive_sha256, cfg.train_split)
     return Origin(commit, processor(), threads, torch.__version__, pixels)
 
