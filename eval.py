@@ -12,7 +12,7 @@ python eval.py model=deit_small benchmark=true
 def task(composed, choices, overrides, swept) -> None:
     from engine.checkpoints.saved_model import open_trained
     from engine.evaluation.benchmark import measure_speed
-    from engine.evaluation.run import evaluate_checkpoint
+    from engine.evaluation.evaluate import evaluate_checkpoint
     from engine.options.arguments import values_by_name
     from engine.options.paths import resolve_paths
     from engine.options.settings import eval_settings

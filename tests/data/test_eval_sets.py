@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from timm.data.real_labels import RealLabelsImagenet
 
 from data import SETS, DataConfig, DataError, EvalSetsConfig, is_set_prepared, open_set, refuse_other_than_imagenet
-from engine.evaluation.run import evaluate_checkpoint
+from engine.evaluation.evaluate import evaluate_checkpoint
 from engine.evaluation.score_files import markdown_table
 from engine.options.settings import eval_settings
 from tests.opening import open_at
@@ -279,7 +279,7 @@ def test_only_models_of_imagenets_classes():
 
 
 def test_mistakes_end_before_the_model_is_built(sets, weights, here, monkeypatch):
-    monkeypatch.setattr("engine.evaluation.run.trained_model", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("engine.evaluation.evaluate.trained_model", lambda *_: pytest.fail("built"))
     for typed, message in (
         ((f"sets.a={sets}/a", "model.num_classes=10"), "the sets have ImageNet's 1000 classes, but the model has 10"),
         ((f"sets.a={sets}/a", "sets.r=nowhere"), "sets.r=nowhere is not a folder"),

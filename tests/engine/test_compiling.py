@@ -17,7 +17,7 @@ from data import Batch, DataError, DeviceAugment
 from engine.checkpoints.saved_model import open_trained
 from engine.compiling import Compiler, training_mode
 from engine.errors import UserError
-from engine.evaluation.run import evaluate_checkpoint
+from engine.evaluation.evaluate import evaluate_checkpoint
 from engine.evaluation.scoring import score
 from engine.log import log_to
 from engine.options.settings import eval_settings

@@ -14,7 +14,7 @@ from data.loader import Batch
 from engine.callbacks.logger_lines import best_top1
 from engine.checkpoints.saved_model import open_trained
 from engine.errors import RunStopped, UserError
-from engine.evaluation.run import evaluate_checkpoint
+from engine.evaluation.evaluate import evaluate_checkpoint
 from engine.evaluation.score_files import _row, refuse_unwritable, write_scores
 from engine.evaluation.scoring import Scores, score
 from engine.log import log_to
@@ -87,7 +87,7 @@ def test_a_set_whose_answers_are_not_finite_ends_the_command_with_an_error(bad, 
     for name, folder in (("v2", "7"), ("sketch", "n01440764")):
         shutil.copytree(next((small_images / "val").iterdir()), here / name / folder)
     found = iter([Scores(50.0, 80.0, 1.0, 8, 3 * (name in bad)) for name in ("v2", "sketch")])
-    monkeypatch.setattr("engine.evaluation.run.score", lambda *arguments: next(found))
+    monkeypatch.setattr("engine.evaluation.evaluate.score", lambda *arguments: next(found))
     torch.save(timm.create_model("test_vit3").state_dict(), "w.pt")
     model = ("model=timm", "model.name=test_vit3", "checkpoint=w.pt", "data.crop=160", "data.backend=torch")
     typed = [*model, "sets.v2=v2", "sets.sketch=sketch", "device=cpu", "max_workers=0"]
