@@ -86,9 +86,12 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     loop = TrainLoop(run, callbacks, stop, seconds_per_image)
     if state is not None:
         loop.load(state)
+        before = state["config"]["epochs"]
         del state  # free the memory: the model and the optimizer have their own copies
         where = (runtime.world.size, device_name(runtime.device))
         log.info("continuing from step %d of %s, on %d × %s", first, directory.path, *where)
+        if before != cfg.epochs:
+            log.info("epochs %d → %d: from here the learning rate is that of %d epochs", before, cfg.epochs, cfg.epochs)
     _refuse_different_starts(run)
     if runtime.world.is_main:
         directory.begin(cfg, first, loop.validated)

@@ -64,6 +64,13 @@ def parse(arguments: list[str] | None = None) -> Task:
     return Task(**args)
 
 
+def _as_options(task: Task) -> str:
+    """The options with which a training finds the prepared set."""
+    root = f"data.root={task.root.resolve()}"
+    others = [name for name in task.splits if name != task.data.train_split]
+    return root if others == [task.data.split] or len(others) != 1 else f"{root} data.split={others[0]}"
+
+
 def main() -> None:
     task = parse()
     try:
@@ -74,7 +81,7 @@ def main() -> None:
     print(printable("\n".join(result.report)))
     if result.bad:
         sys.exit(f"{result.bad} images are bad: repair or delete them in the source and prepare the set again")
-    print(f"next: torchrun train.py model=lipsformer_swin_tiny data.root={task.root.resolve()}")
+    print(f"next: torchrun train.py model=lipsformer_swin_tiny {_as_options(task)}")
 
 
 if __name__ == "__main__":

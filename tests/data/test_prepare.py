@@ -51,6 +51,18 @@ def test_official_tars_become_class_folders(
     assert open_at(tmp_path / "set", build=False) is not None
 
 
+def test_the_next_command_names_a_split_that_is_not_the_usual_one(
+    small_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = shutil.copytree(small_images, tmp_path / "set")
+    for splits, ending in (("train,val", ""), ("train", ""), ("train,test", " data.split=test")):
+        if "test" in splits:
+            (root / "val").rename(root / "test")
+        monkeypatch.setattr("sys.argv", command("--folder", root, "--splits", splits)[1:])
+        prepare_imagenet.main()
+        assert capsys.readouterr().out.endswith(f"data.root={root}{ending}\n")
+
+
 def test_official_tars_become_shards(
     official: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

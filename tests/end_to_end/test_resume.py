@@ -174,3 +174,12 @@ def test_a_new_option_does_not_orphan_old_runs(small_images, here):
     assert " eps:" not in (folder / "config.yaml").read_text()
     train_here(*common, "max_steps=3")
     assert checkpoint(folder)["step"] == 3
+
+
+def test_another_number_of_epochs_is_said(small_images, here, capsys):
+    common = (*SMALL, f"data.root={small_images}", "name=a", "eval_every=9")
+    train_here(*common, "epochs=2", "max_steps=1")
+    train_here(*common, "epochs=2", "max_steps=2")
+    assert "the learning rate is that of" not in capsys.readouterr().out
+    train_here(*common, "epochs=3", "max_steps=3")
+    assert "epochs 2 → 3: from here the learning rate is that of 3 epochs" in capsys.readouterr().out
