@@ -75,7 +75,7 @@ def _said_of_another(file: IO[bytes]) -> str:
     file.seek(0)
     begins = file.read(16)
     kind = next((name for name, pattern in OTHERS.items() if re.match(pattern, begins, re.DOTALL)), None)
-    return f"is {kind}, not JPEG or PNG, and must be converted" if kind else "is not a JPEG or PNG image"
+    return "is not a JPEG or PNG image" + (f" (it is {kind}: convert it)" if kind else "")
 
 
 def read_header_at(file: int, offset: int, length: int) -> Header | str:

@@ -84,7 +84,7 @@ def test_16_in_a_size_or_a_place_does_not_mean_16_bits(colour: int, width: int, 
 def test_an_image_of_another_format_is_named_with_its_format(kind: str) -> None:
     file = BytesIO()
     photograph().save(file, kind.replace(" ", ""))
-    assert read_header(file) == f"is {kind}, not JPEG or PNG, and must be converted"
+    assert read_header(file) == f"is not a JPEG or PNG image (it is {kind}: convert it)"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_an_image_of_another_format_is_named_with_its_format(kind: str) -> None:
     ],
 )
 def test_formats_that_pillow_cannot_write_are_named_too(begins: bytes, kind: str) -> None:
-    assert read_header(BytesIO(begins)) == f"is {kind}, not JPEG or PNG, and must be converted"
+    assert read_header(BytesIO(begins)) == f"is not a JPEG or PNG image (it is {kind}: convert it)"
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\0" * 99])
