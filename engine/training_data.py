@@ -110,7 +110,7 @@ def _open_splits(cfg: TrainConfig, runtime: Runtime) -> tuple[ImageSet, ImageSet
     def index_and_stage() -> None:
         # The smaller validation split comes first, so that a mistake in it is found before the long indexing.
         for split in reversed(splits):
-            open_split(cfg.data, split, cfg.model.num_classes)
+            open_split(cfg.data, split, cfg.model.num_classes, says=False)
         stage(cfg.data, splits)
 
     data, is_staged = staged(cfg.data), staging_check(cfg.data, splits)

@@ -42,6 +42,7 @@ def open_split(
     split: str,
     num_classes: int | None = None,
     trained_on: Sequence[str] | None = None,
+    says: bool = True,
 ) -> ImageSet:
     """The images of a split with their labels; the index is built if needed.
 
@@ -50,11 +51,12 @@ def open_split(
         split: ``cfg.train_split`` or ``cfg.split``.
         num_classes: number of classes of the model, if known.
         trained_on: names of the classes the model was trained on, if known.
+        says: whether the log says how many files are left out; not where the split is only prepared.
 
     Raises:
         DataError: see :func:`data.sources.open_source` and :func:`data.sets.labels.class_labels`.
     """
-    source = open_source(cfg, split)
+    source = open_source(cfg, split, says=says)
     assert source is not None
     classes, targets = source.index.classes, source.index.targets
     labels = class_labels(classes, num_classes, trained_on)

@@ -53,13 +53,14 @@ def source_kind(cfg: DataConfig, split: str) -> type[Source]:
     return kinds[0]
 
 
-def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | None:
+def open_source(cfg: DataConfig, split: str, build: bool = True, says: bool = True) -> Source | None:
     """Open a split. Its archive is unpacked and its index is built if that is not done yet.
 
     Args:
         cfg: the data set.
         split: name of the split, such as ``cfg.train_split``.
         build: whether to unpack and index if needed; if not, ``None`` is returned in that case.
+        says: whether the log says how many files are left out.
 
     Raises:
         DataError: if there is no such split, a class has no images, a file is no image, or an archive, a shard or the
@@ -74,11 +75,11 @@ def open_source(cfg: DataConfig, split: str, build: bool = True) -> Source | Non
         if kind is FolderSource:
             _refuse_half_a_set(cfg, split)
         source = kind.open(cfg, split, build)
-    return accepted(source, cfg) if isinstance(source, EncodedSource) else source
+    return accepted(source, cfg, says) if isinstance(source, EncodedSource) else source
 
 
-def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
-    """The source itself; the log says how many files are left out.
+def accepted(source: EncodedSource, cfg: DataConfig, says: bool = True) -> EncodedSource:
+    """The source itself; the log says how many files are left out, unless ``says`` is false.
 
     Raises:
         DataError: if it has bad images and ``data.on_bad_image`` is ``error``, if there are no classes, or if a class
@@ -95,7 +96,7 @@ def accepted(source: EncodedSource, cfg: DataConfig) -> EncodedSource:
     if not counts.all():
         empty = source.place / index.classes[int(counts.argmin())]
         raise DataError(f"class {empty} holds no images: add images to it or delete it")
-    if bad:
+    if bad and says:
         log.warning("left out %d files that are not images; the first: %s", len(bad), bad[0])
     return source
 

@@ -140,7 +140,7 @@ def _copies(cfg: DataConfig, splits: Sequence[str]) -> list[Copy]:
     root, place = _root(cfg), _place(cfg)
     copies: list[Copy] = []
     for split in splits:
-        source = open_source(replace(cfg, stage_to=None), split)
+        source = open_source(replace(cfg, stage_to=None), split, says=False)
         if not isinstance(source, ByteRangeSource):
             assert source is not None
             raise DataError(

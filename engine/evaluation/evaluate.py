@@ -91,7 +91,9 @@ def _open_images(cfg: EvalConfig, trained: dict[str, Any] | None, world: World) 
         world.first_on_machine(open_all, lambda: all(is_set_prepared(name, cfg.sets, cfg.data) for name in wanted))
         return open_all(), IMAGENET_CLASSES
     split = cfg.data.split
-    world.first_on_machine(lambda: open_split(cfg.data, split, known, classes), lambda: is_prepared(cfg.data, [split]))
+    world.first_on_machine(
+        lambda: open_split(cfg.data, split, known, classes, says=False), lambda: is_prepared(cfg.data, [split])
+    )
     images = open_split(cfg.data, split, known, classes)
     return {cfg.data.name: EvalImages(cfg.data, images.source, images.labels)}, known or images.num_classes
 

@@ -252,7 +252,9 @@ def test_a_file_that_is_no_image_is_named_and_can_be_skipped(small_images, tmp_p
     with pytest.raises(DataError, match=r"zz.jpg is not a JPEG or PNG image: .*data.on_bad_image=skip"):
         train_here(*common)
     assert not Path("outputs").exists(), "nothing is left behind"
+    capsys.readouterr()
     train_here(*common, "data.on_bad_image=skip")
+    assert capsys.readouterr().out.count("left out 1 files that are not images") == 1
     assert Path("outputs/a/checkpoints/last.pt").is_file()
 
 
