@@ -194,10 +194,13 @@ def test_a_record_names_the_images_of_its_step(tmp_path):
 
 def test_a_record_has_the_readings_since_its_first_step(tmp_path):
     recorder = recorder_of(tmp_path, keep=16)
-    recorder.run.directory.stability.write_text("".join(f'{{"step": {step}}}\n' for step in (5, 6, 20)))
+    recorder.run.directory.stability.write_text("".join(f'{{"step": {step}, "layers": {{}}}}\n' for step in (5, 6, 20)))
     recorded(recorder, [2.0] * 20 + [8.5])
     record = json.loads((tmp_path / "crashes/step_00000021/record.json").read_text())
-    assert record["steps"][0]["step"] == 6 and record["readings"] == [{"step": 6}, {"step": 20}]
+    assert record["steps"][0]["step"] == 6 and record["readings"] == [
+        {"step": 6, "layers": {}},
+        {"step": 20, "layers": {}},
+    ]
 
 
 def test_the_end_of_a_run_is_recorded_whatever_came_before(tmp_path):
