@@ -14,7 +14,14 @@ from data.sources.synthetic import SyntheticSource
 SIDE = 64
 # Every augmentation that is 0 by default, switched on.
 SWITCHED_ON: dict[str, Any] = {option.name: 0.5 for option in fields(AugmentConfig) if option.default == 0}
-NAMED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "auto_augment": "3a", "color_jitter": 0.3}
+NAMED = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mixup_off_epoch": 9,
+    "random_erasing": 0.25,
+    "auto_augment": "3a",
+    "color_jitter": 0.3,
+}
 ALL = AugmentConfig(mixup_prob=0.8, mix_group=8, **(SWITCHED_ON | NAMED))
 
 
