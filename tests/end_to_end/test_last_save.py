@@ -43,8 +43,12 @@ def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, her
 
 def test_bytes_in_the_metrics_that_are_no_line_are_skipped(tmp_path):
     directory = RunDirectory(tmp_path)
-    for file in (directory.metrics, directory.stability):
-        file.write_bytes(b'{"split": "train", "step": 1}\n{"split": "tr\xff\n5\n{"split": "val"}\n{"step": 2}\n\0\0')
-    assert [line["step"] for line in directory.read_metrics()] == [1, 2]
+    files = {directory.metrics: b'"split": "train"', directory.stability: b'"layers": {}'}
+    for file, kind in files.items():
+        lines = (b'{%b, "step": 1}', b'{%b, "st\xff', b"5 %b", b"{%b}", b'{"of": {%b}, "step": 2}', b'{%b, "step": 3}')
+        file.write_bytes(b"\n".join(line % kind for line in lines) + b"\n\0\0")
+    for read in (directory.read_metrics, directory.read_stability):
+        assert [line["step"] for line in read()] == [1, 3]
     directory.cut_metrics(step=1, validated=0)
-    assert directory.read_metrics() == directory.read_stability() == [{"split": "train", "step": 1}]
+    assert directory.read_metrics() == [{"split": "train", "step": 1}]
+    assert directory.read_stability() == [{"layers": {}, "step": 1}]
