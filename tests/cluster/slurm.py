@@ -118,6 +118,10 @@ class Slurm:
         """Start a node that is off."""
         self._start(name, "slurmd", "-D", "-N", name)
 
+    def set_state(self, node: str, state: str) -> None:
+        """Let a node take no more jobs (``DRAIN``), or take them again (``RESUME``)."""
+        self.ask("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
+
     def cut_power(self, name: str) -> None:
         """End a node (or another daemon) and all its processes at once. Nobody is told."""
         daemon = self.daemons.pop(name)
