@@ -110,7 +110,7 @@ class AugmentConfig:
     mixup_switch_prob: float = field(default=0.5, metadata={"least": 0, "most": 1})  # of cutmix if mixup is on too
     # Number of consecutive images that share one mixing draw and are mixed with one another.
     mix_group: int = field(default=32, metadata={"above": 0})
-    # Images are mixed in so many epochs, and no longer afterwards; null: in all.
+    # Number of epochs in which images are mixed, from the first one on; null: all.
     mixup_off_epoch: int | None = field(default=None, metadata={"above": 0})
     random_erasing: float = field(default=0.0, metadata={"least": 0, "most": 1})  # probability; fills with noise
     label_smoothing: float = field(default=0.1, metadata={"least": 0, "most": 1})
@@ -130,7 +130,7 @@ class AugmentConfig:
         return self.mix_group if self.mixes else 1
 
     def check(self) -> None:
-        """Refuse ranges that begin with the larger number, and mixing within groups of one image or that never begins.
+        """Refuse ranges that begin with the larger number, mixing in groups of one image, and its end without mixing.
 
         Raises:
             DataError: the message says what is wrong.

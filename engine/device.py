@@ -78,7 +78,7 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 def _refuse_unsupported(device: torch.device) -> None:
-    """Raise if the installed torch has no kernels for the GPU: it is too old or too new. The first one would fail.
+    """Raise if the installed torch has no kernels for the GPU: it is too old or too new, and its first step would fail.
 
     Machine code (``sm_80``) runs on GPUs of the same major and no lower minor capability, an intermediate form
     (``compute_80``) on all later ones.

@@ -141,7 +141,7 @@ def _refuse_different_starts(run: Run) -> None:
 
 
 def checksum(weights: Iterable[Tensor]) -> int:
-    """Return a number that other weights do not have. Equal weights have the same one on every kind of device.
+    """Return a number that is the same for equal weights on every kind of device, and hardly ever for other weights.
 
     It adds up the bits of the weights as integers: a sum of fractions depends on its order, which differs between GPUs
     and between numbers of threads.

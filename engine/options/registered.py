@@ -54,7 +54,7 @@ def apply_registration(composed: DictConfig, typed: set[str]) -> None:
 
 
 def other_pixels(name: str, data: DataConfig) -> list[str]:
-    """What to say of a training that starts from weights of others: how its pixels differ from those they know.
+    """Lines for the log if a training from others' weights normalises images differently from timm's registration.
 
     Args:
         name: name of the model.
@@ -64,9 +64,7 @@ def other_pixels(name: str, data: DataConfig) -> list[str]:
     wanted = {} if registered is None else {key: list(getattr(registered, key)) for key in ("mean", "std")}
     if any(getattr(data, key) != value for key, value in wanted.items()):
         options = " ".join(f"data.{key}={value}".replace(" ", "") for key, value in wanted.items())
-        return [
-            f"the images have other colours than {name} is registered with: add {options} if its weights know these"
-        ]
+        return [f"the images have other colours than {name} is registered with: add {options} if its weights had them"]
     return []
 
 
