@@ -28,17 +28,26 @@ class Gpu:
 
 # From NVIDIA's data sheets. The keys are regular expressions; the first one that matches the GPU's name counts.
 GPUS: dict[str, Gpu] = {
+    "GB200": Gpu(2500e12, 8000e9),
+    "B200": Gpu(2250e12, 8000e9),
+    "GH200 480GB": Gpu(989e12, 4000e9),
     "H200": Gpu(989e12, 4800e9),
     "H100 PCIe": Gpu(756e12, 2000e9),
     "H100": Gpu(989e12, 3350e9),
     "A100.*40GB": Gpu(312e12, 1555e9),
     "A100": Gpu(312e12, 2039e9),
+    "A30": Gpu(165e12, 933e9),
+    "A40": Gpu(150e12, 696e9),
     "L40S": Gpu(362e12, 864e9),
+    "L40": Gpu(181e12, 864e9),
     "L4": Gpu(121e12, 300e9),
     "A10G": Gpu(70e12, 600e9),
     "A10": Gpu(125e12, 600e9),
     "V100": Gpu(125e12, 900e9),
     "T4": Gpu(65e12, 320e9),
+    "RTX 6000 Ada": Gpu(364e12, 960e9),
+    "RTX A6000": Gpu(155e12, 768e9),
+    "RTX 5090": Gpu(210e12, 1792e9),
     "RTX 4090": Gpu(165e12, 1008e9),
     "RTX 3090": Gpu(71e12, 936e9),
 }

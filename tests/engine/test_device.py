@@ -13,6 +13,9 @@ from engine.errors import UserError
 @pytest.mark.parametrize(
     ("name", "key"),
     [
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GH200 480GB", "GH200 480GB"),
         ("NVIDIA H200", "H200"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H100 PCIe", "H100 PCIe"),
@@ -20,12 +23,18 @@ from engine.errors import UserError
         ("NVIDIA A100 80GB PCIe", "A100"),
         ("NVIDIA A100-SXM4-40GB", "A100.*40GB"),
         ("NVIDIA A100-PCIE-40GB", "A100.*40GB"),
+        ("NVIDIA A30", "A30"),
+        ("NVIDIA A40", "A40"),
         ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", "L40"),
         ("NVIDIA L4", "L4"),
         ("NVIDIA A10G", "A10G"),
         ("NVIDIA A10", "A10"),
         ("Tesla V100-SXM2-16GB", "V100"),
         ("Tesla T4", "T4"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA GeForce RTX 3090", "RTX 3090"),
     ],
@@ -35,7 +44,7 @@ def test_a_gpu_is_known_by_its_name_in_cuda(name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA B200", "NVIDIA GH200 480GB", "NVIDIA A1000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+    "name", ["NVIDIA B300", "NVIDIA GH200 144G HBM3e", "NVIDIA A1000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
 )
 def test_other_gpus_and_parts_of_a_gpu_are_unknown(name: str) -> None:
     assert known_gpu(name) is None
