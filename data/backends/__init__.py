@@ -80,8 +80,8 @@ def build_backend(
         processes: number of processes of this run on this machine.
 
     Raises:
-        DataError: if the backend is unknown or cannot make these images, or this machine has too little shared memory
-            for it.
+        DataError: if the backend is unknown or cannot make these images, DALI cannot be imported, or this machine has
+            too little shared memory.
     """
     if kind == "synthetic":
         from data.backends.synthetic import SyntheticBackend
@@ -92,12 +92,26 @@ def build_backend(
     if not isinstance(source, EncodedSource):
         raise DataError(f"data.backend={kind} decodes files, but data={cfg.name} has none: set data.backend=auto")
     if kind == "dali":
-        from data.backends.dali_backend import DaliBackend  # the import takes seconds and needs the package
-
-        return DaliBackend(source, cfg, device, workers, max_batch)
+        return _dali(source, cfg, device, workers, max_batch)
     from data.backends.torch_backend import TorchBackend
 
     return TorchBackend(source, cfg, device, workers, max_batch, processes)
+
+
+def _dali(source: EncodedSource, cfg: DataConfig, device: torch.device, workers: int, max_batch: int) -> Backend:
+    """Build the backend of DALI, which is imported here because that takes seconds and needs the package.
+
+    Raises:
+        DataError: if it cannot be imported, for example because it lacks a library of CUDA.
+    """
+    try:
+        from data.backends.dali_backend import DaliBackend
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"NVIDIA DALI is installed and cannot be imported ({in_one_line(error)}): install requirements.txt anew, "
+            "or set data.backend=torch"
+        ) from error
+    return DaliBackend(source, cfg, device, workers, max_batch)
 
 
 def unreadable(source: EncodedSource, crops: Crops, cause: BaseException) -> BadImage:

@@ -14,6 +14,7 @@ from PIL import Image
 from data.backends import resolve_backend
 from data.config import DataConfig
 from data.errors import DataError
+from tests import runs
 from tests.crop_requests import BACKENDS, MODES, build, images_of, in_batches, make_crops, options, run, take
 from tests.runs import PROJECT
 
@@ -30,6 +31,21 @@ def test_without_dali_auto_is_torch_and_dali_is_refused(monkeypatch: pytest.Monk
     assert resolve_backend(DataConfig(name="any")) == "torch"
     with pytest.raises(DataError, match=r"set data\.backend=torch"):
         resolve_backend(DataConfig(name="any", backend="dali"))
+
+
+def test_a_dali_that_cannot_be_imported_is_one_line(photographs: Path, tmp_path: Path) -> None:
+    """It does not become torch, whose pixels differ a little: a run that continues must keep its backend."""
+    broken = tmp_path / "nvidia/dali/__init__.py"
+    broken.parent.mkdir(parents=True)
+    (tmp_path / "nvidia/__init__.py").touch()
+    broken.write_text("raise OSError('libcudart.so.12: cannot open shared object file')", encoding="utf-8")
+    data = (f"data.root={photographs}", "data.backend=dali", f"data.index_dir={tmp_path}")
+    ended = runs.run("train.py", *runs.SMALL, *data, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: NVIDIA DALI is installed and cannot be imported (libcudart.so.12: cannot open shared object file): "
+        "install requirements.txt anew, or set data.backend=torch\n",
+    )
 
 
 def test_the_backend_asked_for_is_taken() -> None:
