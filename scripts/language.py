@@ -234,7 +234,7 @@ def main() -> int:
     folder = arguments.to or folder_of(arguments.text, text)
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "results.csv"
-    rows = read_rows(table, [field.name for field in fields(Row)], ("lr", "loss"))
+    rows = read_rows(table, [field.name for field in fields(Row)], {"lr": float, "loss": float})
     with ProcessPoolExecutor(arguments.at_once, get_context("spawn")) as pool:
         waiting = [pool.submit(train, *cell, text) for cell in missing(rows)]
         for future in as_completed(waiting):

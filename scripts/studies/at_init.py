@@ -17,7 +17,7 @@ from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Study
 
 COLUMNS = [field.name for field in fields(Measured)]
-NUMBERS = ("depth", "seed", "block", "gradient", "size")
+NUMBERS = {"depth": int, "seed": int, "block": int, "gradient": float, "size": float}
 
 
 def verdicts_at_init(study: Study, folder: Path, measures: bool = False) -> list[Verdict]:

@@ -56,7 +56,8 @@ class Origin:
 
 
 Row = dict[str, str]
-NUMBERS = ("top1", "best_top1", "lowest_loss", "last_loss", "seconds")  # columns; an empty place has no number
+# Columns; an empty place has no number.
+NUMBERS = dict.fromkeys(("top1", "best_top1", "lowest_loss", "last_loss", "seconds"), float)
 
 
 def top1(row: Row) -> float:
@@ -89,7 +90,7 @@ class Results:
 
     def rows(self) -> list[Row]:
         """All rows in the file."""
-        return read_rows(self.path, self.columns, NUMBERS)
+        return read_rows(self.path, self.columns, NUMBERS, may_lack=True)
 
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """The cells that have not been trained with their present options."""
@@ -109,7 +110,7 @@ class Results:
         root = self.path.parents[len(Path(self.study.folder).parts)]  # the folder of all results
         for name in study_names():
             path = root / replace(self.study, name=name).folder / "results.csv"
-            for row in read_rows(path, own, NUMBERS):
+            for row in read_rows(path, own, NUMBERS, may_lack=True):
                 if row["options"] in wanted and accepts(row):
                     cell = wanted.pop(row["options"])
                     self.add({**cell.place, "seed": str(cell.seed)} | {key: row[key] for key in own})
@@ -148,16 +149,19 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     part.replace(path)
 
 
-def read_rows(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[Row]:
+def read_rows(
+    path: Path, columns: Sequence[str] = (), numbers: Mapping[str, type] | None = None, may_lack: bool = False
+) -> list[Row]:
     """All rows of a table; none if there is no file.
 
     Args:
         path: the file.
         columns: those that it must have.
-        numbers: those of them that hold numbers.
+        numbers: those of them that hold numbers, with ``int`` or ``float``.
+        may_lack: whether the place of a number may be empty.
 
     Raises:
-        UserError: if it lacks one of the columns, a row is not complete, or text stands where a number belongs.
+        UserError: if it lacks one of the columns, a row is not complete, or a number is missing.
     """
     if not path.is_file():
         return []
@@ -172,15 +176,16 @@ def read_rows(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = 
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}, line {number}, is not a whole row: delete this line, or restore the file")
-        if wrong := [column for column in numbers if not _is_number(row[column] or "0")]:
-            said = f"{wrong[0]} is '{row[wrong[0]]}', no number"
-            raise UserError(f"{path}, line {number}: {said}: delete this line, or restore the file")
+        for column, kind in (numbers or {}).items():
+            if row[column] or not may_lack:
+                _refuse_other(kind, column, row[column], f"{path}, line {number}")
     return rows
 
 
-def _is_number(text: str) -> bool:
+def _refuse_other(kind: type, column: str, text: str, where: str) -> None:
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        kind(text)
+    except ValueError as error:
+        what = "whole number" if kind is int else "number"
+        said = f"{column} is '{text}', no {what}"
+        raise UserError(f"{where}: {said}: delete this line, or restore the file") from error

@@ -112,7 +112,7 @@ def read_seen(table: Path) -> list[Seen]:
     """Read ``watched.csv``; nothing if it is not there."""
     if not table.is_file():
         return []
-    rows = read_rows(table, [field.name for field in fields(Seen)], ("step", "value"))
+    rows = read_rows(table, [field.name for field in fields(Seen)], {"step": int, "value": float})
     return [Seen(r["training"], r["recipe"], int(r["step"]), r["key"], float(r["value"]), r["commit"]) for r in rows]
 
 

@@ -46,6 +46,8 @@ def test_a_prediction_outside_the_interval_is_not_confirmed() -> None:
         ("model,position\n1,2\n", "has no column 'depth'"),
         ("{header}\nm,pre\n", "line 2"),
         ("{header}\nm,pre,x,0,1,1,1,c\n", "line 2: depth is 'x'"),
+        ("{header}\nm,pre,6,0,1,,1,c\n", "line 2: gradient is '', no number"),
+        ("{header}\nm,pre,6.5,0,1,1,1,c\n", "line 2: depth is '6.5', no whole number"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, text: str, said: str) -> None:
