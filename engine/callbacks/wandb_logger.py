@@ -15,12 +15,14 @@ from typing import Any, Literal
 from engine.callbacks.callback import Callback
 from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
+from engine.errors import reason
 from engine.options.settings import as_container
 from engine.run import Run
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 15.0  # seconds to wait for the server
+PATIENCE = 15.0  # seconds to wait for the server at the start
+LONGEST_END = 60.0  # seconds to wait at the end, within the time between SLURM's signal and its time limit
 FLUSH = 1.0  # seconds after which the service writes what it holds; SIGKILL loses no more than this
 
 
@@ -53,15 +55,38 @@ class WandbLogger(Callback):
 
     def _begin(self) -> Any:
         """Start the service and the W&B run, or continue it."""
-        cfg = self.cfg.logger
-        mode = _mode(cfg.mode)
+        mode = _mode(self.cfg.logger.mode)
         # silent: print nothing between our lines
-        settings = self.wandb.Settings(silent=True, init_timeout=PATIENCE, x_transaction_log_flush_interval=FLUSH)
+        settings = self.wandb.Settings(
+            silent=True,
+            init_timeout=PATIENCE,
+            finish_timeout=LONGEST_END,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=FLUSH,
+        )
         address = self.wandb.setup().settings.base_url  # from wandb's environment variables and settings files
         if mode == "online" and not _reachable(address):
             log.warning("Weights & Biases cannot be reached at %s: continuing offline", address)
             mode = "offline"
-        run = self.wandb.init(
+        try:
+            run = self._init(mode, settings)
+        except Exception as error:  # whatever it is, an offline run can be sent later
+            if mode == "offline":
+                raise
+            log.warning("Weights & Biases does not start online (%s): continuing offline", reason(error))
+            self.wandb.teardown()
+            run = self._init("offline", settings)
+        if run.id != self.state["id"]:
+            # In a sweep, W&B's agent chooses the id. So this is another run, which has no lines yet.
+            self.state |= {"id": run.id, "starts": 0}
+        self.state["starts"] += 1
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _init(self, mode: Literal["online", "offline"], settings: Any) -> Any:
+        cfg = self.cfg.logger
+        return self.wandb.init(
             mode=mode,
             project=cfg.project,
             entity=cfg.entity,
@@ -73,13 +98,6 @@ class WandbLogger(Callback):
             resume="allow",
             settings=settings,
         )
-        if run.id != self.state["id"]:
-            # In a sweep, W&B's agent chooses the id. So this is another run, which has no lines yet.
-            self.state |= {"id": run.id, "starts": 0}
-        self.state["starts"] += 1
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Log the numbers of a line."""
@@ -141,9 +159,19 @@ class WandbLogger(Callback):
                 self._log_picture(name, path, 0)
 
     def _finish(self) -> None:
-        """Log what is missing, and wait until the service has written everything and ended."""
+        """Log what is missing, and wait until the service has written and sent everything and ended.
+
+        A server that fails is not waited for: otherwise the service tries again for hours, while the GPUs do nothing.
+        """
         self._catch_up()
-        self.run.finish()
+        try:
+            self.run.finish()
+        except TimeoutError:
+            log.warning(
+                "Weights & Biases has not taken everything within %.0f seconds: `wandb sync %s` sends the rest",
+                LONGEST_END,
+                Path(self.run.settings.sync_dir),
+            )
         self.wandb.teardown()
 
     def _begin_again(self) -> None:

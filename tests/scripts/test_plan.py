@@ -144,7 +144,10 @@ def test_another_set_is_planned_by_its_number_of_images(tmp_path: Path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["model=deit_tiny", "gpu=B9"], "gpu=B9 is unknown: choose H200, H100 PCIe, H100, A100"),
+        (
+            ["model=deit_tiny", "gpu=B9"],
+            "gpu=B9 is unknown: choose GB200, B200, GH200 480GB, H200",
+        ),
         (["model=deit_tiny", "amp=fp32"], "there is no estimate for amp=fp32: set images_per_second"),
         (["model=deit_tiny", "gpus=0"], "must be above 0"),
         (["model=deit_tiny", "gpus=many"], "'many' is not a whole number"),
