@@ -161,7 +161,7 @@ class WandbLogger(Callback):
     def _finish(self) -> None:
         """Log what is missing, and wait until the service has written and sent everything and ended.
 
-        A server that fails is not waited for: the service would try again for as long as it lives, and the GPUs do nothing.
+        A server that fails is not waited for: the service would go on trying, while the GPUs do nothing.
         """
         self._catch_up()
         try:
