@@ -63,8 +63,8 @@ def test_the_end_of_a_run_does_not_wait_for_a_server_that_is_silent(
     log_steps(logger, 1, 2)
     with caplog.at_level(logging.WARNING):
         logger.on_end()
-    (said,) = (message for message in caplog.messages if message.startswith("Weights & Biases"))
-    assert "has not taken everything within 3 seconds: `wandb sync" in said
+    (said,) = (message for message in caplog.messages if "has not taken everything" in message)
+    assert "within 3 seconds: `wandb sync" in said
     assert Path(said.split("`")[1].removeprefix("wandb sync ")).is_dir()
     server.status = 200
     again = started(here, logger.state)
