@@ -26,7 +26,8 @@ class Gpu:
     bandwidth: float
 
 
-# From NVIDIA's data sheets. The keys are regular expressions; the first one that matches the GPU's name counts.
+# From NVIDIA's data sheets; those of B200, GB200, GH200, A30, A40, L40, RTX A6000, RTX 6000 Ada and RTX 5090 were not
+# compared with them. The keys are regular expressions; the first one that matches the GPU's name counts.
 GPUS: dict[str, Gpu] = {
     "GB200": Gpu(2500e12, 8000e9),
     "B200": Gpu(2250e12, 8000e9),

@@ -73,7 +73,7 @@ class WandbLogger(Callback):
         except Exception as error:  # whatever it is, an offline run can be sent later
             if mode == "offline":
                 raise
-            log.warning("Weights & Biases does not start online (%s): continuing offline", reason(error))
+            log.warning("Weights & Biases cannot start online (%s): continuing offline", reason(error))
             self.wandb.teardown()
             run = self._init("offline", settings)
         if run.id != self.state["id"]:
@@ -170,7 +170,7 @@ class WandbLogger(Callback):
             log.warning(
                 "Weights & Biases has not taken everything within %.0f seconds: `wandb sync %s` sends the rest",
                 LONGEST_END,
-                Path(self.run.settings.sync_dir),
+                self.run.settings.sync_dir,
             )
         self.wandb.teardown()
 

@@ -56,7 +56,7 @@ class Origin:
 
 
 Row = dict[str, str]
-# Columns; an empty place has no number.
+# Columns with numbers. A place is empty if the training has no such number.
 NUMBERS = dict.fromkeys(("top1", "best_top1", "lowest_loss", "last_loss", "seconds"), float)
 
 
@@ -178,11 +178,11 @@ def read_rows(
             raise UserError(f"{path}, line {number}, is not a whole row: delete this line, or restore the file")
         for column, kind in (numbers or {}).items():
             if row[column] or not may_lack:
-                _refuse_other(kind, column, row[column], f"{path}, line {number}")
+                _refuse_no_number(kind, column, row[column], f"{path}, line {number}")
     return rows
 
 
-def _refuse_other(kind: type, column: str, text: str, where: str) -> None:
+def _refuse_no_number(kind: type, column: str, text: str, where: str) -> None:
     try:
         kind(text)
     except ValueError as error:

@@ -78,7 +78,7 @@ def test_a_server_that_refuses_makes_the_run_offline(
 ) -> None:
     server.status = 401
     logger = started(here)
-    assert "does not start online (" in caplog.text and "continuing offline" in caplog.text
+    assert "cannot start online (" in caplog.text and "continuing offline" in caplog.text
     log_steps(logger, 1)
     logger.on_end()
     assert not logger.broken and list((here / "a/wandb").glob("offline-run-*/*.wandb"))
