@@ -202,6 +202,12 @@ class Job:
         wait_for(lambda: self.has_ended or (steps(self.run_dir) or [0])[-1] >= step, f"no step {step}: {self.said()}")
         assert not self.has_ended, self.said()
 
+    def wait_for_restart(self, count: int) -> None:
+        """Wait until the job was queued again for the ``count``-th time, and has taken another step since."""
+        restarted = f"not queued again {count} times: {self.said()}"
+        wait_for(lambda: self.has_ended or self.field("Restarts") == str(count), restarted)
+        self.wait_for_step((steps(self.run_dir) or [0])[-1] + 1)
+
     def wait(self, seconds: float = 240) -> tuple[str, int]:
         """Wait for the end, and return the job's state and how often it was queued again."""
         wait_for(lambda: self.has_ended, f"job {self.number} has not ended", seconds)
