@@ -111,7 +111,7 @@ class World:
             if lost := self.lost(error):
                 raise lost from error
             raise
-        self.roll_call.over.set()
+        self.roll_call.end()
         # Skipped after an error: destroying the group would wait for processes that may hang in a collective.
         dist.destroy_process_group()
 

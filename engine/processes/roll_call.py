@@ -30,6 +30,7 @@ class RollCall:
         self.hosts = [host for host, _ in names]
         self.key = f"roll_call/{names[0]}"  # torchrun's store keeps the answers of earlier attempts, under other keys
         self.over = Event()
+        self.watcher: Thread | None = None
 
     def lost(self) -> str:
         """Return one line that names the missing processes and says what to do. It takes up to ``PATIENCE`` seconds."""
@@ -68,7 +69,18 @@ class RollCall:
             time.sleep(PATIENCE)  # time for NCCL's flight recorder to write its file
             os._exit(1)
 
-        Thread(target=look, daemon=True).start()
+        self.watcher = Thread(target=look, daemon=True)
+        self.watcher.start()
+
+    def end(self) -> None:
+        """Stop watching, before the process group is destroyed.
+
+        The watching thread refers to NCCL's part of the group. If it were the last to do so, it would destroy that part
+        while Python exits, which can abort the process.
+        """
+        self.over.set()
+        if self.watcher is not None:
+            self.watcher.join()
 
 
 def first_store() -> dist.TCPStore:

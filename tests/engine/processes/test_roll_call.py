@@ -2,7 +2,9 @@
 
 import os
 import socket
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,15 +44,40 @@ def test_a_store_that_is_lost_meanwhile_leaves_one_line_and_no_traceback(monkeyp
 
     untold: list[object] = []
     monkeypatch.setattr("threading.excepthook", untold.append)
-    for name, value in {"TCPStore": Lost, "get_rank": lambda: 1, "get_world_size": lambda: 2}.items():
-        monkeypatch.setattr(f"engine.processes.roll_call.dist.{name}", value)
-    monkeypatch.setattr(
-        "engine.processes.roll_call.dist.all_gather_object", lambda names, own: names.__setitem__(0, own)
-    )
+    monkeypatch.setattr("engine.processes.roll_call.dist.TCPStore", Lost)
     monkeypatch.setenv("MASTER_ADDR", "the-store")
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert "or the store of the processes on the-store: " in RollCall().lost()
+    assert "or the store of the processes on the-store: " in _of_two_processes(monkeypatch).lost()
     assert not untold
+
+
+def _of_two_processes(monkeypatch: pytest.MonkeyPatch) -> RollCall:
+    """The roll call of the second of two processes, which are not there."""
+
+    def gather(names: list[object], own: object) -> None:
+        names[0] = own
+
+    for name, value in {"get_rank": lambda: 1, "get_world_size": lambda: 2, "all_gather_object": gather}.items():
+        monkeypatch.setattr(f"engine.processes.roll_call.dist.{name}", value)
+    return RollCall()
+
+
+def test_after_the_end_nothing_refers_to_nccl(monkeypatch):
+    """Otherwise the watching thread could destroy it while Python exits."""
+
+    class Nccl:
+        def get_error(self) -> SimpleNamespace:
+            return SimpleNamespace(name="SUCCESS")
+
+    made = [Nccl()]
+    nccl = weakref.ref(made[0])
+    group = SimpleNamespace(_get_backend=lambda _: made.pop())
+    monkeypatch.setattr("engine.processes.roll_call.dist.group", SimpleNamespace(WORLD=group))
+    roll_call = _of_two_processes(monkeypatch)
+    roll_call.watch(torch.device("cuda"))
+    assert nccl() is not None
+    roll_call.end()
+    assert nccl() is None
 
 
 def _join(rank: int, port: int, folder: Path) -> None:
