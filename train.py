@@ -9,11 +9,9 @@ python train.py --help
 
 
 def task(composed, choices, overrides, swept) -> None:
-    from engine.options.recipe import set_recipe
     from engine.options.settings import train_settings
     from engine.training_run import train
 
-    set_recipe(composed, choices)
     train(train_settings(composed, choices, overrides, swept))
 
 

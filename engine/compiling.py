@@ -17,7 +17,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from data import refuse_others
 from engine.errors import UserError
 from engine.options.config import RunConfig
-from engine.options.settings import flatten
+from engine.options.plain import flatten
 from engine.runtime import Runtime
 from engine.similar import nearest
 from models import family_of

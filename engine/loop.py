@@ -12,7 +12,7 @@ from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
 from engine.evaluation.scoring import Scores, score
 from engine.measuring.meter import Meter, Reading
-from engine.options.settings import as_container
+from engine.options.plain import as_container
 from engine.processes.lockstep import PeerFailed
 from engine.processes.signals import StopRequest, WaitGivenUp
 from engine.run import Run

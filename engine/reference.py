@@ -15,8 +15,8 @@ from typing import Any
 from engine.errors import UserError, reason
 from engine.json_text import with_text_for_nonfinite
 from engine.options.config import TrainConfig
+from engine.options.plain import defaults_of, differences, flatten
 from engine.options.renamed import translated
-from engine.options.settings import defaults_of, differences, flatten
 from engine.run_dir import recipe_options
 from optim import OptimConfig, ScheduleConfig
 

@@ -20,9 +20,9 @@ from data.backends import BACKENDS
 from engine.errors import UserError, reason
 from engine.json_text import to_json
 from engine.options.config import TrainConfig
+from engine.options.plain import as_container, defaults_of, differences, flatten, write_settings
 from engine.options.renamed import translated
 from engine.options.rules import declared
-from engine.options.settings import as_container, defaults_of, differences, flatten, write_settings
 
 log = logging.getLogger(__name__)
 

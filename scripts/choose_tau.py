@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.options.settings import flatten
+from engine.options.plain import flatten
 from engine.run_dir import RunDirectory
 from engine.terminal import escape_unknown_letters
 from scripts.common.pictures import plt, save

@@ -40,7 +40,7 @@ from engine.errors import USER_ERRORS, UserError
 from engine.measuring.memory import MOST
 from engine.options.cli import launch
 from engine.options.config import TrainConfig
-from engine.options.recipe import implied_recipe, set_recipe
+from engine.options.recipe import implied_recipe
 from engine.options.settings import train_settings
 from models import build_model, family_of
 from scripts.bench.step_cost import milliseconds, traced
@@ -236,7 +236,6 @@ def main() -> None:
     sys.argv[1:] = ["data.root=.", *(typed for typed in sys.argv[1:] if typed not in mine)]
 
     def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], swept: list[str]) -> None:
-        set_recipe(composed, choices)
         cfg = train_settings(composed, choices, overrides, swept)
         _refuse_unknown_size(cfg.data.name, mine)
         print_plan(cfg, machines_of(mine))

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError
 from engine.options.config import TrainConfig
+from engine.options.plain import flatten
 from engine.options.renamed import translated
-from engine.options.settings import flatten
 from engine.run_dir import RunDirectory
 from engine.training_run import train
 from models import FAMILIES

@@ -19,8 +19,8 @@ import torch
 from omegaconf import DictConfig
 
 from engine.checkpoints.checkpoint_file import load_checkpoint
+from engine.options.compose import settings_of
 from engine.options.config import TrainConfig, register
-from engine.options.settings import train_settings
 from engine.run_dir import RunDirectory
 from engine.training_run import train
 from tests.plans import SWITCHED_ON
@@ -110,10 +110,7 @@ def in_a_fork(target: Callable[[], None]) -> int | None:
 
 def settings(*overrides: str) -> TrainConfig:
     """The settings that ``train.py`` would run with."""
-    register()
-    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        composed = hydra.compose("train", overrides=list(overrides))
-    return train_settings(composed, {"model": "small"}, overrides)
+    return settings_of(overrides)
 
 
 cached_settings = cache(settings)  # composing takes a second; for tests that change nothing in the settings

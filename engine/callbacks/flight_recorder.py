@@ -9,7 +9,7 @@ from statistics import median
 from engine.callbacks.callback import Callback
 from engine.json_text import to_json, with_text_for_nonfinite
 from engine.measuring.meter import Reading
-from engine.options.settings import as_container
+from engine.options.plain import as_container
 from engine.run import Run
 from engine.warn_on_failure import warn_on_failure
 from models import family_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.callbacks.callback import Callback
 from engine.options.config import CONF
-from engine.options.settings import as_container, defaults_of
+from engine.options.plain import as_container, defaults_of
 from engine.reference import Curve, Reference, setting_of, unlike
 from engine.run import Run
 from engine.run_dir import RunDirectory

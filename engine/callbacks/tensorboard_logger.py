@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine.callbacks.callback import Callback
 from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
-from engine.options.settings import as_container, flatten
+from engine.options.plain import as_container, flatten
 from engine.run import Run
 
 

@@ -16,7 +16,7 @@ from engine.callbacks.callback import Callback
 from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.callbacks.wandb_files import cut_rows, files_of, is_offline, is_sent, read_rows
 from engine.errors import reason
-from engine.options.settings import as_container
+from engine.options.plain import as_container
 from engine.run import Run
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.options.cli import prepared
 from engine.options.config import CONF, TrainConfig, register
 from engine.options.explain import explain
-from engine.options.recipe import implied_recipe, set_recipe
+from engine.options.recipe import implied_recipe
 from engine.options.settings import train_settings
 
 
@@ -30,7 +30,6 @@ def settings_of(options: Sequence[str]) -> TrainConfig:
         choices = dict(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed["hydra"]
-        set_recipe(composed, choices)
         return train_settings(composed, choices, options)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(explain(error, "train", options)) from error

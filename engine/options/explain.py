@@ -14,9 +14,9 @@ from yaml import MarkedYAMLError
 
 from engine.options.arguments import OPEN, config_folder, in_shell, values_by_name, values_of
 from engine.options.config import CONF, ENTRIES, MODEL_SCHEMA, config_groups
+from engine.options.plain import flatten
 from engine.options.renamed import RENAMED
 from engine.options.rules import declared, text_options
-from engine.options.settings import flatten
 from engine.options.timm_names import OF_TIMM
 from engine.similar import nearest
 from models import FAMILIES

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.errors import UserError
 from engine.options.arguments import typed_values
 from engine.options.config import CONF, TrainConfig
-from engine.options.settings import as_container, defaults_of, flatten
+from engine.options.plain import as_container, defaults_of, flatten
 from engine.similar import nearest
 from models import refuse_unknown
 

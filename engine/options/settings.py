@@ -1,12 +1,9 @@
 """Turn the config that Hydra composed into the settings of a run: fill in names and paths, and refuse mistakes."""
 
-import dataclasses
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from engine.credentials import refuse_secrets
 from engine.errors import UserError
@@ -14,6 +11,8 @@ from engine.options.arguments import values_by_name
 from engine.options.config import EvalConfig, RunConfig, TrainConfig
 from engine.options.names import output_of, set_name
 from engine.options.paths import resolve_paths
+from engine.options.plain import as_container, container_of, flatten
+from engine.options.recipe import set_recipe
 from engine.options.registered import apply_registration
 from engine.options.rules import check
 from models import FAMILIES, ModelConfig, refuse_unknown
@@ -33,6 +32,7 @@ def train_settings(
     Raises:
         UserError: naming the first invalid option.
     """
+    set_recipe(composed, choices)
     set_name(composed, choices, swept)
     resolve_paths(composed)
     settings = _checked(composed)
@@ -109,7 +109,7 @@ def _checked(composed: DictConfig) -> RunConfig:
     assert isinstance(settings, RunConfig)
     refuse_secrets(flatten(as_container(settings)).items())
     # With +name=value, Hydra adds options that do not exist in the config classes.
-    if added := sorted(set(flatten(_container(composed))) - set(flatten(as_container(settings)))):
+    if added := sorted(set(flatten(container_of(composed))) - set(flatten(as_container(settings)))):
         raise UserError(f"there is no option '{added[0]}': --help lists all")
     check(settings)
     return settings
@@ -145,47 +145,3 @@ def _take_data(composed: DictConfig, trained: dict[str, Any], typed: set[str]) -
 def _typed_in(group: str, composed: DictConfig, typed: set[str]) -> dict[str, Any]:
     """Return the options of a group that the user typed, with their values."""
     return {key: composed[group][key] for key in (t.split(".")[1] for t in typed if t.startswith(f"{group}."))}
-
-
-def as_container(settings: RunConfig) -> dict[str, Any]:
-    """Return settings as plain dictionaries, lists, strings and numbers."""
-    return _container(OmegaConf.structured(settings))
-
-
-def _container(node: DictConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries into one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Return ``NAME expected → found`` for each option that differs."""
-    names = sorted(expected.keys() | found.keys())
-    return [f"{n} {expected.get(n)} → {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
-
-
-def defaults_of(settings: TrainConfig) -> dict[str, Any]:
-    """Return the default of every option that has one, for the same config classes as in ``settings``."""
-    values: dict[str, Any] = vars(settings)
-    groups: dict[str, Any] = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(value):
-            kind: Any = type(value)
-            groups[name] = kind()
-    container: Any = OmegaConf.to_container(OmegaConf.structured(TrainConfig(**groups)))
-    return {key: value for key, value in flatten(container).items() if value != MISSING}
-
-
-def write_settings(settings: RunConfig, path: Path) -> None:
-    """Write settings as YAML. The file appears by renaming, so a reader never sees an incomplete file."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(settings))), encoding="utf-8")
-    os.replace(scratch, path)

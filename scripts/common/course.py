@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.json_text import to_json
-from engine.options.settings import differences
+from engine.options.plain import differences
 from engine.reference import Curve, setting_of
 from engine.run_dir import RunDirectory
 

@@ -10,7 +10,8 @@ from data.config import evaluation_side
 from engine.checkpoints.saved_model import trained_model
 from engine.log import log_to
 from engine.options.config import EvalConfig
-from engine.options.settings import as_container, eval_settings
+from engine.options.plain import as_container
+from engine.options.settings import eval_settings
 from models import ModelError, build_model, family_of
 from tests.runs import composed, settings
 

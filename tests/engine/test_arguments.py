@@ -12,8 +12,8 @@ from engine.errors import UserError
 from engine.options.arguments import as_typed, in_shell, split, typed_values
 from engine.options.config import register
 from engine.options.explain import explain
+from engine.options.plain import write_settings
 from engine.options.rules import text_options
-from engine.options.settings import write_settings
 from tests.runs import PROJECT, settings
 
 TEXT = text_options("train")

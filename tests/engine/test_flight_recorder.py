@@ -17,7 +17,7 @@ from engine.checkpoints.checkpoint import Checkpoints
 from engine.errors import UserError
 from engine.measuring.meter import Meter, Reading
 from engine.options.config import MonitorConfig, TrainConfig
-from engine.options.settings import as_container
+from engine.options.plain import as_container
 from engine.processes.distributed import World
 from engine.run_dir import RunDirectory
 from engine.step import StepOutcome

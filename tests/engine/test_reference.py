@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.options.config import CONF
-from engine.options.settings import as_container, defaults_of, differences
+from engine.options.plain import as_container, defaults_of, differences
 from engine.reference import Curve, Reference, setting_of, unlike
 from tests.runs import cached_settings, settings
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from engine.errors import UserError
-from engine.options.settings import as_container
+from engine.options.plain import as_container
 from engine.run_dir import GROUPS, RunDirectory
 from scripts import choose_tau, upload_wandb
 from tests.runs import cached_settings

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from engine.options.settings import write_settings
+from engine.options.plain import write_settings
 from engine.reference import Reference
 from scripts.common.course import Course, write_reference
 from tests.engine.test_reference import metrics, quickstart

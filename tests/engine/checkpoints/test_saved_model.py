@@ -9,7 +9,8 @@ import torch
 from engine.checkpoints.checkpoint_file import resumable
 from engine.checkpoints.saved_model import open_trained, trained_model
 from engine.errors import UserError
-from engine.options.settings import as_container, eval_settings
+from engine.options.plain import as_container
+from engine.options.settings import eval_settings
 from models import build_model, family_of
 from tests.runs import composed, same_tensors, settings
 
