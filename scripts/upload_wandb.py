@@ -24,6 +24,7 @@ from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
 
 PICTURES = ("batch", "val_batch", "stability")
+LONGEST_END = 600.0  # seconds that a server may take for what it has not taken yet when everything is logged
 
 
 def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
@@ -37,7 +38,7 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         Where the run is: its address, or the folder of its files if ``mode`` is ``offline``.
 
     Raises:
-        UserError: if there is no such run, or W&B refuses it.
+        UserError: if there is no such run, or W&B does not take it.
     """
     lines = sorted(lines_so_far(directory), key=lambda line: line["step"])
     if not lines:
@@ -51,8 +52,9 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         raise UserError(f"{settings['dir']} cannot be written ({error.strerror}): leave --offline out") from error
     import wandb  # the import takes seconds
 
+    usual = wandb.Settings(silent=True, finish_timeout=LONGEST_END, finish_timeout_raises=True)
     try:
-        run = wandb.init(name=str(config.get("name")), config=config, settings=wandb.Settings(silent=True), **settings)
+        run = wandb.init(name=str(config.get("name")), config=config, settings=usual, **settings)
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         best = None
@@ -65,9 +67,9 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
         if best is not None:
             run.summary.update({"best_top1": best})
         run.finish()
-    except (wandb.Error, OSError, ValueError) as error:
+    except (wandb.Error, OSError, ValueError, SystemExit) as error:  # SystemExit: wandb's service has failed
         raise UserError(
-            f"Weights & Biases refuses the run ({reason(error)}): --offline writes its files here"
+            f"Weights & Biases does not take the run ({reason(error)}): --offline writes its files here"
         ) from error
     return str(Path(run.dir).parent if run.offline else run.url)
 

@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from engine.callbacks.wandb_files import read_rows
+from engine.errors import UserError
+from engine.run_dir import RunDirectory
+from scripts import upload_wandb
+from tests.fake_wandb import serving
 from tests.runs import PROJECT, SMALL, environment, metrics, train_here
 from tests.wandb_runs import read_run
 
@@ -55,4 +60,20 @@ def test_what_cannot_be_sent_is_one_line(run: Path, tmp_path: Path) -> None:
     assert done.stderr == f"error: {tmp_path} is not a run with metrics: give the folder that holds its metrics.jsonl\n"
     done = upload(run, HOME=str(tmp_path), WANDB_API_KEY="", WANDB_BASE_URL="http://127.0.0.1:1")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Weights & Biases refuses the run (") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: Weights & Biases does not take the run (") and done.stderr.count("\n") == 1
+
+
+def test_a_server_that_falls_silent_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_wandb, "LONGEST_END", 3.0)
+    with serving() as server:
+        for name, value in {"HOME": tmp_path, "WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40}.items():
+            monkeypatch.setenv(name, str(value))
+
+        def fall_silent(*_: object) -> None:
+            server.status = None
+
+        monkeypatch.setattr(upload_wandb, "best_top1", fall_silent)
+        with pytest.raises(UserError, match=r"^Weights & Biases does not take the run "):
+            upload_wandb.upload(RunDirectory(run), {"mode": "online", "dir": str(tmp_path / "w"), "project": "p"})
+        server.status = 200
+        wandb.teardown()
