@@ -7,6 +7,7 @@ import timm
 from torch import nn
 
 import models  # noqa: F401  # registers them
+from engine.options.recipe import recipe_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Small:
         """The same model and images for ``train.py``."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         options = (f"model.{key}={value}".replace(" ", "") for key, value in values.items())
-        return (f"model={self.name}", f"data.crop={self.side}", f"data.resize={self.side}", *options)
+        recipe = () if recipe_file(f"recipe/{self.name}") else ("recipe=plain",)
+        return (f"model={self.name}", *recipe, f"data.crop={self.side}", f"data.resize={self.side}", *options)
 
 
 SWIN = {"patch_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}

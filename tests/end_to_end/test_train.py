@@ -177,7 +177,8 @@ def test_dali_trains_like_torch(device, small_images, here):
 
 def test_any_model_of_timm_trains(small_images, here):
     small = [o for o in SMALL if not o.startswith("model.")]
-    train_here(*small, f"data.root={small_images}", "model=timm", "model.name=test_resnet", "name=r", "max_steps=2")
+    resnet = ("model=timm", "model.name=test_resnet", "recipe=plain")
+    train_here(*small, f"data.root={small_images}", *resnet, "name=r", "max_steps=2")
     assert metrics(here / "outputs/r", "val")[-1]["images"] == 80
 
 
