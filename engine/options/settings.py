@@ -1,4 +1,4 @@
-"""Turn the config that Hydra composed into the settings of a run: fill in names and paths, and refuse mistakes."""
+"""Turn the config that Hydra composed into the settings of a run: fill in its recipe, names and paths, and refuse mistakes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,6 +31,7 @@ def train_settings(
 
     Raises:
         UserError: naming the first invalid option.
+        ModelError: if no model has the chosen name.
     """
     set_recipe(composed, choices)
     set_name(composed, choices, swept)
