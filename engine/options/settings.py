@@ -1,4 +1,4 @@
-"""Turn the config that Hydra composed into the settings of a run: fill in its recipe, names and paths, and refuse mistakes."""
+"""Turn the config that Hydra composed into the settings of a run: fill in recipe, names and paths, refuse mistakes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
