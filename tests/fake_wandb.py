@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 PROJECT = {"id": "p", "name": "coldstart", "entity": {"id": "e", "name": "me"}}
@@ -31,6 +32,10 @@ class FakeWandb(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def variables(self, home: Path) -> dict[str, str]:
+        """The environment variables that make wandb use this server, and no files of the user."""
+        return {"HOME": str(home), "WANDB_BASE_URL": self.address, "WANDB_API_KEY": "a" * 40}
 
     def answer(self, path: str, sent: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for."""

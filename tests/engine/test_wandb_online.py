@@ -19,8 +19,8 @@ from tests.runs import SMALL, settings
 @pytest.fixture
 def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
     with serving() as server:
-        for name, value in {"HOME": here, "WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40}.items():
-            monkeypatch.setenv(name, str(value))
+        for name, value in server.variables(here).items():
+            monkeypatch.setenv(name, value)
         yield server
 
 

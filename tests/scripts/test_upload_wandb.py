@@ -66,13 +66,13 @@ def test_what_cannot_be_sent_is_one_line(run: Path, tmp_path: Path) -> None:
 def test_a_server_that_falls_silent_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_wandb, "LONGEST_END", 3.0)
     with serving() as server:
-        for name, value in {"HOME": tmp_path, "WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40}.items():
-            monkeypatch.setenv(name, str(value))
+        for name, value in server.variables(tmp_path).items():
+            monkeypatch.setenv(name, value)
 
         def fall_silent(*_: object) -> None:
             server.status = None
 
-        monkeypatch.setattr(upload_wandb, "best_top1", fall_silent)
+        monkeypatch.setattr(upload_wandb, "best_top1", fall_silent)  # called after each line that was logged
         with pytest.raises(UserError, match=r"^Weights & Biases does not take the run "):
             upload_wandb.upload(RunDirectory(run), {"mode": "online", "dir": str(tmp_path / "w"), "project": "p"})
         server.status = 200
