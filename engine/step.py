@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from engine.compiling import CUDA_GRAPHS, Compiler, training_mode
 from engine.errors import RunStopped
 from engine.losses import training_loss
 from engine.measuring.span import span
+from engine.moving_average import MovingAverage
 from engine.options.config import TrainConfig
 from engine.runtime import Runtime
 from engine.training_batches import TrainBatch
@@ -98,7 +99,7 @@ class TrainStep:
         self.ddp = None if is_whole or runtime.world.size == 1 else self._distributed()
         if self.ddp is None:
             runtime.world.broadcast(model.state_dict().values())
-        self.ema = ModelEmaV3(model, decay=cfg.ema) if cfg.ema is not None else None
+        self.ema = MovingAverage(model, cfg.ema) if cfg.ema is not None else None
         self.network = compiler.wrap(self.ddp if self.ddp is not None else model, mode=mode)
         evaluated = self.ema.module if self.ema is not None and cfg.eval.weights == "ema" else model
         self.evaluated_network = compiler.wrap(evaluated, cfg.eval.batch_size)
@@ -144,7 +145,7 @@ class TrainStep:
             self.stage = "update"
             grad_norm = self._update(step, batch.images)
             if self.ema is not None:
-                self.ema.update(self.model, step=step)  # timm counts from 1, too: the first step copies the weights
+                self.ema.update(self.model, step)
         self.stage = "between steps"
         return StepOutcome(step, loss, grad_norm, self.lr, first_batch)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.checkpoints.checkpoint import Checkpoints
 from engine.device import AMP_DTYPES, device_name
+from engine.moving_average import MovingAverage
 from scripts.bench.training_step import UNTIMED, TrainingStep, new_step, tuned_device
 from scripts.common.arguments import existing_folder, known_model, positive
 
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     device = tuned_device()
     step = new_step(args.model, device, args)
-    average = ModelEmaV3(step.model)
+    average = MovingAverage(step.model, 0.9999)
     for _ in range(UNTIMED):
         step()
     without = steps_a_minute(step, args.steps, lambda number: None)
