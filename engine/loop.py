@@ -112,11 +112,11 @@ class TrainLoop:
             self._validate()  # the run was stopped between a save and its validation
         with (
             closing(self.run.data.training_batches(self.run.first, self.length.stop_at)) as batches,
-            closing(self.world.in_step(batches, self.stop.look)) as in_step,
+            closing(self.world.in_step(batches, self.stop.look)) as batches_in_step,
         ):
             self.meter.restart()
             while self.done < self.length.stop_at:
-                self._step(in_step, batches.pop_waited)
+                self._step(batches_in_step, batches.pop_waited)
                 self._after_step()
         self._finish_saving()
 
@@ -212,9 +212,10 @@ class TrainLoop:
         return self.length.ends_epoch(self.done, self.cfg.eval_every) or self.done == self.length.stop_at
 
     def _save_is_due(self) -> bool:
-        every = self.cfg.checkpoint
-        by_steps = every.every_steps is not None and self.done % every.every_steps == 0
-        return by_steps or (every.every_epochs is not None and self.length.ends_epoch(self.done, every.every_epochs))
+        steps, epochs = self.cfg.checkpoint.every_steps, self.cfg.checkpoint.every_epochs
+        return (steps is not None and self.done % steps == 0) or (
+            epochs is not None and self.length.ends_epoch(self.done, epochs)
+        )
 
     def _minutes_are_over(self) -> bool:
         minutes = self.cfg.checkpoint.every_minutes
@@ -230,11 +231,11 @@ class TrainLoop:
 
     def _end_early(self, error: Exception) -> RunStopped | None:
         """Save what can be saved after an error. Returns the error to raise instead, if one line explains it."""
-        in_step = self.run.step.stage != "between steps"
+        is_within_step = self.run.step.stage != "between steps"
         lost = self.world.lost(error)  # before a save, because the other processes wait only seconds for this one
         self._save_whole_steps()
         self.world.leave()
-        return self._in_one_line(error, in_step) or lost
+        return self._in_one_line(error, is_within_step) or lost
 
     def _save_whole_steps(self) -> None:
         """Save and report the last steps before an error ends the run, without contacting other processes."""
@@ -250,11 +251,11 @@ class TrainLoop:
                 if self.meter.unread:
                     self._report(self.meter.read_alone(self.run.data.geometry.share))
 
-    def _in_one_line(self, error: Exception, in_step: bool) -> RunStopped | None:
+    def _in_one_line(self, error: Exception, is_within_step: bool) -> RunStopped | None:
         """Return the error to raise instead, if one line explains it; None if the traceback is needed."""
         if isinstance(error, WaitGivenUp) or (isinstance(error, PeerFailed) and self.stop):
             return self._stopped_by_signal()
-        if in_step and lacks_memory(error):
+        if is_within_step and lacks_memory(error):
             return RunStopped(too_many_at_once(self.run.data.geometry), 1)
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so

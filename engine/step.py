@@ -28,7 +28,6 @@ from optim import GraphedStep
 
 LEAST_LOSS_SCALE = 2.0**-20
 
-
 # Makes the context of an update from the number of the step, counted from 1, and its last micro-batch as the model got
 # it. Gradients exist at both ends of the context, and at the beginning they are not yet clipped.
 UpdateWatcher = Callable[[int, Tensor], AbstractContextManager[None]]
@@ -66,7 +65,7 @@ class TrainStep:
 
     Attributes:
         evaluated_network: what validation scores: the moving average if there is one and ``eval.weights`` is ``ema``.
-        watched: makes the context in which every update runs.
+        watch_update: makes the context in which every update runs.
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class TrainStep:
         self.cfg, self.runtime, self.model = cfg, runtime, model
         self.optimizer, self.schedule, self.micro_steps = optimizer, schedule, micro_steps
         self.loss = training_loss(cfg)
-        self.watched: UpdateWatcher = lambda step, images: nullcontext()
+        self.watch_update: UpdateWatcher = lambda step, images: nullcontext()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # All buffers in the state, such as running statistics, and a copy from before the current step.
-        self.statistics = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
-        self.statistics_before = [torch.empty_like(value) for value in self.statistics]
+        # Such as running statistics, and a copy from before the current step. Only those that checkpoints hold.
+        self.buffers = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
+        self.buffers_before = [torch.empty_like(value) for value in self.buffers]
         self.stage = "between steps"  # | "gradients" | "update"
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=cfg.amp == "fp16")
         # A scaler hands the optimizer new tensors in each step, which a graph would not see.
@@ -114,7 +113,7 @@ class TrainStep:
         )
         # A model whose only buffers are tables, such as indices of relative positions, has nothing to send. Set here,
         # because the argument has another name from torch 2.14 on.
-        ddp.broadcast_buffers = any(value.is_floating_point() for value in self.statistics)
+        ddp.broadcast_buffers = any(value.is_floating_point() for value in self.buffers)
         return ddp
 
     # --- the step -------------------------------------------------------------------------------------------------
@@ -127,8 +126,8 @@ class TrainStep:
             batches: this process's micro-batches; the step takes as many as it needs.
         """
         self.model.train()
-        if self.statistics:
-            torch._foreach_copy_(self.statistics_before, self.statistics)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers_before, self.buffers)
         self.stage = "gradients"
         self.schedule.step_update(step - 1)
         seed_step(self.cfg.seed, step - 1, self.runtime.world.rank)
@@ -168,7 +167,7 @@ class TrainStep:
     def _update(self, step: int, images: Tensor) -> Tensor:
         """Clip the gradient and update the weights. Returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        with self.watched(step, images):
+        with self.watch_update(step, images):
             grad_norm = self._clip()
             if self.graphed is not None:
                 self.graphed()
@@ -199,8 +198,8 @@ class TrainStep:
         if self.stage == "update":
             raise RuntimeError("the error came in the middle of an update of the weights")
         if self.stage == "gradients":
-            if self.statistics:
-                torch._foreach_copy_(self.statistics, self.statistics_before)
+            if self.buffers:
+                torch._foreach_copy_(self.buffers, self.buffers_before)
             self.optimizer.zero_grad(set_to_none=True)
         self.stage = "between steps"
 

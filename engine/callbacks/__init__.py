@@ -37,7 +37,7 @@ def _instruments(run: Run, callbacks: Callbacks) -> Instruments:
         most_images=run.cfg.monitor.images,
     )
     instruments = Instruments(monitor, run.cfg.monitor.every, run.directory, run.length, callbacks)
-    run.step.watched = instruments.watch_update
+    run.step.watch_update = instruments.watch_update
     return instruments
 
 

@@ -1,1 +1,1 @@
-"""Score a model on images. ``scoring.py`` is for validations of a training run, too; ``run.py`` is for ``eval.py``."""
+"""Score a model on images: ``scoring.py`` also in validations of a training run, ``evaluate.py`` for ``eval.py``."""
