@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from data import BatchGeometry
-from engine.callbacks import Callbacks, first_works_alone
+from engine.callbacks import Callbacks, is_long_work_due
 from engine.device import memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
 from engine.evaluation.scoring import Scores, score
@@ -124,8 +124,8 @@ class TrainLoop:
         outcome = self.run.step.take(self.done + 1, batches)
         self.done += 1
         self.meter.add(outcome, pop_waited())
-        alone = first_works_alone(self.cfg, self.done, self.run.first)
-        with self.world.long_timeout(self.cfg.ddp_timeout) if alone else nullcontext():
+        is_long = is_long_work_due(self.cfg, self.done, self.run.first)
+        with self.world.first_works_alone(self.cfg.ddp_timeout) if is_long else nullcontext():
             self.callbacks.after_step(outcome)
 
     def _after_step(self) -> None:
@@ -138,7 +138,7 @@ class TrainLoop:
         reading = self.meter.read(votes=[bool(self.stop), self._minutes_are_over()])
         # Until the first reading, processes wait 30 minutes for each other, because the first step compiles. Leaving
         # this context sets the usual time-out.
-        with self.world.long_timeout(afterwards=self.cfg.ddp_timeout):
+        with self.world.first_works_alone(self.cfg.ddp_timeout):
             self._report(reading)
             stop_wanted, save_wanted = reading.votes
             # Save before validating, so that a failure in the validation cannot lose these steps.
@@ -203,7 +203,7 @@ class TrainLoop:
 
     def _finish_saving(self) -> None:
         """Wait until the checkpoint is complete. All processes wait: when one exits, torchrun ends the others."""
-        with self.world.long_timeout(afterwards=self.cfg.ddp_timeout):  # it ends with a barrier
+        with self.world.first_works_alone(self.cfg.ddp_timeout):  # it ends with a barrier
             self.run.checkpoints.wait()
 
     # --- what is due ----------------------------------------------------------------------------------------------

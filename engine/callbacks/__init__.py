@@ -23,7 +23,7 @@ from engine.similar import nearest
 from optim import SpectralNorms
 from stability import StabilityMonitor
 
-__all__ = ["Callback", "Callbacks", "build_callbacks", "first_works_alone", "refuse_unusable"]
+__all__ = ["Callback", "Callbacks", "build_callbacks", "is_long_work_due", "refuse_unusable"]
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def build_callbacks(run: Run, states: dict[str, Any]) -> Callbacks:
     return callbacks
 
 
-def first_works_alone(cfg: TrainConfig, step: int, first: int) -> bool:
+def is_long_work_due(cfg: TrainConfig, step: int, first: int) -> bool:
     """Whether the first process has long work at a step (instruments, a trace), for which the others must wait.
 
     Args:

@@ -79,7 +79,7 @@ class World:
     def joined(self, device: torch.device, directory: Path | None = None) -> Iterator[None]:
         """Join the process group while the context is active. A single process has nothing to join.
 
-        Processes wait for each other for up to 30 minutes, until :meth:`long_timeout` sets another time.
+        Processes wait for each other for up to 30 minutes, until :meth:`first_works_alone` sets another time.
 
         Args:
             device: the device of this process.
@@ -130,13 +130,13 @@ class World:
         return RunStopped(self.roll_call.lost() + (f"; NCCL says: {words}" if words else ""), 1)
 
     @contextmanager
-    def long_timeout(self, afterwards: float) -> Iterator[None]:
-        """Let the first process work alone for up to 10 minutes (log, draw, save), while the others wait at the end.
+    def first_works_alone(self, then_timeout: float) -> Iterator[None]:
+        """Let the first process work alone (log, draw, save) for up to 10 minutes. The others wait at the end for it.
 
         If a process is lost meanwhile, the others may notice it only after these 10 minutes.
 
         Args:
-            afterwards: the time-out from then on, in seconds.
+            then_timeout: how long processes wait for each other from then on, in seconds.
         """
         if self.size == 1:
             yield
@@ -146,9 +146,9 @@ class World:
         group.set_timeout(ALONE)  # dist.set_timeout does the same, from torch 2.14 on
         yield
         self.barrier()
-        group.set_timeout(timedelta(seconds=afterwards))
+        group.set_timeout(timedelta(seconds=then_timeout))
         if self.lockstep is not None:
-            self.lockstep.timeout = afterwards
+            self.lockstep.timeout = then_timeout
 
     def in_step(self, items: Iterator[T], look: Callable[[], object]) -> Generator[T, None, None]:
         """Yield the items, each of which comes when all processes have theirs; see :meth:`Lockstep.in_step`."""

@@ -43,7 +43,7 @@ def test_a_world_passes_its_timeout_on_to_the_meetings_before_each_step(monkeypa
         timeout = 1800.0
 
     world = World(0, 2, 0, 2, lockstep=Meetings())  # type: ignore[arg-type]
-    with world.long_timeout(afterwards=7.0):
+    with world.first_works_alone(then_timeout=7.0):
         assert waits == [600.0]
     assert waits == [600.0, 7.0] and Meetings.timeout == 1800.0 and world.lockstep.timeout == 7.0  # type: ignore[union-attr]
 
@@ -110,7 +110,7 @@ def _exchange(rank: int, port: int, folder: Path) -> None:
         assert (found is None) == (rank == 1)
         if found is not None:
             assert found[0][:, 0].tolist() == [0, 1, 2, 3] and np.allclose(found[1].sum(axis=1), 1)
-        with world.long_timeout(afterwards=60.0):
+        with world.first_works_alone(then_timeout=60.0):
             if world.is_main:
                 (folder / "written").touch()
         assert (folder / "written").exists(), "the others wait for the first one"
