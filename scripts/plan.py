@@ -35,8 +35,8 @@ from torch import nn
 
 from data import IMAGENET_CLASSES, BatchGeometry
 from engine.compiling import CUDA_GRAPHS
-from engine.device import GPUS
 from engine.errors import USER_ERRORS, UserError
+from engine.measuring.gpus import GPUS
 from engine.measuring.memory import MOST
 from engine.options.cli import launch
 from engine.options.config import TrainConfig

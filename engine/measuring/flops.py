@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.device import peak_flops
+from engine.measuring.gpus import peak_flops
 
 
 def forward_flops(model: nn.Module, side: int) -> int:

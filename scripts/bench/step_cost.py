@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from engine.device import AMP_DTYPES, GPUS
+from engine.device import AMP_DTYPES
+from engine.measuring.gpus import GPUS
 from models.kernels import set_kernels
 from scripts.bench.fake_gpu import as_on_a_gpu
 from scripts.bench.training_step import optimizer

@@ -19,7 +19,8 @@ import timm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, GPUS
+from engine.device import AMP_DTYPES
+from engine.measuring.gpus import GPUS
 from models.kernels import KERNELS
 from scripts.bench.step_cost import Cost, CostCounter, milliseconds, traced
 from scripts.common.arguments import known_model, positive

@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, files
 
 import torch
 
-from engine.device import AMP_DTYPES, choose_device, half_precision, known_gpu
+from engine.device import AMP_DTYPES, choose_device, half_precision
 from engine.errors import UserError
+from engine.measuring.gpus import known_gpu
 from scripts.machine.exchange import bus_bandwidth
 from scripts.machine.row import Row, verdict
 from scripts.machine.timing import seconds_each

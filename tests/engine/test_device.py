@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import GPUS, choose_device, default_workers, known_gpu, memory_gb, peak_flops
+from engine.device import choose_device, default_workers, memory_gb
 from engine.errors import UserError
+from engine.measuring.gpus import GPUS, known_gpu, peak_flops
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data.backends.workers import SharedMemory
-from engine.device import GPUS, half_precision
+from engine.device import half_precision
+from engine.measuring.gpus import GPUS
 from engine.options.config import EvalOptions
 from scripts import check_machine
 from scripts.machine import exchange, gpu, host, versions
