@@ -13,12 +13,12 @@ def task(composed, choices, overrides, swept) -> None:
     from engine.checkpoints.saved_model import open_trained
     from engine.evaluation.benchmark import measure_speed
     from engine.evaluation.evaluate import evaluate_checkpoint
-    from engine.options.arguments import values_by_name
+    from engine.options.arguments import texts_by_name
     from engine.options.paths import resolve_paths
     from engine.options.settings import eval_settings
 
     resolve_paths(composed)
-    trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in values_by_name(overrides))
+    trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in texts_by_name(overrides))
     settings = eval_settings(composed, trained, overrides, swept)
     if settings.benchmark:
         measure_speed(settings, trained)

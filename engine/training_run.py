@@ -21,7 +21,7 @@ from engine.loop import TrainLoop
 from engine.measuring.flops import seconds_at_peak
 from engine.measuring.memory import fitting_micro_batch
 from engine.options.config import TrainConfig
-from engine.options.registered import other_pixels
+from engine.options.timm_registration import other_normalisation
 from engine.processes.signals import StopRequest
 from engine.run import Run
 from engine.run_dir import RunDirectory
@@ -59,7 +59,7 @@ def train(cfg: TrainConfig) -> None:
     model = build_model(cfg.model, data.num_classes, cfg.data.crop)
     notices = start.load_into(model, data.classes) if start is not None else []
     if start is not None and start.classes is None:  # our checkpoints may have been trained in any way
-        notices += other_pixels(cfg.model.name, cfg.data)
+        notices += other_normalisation(cfg.model.name, cfg.data)
     del start  # free the memory: the model has its own copy
     directory.refuse_unwritable()
     log_to(directory.log, runtime.world.is_main)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
 from engine.errors import UserError, reason
-from engine.options.arguments import typed_values
+from engine.options.arguments import parsed_by_name
 from engine.options.config import MODEL_SCHEMA, EvalConfig
 from models import FAMILIES, ModelConfig, ModelError, build_model, has_average, load_resized, read_file, weights_in
 
@@ -66,7 +66,7 @@ def implied_family(arguments: list[str]) -> list[str]:
     Raises:
         UserError: or ModelError, if the checkpoint cannot be read.
     """
-    typed = typed_values(arguments)
+    typed = parsed_by_name(arguments)
     file = os.path.expanduser(str(typed.get("checkpoint", "")))
     if "model" in typed or not any(key.startswith("model.") for key in typed) or not os.path.isfile(file):
         return []

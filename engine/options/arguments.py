@@ -21,7 +21,7 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from engine.errors import UserError
-from engine.options.timm_names import OF_TIMM
+from engine.options.timm_names import OUR_NAMES
 
 # Text that Hydra cannot parse is used as typed. UNCLEAR lists the exceptions, where the user may have meant something
 # else: a quoted string, several values, a Hydra function, or an interpolation ${...} that is incomplete.
@@ -30,7 +30,7 @@ FUNCTIONS = "|".join(create_functions().functions)
 UNCLEAR = re.compile(rf"""^["']|,|{OPEN}|^({FUNCTIONS})\s*\(""")
 
 
-def values_by_name(options: Iterable[str]) -> dict[str, str]:
+def texts_by_name(options: Iterable[str]) -> dict[str, str]:
     """Return the value that the user typed for each option, by its name without the ``+`` or ``~`` in front."""
     parts = (option.lstrip("+~").partition("=") for option in options)
     return {name: value for name, _, value in parts}
@@ -69,7 +69,7 @@ def _refuse_flag(message: str) -> NoReturn:
         raise UserError(f"{message}: --hydra-help lists all flags")
     name, _, value = unknown[1].lstrip("-").partition("=")
     name = name.replace("-", "_")
-    hint = f"options are typed without dashes, {OF_TIMM.get(name, name)}={value or '…'}; --hydra-help lists the flags"
+    hint = f"options are typed without dashes, {OUR_NAMES.get(name, name)}={value or '…'}; --hydra-help lists the flags"
     raise UserError(f"there is no flag {unknown[1]}: {hint}")
 
 
@@ -142,7 +142,7 @@ def _quoted(raw: str) -> str:
     return QuotedString(raw.strip(), Quote.double).with_quotes()
 
 
-def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
+def parsed_by_name(arguments: Iterable[str]) -> dict[str, Any]:
     """Return the value of each option that the user typed. Arguments that Hydra cannot parse are left out."""
     values = {}
     for argument in arguments:
@@ -154,7 +154,7 @@ def typed_values(arguments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def values_of(argument: str) -> list[Any]:
+def sweep_values(argument: str) -> list[Any]:
     """Return the values of an argument that has several."""
     return [parsed(f"x={value}").value() for value in parsed(argument).sweep_string_iterator()]
 

@@ -38,7 +38,7 @@ PATIENCE = 30.0  # seconds that other processes wait while the first one prints 
 EXPLAINED = (*USER_ERRORS, OmegaConfBaseException, RunStopped)
 
 # A command with one of these variables is one of many: of a job array of SLURM, or of a sweep of Weights & Biases.
-OF_MANY = {"SLURM_ARRAY_TASK_ID", "WANDB_SWEEP_ID"}
+SET_IN_ONE_OF_MANY = {"SLURM_ARRAY_TASK_ID", "WANDB_SWEEP_ID"}
 
 # For each entry script: short forms, and the options they stand for.
 SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
@@ -123,7 +123,7 @@ class _Jobs:
         try:
             if is_sweep and "WANDB_SWEEP_ID" in os.environ:
                 raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
-            swept = swept_options(options, self.typed, is_sweep, not OF_MANY.isdisjoint(os.environ))
+            swept = swept_options(options, self.typed, is_sweep, not SET_IN_ONE_OF_MANY.isdisjoint(os.environ))
         except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)
         try:

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from timm.models import is_model
 from yaml import MarkedYAMLError
 
-from engine.options.arguments import OPEN, config_folder, in_shell, values_by_name, values_of
+from engine.options.arguments import OPEN, config_folder, in_shell, sweep_values, texts_by_name
 from engine.options.config import CONF, ENTRIES, MODEL_SCHEMA, config_groups
 from engine.options.plain import flatten
 from engine.options.renamed import RENAMED
 from engine.options.rules import declared, text_options
-from engine.options.timm_names import OF_TIMM
+from engine.options.timm_names import OUR_NAMES
 from engine.similar import nearest
 from models import FAMILIES
 
@@ -145,11 +145,11 @@ def _several_values(argument: str, command: Command) -> str:
     key, _, value = argument.partition("=")
     hint = ""
     if key.lstrip("+") in text_options(command.entry) - config_groups():
-        value = ",".join(map(str, values_of(argument)))
+        value = ",".join(map(str, sweep_values(argument)))
         argument = f"{key}={value}"
         hint = f", or type {in_shell(key, [value])} for one"
     elif key == "logger":
-        hint = f", or type 'logger=[{','.join(map(str, values_of(argument)))}]' for a list"
+        hint = f", or type 'logger=[{','.join(map(str, sweep_values(argument)))}]' for a list"
     elif isinstance(_defaults(command).get(key), list):
         hint = f", or type '{key}=[{value}]' for a list"
     return f"{argument} has several values: add -m to run each of them{hint}"
@@ -168,14 +168,14 @@ def _unknown_key(key: str, message: str, command: Command) -> str:
         return f"'{key}' adds an entry: type +{key}=…, with a + in front"
     if file := _file_with(key, command):
         return f"{file} sets '{key}', which is no option: correct it or remove it there"
-    if (leaf := key.rpartition(".")[2]) in OF_TIMM:
-        return f"there is no option '{key}': timm's {leaf} is {OF_TIMM[leaf]} here, see docs/timm.md"
+    if (leaf := key.rpartition(".")[2]) in OUR_NAMES:
+        return f"there is no option '{key}': timm's {leaf} is {OUR_NAMES[leaf]} here, see docs/timm.md"
     return f"there is no option '{key}': {nearest(key, sorted(_all_keys(command)))}"
 
 
 def _file_with(key: str, command: Command) -> str | None:
     """Return the chosen config file that sets an option which the user did not type; None if there is none."""
-    if key in values_by_name(command.arguments):
+    if key in texts_by_name(command.arguments):
         return None
     entry = re.compile(rf"^\s*{re.escape(key.rpartition('.')[2])}\s*:", re.MULTILINE)
     return next((name for name, _, text in _chosen_files(command) if entry.search(text)), None)
@@ -191,7 +191,7 @@ def _file_without_package(message: str, command: Command) -> str | None:
 
 def _chosen_files(command: Command) -> Iterator[tuple[str, str, str]]:
     """Yield the config files that the user chose with ``GROUP=NAME``: path as people know it, group, content."""
-    typed = values_by_name(command.arguments)
+    typed = texts_by_name(command.arguments)
     own = config_folder(list(command.arguments))
     folders = [CONF, *([own] if own is not None else [])]
     for group in typed.keys() & config_groups():

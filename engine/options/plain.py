@@ -10,13 +10,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from engine.options.config import RunConfig, TrainConfig
 
 
-def as_container(settings: RunConfig) -> dict[str, Any]:
-    """Return settings as plain dictionaries, lists, strings and numbers."""
-    return container_of(OmegaConf.structured(settings))
-
-
-def container_of(node: DictConfig) -> dict[str, Any]:
-    """Return a config as plain dictionaries, lists, strings and numbers."""
+def as_container(settings: RunConfig | DictConfig) -> dict[str, Any]:
+    """Return settings, or a config from Hydra, as plain dictionaries, lists, strings and numbers."""
+    node = settings if isinstance(settings, DictConfig) else OmegaConf.structured(settings)
     container = OmegaConf.to_container(node, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

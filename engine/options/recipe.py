@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import UserError
-from engine.options.arguments import typed_values
+from engine.options.arguments import parsed_by_name
 from engine.options.config import CONF, TrainConfig
 from engine.options.plain import as_container, defaults_of, flatten
 from engine.similar import nearest
@@ -22,7 +22,7 @@ TIMM_EXPERIMENTS = {"deit3_": "deit3_small"}
 
 def implied_recipe(arguments: list[str]) -> list[str]:
     """Return the argument that chooses the family's recipe for a timm model, unless the user chose one."""
-    typed = typed_values(arguments)
+    typed = parsed_by_name(arguments)
     name = typed.get("model.name")
     if typed.get("model") != "timm" or not isinstance(name, str) or typed.keys() & {"recipe", "experiment"}:
         return []

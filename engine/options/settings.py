@@ -7,14 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.credentials import refuse_secrets
 from engine.errors import UserError
-from engine.options.arguments import values_by_name
+from engine.options.arguments import texts_by_name
 from engine.options.config import EvalConfig, RunConfig, TrainConfig
 from engine.options.names import output_of, set_name
 from engine.options.paths import resolve_paths
-from engine.options.plain import as_container, container_of, flatten
+from engine.options.plain import as_container, flatten
 from engine.options.recipe import set_recipe
-from engine.options.registered import apply_registration
 from engine.options.rules import check
+from engine.options.timm_registration import apply_registration
 from models import FAMILIES, ModelConfig, refuse_unknown
 
 
@@ -62,7 +62,7 @@ def eval_settings(
         UserError: naming the first invalid option.
         ModelError: if no model has the chosen name.
     """
-    typed = set(values_by_name(overrides))
+    typed = set(texts_by_name(overrides))
     for option in ("output", "predictions"):
         if composed[option] is not None:
             composed[option] = output_of(option, composed[option], swept)
@@ -97,7 +97,7 @@ def _refuse_no_family(settings: RunConfig) -> None:
 
 def _refuse_new_name(settings: RunConfig, overrides: Iterable[str]) -> None:
     """Refuse ``model.name`` together with another model's options, because it would only rename that other model."""
-    if "model.name" in values_by_name(overrides) and not isinstance(settings.model, FAMILIES["timm"]):
+    if "model.name" in texts_by_name(overrides) and not isinstance(settings.model, FAMILIES["timm"]):
         name = settings.model.name
         raise UserError(f"model.name={name} does not choose a model: set model={name}, or model=timm model.name={name}")
 
@@ -110,7 +110,7 @@ def _checked(composed: DictConfig) -> RunConfig:
     assert isinstance(settings, RunConfig)
     refuse_secrets(flatten(as_container(settings)).items())
     # With +name=value, Hydra adds options that do not exist in the config classes.
-    if added := sorted(set(flatten(container_of(composed))) - set(flatten(as_container(settings)))):
+    if added := sorted(set(flatten(as_container(composed))) - set(flatten(as_container(settings)))):
         raise UserError(f"there is no option '{added[0]}': --help lists all")
     check(settings)
     return settings

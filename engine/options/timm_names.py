@@ -1,7 +1,7 @@
 """The names that options have in the training scripts of timm and DeiT, where ours are others. docs/timm.md has all."""
 
 # Errors about an unknown option or flag name ours.
-OF_TIMM = {
+OUR_NAMES = {
     "aa": "augment.auto_augment",
     "amp_dtype": "amp",
     "aug_repeats": "augment.repeats",

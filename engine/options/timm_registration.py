@@ -13,7 +13,7 @@ from models import registration
 log = logging.getLogger(__name__)
 
 # The supported values. The first one replaces a value that is not supported, such as crop_mode="border".
-OFFERED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
+SUPPORTED = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
 
 
 def apply_registration(composed: DictConfig, typed: set[str]) -> None:
@@ -38,7 +38,7 @@ def apply_registration(composed: DictConfig, typed: set[str]) -> None:
     if "data.resize" in typed:
         wanted.pop("crop_ratio", None)
     wanted = {key: value for key, value in wanted.items() if f"data.{key}" not in typed}
-    taken = {key: _offered(key, value) for key, value in wanted.items()}
+    taken = {key: _supported(key, value) for key, value in wanted.items()}
     if "data" in typed:
         if other := {key: value for key, value in taken.items() if data[key] != value}:
             log.warning("%s is registered with %s, but data=%s was chosen", name, _said(other), data.name)
@@ -53,7 +53,7 @@ def apply_registration(composed: DictConfig, typed: set[str]) -> None:
         )
 
 
-def other_pixels(name: str, data: DataConfig) -> list[str]:
+def other_normalisation(name: str, data: DataConfig) -> list[str]:
     """Lines for the log if a training from others' weights normalises images differently from timm's registration.
 
     Args:
@@ -108,10 +108,10 @@ def registered_options(name: str, crop: int | None = None) -> dict[str, Any]:
     }
 
 
-def _offered(key: str, value: Any) -> Any:
+def _supported(key: str, value: Any) -> Any:
     if key == "crop_ratio":
         return min(value, 1.0)  # above 1, timm pads the image with a border
-    return value if key not in OFFERED or value in OFFERED[key] else OFFERED[key][0]
+    return value if key not in SUPPORTED or value in SUPPORTED[key] else SUPPORTED[key][0]
 
 
 def _said(options: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from engine.options.config import EvalConfig, TrainConfig, config_groups
 from engine.options.rules import declared
-from engine.options.timm_names import OF_TIMM
+from engine.options.timm_names import OUR_NAMES
 from tests.runs import PROJECT, settings
 
 LIFE = (PROJECT / "docs/life_of_an_image.md").read_text()
@@ -71,7 +71,7 @@ def test_the_names_of_timm_that_errors_translate_are_those_of_the_page() -> None
     """Each is in a row whose second column has our name, and is no name of ours."""
     rows = re.findall(r"^\| (`-[^|]*) \| ([^|]*) \|", (PROJECT / "docs/timm.md").read_text(), re.M)
     known = declared(TrainConfig).keys() | declared(EvalConfig).keys()
-    for name, ours in OF_TIMM.items():
+    for name, ours in OUR_NAMES.items():
         said = [column for names, column in rows if re.search(rf"-{name.replace('_', '-')}\b(?!-)", names)]
         assert any(re.search(rf"`{re.escape(ours)}\b", column) for column in said), (name, said)
         assert name not in known

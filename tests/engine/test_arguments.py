@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from engine.errors import UserError
-from engine.options.arguments import as_typed, in_shell, split, typed_values
+from engine.options.arguments import as_typed, in_shell, parsed_by_name, split
 from engine.options.config import register
 from engine.options.explain import explain
 from engine.options.plain import write_settings
@@ -114,7 +114,7 @@ def test_flags_may_stand_anywhere():
 
 def test_values_that_were_typed():
     arguments = [as_typed(argument, TEXT) for argument in ("name=1.10", "optim.betas=[1", "+epochs=3")]
-    assert typed_values(arguments) == {"name": "1.10", "epochs": 3}
+    assert parsed_by_name(arguments) == {"name": "1.10", "epochs": 3}
 
 
 def test_text_stays_text_on_disk(tmp_path):

@@ -17,8 +17,8 @@ from data.config import evaluation_side
 from engine.errors import UserError
 from engine.log import log_to
 from engine.options.config import EvalConfig
-from engine.options.registered import other_pixels, registered_options
 from engine.options.settings import eval_settings
+from engine.options.timm_registration import other_normalisation, registered_options
 from models import registration
 from tests.runs import composed
 
@@ -163,7 +163,12 @@ def test_pixels_are_those_of_timms_transform(name, photographs, bare):
 
 def test_a_training_is_told_of_the_pixels_that_weights_know():
     ours = DataConfig(name="any")
-    said = other_pixels("test_vit", ours)
+    said = other_normalisation("test_vit", ours)
     assert len(said) == 1 and "add data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] if" in said[0]
-    assert other_pixels("test_vit", dataclasses.replace(ours, mean=[0.5] * 3, std=[0.5] * 3)) == []
-    assert other_pixels("resnet18", ours) == other_pixels("deit_tiny", ours) == other_pixels("no_model", ours) == []
+    assert other_normalisation("test_vit", dataclasses.replace(ours, mean=[0.5] * 3, std=[0.5] * 3)) == []
+    assert (
+        other_normalisation("resnet18", ours)
+        == other_normalisation("deit_tiny", ours)
+        == other_normalisation("no_model", ours)
+        == []
+    )
