@@ -16,8 +16,8 @@ from engine.errors import UserError, reason
 from engine.json_text import with_text_for_nonfinite
 from engine.options.config import TrainConfig
 from engine.options.plain import defaults_of, differences, flatten
+from engine.options.recipe import recipe_options
 from engine.options.renamed import translated
-from engine.run_dir import recipe_options
 from optim import OptimConfig, ScheduleConfig
 
 FEW_RUNS = 2  # a reference of so many runs, or of one, says too little about the spread

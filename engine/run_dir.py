@@ -20,7 +20,8 @@ from data.backends import BACKENDS
 from engine.errors import UserError, reason
 from engine.json_text import to_json
 from engine.options.config import TrainConfig
-from engine.options.plain import as_container, defaults_of, differences, flatten, write_settings
+from engine.options.plain import write_settings
+from engine.options.recipe import refuse_other_recipe
 from engine.options.renamed import translated
 from engine.options.rules import declared
 
@@ -203,37 +204,3 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
-
-
-def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
-    """Refuse settings that differ from earlier ones in options that must not change.
-
-    Args:
-        before: the earlier settings.
-        settings: the new settings.
-        what: the beginning of the error message.
-
-    Raises:
-        UserError: listing each difference as ``key old → new``.
-    """
-    # The earlier settings may lack options that were added later. These had their defaults.
-    old = recipe_options(defaults_of(settings) | flatten(before))
-    new = recipe_options(flatten(as_container(settings)))
-    if new["data.backend"] == "auto":  # the run then keeps its backend
-        new["data.backend"] = old.get("data.backend")
-    if found := differences(old, new):
-        raise UserError(f"{what}: {', '.join(found)}; set another name=… to start a new run")
-
-
-def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that belong to the recipe: those that a resumed run may not change.
-
-    Args:
-        options: options by dotted name. An entry of an option, such as ``callbacks.wandb``, counts as that option.
-    """
-    may_change = {key for key, option in declared(TrainConfig).items() if option.rules.may_change}
-    return {
-        key: value
-        for key, value in options.items()
-        if key not in may_change and not any(key.startswith(f"{option}.") for option in may_change)
-    }

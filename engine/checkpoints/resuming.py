@@ -9,8 +9,9 @@ from engine.checkpoints.checkpoint import Checkpoints
 from engine.checkpoints.checkpoint_file import load_checkpoint, resumable
 from engine.errors import UserError
 from engine.options.config import TrainConfig
+from engine.options.recipe import refuse_other_recipe
 from engine.processes.distributed import World
-from engine.run_dir import RunDirectory, refuse_other_recipe
+from engine.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
 

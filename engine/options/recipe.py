@@ -1,4 +1,4 @@
-"""The recipe of a run: the file that its values come from, and the values that the user changed."""
+"""The recipe of a run: the file that its values come from, what the user changed, and what a resume may not change."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from engine.errors import UserError
 from engine.options.arguments import parsed_by_name
 from engine.options.config import CONF, TrainConfig
-from engine.options.plain import as_container, defaults_of, flatten
+from engine.options.plain import as_container, defaults_of, differences, flatten
+from engine.options.rules import declared
 from engine.similar import nearest
 from models import refuse_unknown
 
@@ -108,3 +109,37 @@ def _values(file: Path) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     """Return a value as a user would type it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def refuse_other_recipe(before: dict[str, Any], settings: TrainConfig, what: str) -> None:
+    """Refuse settings that differ from earlier ones in options that must not change.
+
+    Args:
+        before: the earlier settings.
+        settings: the new settings.
+        what: the beginning of the error message.
+
+    Raises:
+        UserError: listing each difference as ``key old → new``.
+    """
+    # The earlier settings may lack options that were added later. These had their defaults.
+    old = recipe_options(defaults_of(settings) | flatten(before))
+    new = recipe_options(flatten(as_container(settings)))
+    if new["data.backend"] == "auto":  # the run then keeps its backend
+        new["data.backend"] = old.get("data.backend")
+    if found := differences(old, new):
+        raise UserError(f"{what}: {', '.join(found)}; set another name=… to start a new run")
+
+
+def recipe_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that belong to the recipe: those that a resumed run may not change.
+
+    Args:
+        options: options by dotted name. An entry of an option, such as ``callbacks.wandb``, counts as that option.
+    """
+    may_change = {key for key, option in declared(TrainConfig).items() if option.rules.may_change}
+    return {
+        key: value
+        for key, value in options.items()
+        if key not in may_change and not any(key.startswith(f"{option}.") for option in may_change)
+    }
