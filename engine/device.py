@@ -91,12 +91,12 @@ def check_amp(amp: str, device: torch.device) -> None:
         raise UserError(f"{torch.cuda.get_device_name(device)} does not support bf16: set amp=fp16 (or amp=fp32)")
 
 
-def release(device: torch.device) -> None:
+def release_earlier_runs(device: torch.device) -> None:
     """Free what an earlier run in this process has left: the runs of a sweep share one process.
 
     Otherwise ``micro_batch_size=auto`` would count with less memory in the second run than in the first, and
-    :func:`memory_gb` would show the peak of the first. Models are parts of reference cycles, and compiled ones stay in
-    the compiler's cache, so neither would go by itself.
+    :func:`peak_memory_gb` would show the peak of the first. Models are parts of reference cycles, and compiled ones
+    stay in the compiler's cache, so neither would go by itself.
     """
     had_run = device.type == "cuda" and torch.cuda.memory_reserved(device) > 0
     if had_run:
@@ -127,7 +127,7 @@ def tune(device: torch.device) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def memory_gb(device: torch.device) -> float:
+def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory so far in GiB: what torch holds of the GPU, or this process's resident memory on a CPU.
 
     It includes memory that torch keeps for later. The memory of CUDA graphs counts as allocated only while they are

@@ -8,7 +8,7 @@ from typing import Any
 
 from data import BatchGeometry
 from engine.callbacks import Callbacks, is_long_work_due
-from engine.device import memory_gb
+from engine.device import peak_memory_gb
 from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_memory
 from engine.evaluation.scoring import Scores, score
 from engine.measuring.meter import Meter, Reading
@@ -161,16 +161,11 @@ class TrainLoop:
         self.callbacks.on_reading(reading)
         if reading.bad_step is not None:
             self._finish_saving()
-            raise RunStopped(
-                f"the loss or gradient was not finite at step {reading.bad_step}: the last good checkpoint "
-                f"({f'step {self.saved}' if self.saved >= 0 else 'none yet'}) is kept in "
-                f"{self.run.directory.checkpoints}; try a lower optim.lr, or optim.clip",
-                1,
-            )
+            raise self._stopped_by_bad_step(reading.bad_step)
         self.read_at = self.done
         self.vote_every = max(1, int(SECONDS_TO_NOTICE / reading.seconds_per_step))
         line = {"split": "train"} | self.length.place(self.done) | reading.numbers() | self.run.step.metrics()
-        line["memory_gb"] = memory_gb(self.run.runtime.device)
+        line["memory_gb"] = peak_memory_gb(self.run.runtime.device)
         if self.seconds_at_peak:
             line["mfu"] = reading.images_per_second / self.world.size * self.seconds_at_peak
         self.callbacks.on_line(line)
@@ -260,6 +255,14 @@ class TrainLoop:
         if self.world.size > 1 and isinstance(error, USER_ERRORS):
             return RunStopped(str(error), 2)  # only this process has the error, so it must not wait to say so
         return None
+
+    def _stopped_by_bad_step(self, step: int) -> RunStopped:
+        kept = f"step {self.saved}" if self.saved >= 0 else "none yet"
+        return RunStopped(
+            f"the loss or gradient was not finite at step {step}: the last good checkpoint ({kept}) is kept in "
+            f"{self.run.directory.checkpoints}; try a lower optim.lr, or optim.clip",
+            1,
+        )
 
     def _stopped_by_signal(self) -> RunStopped:
         what = f"after step {self.saved}, which is saved" if self.saved > 0 else "before a step was saved"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, release, tune
+from engine.device import AMP_DTYPES, check_amp, choose_device, default_workers, release_earlier_runs, tune
 from engine.log import log_to
 from engine.options.config import RunConfig
 from engine.processes.distributed import World
@@ -38,7 +38,7 @@ class Runtime:
         world = World.from_environment()
         device = choose_device(cfg.device, world.local_rank)
         check_amp(cfg.amp, device)
-        release(device)
+        release_earlier_runs(device)
         tune(device)
         log_to(None, world.is_main)
         return cls(world, device, cfg.amp, torch.channels_last if cfg.channels_last else torch.contiguous_format)

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.device import AMP_DTYPES, device_name, memory_gb, release
+from engine.device import AMP_DTYPES, device_name, peak_memory_gb, release_earlier_runs
 from scripts.bench.training_step import UNTIMED, new_step, tuned_device
 from scripts.common.arguments import known_model, positive
 
@@ -36,12 +36,12 @@ def main() -> None:
     print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}, {args.optim}\n")
     print("| model | step, ms | images/s | peak memory, GiB |\n| --- | --- | --- | --- |")
     for name in args.models:
-        release(device)
+        release_earlier_runs(device)
         step = new_step(name, device, args)
         for _ in range(UNTIMED):
             step()
         time = median(step.seconds() for _ in range(args.turns))
-        speed, memory = args.batch_size / time, memory_gb(device)
+        speed, memory = args.batch_size / time, peak_memory_gb(device)
         print(f"| {name} | {1e3 * time:.1f} | {speed:.0f} | {memory:.1f} |", flush=True)
         del step  # its memory is not the next model's
 

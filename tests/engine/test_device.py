@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import choose_device, default_workers, memory_gb
+from engine.device import choose_device, default_workers, peak_memory_gb
 from engine.errors import UserError
 from engine.measuring.gpus import GPUS, known_gpu, peak_flops
 
@@ -57,7 +57,7 @@ def test_peaks_are_in_flops_and_bytes_per_second() -> None:
 
 def test_memory_of_a_cpu_is_that_of_the_process() -> None:
     (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    assert memory_gb(torch.device("cpu")) == pytest.approx(int(peak.split()[1]) / 2**20, rel=0.1)
+    assert peak_memory_gb(torch.device("cpu")) == pytest.approx(int(peak.split()[1]) / 2**20, rel=0.1)
 
 
 def test_workers_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
