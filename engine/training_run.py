@@ -50,16 +50,16 @@ def train(cfg: TrainConfig) -> None:
     runtime = Runtime.start(cfg)
     directory = RunDirectory(str(cfg.output_dir))
     directory.refuse_conflict(cfg)
-    # Read before the images, so that a mistake is found early. A run that resumes has weights of its own.
-    is_new = not directory.has_checkpoints() and cfg.resume in ("auto", "never")
-    start = StartingWeights.read(cfg.checkpoint.start) if is_new and cfg.checkpoint.start is not None else None
+    start = _starting_weights(cfg, directory)  # before the images, so that a mistake is found early
     cfg.data.backend = directory.backend_of(cfg) or resolve_backend(cfg.data)
     data = TrainingData(cfg, runtime)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, data.num_classes, cfg.data.crop)
-    notices = start.load_into(model, data.classes) if start is not None else []
-    if start is not None and start.classes is None:  # our checkpoints may have been trained in any way
-        notices += other_normalisation(cfg.model.name, cfg.data)
+    notices: list[str] = []
+    if start is not None:
+        notices += start.load_into(model, data.classes)
+        if start.classes is None:  # our checkpoints may have been trained in any way
+            notices += other_normalisation(cfg.model.name, cfg.data)
     del start  # free the memory: the model has its own copy
     directory.refuse_unwritable()
     log_to(directory.log, runtime.world.is_main)
@@ -68,6 +68,12 @@ def train(cfg: TrainConfig) -> None:
     joined = runtime.world.joined(runtime.device, directory.path)
     with directory.locked() if runtime.world.is_main else nullcontext(), joined:
         _fit(cfg, runtime, directory, data, model)
+
+
+def _starting_weights(cfg: TrainConfig, directory: RunDirectory) -> StartingWeights | None:
+    """Read the weights that the run starts from; None for random ones, and for a run that resumes: it has its own."""
+    is_new = not directory.has_checkpoints() and cfg.resume in ("auto", "never")
+    return StartingWeights.read(cfg.checkpoint.start) if is_new and cfg.checkpoint.start is not None else None
 
 
 def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: TrainingData, model: nn.Module) -> None:
@@ -86,12 +92,8 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     loop = TrainLoop(run, callbacks, stop, seconds_per_image)
     if state is not None:
         loop.load(state)
-        before = state["config"]["epochs"]
+        _say_that_it_continues(run, state["config"]["epochs"])
         del state  # free the memory: the model and the optimizer have their own copies
-        where = (runtime.world.size, device_name(runtime.device))
-        log.info("continuing from step %d of %s, on %d × %s", first, directory.path, *where)
-        if before != cfg.epochs:
-            log.info("epochs %d → %d: from here the learning rate is that of %d epochs", before, cfg.epochs, cfg.epochs)
     _refuse_different_starts(run)
     if runtime.world.is_main:
         directory.begin(cfg, first, loop.validated)
@@ -102,6 +104,14 @@ def _fit(cfg: TrainConfig, runtime: Runtime, directory: RunDirectory, data: Trai
     scores = loop.fit()
     if runtime.world.is_main:
         conclude(directory, scores, loop.best)
+
+
+def _say_that_it_continues(run: Run, epochs_before: int) -> None:
+    world, epochs = run.runtime.world, run.cfg.epochs
+    where = (world.size, device_name(run.runtime.device))
+    log.info("continuing from step %d of %s, on %d × %s", run.first, run.directory.path, *where)
+    if epochs_before != epochs:
+        log.info("epochs %d → %d: from here the learning rate is that of %d epochs", epochs_before, epochs, epochs)
 
 
 def _new_step(cfg: TrainConfig, runtime: Runtime, data: TrainingData, model: nn.Module) -> TrainStep:
