@@ -11,12 +11,12 @@ LOW_ENTROPY = 0.25  # entropy of a row, divided by its largest value
 LOW_RANK = 0.1  # effective rank, divided by its largest value
 HIGH_CONCENTRATION = 0.9  # share of the energy of W_qᵀW_k in the first directions
 # How many directions are "few": the paper's 10 for heads of 64 channels, and the same share for other heads.
-FEW, OF = 10, 64
+FEW_DIRECTIONS, CHANNELS_OF_A_HEAD = 10, 64
 
 
 def few_directions(channels: int) -> int:
     """How many directions count as few for a head with that many channels; at least one."""
-    return max(1, round(FEW * channels / OF))
+    return max(1, round(FEW_DIRECTIONS * channels / CHANNELS_OF_A_HEAD))
 
 
 def collapsed_heads(entropy: Tensor, rank: Tensor, concentration: Tensor) -> list[int]:

@@ -40,8 +40,8 @@ def attended(args: Any, kwargs: Any) -> Attended:
     query, key = (
         _by_head(F.linear(x, w, b), heads) for x, w, b in ((given["query"], w_q, b_q), (given["key"], w_k, b_k))
     )
-    masks = (_of_pairs(given.get("attn_mask"), heads), _of_keys(given.get("key_padding_mask")))
-    added = [_added(mask) for mask in masks if mask is not None]
+    masks = (_pair_mask(given.get("attn_mask"), heads), _key_mask(given.get("key_padding_mask")))
+    added = [_as_logits(mask) for mask in masks if mask is not None]
     return Attended(query, key, sum(added[1:], added[0]) if added else None)
 
 
@@ -51,17 +51,17 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
 
 
-def _of_pairs(mask: Tensor | None, heads: int) -> Tensor | None:
+def _pair_mask(mask: Tensor | None, heads: int) -> Tensor | None:
     """``(queries, keys)`` as it is; ``(batch * heads, queries, keys)`` as ``(batch, heads, queries, keys)``."""
     return mask if mask is None or mask.ndim == 2 else mask.unflatten(0, (-1, heads))
 
 
-def _of_keys(mask: Tensor | None) -> Tensor | None:
+def _key_mask(mask: Tensor | None) -> Tensor | None:
     """``(batch, keys)`` or ``(keys,)`` to a shape that broadcasts."""
     return None if mask is None else mask.unsqueeze(-2).unsqueeze(-2)
 
 
-def _added(mask: Tensor) -> Tensor:
+def _as_logits(mask: Tensor) -> Tensor:
     """A mask as numbers to add. A boolean mask is true where attention is forbidden."""
     if mask.dtype != torch.bool:
         return mask

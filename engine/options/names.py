@@ -68,12 +68,12 @@ def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]
     Raises:
         UserError: if the name cannot be a folder name, or the runs of a sweep would share a directory.
     """
-    told = {"name", "output_dir"}
+    shown = {"name", "output_dir"}
     if composed.name is None:
         group = "experiment" if choices.get("experiment") else "model"
         composed.name = str(choices[group])
-        told.add(group)
-    composed.name = with_options(composed.name, swept, told)
+        shown.add(group)
+    composed.name = with_options(composed.name, swept, shown)
     _refuse_name(composed.name)
     if composed.output_dir is None:
         composed.output_dir = f"outputs/{composed.name}"
@@ -82,7 +82,7 @@ def set_name(composed: DictConfig, choices: dict[str, Any], swept: Sequence[str]
         _refuse_shared(written["output_dir"], swept)
 
 
-def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
+def with_options(name: str, swept: Iterable[str], shown: Iterable[str]) -> str:
     """Append swept options to a name. If their text had to be changed or shortened, a hash follows.
 
     The hash depends only on this run's options, so a run keeps its name when the sweep gets more values.
@@ -90,9 +90,9 @@ def with_options(name: str, swept: Iterable[str], told: Iterable[str]) -> str:
     Args:
         name: the name to append to.
         swept: ``key=value`` of each swept option.
-        told: options to leave out, because ``name`` already contains their values.
+        shown: options to leave out, because ``name`` already shows their values.
     """
-    options = [(o.key_or_group, _text(o)) for o in map(parsed, swept) if o.key_or_group not in told]
+    options = [(o.key_or_group, _text(o)) for o in map(parsed, swept) if o.key_or_group not in shown]
     if not options:
         return name
     parts = [f"{key}_{value}" for key, value in options]
