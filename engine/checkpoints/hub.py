@@ -90,7 +90,8 @@ class TrainedModel:
                 "its model with --model NAME --weights FILE"
             ) from error
         try:
-            save_for_hf(self.model, str(folder), model_config=config, safe_serialization=True, data_config=data)
+            with self.model.register_state_dict_post_hook(_own_tensors):
+                save_for_hf(self.model, str(folder), model_config=config, safe_serialization=True, data_config=data)
             shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors: for the owner alone
             (folder / "README.md").write_text(card, encoding="utf-8")
         except OSError as error:
@@ -136,6 +137,11 @@ class TrainedModel:
         line = found[-1]
         table = "| validation images | top-1 | top-5 |\n| --- | --- | --- |\n"
         return f"{table}| {int(line['images'])} | {line['top1']:.2f} % | {line['top5']:.2f} % |"
+
+
+def _own_tensors(_: nn.Module, state: dict[str, Any], *__: Any) -> None:
+    """Give each name in a state dict a tensor of its own: safetensors refuses one that several layers share."""
+    state.update({name: tensor.clone() for name, tensor in state.items()})
 
 
 def _place(state: dict[str, Any]) -> str:

@@ -50,6 +50,19 @@ def test_timm_loads_the_same_model(run: Path, folder: Path) -> None:
     assert not torch.equal(raw.model(images), ours.model(images))
 
 
+def test_a_model_whose_layers_share_weights_is_handed_over(small_images: Path, tmp_path: Path) -> None:
+    """timm's CoaT shares its convolutions for positions between all blocks of a stage."""
+    train_here(
+        *("model=timm", "model.name=coat_lite_tiny", "recipe=plain", "data=folder", f"data.root={small_images}"),
+        *("data.crop=32", "data.resize=32", "data.backend=torch", "max_workers=0", "device=cpu", "amp=fp32", "ema=0.9"),
+        *("batch_size=8", "max_steps=1", "logger=none", f"output_dir={tmp_path}/a"),
+    )
+    ours, images = TrainedModel(tmp_path / "a"), torch.randn(2, 3, 32, 32)
+    ours.write(tmp_path / "to")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/to", pretrained=True).eval()
+    assert torch.equal(theirs(images), ours.model(images))
+
+
 def with_another_checkpoint(run: Path, to: Path, **changes: Any) -> None:
     """A copy of a run whose checkpoint holds something else."""
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)
