@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,26 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from optim.adamw2_checks import check, refuse_other_state
+from optim.adamw2_stacks import Group, Stack, unstacked
 from optim.power_iteration import iterate, start_vectors
 
 FIRST_ITERATIONS = 12  # power iterations in a step where some matrix has new vectors
-
-Group = dict[str, Any]
-
-
-class Stack(NamedTuple):
-    """Parameters of one shape in one group, on one device."""
-
-    group: Group
-    parameters: list[Tensor]
-    pairs: Tensor  # (parameters, 2, *shape): AdamW's step −lr·u, then the weights
-
-    @property
-    def matrices(self) -> Tensor:
-        """The pairs as matrices, ``(parameters, 2, splits, rows, columns)``."""
-        count, _, rows, *_ = self.pairs.shape
-        splits = self.group["splits"]
-        return self.pairs.view(count, 2, splits, rows // splits, -1)
 
 
 class AdamW2(Optimizer):
@@ -95,30 +79,25 @@ class AdamW2(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        trained = ((group, p) for group in self.param_groups for p in group["params"] if p.grad is not None)
+        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         new = [each for each in trained if self._lacks_state(*each)]
-        is_new = any(_is_capped(*each) for each in new)
-        if is_new and found_inf is not None and found_inf.item():
+        has_new_matrices = any(_is_capped(*each) for each in new)
+        if has_new_matrices and found_inf is not None and found_inf.item():
             return loss
         for each in new:
             self._begin(*each)
         stacks: dict[torch.device, list[Stack]] = defaultdict(list)
         for group in self.param_groups:
-            others, shapes = [], defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if _is_capped(group, parameter):
-                    shapes[parameter.device, parameter.dtype, parameter.shape].append(parameter)
-                else:
-                    others.append(parameter)
-            self._adamw(group, others, others, group["weight_decay"])
-            for stack in self._proposals(group, list(shapes.values())) if shapes else ():
+            members = [p for p in group["params"] if p.grad is not None]
+            uncapped = [p for p in members if not _is_capped(group, p)]
+            self._adamw(group, uncapped, uncapped, group["weight_decay"])
+            for stack in self._proposals(group, [p for p in members if _is_capped(group, p)]):
                 stacks[stack.pairs.device].append(stack)
-        for device, beside in stacks.items():
+        for device, on_device in stacks.items():
             is_skipped = found_inf.to(device, non_blocking=True) > 0 if found_inf is not None else None
-            self._measure(beside, FIRST_ITERATIONS if is_new else 1, is_skipped)
-            for _, of_group in groupby(beside, key=lambda stack: id(stack.group)):
+            iterations = max(stack.group["power_iterations"] for stack in on_device)
+            self._measure(on_device, max(iterations, FIRST_ITERATIONS) if has_new_matrices else iterations, is_skipped)
+            for _, of_group in groupby(on_device, key=lambda stack: id(stack.group)):
                 self._move(list(of_group), is_skipped)
         return loss
 
@@ -151,39 +130,48 @@ class AdamW2(Optimizer):
             if target is not moved:
                 target.copy_(moved)
 
-    def _proposals(self, group: Group, shapes: list[list[Tensor]]) -> list[Stack]:
-        """Compute AdamW's step −lr·u of all parameters by applying the kernel to zeros. The parameters do not change.
+    def _proposals(self, group: Group, capped: list[Tensor]) -> list[Stack]:
+        """Compute AdamW's step −lr·u of the capped parameters of a group by applying the kernel to zeros.
 
-        Those of one list in ``shapes`` have the same shape, dtype and device, and become a stack.
+        The parameters do not change. Those of one shape, dtype and device become a stack.
         """
-        stacks = [Stack(group, alike, alike[0].new_empty(len(alike), 2, *alike[0].shape)) for alike in shapes]
-        parameters, steps, weights = _unstacked(stacks)
+        if not capped:
+            return []
+        kinds: dict[Any, list[Tensor]] = defaultdict(list)
+        for parameter in capped:
+            kinds[parameter.device, parameter.dtype, parameter.shape].append(parameter)
+        stacks = [Stack(group, alike, alike[0].new_empty(len(alike), 2, *alike[0].shape)) for alike in kinds.values()]
+        parameters, steps, weights = unstacked(stacks)
         torch._foreach_zero_(steps)
         torch._foreach_copy_(weights, parameters)
         self._adamw(group, parameters, steps, decay=0.0)
         return stacks
 
-    def _measure(self, stacks: list[Stack], least: int, is_skipped: Tensor | None) -> None:
-        """Run at least ``least`` iterations. Store σ₁ of all steps and weights, and the vectors that estimate them."""
+    def _measure(self, stacks: list[Stack], iterations: int, is_skipped: Tensor | None) -> None:
+        """Estimate σ₁ of all steps and weights. Store it, and the vectors for the next step's estimate."""
 
-        def kept(key: str) -> list[Tensor]:
-            return [torch.stack([self.state[p][key] for p in s.parameters]).flatten(0, 2) for s in stacks]
+        def load(key: str) -> list[Tensor]:
+            """For each stack, what its states hold, ``(matrices, …)``."""
+            return [torch.stack([self.state[p][key] for p in stack.parameters]).flatten(0, 2) for stack in stacks]
 
-        states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
-        matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
-        vectors = kept("vectors")
-        for _ in range(max(least, *(stack.group["power_iterations"] for stack in stacks))):
-            sizes, vectors = iterate(matrices, vectors)
-        for key, found in (("sizes", sizes), ("vectors", vectors)):
+        def store(key: str, found: list[Tensor]) -> None:
             if is_skipped is not None:
-                found = [torch.where(is_skipped, old, new) for old, new in zip(kept(key), found, strict=True)]
-            each = [f.view(*s.matrices.shape[:3], *f.shape[1:]) for f, s in zip(found, stacks, strict=True)]
-            torch._foreach_copy_([state[key] for state in states], [one for f in each for one in f.unbind()])
+                found = [torch.where(is_skipped, old, new) for old, new in zip(load(key), found, strict=True)]
+            shaped = [f.view(*s.matrices.shape[:3], *f.shape[1:]) for f, s in zip(found, stacks, strict=True)]
+            states = [self.state[parameter] for stack in stacks for parameter in stack.parameters]
+            torch._foreach_copy_([state[key] for state in states], [new for f in shaped for new in f.unbind()])
+
+        matrices = [stack.matrices.flatten(0, 2).float() for stack in stacks]
+        vectors = load("vectors")
+        for _ in range(iterations):
+            sizes, vectors = iterate(matrices, vectors)
+        store("sizes", sizes)
+        store("vectors", vectors)
 
     def _move(self, stacks: list[Stack], is_skipped: Tensor | None) -> None:
         """Scale the step of each matrix of a group down to the cap, or to zero if it is skipped, and apply it."""
         group = stacks[0].group
-        parameters, _, moved = _unstacked(stacks)
+        parameters, _, moved = unstacked(stacks)
         step_sizes, weight_sizes = torch.stack([self.state[p]["sizes"] for p in parameters]).unbind(1)
         # α / lr. A factor of exactly 1 gives AdamW's own step, so capped and uncapped matrices need no separate code.
         factors = torch.where(weight_sizes > 0, group["tau"] * weight_sizes / step_sizes, 1).clamp(max=1)
@@ -294,13 +282,6 @@ class AdamW2(Optimizer):
             "step_ratio_max": most,
             "step_ratio_max_of": names[int(ratio.argmax())],
         }
-
-
-def _unstacked(stacks: list[Stack]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the parameters of all stacks, their steps and their weights, each in the shape of its parameter."""
-    parameters = [parameter for stack in stacks for parameter in stack.parameters]
-    steps, weights = ([one for stack in stacks for one in stack.pairs[:, i].unbind()] for i in range(2))
-    return parameters, steps, weights
 
 
 def _is_capped(group: Group, parameter: Tensor) -> bool:

@@ -5,11 +5,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import estimate, start_vectors
+from optim.power_iteration import FIRST_ITERATIONS, estimate, matrices_of, start_vectors
 
-FIRST_ITERATIONS = 32  # from random vectors; for random matrices the values are then at most 0.2 % too low
 ITERATIONS = 3  # from vectors of the last reading, or AdamW²'s
-PARTS = {3: ("q", "k", "v")}
 
 
 class SpectralNorms:
@@ -42,7 +40,7 @@ class SpectralNorms:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 if group["cap"]:
                     layer, state = name.removesuffix(".weight"), self.optimizer.state.get(parameter, {})
-                    matrices[layer] = stack = parameter.detach().reshape(group["splits"], -1, parameter[0].numel())
+                    matrices[layer] = stack = matrices_of(parameter.detach(), group["splits"])
                     if "vectors" in state:
                         self.vectors[layer] = state["vectors"][1]
                     elif layer not in self.vectors:
@@ -51,13 +49,12 @@ class SpectralNorms:
         if not matrices:
             return {}
         sizes, self.vectors = estimate(matrices, self.vectors, iterations)
-        return {name: value for layer, values in sizes.items() for name, value in _named(layer, values).items()}
+        named: dict[str, Tensor] = {}
+        for layer, values in sizes.items():
+            named |= zip(_names(layer, len(values)), values, strict=True)
+        return named
 
 
-def _named(layer: str, values: Tensor) -> dict[str, Tensor]:
-    """Return a layer's value under its name, or one value for each of its parts."""
-    if len(values) == 1:
-        return {layer: values[0]}
-    return {
-        f"{layer}.{part}": value for part, value in zip(PARTS.get(len(values), range(len(values))), values, strict=True)
-    }
+def _names(layer: str, splits: int) -> list[str]:
+    """Return the names of the matrices in a layer's weight: its own, or those of queries, keys and values."""
+    return [f"{layer}.{part}" for part in "qkv"] if splits == 3 else [layer]

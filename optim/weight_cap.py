@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.errors import OptimError
-from optim.power_iteration import estimate, start_vectors
-from optim.spectral_norms import FIRST_ITERATIONS
+from optim.power_iteration import FIRST_ITERATIONS, estimate, matrices_of, start_vectors
 
 # In each step, from the vectors of the step before. At ten times the usual learning rates, matrices then exceeded the
 # limit by at most 0.1 % (2 iterations: 8 %, 4: 2 %).
 ITERATIONS = 8
-VECTORS = "cap_vectors"  # in the state of each parameter, so that checkpoints hold them
+KEY = "cap_vectors"  # of the vectors in the state of each parameter, so that checkpoints hold them
 
 
 def cap_weights(optimizer: Optimizer, limit: float) -> None:
@@ -46,14 +45,14 @@ def _scale_down(optimizer: Optimizer, limit: float) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["cap"] else ():
             if parameter.grad is not None:  # so the optimizer has made the parameter's state
-                matrices[parameter] = stack = parameter.reshape(group["splits"], -1, parameter[0].numel())
+                matrices[parameter] = stack = matrices_of(parameter, group["splits"])
                 state = optimizer.state[parameter]
-                if VECTORS not in state:
-                    state[VECTORS] = start_vectors(len(stack), stack.shape[2], stack.device)
+                if KEY not in state:
+                    state[KEY] = start_vectors(len(stack), stack.shape[2], stack.device)
                     iterations = FIRST_ITERATIONS
     if not matrices:
         return
-    kept = {parameter: optimizer.state[parameter][VECTORS] for parameter in matrices}
+    kept = {parameter: optimizer.state[parameter][KEY] for parameter in matrices}
     sizes, vectors = estimate(matrices, kept, iterations)
     torch._foreach_copy_(list(kept.values()), [vectors[parameter] for parameter in kept])
     factors = (limit / torch.cat([sizes[parameter] for parameter in matrices])).clamp(max=1)[:, None, None]

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from optim import SpectralNorms, param_groups, power_iteration
-from optim.power_iteration import VECTORS, iterate, start_vectors
-from optim.spectral_norms import FIRST_ITERATIONS
+from optim.power_iteration import FIRST_ITERATIONS, VECTORS, iterate, start_vectors
 
 
 def iterations(matrices: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
