@@ -134,8 +134,12 @@ def can_mount() -> bool:
         return False
 
 
+needs_mount = pytest.mark.skipif(
+    os.geteuid() != 0 or not can_mount(), reason="only the superuser may mount a small /dev/shm"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0 or not can_mount(), reason="only the superuser may mount a small /dev/shm")
 def test_more_workers_than_cores_are_no_warning(
     photographs: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -164,6 +168,8 @@ time.sleep(60)
 
 
 class TestLittleSharedMemory:
+    @needs_mount
+    @pytest.mark.slow
     def test_it_is_refused_before_the_first_step(self, small_images: Path, tmp_path: Path) -> None:
         options = ("experiment=quickstart", "data=folder", f"data.root={small_images}", "data.backend=torch")
         more = ("max_workers=2", "batch_size=256", "logger=none", f"output_dir={tmp_path / 'run'}", "device=cpu")
@@ -180,6 +186,8 @@ class TestLittleSharedMemory:
         with pytest.raises(DataError, match=r"need shared memory, but /proc/none cannot be written: .*max_workers=0$"):
             SharedMemory(workers=1, batch=1, processes=1)
 
+    @needs_mount
+    @pytest.mark.slow
     def test_where_others_fill_it_later_the_batch_is_an_error(self, photographs: Path) -> None:
         code = (
             STREAM
