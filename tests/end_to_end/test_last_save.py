@@ -1,42 +1,41 @@
 """After an error a run saves its last steps. What happens meanwhile, or was in its folder before, does not stop it."""
 
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from engine.run_dir import RunDirectory
-from tests.runs import NEVER_SAVED, PROJECT, SMALL, checkpoint, environment, metrics
-
-# A run whose fourth step fails, and which gets the signal of the first argument while its last checkpoint is synced.
-PROGRAM = """
-import os, runpy, sys
 from engine.step import TrainStep
-number, train, take, fsync, due = int(sys.argv.pop(1)), sys.argv[1], TrainStep.take, os.fsync, []
-def fail_in_step_4(self, step, batches):
-    if step == 4:
-        due.append(number)
-        raise OSError("a disk is gone")
-    return take(self, step, batches)
-def interrupted(file):
-    if due:
-        os.kill(os.getpid(), due.pop())
-    fsync(file)
-TrainStep.take, os.fsync = fail_in_step_4, interrupted
-sys.argv = sys.argv[1:]
-runpy.run_path(train, run_name="__main__")
-"""
+from tests.runs import NEVER_SAVED, SMALL, checkpoint, metrics, train_here
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, here):
-    options = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
-    command = [sys.executable, "-c", PROGRAM, str(int(number)), str(PROJECT / "train.py"), *options]
-    done = subprocess.run(
-        command, cwd=here, env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 1 and "a disk is gone" in done.stderr, done.stderr
+def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, here, monkeypatch):
+    """The fourth step fails, and the signal comes while the last checkpoint is synced to the disk."""
+    take, fsync, due = TrainStep.take, os.fsync, []
+
+    def fail_in_step_4(self, step, batches):
+        if step == 4:
+            due.append(number)
+            raise OSError("a disk is gone")
+        return take(self, step, batches)
+
+    def interrupted(file):
+        if due:
+            os.kill(os.getpid(), due.pop())
+        fsync(file)
+
+    monkeypatch.setattr(TrainStep, "take", fail_in_step_4)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    # What would end a process must not end this one.
+    before = signal.signal(number, lambda *_: pytest.fail("the run does not listen to the signal"))
+    try:
+        with pytest.raises(OSError, match="a disk is gone"):
+            train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
+    finally:
+        signal.signal(number, before)
+    assert not due, "the signal came"
     assert checkpoint(here / "outputs/a")["step"] == 3
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
 
