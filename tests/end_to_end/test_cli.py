@@ -76,12 +76,12 @@ def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
     assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names
 
 
-def test_a_sweep_of_conf_starts_its_grid(small_images, tmp_path):
+def test_a_sweep_of_conf_starts_its_grid(here, monkeypatch):
     """The file says that it is a sweep, so ``-m`` is not needed. What is typed comes before what the file says."""
-    out = run_here("train.py", *SMALL, f"data.root={small_images}", "max_steps=1", "sweep=lr", "seed=7", cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
-    assert names == [f"quickstart-optim.lr_{lr}" for lr in (0.002, 0.004, 0.008)]
+    found = launched(monkeypatch, "train", *SMALL, "data.root=images", "sweep=lr", "seed=7")
+    rates = (0.002, 0.004, 0.008)
+    assert [f.output_dir for f in found] == [f"outputs/quickstart-optim.lr_{rate}" for rate in rates]
+    assert [f.optim.lr for f in found] == [*rates] and {f.seed for f in found} == {7}
 
 
 def test_the_shell_completes_options_and_choices(tmp_path, monkeypatch):
