@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -144,27 +145,27 @@ def test_a_signal_ends_the_training_too(small_images, tmp_path):
     assert not list(tmp_path.glob("lr_range-*"))
 
 
-# A search that gets a signal while it starts its first training, which is a program that sleeps.
-SIGNALLED = """
-import os, signal, subprocess, sys
-from scripts import lr_range
-start = subprocess.Popen
-def interrupted(command, **options):
-    process = start(["sleep", "60"], **options)
-    print(process.pid, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    return process
-subprocess.Popen = interrupted
-sys.exit(lr_range.main())
-"""
+def test_a_signal_while_a_training_is_being_started_ends_it_too(tmp_path, monkeypatch):
+    """The training is a program that sleeps."""
+    start, started = subprocess.Popen, []
 
+    def interrupted(command, **options):
+        started.append(start(["sleep", "60"], **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[0]
 
-def test_a_signal_while_a_training_is_being_started_ends_it_too(tmp_path):
-    command = [sys.executable, "-c", SIGNALLED, "model=cswin_tiny", "steps=60"]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environment(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), signal.SIGKILL)
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    monkeypatch.setattr(sys, "argv", ["lr_range.py", "model=cswin_tiny", "steps=60"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What would end a process must not end this one.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the search does not listen to the signal"))
+    try:
+        with pytest.raises(SystemExit) as end:
+            lr_range.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
     assert not list(tmp_path.iterdir())
