@@ -34,7 +34,7 @@ def test_an_interrupt_while_a_result_is_used_ends_the_jobs_at_once() -> None:
             processes = multiprocessing.active_children()
             raise KeyboardInterrupt
     for process in processes:
-        process.join(30)
+        process.join(100)
     alive = multiprocessing.active_children()
     for process in alive:
         process.kill()

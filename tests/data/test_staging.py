@@ -226,10 +226,10 @@ def test_when_one_file_cannot_be_copied_the_others_stop_at_once(
 
     def failing(source: Path, target: Path, bar: Any, stop: threading.Event) -> bytes:
         if source.name == "train-0000.tar":
-            assert has_begun.wait(10)
+            assert has_begun.wait(100)
             raise OSError(errno.EIO, "Input/output error")
         has_begun.set()
-        stop.wait(10)
+        stop.wait(100)
         return written(source, target, bar, stop)
 
     monkeypatch.setattr(staging, "_written", failing)

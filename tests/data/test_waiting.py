@@ -65,7 +65,7 @@ def test_the_next_item_is_fetched_while_the_last_one_is_used() -> None:
 
     stream = attentive(noted(), no_check, ahead=1)
     assert next(stream) == 0
-    assert made[1].wait(10)
+    assert made[1].wait(100)
     assert not made[2].is_set()
     assert list(stream) == [1, 2]
 

@@ -18,7 +18,7 @@ def test_a_crash_in_a_library_shows_where_it_was(here):
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(signal.SIGSEGV)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=250)
     assert run.returncode == -signal.SIGSEGV
     assert "Segmentation fault" in said
     assert re.search(r'File ".*engine/training_run.py", line \d+ in train', said), said

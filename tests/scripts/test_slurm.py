@@ -138,7 +138,7 @@ def test_one_line_chooses_the_environment(repository: Path, line: str, program: 
     assert count == 1
     script.write_text(chosen)
     train = job(repository, "train.sbatch", "seed=1")
-    assert train.wait(60) == 0
+    assert train.wait(250) == 0
     mounts = f"{repository},/path/to/imagenet:/data:ro"
     (arguments,) = called(repository, program)
     assert arguments.startswith(start.format(srun="--cpu-bind=none --kill-on-bad-exit=0", mounts=mounts))
@@ -165,14 +165,14 @@ def test_processes_get_a_port_of_their_job_one_thread_and_the_cores_that_were_as
     replaced(repository, "torchrun", 'echo "$RDZV_ENDPOINT $OMP_NUM_THREADS ${SRUN_CPUS_PER_TASK-}" >got')
     got = []
     for number, cores in (("70", {}), ("71", {"SLURM_CPUS_PER_TASK": "8"}), ("20070", {"OMP_NUM_THREADS": "2"})):
-        assert job(repository, "train.sbatch", SLURM_JOB_ID=number, **cores).wait(60) == 0
+        assert job(repository, "train.sbatch", SLURM_JOB_ID=number, **cores).wait(250) == 0
         got.append((repository / "got").read_text().rstrip("\n"))
     assert got == ["n1:10070 1 ", "n1:10071 1 8", "n1:10070 2 "]
 
 
 def test_a_run_that_fails_gives_its_status_to_the_job_which_is_not_queued_again(repository: Path) -> None:
     replaced(repository, "torchrun", "exit 3")
-    assert job(repository, "train.sbatch").wait(60) == 3
+    assert job(repository, "train.sbatch").wait(250) == 3
     assert called(repository, "srun")[-1] == "--overlap true"  # all nodes answer
     assert not [line for line in called(repository, "scontrol") if line.startswith("requeue")]
 
@@ -184,7 +184,7 @@ def test_a_run_that_finishes_before_the_time_limit_is_not_queued_again(repositor
         assert train.poll() is None
         time.sleep(0.01)
     train.send_signal(10)
-    assert train.wait(60) == 0
+    assert train.wait(250) == 0
     assert called(repository, "scancel") == ["--signal=TERM 70"]
     assert not [line for line in called(repository, "scontrol") if line.startswith("requeue")]
 
@@ -196,5 +196,5 @@ def test_a_job_waits_until_slurm_has_noticed_that_a_node_is_lost(repository: Pat
     replaced(repository, "scontrol", f'case "$2" in hostnames) echo n1;; config) {config};; esac')
     replaced(repository, "sleep", "")  # which would take ten minutes
     train = job(repository, "train.sbatch")
-    assert "waiting up to 600 seconds" in train.communicate(timeout=60)[1]
+    assert "waiting up to 600 seconds" in train.communicate(timeout=250)[1]
     assert (train.returncode, called(repository, "sleep")) == (1, ["600"])
