@@ -63,6 +63,7 @@ def test_a_pattern_covers_all_it_matches_and_a_name_itself_alone():
             self.table = nn.Linear(2, 2)
             self.head = nn.Linear(2, 2)
             self.header = nn.Linear(2, 2)
+            self.header.bias = nn.Parameter(torch.zeros(1, 2))
 
         def no_weight_decay(self) -> set[str]:
             return {"table.*", "head", "head.weight"}

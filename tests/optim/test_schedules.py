@@ -82,6 +82,7 @@ def test_a_prefix_moves_the_schedule_and_no_prefix_covers_its_beginning(name):
             assert within(step) == bare(step)
         else:
             assert within(step) == pytest.approx(1e-3 * step / (2 * STEPS))
+    assert (bare(17 * STEPS) == 1e-5) == (name != "constant"), "the first step of the cool-down"
 
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
@@ -101,6 +102,9 @@ def test_the_default_is_a_prefix_and_a_rate_for_each_step():
     for step in range(2 * STEPS, 12 * STEPS):
         fraction = 0.5 * (1 + math.cos(math.pi * (step - 2 * STEPS) / length))
         assert rate(step) == 1e-5 + (1e-3 - 1e-5) * fraction  # to the last bit
+    trapezoid = scheduler(ScheduleConfig(name="trapezoid", warmup_epochs=2), 12)
+    at_peak = [step for step in range(12 * STEPS) if trapezoid(step) == 1e-3]
+    assert at_peak == [*range(2 * STEPS, 10 * STEPS + 1)], "the decay is a fifth of the schedule"
 
 
 def test_a_run_that_is_all_warm_up_is_refused_without_a_prefix_too():
