@@ -86,9 +86,10 @@ def test_epochs_of_a_subset_are_shorter() -> None:
 
 def test_what_replaces_a_bad_image_is_of_the_subset_too() -> None:
     plan = make_plan(count=800, subset=0.5)
-    bad = frozenset(plan.images_of(0)[:50].tolist())
-    taken = set(plan.crops(0, range(76), bad).index.tolist())
-    assert taken <= set(plan.rows.tolist()) - bad
+    for rows in (plan.images_of(0)[:50], plan.rows[3:]):  # some, and nearly all
+        bad = frozenset(rows.tolist())
+        taken = set(plan.crops(0, range(76), bad).index.tolist())
+        assert taken <= set(plan.rows.tolist()) - bad
 
 
 def epoch_order(plan: TrainPlan, epoch: int) -> NDArray[np.int64]:
@@ -169,6 +170,21 @@ def test_an_image_is_cropped_anew_in_each_epoch() -> None:
     crops = [plan.crops(epoch, range(228)) for epoch in (0, 1)]
     boxes = [dict(zip(c.index.tolist(), c.box.tolist(), strict=True)) for c in crops]
     assert np.mean([boxes[0][i] == boxes[1][i] for i in boxes[0].keys() & boxes[1].keys()]) < 0.05
+
+
+def test_every_draw_differs_between_epochs_and_seeds() -> None:
+    """Of images of one size, so that crops depend on draws alone."""
+    found: list[dict[str, NDArray]] = []
+    for seed, epoch in ((1, 0), (1, 1), (2, 0)):
+        plan = make_plan(seed=seed)
+        plan.index = replace(plan.index, heights=np.full(230, 300), widths=np.full(230, 400))
+        crops, draws = plan.crops(epoch, range(228)), plan.device_draws(epoch, range(228))
+        assert draws.erase is not None and draws.auto is not None and draws.cubic is not None
+        whole = {"order": crops.index, "box": crops.box, "flip": crops.flip, "cubic": draws.cubic, "erase": draws.erase}
+        mix = np.array([mix.lam for mix in draws.mix])
+        found.append(whole | {"auto": draws.auto.args, "mix": mix, "noise": np.array(draws.noise)})
+    for other in found[1:]:
+        assert not [name for name, values in found[0].items() if np.array_equal(values, other[name])]
 
 
 def test_boxes_belong_to_their_images() -> None:
