@@ -72,6 +72,11 @@ def test_the_state_is_that_of_the_call(tmp_path: Path, slow_disk: None) -> None:
         state = load_checkpoint(tmp_path / name)
         assert state["step"] == step and torch.equal(state["model"]["w"], torch.arange(1000.0) + step - 1)
         assert state["callbacks"] == {"a": {"seen": [1, 1][:step]}}
+    checkpoints.save(STATE | {"step": 2}, is_best=False)
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["best.pt", "last.pt", "step_00000001.pt"], (
+        "the same step once more is no older one"
+    )
 
 
 @on_devices
