@@ -79,9 +79,12 @@ def test_a_model_of_timm_takes_its_family_s_recipe(name, recipe):
 
 
 def test_what_was_changed_in_a_recipe_is_said():
-    cfg = settings_of(["model=deit_small", "epochs=100", "optim.lr=1e-3", "model.drop_path_rate=0.2"])
+    cfg = settings_of(
+        ["model=deit_small", "epochs=100", "optim.lr=1e-3", "model.drop_path_rate=0.2", "augment.mixup=0"]
+    )
     assert described(cfg) == (
-        "conf/recipe/deit_small.yaml with optim.lr=0.001 (null), epochs=100 (300), model.drop_path_rate=0.2 (0.1)"
+        "conf/recipe/deit_small.yaml with augment.mixup=0.0 (0.8), optim.lr=0.001 (null), epochs=100 (300), "
+        "model.drop_path_rate=0.2 (0.1)"
     )
 
 
