@@ -8,7 +8,7 @@ from typing import Any
 from engine.options import cli
 from engine.options.paths import resolve_paths
 from engine.options.settings import eval_settings, train_settings
-from tests.runs import SMALL, run_here
+from tests.runs import SMALL, checkpoint, run_here
 
 
 def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
@@ -67,13 +67,14 @@ def test_help_shows_every_option_and_cfg_the_whole_recipe(tmp_path):
         assert value in recipe
 
 
-def test_a_sweep_gives_each_run_its_own_directory(small_images, tmp_path):
-    out = run_here(
-        "train.py", "--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", cwd=tmp_path
-    )
+def test_a_sweep_gives_each_run_its_own_directory_and_weights(small_images, tmp_path):
+    common = (*SMALL, f"data.root={small_images}", "max_steps=1", "optim.lr=1e-9", "optim.min_lr=0")
+    out = run_here("train.py", "--multirun", *common, "seed=1,2", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
-    names = sorted(path.name for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
-    assert len(names) == 2 and names[0].endswith("seed_1") and names[1].endswith("seed_2"), names
+    runs = sorted(path for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("."))
+    assert len(runs) == 2 and runs[0].name.endswith("seed_1") and runs[1].name.endswith("seed_2"), runs
+    one, two = (checkpoint(run)["model"]["head.weight"] for run in runs)
+    assert (one - two).abs().max() > 0.01, "the seed also draws the initial weights, which hardly change here"
 
 
 def test_a_sweep_of_conf_starts_its_grid(here, monkeypatch):
