@@ -1,5 +1,7 @@
 """Initialisations: the weights that vision transformers begin with."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -37,6 +39,16 @@ def test_nothing_else_differs_from_timms_initialisation():
         models_of[init] = of_the_command("deit_small", f"model.init={init}").state_dict()
     different = [name for name, value in models_of["timm"].items() if not torch.equal(value, models_of["deit"][name])]
     assert different == ["cls_token"] and models_of["timm"]["cls_token"].abs().max() < 1e-5
+
+
+def test_in_google_s_code_queries_keys_and_values_are_three_xavier_matrices():
+    """timm's port draws them as one, which makes them smaller by the factor √2."""
+    model = timm.create_model("vit_small_sincos", **SMALL)
+    for _ in range(2):
+        for part in model.blocks[0].attn.qkv.weight.chunk(3):
+            assert part.shape == (384, 384)
+            assert part.abs().max().item() == pytest.approx(math.sqrt(6 / (384 + 384)), rel=1e-3)
+        model.init_weights()
 
 
 def test_other_models_begin_as_timms():
