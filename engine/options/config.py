@@ -5,6 +5,7 @@ rules. The method ``check`` of a class holds the rules that involve several opti
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def config_groups() -> set[str]:
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
+@cache  # Hydra keeps them for all commands of a process
 def register() -> None:
     """Register the config classes with Hydra."""
     store = ConfigStore.instance()

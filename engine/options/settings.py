@@ -108,9 +108,10 @@ def _checked(composed: DictConfig) -> RunConfig:
         raise UserError(f"{missing[0]} is not set: add {missing[0]}=… to the command")
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, RunConfig)
-    refuse_secrets(flatten(as_container(settings)).items())
+    values = flatten(as_container(settings))
+    refuse_secrets(values.items())
     # With +name=value, Hydra adds options that do not exist in the config classes.
-    if added := sorted(set(flatten(as_container(composed))) - set(flatten(as_container(settings)))):
+    if added := sorted(flatten(as_container(composed)).keys() - values.keys()):
         raise UserError(f"there is no option '{added[0]}': --help lists all")
     check(settings)
     return settings
