@@ -24,7 +24,8 @@ from engine.run_dir import RunDirectory
 from engine.terminal import escape_unknown_letters
 from scripts.common.pictures import plt, save
 
-KINDS = ("step_ratio_median", "step_ratio_p99", "step_ratio_max")
+# By key what the line shows; the one that decides is drawn over the largest, from which it hardly differs.
+KINDS = {"step_ratio_median": "median", "step_ratio_max": "largest", "step_ratio_p99": "99th percentile"}
 
 
 def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
@@ -74,18 +75,20 @@ def draw(runs: dict[str, tuple[list[dict[str, Any]], float]], path: Path) -> Non
     """Draw the ratios of each run over the epochs, with the warm-up shaded."""
     columns = min(len(runs), 2)
     rows = -(-len(runs) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.5 * columns, 3.5 * rows), squeeze=False, sharey=True)
+    size = (max(6.0, 5.5 * columns), 0.4 + 3.5 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, constrained_layout=True)
     for axis in axes.flat[len(runs) :]:
         axis.axis("off")
     for axis, (name, (lines, warmup)) in zip(axes.flat, runs.items(), strict=False):
         epochs = [line["epoch"] for line in lines]
-        for kind in KINDS:
-            axis.semilogy(epochs, [line[kind] for line in lines], label=kind.removeprefix("step_ratio_"), lw=0.8)
-        axis.axvspan(0, warmup, alpha=0.15, color="grey")
-        axis.set(title=name, xlabel="epoch", ylabel="lr · σ₁(u) / σ₁(W)")
+        for kind, label in KINDS.items():
+            axis.semilogy(epochs, [line[kind] for line in lines], label=label, lw=1)
+        axis.axvspan(0, warmup, alpha=0.15, color="grey", label="warm-up")
+        axis.set(title=name, xlabel="epoch")
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(title="over matrices")
-    figure.tight_layout()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("lr · σ₁(u) / σ₁(W)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title="over matrices", loc="outside lower center", ncols=4)
     save(figure, path)
 
 

@@ -150,35 +150,32 @@ def _pair(value: float | None, expected: float | None, digits: int) -> str:
 
 
 def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> None:
-    """Draw training loss and validation accuracy of all runs into a file. Each run has its own colour.
+    """Draw training loss and validation accuracy of all runs into a file. Each run has its own kind of line.
 
     The reference is a dashed line, with a band from its worst run to its best. Its loss is the mean of an epoch, so it
     is drawn in the middle of the epoch.
     """
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    # null becomes NaN, which leaves a gap.
-    curves = [
-        (
-            *losses.plot(*_curve(run.train, "loss"), lw=1),
-            *accuracies.plot(*_curve(run.val, "top1"), marker="."),
-        )
-        for run in runs
-    ]
+    size = (11, 4.2 + 0.11 * len(runs))  # the legend has two columns
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=size, constrained_layout=True)
+    lines = []
+    for run in runs:  # null becomes NaN, which leaves a gap
+        losses.plot(*_curve(run.train, "loss"), lw=1)
+        lines += accuracies.plot(*_curve(run.val, "top1"), marker=".")
     if reference is not None:
         length, dashed = reference.setting["steps_per_epoch"], {"ls": "--", "color": "black", "lw": 1}
         train = [{"step": (epoch - 0.5) * length, "loss": reference.loss(epoch)} for epoch in reference.curves[0].loss]
         val = [{"step": epoch * length, "top1": reference.top1(epoch)} for epoch in reference.curves[0].top1]
-        curves.append(
-            (*losses.plot(*_curve(train, "loss"), **dashed), *accuracies.plot(*_curve(val, "top1"), **dashed))
-        )
+        losses.plot(*_curve(train, "loss"), **dashed)
+        lines += accuracies.plot(*_curve(val, "top1"), **dashed)
         ranges = [reference.range(epoch) for epoch in reference.curves[0].top1]
         accuracies.fill_between([line["step"] for line in val], *zip(*ranges, strict=True), color="black", alpha=0.15)
     labels = names(runs) + (["reference"] if reference else [])
-    losses.set(title="training loss", xlabel="step")
+    losses.set(title="training loss", xlabel="step", ylabel="loss")
     accuracies.set(title="validation accuracy", xlabel="step", ylabel="top-1, %")
-    for axis, lines in zip((losses, accuracies), zip(*curves, strict=True), strict=True):
+    for axis in (losses, accuracies):
         axis.grid(alpha=0.3)
-        axis.legend(lines, labels)  # without the lines, matplotlib leaves out names that begin with _
+    # Without the lines, matplotlib leaves out names that begin with _.
+    figure.legend(lines, labels, loc="outside lower center", ncols=2)
     save(figure, path)
 
 

@@ -175,6 +175,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             means = [fmean(float(row["loss"]) for row in chosen if float(row["lr"]) == rate) for rate in rates]
             panel.plot(rates, means, marker=marker, linestyle=line, label=optimizer)
         panel.set(title=position, xlabel="learning rate", xscale="log")
+        panel.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+        panel.minorticks_off()
     panels[0].set_ylabel("validation loss, nats a character")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OPTIMIZERS))
     save(figure, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scripts.common.pictures import plt, save
+from scripts.common.pictures import plain_numbers, plt, save
 from scripts.studies.at_init_measuring import Measured
 
 
@@ -27,6 +27,8 @@ def draw_at_init(measured: Sequence[Measured], path: Path) -> None:
         depths = sorted({m.depth for m in measured})
         left.set_xticks(depths, [str(depth) for depth in depths])
         left.minorticks_off()
+        plain_numbers(left.yaxis, [m.gradient for m in measured if m.model == name and m.block == m.depth])
+        plain_numbers(middle.yaxis, [m.gradient for m in measured if m.model == name and m.depth == max(depths)])
         middle.set(title=f"{name}: {max(depths)} blocks", xlabel="block", ylabel="‖∂loss / ∂W²‖")
         right.set(title=f"{name}: size of the activations", xlabel="block", ylabel="‖x‖² / d")
         for axis in (left, middle, right):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from engine.callbacks.instruments import of_each_layer
 from engine.run_dir import RunDirectory
-from scripts.common.pictures import plt, save
+from scripts.common.pictures import look, plain_numbers, plt, save
 from scripts.studies import smoothness
 from scripts.studies.results import read_rows, write_rows
 from scripts.studies.study import Cell, Study
 from scripts.studies.training import Trainer, forget, visible_gpus
 
 EVERY = 6  # steps between two readings
-STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))  # lines that differ without colour
 LOG_FROM = 10.0  # a panel whose largest value is this many times the smallest gets a logarithmic axis
 WORDS = {
     "loss": "training loss",
@@ -124,27 +123,27 @@ def draw_watched(study: Study, seen: Sequence[Seen], path: Path) -> None:
         len(keys), 1, figsize=(8, 0.8 + 1.9 * len(keys)), sharex=True, squeeze=False, constrained_layout=True
     )
     for panel, key in zip(panels[:, 0], keys, strict=True):
-        for training, style in zip(trainings, STYLES * len(trainings), strict=False):
+        for number, training in enumerate(trainings):
             points = [(entry.step, entry.value) for entry in seen if (entry.training, entry.key) == (training, key)]
             if points:
-                panel.plot(*zip(*points, strict=True), linestyle=style, linewidth=1.4, label=training)
+                panel.plot(*zip(*points, strict=True), **look(number), linewidth=1.4, label=training)
         values = [entry.value for entry in seen if entry.key == key]
         if min(values) > 0 and max(values) > LOG_FROM * min(values):
             panel.set_yscale("log")
+            plain_numbers(panel.yaxis, values)
         panel.set_ylabel(WORDS.get(key, key.replace("_", " ")))
     panels[-1, 0].set_xlabel("step")
-    found = [pair for panel in panels[:, 0] for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
-    by_label = {label: line for line, label in found}
-    figure.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=2)
+    handles = [plt.Line2D([], [], **look(number), label=training) for number, training in enumerate(trainings)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     save(figure, path)
 
 
 def draw_layers(kind: str, seen: Sequence[Seen], path: Path) -> None:
     """Draw the last numbers of all layers over the depth, a line for each training."""
     figure, panel = plt.subplots(figsize=(8, 3.6), constrained_layout=True)
-    for training, style in zip(_trainings(seen), STYLES * len(seen), strict=False):
+    for training in _trainings(seen):
         values = [e.value for e in seen if e.training == training and e.key.startswith(f"{kind}/")]
-        panel.plot(range(1, len(values) + 1), values, linestyle=style, marker="o", markersize=3, label=training)
+        panel.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=training)
     panel.set(xlabel="block, from the input to the output", ylabel=WORDS.get(kind, kind))
     panel.locator_params(axis="x", integer=True)
     figure.legend(loc="outside lower center", ncols=2)

@@ -54,12 +54,12 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
         (tmp_path / seed).mkdir()
         a_run(tmp_path / seed / "_a", LINES)
     legends = []
-    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: legends.extend(ax.get_legend() for ax in figure.axes))
+    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: legends.extend(figure.legends))
     folders = [tmp_path / "1/_a", tmp_path / "2/_a"]
     assert compared(monkeypatch, *folders, "--plot", tmp_path / "both.png") == 0
     said = capsys.readouterr()
     assert "| 1/_a | 20 |" in said.out and "| 2/_a | 20 |" in said.out and not said.err
-    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [["1/_a", "2/_a"]] * 2
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [["1/_a", "2/_a"]]
     assert compare_runs.names([compare_runs.read(folders[0])] * 2) == ["_a", "_a"]
 
 
@@ -72,6 +72,23 @@ def test_a_run_that_stopped_in_a_line_or_lost_an_accuracy_is_read(tmp_path, monk
     assert compared(monkeypatch, *runs, "--plot", tmp_path / "all.png") == 0
     said = capsys.readouterr().out
     assert "1.2500 | – | 61.50 |" in said and "1.2500 | 60.25 | 60.25 |" in said and "1.2500 | – | – |" in said
+
+
+def test_the_curves_of_a_sweep_are_told_apart_and_no_legend_covers_them(tmp_path, monkeypatch, capsys):
+    runs = [a_run(tmp_path / f"quickstart-optim.lr_{i:04d}-seed_0", LINES) for i in range(12)]
+    looks, covered = [], []
+
+    def look(figure) -> None:
+        panels = [panel.get_window_extent() for panel in figure.axes]
+        covered.extend(legend.get_window_extent().overlaps(panel) for legend in figure.legends for panel in panels)
+        looks.extend(
+            {f"{line.get_color()} {line._unscaled_dash_pattern}" for line in panel.lines} for panel in figure.axes
+        )
+
+    monkeypatch.setattr(compare_runs.plt, "close", look)
+    assert compared(monkeypatch, *runs, "--plot", tmp_path / "all.png") == 0
+    assert [len(found) for found in looks] == [12, 12] and looks[0] == looks[1]
+    assert covered == [False, False]
 
 
 @pytest.mark.slow
@@ -137,15 +154,20 @@ def reference(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_is_set_beside_a_reference_at_equal_epochs(reference, tmp_path, monkeypatch, capsys):
     run, picture = finished(tmp_path / "run", [61.5, 70.25], "seed=5"), tmp_path / "both.png"
-    drawn = []
-    monkeypatch.setattr(compare_runs.plt, "close", lambda figure: drawn.extend(figure.axes))
+    drawn, named = [], []
+
+    def keep(figure) -> None:
+        drawn.extend(figure.axes)
+        named.extend(text.get_text() for text in figure.legends[0].get_texts())
+
+    monkeypatch.setattr(compare_runs.plt, "close", keep)
     assert compared(monkeypatch, run, "--reference", reference, "--plot", picture) == 0
     said = capsys.readouterr().out
     assert "| 1 | 61.50 | 60.00 | +1.50 | 2.0000 | 2.0000 | +0.0000 |" in said
     assert "| 2 | 70.25 | 70.00 | +0.25 | 1.0000 | 1.0000 | +0.0000 |" in said
     assert "\non track: after epoch 2 of 3 top-1 is 70.25 %, the reference had 70.00 %, 70.00 to 70.00 % in 2 r" in said
     assert picture.stat().st_size > 10_000
-    assert [[text.get_text() for text in ax.get_legend().get_texts()] for ax in drawn] == [["run", "reference"]] * 2
+    assert named == ["run", "reference"]
     (band,) = drawn[1].collections
     assert {(30, 79), (30, 81), (10, 60)} <= {tuple(point) for point in band.get_paths()[0].vertices}
 
