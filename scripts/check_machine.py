@@ -14,7 +14,6 @@ small model for three steps in a temporary folder, and resume it. --compile trai
 ImageNet is trained on GPUs, which takes minutes more.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.terminal import escape_unknown_letters
+from scripts.common.command_line import command, parser_of
 
 # The processes that test the links between GPUs import this file, too. So the checks are imported inside the functions.
 
@@ -50,9 +49,9 @@ def checks(data_root: Path | None, output_dir: Path, compiles: bool) -> dict[str
     }
 
 
+@command
 def main() -> int:
-    escape_unknown_letters()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data-root", metavar="DIR", default=os.environ.get("IMAGENET_DIR"), help="else $IMAGENET_DIR")
     parser.add_argument("--output-dir", metavar="DIR", default="outputs", help="the folder of the runs, outputs")
     parser.add_argument("--compile", action="store_true", help="also train a compiled model, which takes minutes")

@@ -4,7 +4,6 @@ python scripts/model_table.py             # minutes: times a forward pass and a 
 python scripts/model_table.py --no-speed  # two minutes: sizes only, nothing written
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 from engine.device import device_name
 from engine.measuring.flops import forward_flops
+from scripts.bench.options import bench_parser
 from scripts.bench.training_step import TrainingStep, seconds, tuned_device
-from scripts.common.arguments import positive
+from scripts.common.command_line import command
+from scripts.common.tables import head, row
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIDE = 224
@@ -62,8 +63,10 @@ Train one with `python train.py model=NAME`, and `deit3_small`, `vit5_small` and
   otherwise. "warm-up" means that the paper trains with warm-up. We have not reproduced these values yet.
 
 """
-COLUMNS = ("model", "parameters", "GMACs", "activations, M", "forward, images/s", "training, images/s")
-MORE_COLUMNS = ("Lipschitz", "published top-1")
+COLUMNS = (
+    *("model", "parameters", "GMACs", "activations, M", "forward, images/s", "training, images/s"),
+    *("Lipschitz", "published top-1"),
+)
 
 
 @dataclass
@@ -164,24 +167,20 @@ def speed(name: str, batch: int, turns: int) -> tuple[float, float]:
 
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
-    columns = (*COLUMNS, *MORE_COLUMNS)
-    lines = [columns, ["---"] * len(columns), *(row.cells() for row in rows)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return "\n".join([head(*COLUMNS), *(row(*each.cells()) for each in rows), ""])
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=8, turns=5)
     parser.add_argument("--no-speed", action="store_true", help="sizes only; nothing is written")
-    parser.add_argument("--batch-size", type=positive, default=8)
-    parser.add_argument("--turns", type=positive, default=5)
     parser.add_argument("--out", type=Path, default=PROJECT / "docs/models.md")
     args = parser.parse_args()
     rows = []
     for name in tqdm(names(), disable=None, leave=False):
-        row = sizes(name)
+        rows.append(sizes(name))
         if not args.no_speed:
-            row.forward, row.training = speed(name, args.batch_size, args.turns)
-        rows.append(row)
+            rows[-1].forward, rows[-1].training = speed(name, args.batch_size, args.turns)
     print(table(rows))
     if not args.no_speed:
         machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -191,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,6 @@ Sources are never changed. To continue an interrupted command, run it again; the
 docs/imagenet.md.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.errors import DataError
 from data.prepare import Task, prepare
 from engine.terminal import printable
-from scripts.common.arguments import positive
+from scripts.common.command_line import parser_of, positive
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -42,7 +41,7 @@ def size(text: str) -> int:
 
 def parse(arguments: list[str] | None = None) -> Task:
     """Parse the command line into a task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tars", type=Path, metavar="DIR", help="folder of the official tar files")
     source.add_argument("--folder", type=Path, metavar="DIR", help="image folder: <split>/<class>/<image>")

@@ -6,7 +6,6 @@ A parquet file is read a row group at a time; the groups are those that Hugging 
 turns, in one process with one thread, and the table gives medians.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import DataConfig, DataError, EncodedSource, open_source
 from data.sources.file_sets import complete_set, file_set
-from scripts.common.arguments import existing_folder, positive
+from scripts.bench.training_step import ratio
+from scripts.common.command_line import command, existing_folder, parser_of, positive
+from scripts.common.tables import head
+from scripts.common.tables import row as line
 
 Reader = Callable[[int], bytes]
 
@@ -50,8 +52,9 @@ def source_reader(root: Path, split: str) -> tuple[Reader, int, str]:
     return source.read, len(source), source.layout
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--parquet", type=existing_folder, required=True, metavar="DIR", help="folder of parquet files")
     parser.add_argument(
         "--root", type=existing_folder, required=True, nargs="+", metavar="DIR", help="other forms of the images"
@@ -60,13 +63,10 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=300, help="read in each turn; default: 300")
     parser.add_argument("--repeats", type=positive, default=7, help="turns; default: 7")
     args = parser.parse_args()
-    try:
-        readers: dict[str, tuple[Reader, int]] = {"parquet": parquet_reader(args.parquet, args.split)}
-        for root in args.root:
-            read, count, layout = source_reader(root, args.split)
-            readers[layout] = (read, count)
-    except DataError as error:
-        parser.error(str(error))
+    readers: dict[str, tuple[Reader, int]] = {"parquet": parquet_reader(args.parquet, args.split)}
+    for root in args.root:
+        read, count, layout = source_reader(root, args.split)
+        readers[layout] = (read, count)
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(args.repeats):
         for name, (read, count) in readers.items():
@@ -75,11 +75,10 @@ def main() -> None:
             for row in rows:
                 read(row)
             seconds[name].append((perf_counter() - begin) / args.images)
-    print("| form | ms an image | against parquet |\n| --- | --- | --- |")
+    print(head("form", "ms an image", "against parquet"))
     for name, times in seconds.items():
-        ratio = median(p / t for p, t in zip(seconds["parquet"], times, strict=True))
-        print(f"| {name} | {1000 * median(times):.3f} | {ratio:.1f} × |")
+        print(line(name, f"{1000 * median(times):.3f}", f"{ratio(seconds['parquet'], times):.1f} ×"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,6 @@ the largest mean absolute difference of an image, in steps of 1/255. The last ro
 including the random draws. The images are enlarged embedded ones (Fashion-MNIST), or photographs in --root.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Callable
@@ -34,8 +33,9 @@ from data.augment.levels import operations
 from data.augment.policies import AutoDraws, Policy, policies
 from data.planning.draws import Stream, uniforms
 from data.storage.archive import PROJECT, unpacked
-from scripts.bench.training_step import seconds, tuned_device
-from scripts.common.arguments import existing_folder, positive
+from scripts.bench.options import bench_parser
+from scripts.bench.training_step import ratio, seconds, tuned_device
+from scripts.common.command_line import command, existing_folder, positive
 
 FILL = (124, 116, 104)  # ImageNet's mean
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -67,7 +67,8 @@ def race(ours: Callable[[], object], theirs: Callable[[], object], turns: int, d
     """Return the median times of both, and the median of the ratios theirs / ours."""
     ours(), theirs()
     pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in tqdm(range(turns), disable=None, leave=False)]
-    return [median(a for a, _ in pairs), median(b for _, b in pairs), median(b / a for a, b in pairs)]
+    mine, other = zip(*pairs, strict=True)
+    return [median(mine), median(other), ratio(other, mine)]
 
 
 def one_operation(name: str, count: int) -> AutoDraws:
@@ -102,13 +103,12 @@ def drawn(policy: Policy, batch: int, count: int) -> AutoDraws:
     return policy.draw(uniforms(0, 0, Stream.AUTO, batch * count, count, policy.uniforms))
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=64, turns=15)
     parser.add_argument("--root", type=existing_folder, help="folder of photographs")
     parser.add_argument("--auto", default="rand-m9-mstd0.5-inc1", help="the policy")
-    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--side", type=positive, default=224)
-    parser.add_argument("--turns", type=positive, default=15)
     args = parser.parse_args()
     device = tuned_device()
     embedded: Any = OmegaConf.load(PROJECT / "conf/data/fashion_mnist.yaml")
@@ -126,17 +126,17 @@ def main() -> None:
     for name in NAMES:
         draws = one_operation(name, n)
         work = partial(ours, draws), partial(by_timm, name, images, draws)
-        a, b, ratio = race(*work, args.turns, device)
+        a, b, times = race(*work, args.turns, device)
         distance = apart(work[0](), as_batch(work[1]()))
-        print(f"{name:22} {a / n * 1e3:8.3f} {b / n * 1e3:8.3f} {ratio:12.2f} {distance:8.4f}")
+        print(f"{name:22} {a / n * 1e3:8.3f} {b / n * 1e3:8.3f} {times:12.2f} {distance:8.4f}")
 
     (policy,), theirs, turn = policies(args.auto, 0.0, args.side), timms(args.auto), iter(range(10**6))
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    a, b, ratio = race(
+    a, b, times = race(
         lambda: ours(drawn(policy, next(turn), n)), lambda: [theirs(image) for image in images], 2 * args.turns, device
     )
-    print(f"{args.auto:22} {a / n * 1e3:8.3f} {b / n * 1e3:8.3f} {ratio:12.2f}")
+    print(f"{args.auto:22} {a / n * 1e3:8.3f} {b / n * 1e3:8.3f} {times:12.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

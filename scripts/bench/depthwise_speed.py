@@ -6,7 +6,6 @@ The gradient of the input is timed twice: as the library computes it, and as ``m
 convolution with the turned kernel.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.device import AMP_DTYPES, device_name
+from engine.device import AMP_DTYPES
+from scripts.bench.options import bench_parser, heading
 from scripts.bench.training_step import tuned_device
-from scripts.common.arguments import positive
+from scripts.common.command_line import command
+from scripts.common.tables import head, row
 
 MAPS = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and channels of the stages of a tiny model at 224 pixels
 KERNEL = 7
@@ -46,19 +47,17 @@ def times(batch: int, side: int, channels: int, device: torch.device, dtype: tor
     ]
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=positive, default=128)
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
-    args = parser.parse_args()
+    args = bench_parser(__doc__, batch_size=128, amp="bf16").parse_args()
     device = tuned_device()
-    print(f"{device_name(device)}, torch {torch.__version__}, {args.amp}, batch {args.batch_size}; milliseconds\n")
-    print("| map | forward | gradient of the input | the same as a forward convolution | gradient of the weight |")
-    print("| --- | --- | --- | --- | --- |")
+    print(f"{heading(device, args)}; milliseconds\n")
+    kinds = "forward", "gradient of the input", "the same as a forward convolution", "gradient of the weight"
+    print(head("map", *kinds))
     for side, channels in MAPS:
         found = times(args.batch_size, side, channels, device, AMP_DTYPES[args.amp])
-        print(f"| {side} x {side} x {channels} | " + " | ".join(f"{time:.2f}" for time in found) + " |", flush=True)
+        print(row(f"{side} x {side} x {channels}", *(f"{time:.2f}" for time in found)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,8 +24,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.device import AMP_DTYPES, device_name, tune
+from scripts.bench.options import bench_parser
 from scripts.bench.training_step import TrainingStep
-from scripts.common.arguments import known_model, positive
+from scripts.common.command_line import command, known_model, positive
+from scripts.common.tables import head, row
 from scripts.machine.exchange import bus_bandwidth, in_processes, join
 from scripts.plan import Machines, exchange_seconds, late_seconds
 
@@ -33,25 +35,29 @@ UNTIMED = 3  # steps of each kind before the timed ones
 PATIENCE = 1800  # seconds for all steps on a number of processes
 
 
+def positives(text: str) -> list[int]:
+    """Parse whole numbers of 1 or more, separated by commas."""
+    return [positive(number) for number in text.split(",")]
+
+
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=8, amp="fp32")
     parser.add_argument("model", type=known_model, help="a model of this project or of timm")
     gpus = torch.cuda.device_count()
     usual = ",".join(str(count) for count in (1, 2, 4, 8, 16) if count <= (gpus or 4))
-    parser.add_argument("--processes", default=usual, help="numbers of processes (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=8, help="images of a process (default: %(default)s)")
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="fp32")
+    parser.add_argument(
+        "--processes", type=positives, default=usual, help="numbers of processes (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=positive, default=10, help="timed steps of each kind (default: %(default)s)")
     args = parser.parse_args()
-    counts = [int(count) for count in args.processes.split(",")]
-    kind = "cuda" if gpus >= max(counts) else "cpu"
+    kind = "cuda" if gpus >= max(args.processes) else "cpu"
     with torch.device("meta"):
         gradients = 4 * sum(p.numel() for p in timm.create_model(args.model).parameters())
     where = device_name(torch.device(kind))
     print(f"{args.model} on {where}, {args.amp}, {args.batch_size} images, {gradients / 1e6:.0f} MB of gradients")
-    print("| processes | bus bandwidth, GB/s | step without exchange, ms | step, ms | step by plan.py, ms |")
-    print("| --- | --- | --- | --- | --- |")
-    for count in counts:
+    print(head("processes", "bus bandwidth, GB/s", "step without exchange, ms", "step, ms", "step by plan.py, ms"))
+    for count in args.processes:
         rate = bus_bandwidth(count, kind, gradients) if count > 1 else None
         alone, together = step_seconds(count, kind, args)
         late = 0.0
@@ -59,9 +65,7 @@ def main() -> None:
             machines = Machines(within=rate / 1e9, per_node=count)
             late = late_seconds(exchange_seconds(gradients, count, machines), alone, gradients)
         shown = "–" if rate is None else f"{rate / 1e9:.2f}"
-        print(
-            f"| {count} | {shown} | {alone * 1e3:.0f} | {together * 1e3:.0f} | {(alone + late) * 1e3:.0f} |", flush=True
-        )
+        print(row(count, shown, *(f"{time * 1e3:.0f}" for time in (alone, together, alone + late))), flush=True)
 
 
 def step_seconds(count: int, kind: str, args: argparse.Namespace) -> tuple[float, float]:
@@ -94,4 +98,4 @@ def take_steps(rank: int, count: int, kind: str, folder: str, args: argparse.Nam
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

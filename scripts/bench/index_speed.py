@@ -7,7 +7,6 @@ it in new processes. The memory is the increase over the memory after the import
 resident pages that no other process shares (private). A memory-mapped index adds to RSS, but not to private memory.
 """
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -31,7 +30,7 @@ from data.index.headers import Header
 from data.index.rows import Rows, joined_index
 from data.sources import Source
 from data.sources.folder import Folders
-from scripts.common.arguments import positive
+from scripts.common.command_line import command, parser_of, positive
 
 BATCH = 1024
 
@@ -82,9 +81,9 @@ def start(root: str) -> Source:
 def training_process(root: str, to_worker: Any, out: Any) -> None:
     """Start, then send the image source to a worker as PyTorch does."""
     source, cost = measured(partial(start, root))
-    fingerprint, cost_of_it = measured(source.index.fingerprint)
+    _, cost_of_it = measured(source.index.fingerprint)
     to_worker.send(source)
-    out.send({"start, to the first batch of crops": cost, f"fingerprint {fingerprint}": cost_of_it})
+    out.send({"start, to the first batch of crops": cost, "fingerprint of the set": cost_of_it})
     to_worker.recv()
 
 
@@ -103,8 +102,9 @@ def worker(from_trainer: Any, out: Any) -> None:
     from_trainer.send("done")
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=positive, default=1_281_167)
     args = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

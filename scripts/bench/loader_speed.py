@@ -22,10 +22,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import DataConfig, DataError, open_split
+from data import DataConfig, open_split
 from engine.device import device_name, tune
 from scripts.bench.loaders import FLOORS, LOADERS, Setting
-from scripts.common.arguments import existing_folder, positive
+from scripts.bench.options import bench_parser
+from scripts.bench.training_step import ratio, wait_for
+from scripts.common.command_line import command, existing_folder, positive
+from scripts.common.tables import head, row
 
 HW_LOADS = (0.0, 0.4, 0.9, 1.0)  # shares of the hardware decoder to try on a GPU, beside the default
 WARM = 6  # batches before the speed is measured; the time to the first batch is measured separately
@@ -50,8 +53,7 @@ def timed(name: str, setting: Setting) -> tuple[float, float]:
     begun, images = time.perf_counter(), 0
     for batch in stream:
         images += len(batch)
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(setting.device)
     return images / (time.perf_counter() - begun), first
 
 
@@ -83,18 +85,18 @@ def settings_of_rows(args: argparse.Namespace, roots: list[str], batch_size: int
 
 def print_table(found: Found, workers: int) -> None:
     """Print a row for each loader and recipe."""
-    print("| recipe | loader | images/s | least | most | per core | times timm | first batch, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(head("recipe", "loader", "images/s", "least", "most", "per core", "times timm", "first batch, s"))
     for (name, recipe), results in found.items():
         speeds, firsts = zip(*results, strict=True)
-        yardstick = found.get(("timm", recipe))
-        ratio = f"{median(a / b[0] for a, b in zip(speeds, yardstick, strict=True)):.2f}" if yardstick else ""
-        numbers = f"{median(speeds):.0f} | {min(speeds):.0f} | {max(speeds):.0f} | {median(speeds) / workers:.0f}"
-        print(f"| {recipe} | {name} | {numbers} | {ratio} | {median(firsts):.1f} |")
+        yardstick = [speed for speed, _ in found.get(("timm", recipe), ())]
+        numbers = median(speeds), min(speeds), max(speeds), median(speeds) / workers
+        against = f"{ratio(speeds, yardstick):.2f}" if yardstick else ""
+        print(row(recipe, name, *(f"{number:.0f}" for number in numbers), against, f"{median(firsts):.1f}"))
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=64)
     parser.add_argument(
         "--root", required=True, nargs="+", type=existing_folder, help="an image folder, and others for our backends"
     )
@@ -103,27 +105,23 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=["plain", "full"], default=["plain", "full"])
     parser.add_argument("--loaders", nargs="+", choices=[*LOADERS, *FLOORS], default=[*LOADERS, *FLOORS])
     parser.add_argument("--crop", type=positive, default=224)
-    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--batches", type=positive, default=30, help="of each measurement")
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     roots = [str(root) for root in args.root]
-    try:
-        configs = [DataConfig(name="folder", root=root, index_dir=args.index_dir) for root in roots]
-        sizes = [len(open_split(config, args.split)) for config in configs]
-    except DataError as error:
-        parser.error(str(error))
+    configs = [DataConfig(name="folder", root=root, index_dir=args.index_dir) for root in roots]
+    sizes = [len(open_split(config, args.split)) for config in configs]
     batch_size = min(args.batch_size, *sizes)
     settings = settings_of_rows(args, roots, batch_size)
-    found: Found = {row: [] for row in settings}
-    for row in tqdm([*settings] * args.repeats, disable=None, leave=False):
-        loader = next(name for name in LOADERS | FLOORS if row[0].startswith(name))
-        found[row].append(measured(loader, settings[row]))
+    found: Found = {place: [] for place in settings}
+    for place in tqdm([*settings] * args.repeats, disable=None, leave=False):
+        loader = next(name for name in LOADERS | FLOORS if place[0].startswith(name))
+        found[place].append(measured(loader, settings[place]))
     where = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"{sizes[0]} images, crop {args.crop}, batch {batch_size}, {args.workers} workers, {where}\n")
     print_table(found, args.workers)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,10 +24,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES, device_name
+from engine.device import AMP_DTYPES
 from scripts.bench.as_released import AsReleased
-from scripts.bench.training_step import TrainingStep, tuned_device
-from scripts.common.arguments import positive
+from scripts.bench.options import bench_parser, heading
+from scripts.bench.training_step import TrainingStep, ratio, tuned_device
+from scripts.common.command_line import command, known_model, positive
+from scripts.common.tables import head, row
 
 VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "as released": lambda model: AsReleased(model),  # type: ignore[arg-type]
@@ -36,6 +38,17 @@ VARIANTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "ours, compiled": lambda model: torch.compile(model, fullgraph=True),
 }
 RELEASED = "as released"
+
+
+def a_lipsformer(text: str) -> str:
+    """Parse the name of a LipsFormer.
+
+    Raises:
+        ArgumentTypeError: if the text is no such name.
+    """
+    if not known_model(text).startswith("lipsformer"):
+        raise argparse.ArgumentTypeError(f"{text} is no LipsFormer: only these have a released form")
+    return text
 
 
 def new_step(name: str, args: argparse.Namespace) -> TrainingStep:
@@ -63,14 +76,12 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
     return max(accumulate(size for _, size in changes)) / 2**30
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="lipsformer_swin_tiny", help="a LipsFormer")
-    parser.add_argument("--img-size", type=positive, default=224)
-    parser.add_argument("--batch-size", type=positive, default=8)
     usual = "bf16" if torch.cuda.is_available() else "fp32"  # a GPU's attention kernel refuses a compiled fp32 bias
-    parser.add_argument("--amp", choices=("fp32", "bf16"), default=usual)
-    parser.add_argument("--turns", type=positive, default=15)
+    parser = bench_parser(__doc__, batch_size=8, turns=15, amp=usual)
+    parser.add_argument("--model", type=a_lipsformer, default="lipsformer_swin_tiny", help="a LipsFormer")
+    parser.add_argument("--img-size", type=positive, default=224)
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled variant, minutes on a CPU")
     args = parser.parse_args()
     names = [name for name in VARIANTS if not (args.no_compile and "compiled" in name)]
@@ -88,15 +99,12 @@ def main() -> None:
 
 def report(args: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]) -> None:
     """Print the table in Markdown."""
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(
-        f"\n{args.model}, batch {args.batch_size}, {args.img_size} pixels, {args.amp}, {device}; {args.turns} turns\n"
-    )
-    print("| variant | step, ms | speed over the released form | peak memory, GiB |\n| --- | --- | --- | --- |")
+    print(f"\n{args.model}, {args.img_size} pixels, {heading(tuned_device(), args)}; {args.turns} turns\n")
+    print(head("variant", "step, ms", "speed over the released form", "peak memory, GiB"))
     for name, found in times.items():
-        ratio = median(a / b for a, b in zip(times[RELEASED], found, strict=True))
-        print(f"| {name} | {median(found) * 1e3:.0f} | {ratio:.2f} | {memory[name]:.2f} |")
+        speed = ratio(times[RELEASED], found)
+        print(row(name, f"{median(found) * 1e3:.0f}", f"{speed:.2f}", f"{memory[name]:.2f}"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

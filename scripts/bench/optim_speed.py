@@ -37,10 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models  # noqa: F401  (registers the models)
 from data.storage.archive import PROJECT, unpacked
 from engine.device import device_name
-from engine.terminal import escape_unknown_letters
 from optim import AdamW2, param_groups
-from scripts.bench.training_step import seconds, tuned_device
-from scripts.common.arguments import known_model, positive
+from scripts.bench.options import bench_parser
+from scripts.bench.training_step import ratio, seconds, tuned_device
+from scripts.common.command_line import command, known_model
+from scripts.common.tables import head, row
 
 YARDSTICK = "AdamW, fused"
 EARLY = 3  # steps that are not timed
@@ -144,24 +145,22 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> tuple[
 def print_whole_step(times: dict[str, list[float]], before: list[float], batch_size: int) -> None:
     """Print what AdamW² adds to a whole training step with ``YARDSTICK``, measured in the same turns."""
     whole = [passes + step for passes, step in zip(before, times[YARDSTICK], strict=True)]
-    print(f"\n| whole step, batch {batch_size} | ms | more |\n| --- | --- | --- |")
+    print(f"\n{head(f'whole step, batch {batch_size}', 'ms', 'more')}")
     for label, found in times.items():
         if label == YARDSTICK or label.startswith("AdamW²"):
             turns = zip(found, times[YARDSTICK], whole, strict=True)
             more = median((own - theirs) / step for own, theirs, step in turns)
             own_step = median(passes + own for passes, own in zip(before, found, strict=True))
-            print(f"| {label} | {own_step * 1e3:.0f} | {more:+.1%} |")
+            print(row(label, f"{own_step * 1e3:.0f}", f"{more:+.1%}"))
 
 
+@command
 def main() -> None:
-    escape_unknown_letters()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=8, turns=15)
     parser.add_argument(
         "--models", nargs="+", type=known_model, default=["lipsformer_swin_tiny", "vit_base_patch16_224"]
     )
-    parser.add_argument("--turns", type=positive, default=15)
     parser.add_argument("--gradients", choices=["real", "random"], default="real")
-    parser.add_argument("--batch-size", type=positive, default=8, help="images behind real gradients")
     parser.add_argument("--tau", type=float, default=AdamW2([nn.Parameter(torch.ones(1, 1))]).defaults["tau"])
     args = parser.parse_args()
     device = tuned_device()
@@ -169,13 +168,12 @@ def main() -> None:
     for name in args.models:
         times, before = measure(name, args, device)
         print(f"\n{name}, {where}, {args.turns} turns, {args.gradients} gradients\n")
-        print(f"| optimizer | step, ms | times {YARDSTICK} |\n| --- | --- | --- |")
+        print(head("optimizer", "step, ms", f"times {YARDSTICK}"))
         for label, found in times.items():
-            ratio = median(a / b for a, b in zip(found, times[YARDSTICK], strict=True))
-            print(f"| {label} | {median(found) * 1e3:.1f} | {ratio:.2f} |")
+            print(row(label, f"{median(found) * 1e3:.1f}", f"{ratio(found, times[YARDSTICK]):.2f}"))
         if args.gradients == "real":
             print_whole_step(times, before, args.batch_size)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

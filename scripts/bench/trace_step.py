@@ -9,7 +9,6 @@ them. The last columns are lower bounds of the time on a GPU: no operation is fa
 GPU's peak. They leave out the time in which the host launches the kernels.
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,13 +18,14 @@ import timm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import models  # noqa: F401  (registers the models)
-from engine.device import AMP_DTYPES
 from engine.measuring.gpus import GPUS
 from models.kernels import KERNELS
+from scripts.bench.options import bench_parser
 from scripts.bench.step_cost import Cost, CostCounter, milliseconds, traced
-from scripts.common.arguments import known_model, positive
+from scripts.common.command_line import command, known_model, whole
+from scripts.common.tables import head, row
 
-CLASSES, SIDE, DROP_PATH = 1000, 224, 0.2
+CLASSES, DROP_PATH = 1000, 0.2
 Costs = dict[tuple[str, str], Cost]
 
 
@@ -40,12 +40,11 @@ def by_part(counter: CostCounter) -> Costs:
 
 def print_table(name: str, counter: CostCounter, gpus: list[str]) -> None:
     """Print a row for each part."""
-    print(f"\n{name}\n\n| part | launches | GB | GFLOP | {' | '.join(f'{gpu}, ms' for gpu in gpus)} |")
-    print("| --- | " + " | ".join(["---"] * (3 + len(gpus))) + " |")
+    print(f"\n{name}\n\n{head('part', 'launches', 'GB', 'GFLOP', *(f'{gpu}, ms' for gpu in gpus))}")
     for (stage, part), cost in by_part(counter).items():
-        times = " | ".join(f"{milliseconds(counter, gpu, stage, part):.1f}" for gpu in gpus)
+        times = (f"{milliseconds(counter, gpu, stage, part):.1f}" for gpu in gpus)
         where = ", ".join(filter(None, (stage, part)))
-        print(f"| {where} | {cost.launches} | {cost.bytes / 1e9:.1f} | {cost.flops / 1e9:.0f} | {times} |")
+        print(row(where, cost.launches, f"{cost.bytes / 1e9:.1f}", f"{cost.flops / 1e9:.0f}", *times))
 
 
 def print_operations(counter: CostCounter, count: int) -> None:
@@ -53,30 +52,29 @@ def print_operations(counter: CostCounter, count: int) -> None:
     costs: dict[str, Cost] = defaultdict(Cost)
     for operation in counter.operations:
         costs[operation.name] += operation.cost
-    print("\n| operation | launches | GB |\n| --- | --- | --- |")
+    print(f"\n{head('operation', 'launches', 'GB')}")
     for name, cost in sorted(costs.items(), key=lambda item: -item[1].bytes)[:count]:
-        print(f"| `{name}` | {cost.launches} | {cost.bytes / 1e9:.2f} |")
+        print(row(f"`{name}`", cost.launches, f"{cost.bytes / 1e9:.2f}"))
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, batch_size=128, amp="bf16", optim="adamw")
     parser.add_argument("model", type=known_model, help="a model of this project or of timm")
     parser.add_argument("--vs", nargs="*", type=known_model, default=[], help="models to compare it with")
-    parser.add_argument("--batch-size", type=positive, default=128)
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), default="bf16")
-    parser.add_argument("--optim", choices=("adamw", "adamw2"), default="adamw")
     parser.add_argument("--kernels", choices=KERNELS[1:], default="triton", help="operations of LipsFormers")
     parser.add_argument("--gpus", nargs="*", choices=tuple(GPUS), default=["H100", "A100"])
-    parser.add_argument("--operations", type=int, default=0, help="list this many operations")
+    parser.add_argument("--operations", type=whole, default=0, help="list this many operations")
     args = parser.parse_args()
-    print(f"a training step, batch {args.batch_size}, {SIDE} px, {args.amp}, {args.optim}, eager")
+    print(f"a training step, batch {args.batch_size}, {args.amp}, {args.optim}, eager")
     for name in [args.model, *args.vs]:
         model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=DROP_PATH)
-        counter = traced(model, SIDE, args.batch_size, args.amp, args.optim, args.kernels)
-        print_table(name, counter, args.gpus)
+        side = model.default_cfg["input_size"][-1]
+        counter = traced(model, side, args.batch_size, args.amp, args.optim, args.kernels)
+        print_table(f"{name}, {side} px", counter, args.gpus)
         if args.operations:
             print_operations(counter, args.operations)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 
 import timm
 import torch
@@ -24,14 +25,24 @@ def tuned_device() -> torch.device:
     return device
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that ``work`` takes, until the device has done it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    wait_for(device)
     started = time.perf_counter()
     work()
-    wait()
+    wait_for(device)
     return time.perf_counter() - started
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """Return the median of the ratios of each turn."""
+    return median(a / b for a, b in zip(of, to, strict=True))
 
 
 class TrainingStep:
