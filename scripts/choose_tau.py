@@ -19,10 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.errors import UserError
 from engine.options.plain import flatten
 from engine.run_dir import RunDirectory
-from engine.terminal import escape_unknown_letters
+from scripts.common.command_line import command, parser_of
 from scripts.common.pictures import plt, save
+from scripts.common.tables import head, row
 
 # By key what the line shows; the one that decides is drawn over the largest, from which it hardly differs.
 KINDS = {"step_ratio_median": "median", "step_ratio_max": "largest", "step_ratio_p99": "99th percentile"}
@@ -32,20 +34,20 @@ def readings(run: Path) -> tuple[list[dict[str, Any]], float]:
     """Return the lines of a run's metrics with ratios, and the number of warm-up epochs.
 
     Raises:
-        ValueError: if the folder is not a run that measured ratios without capping.
+        UserError: if the folder is not a run that measured ratios without capping.
     """
     directory = RunDirectory(run)
     for file in (directory.metrics, directory.config):
         if not file.is_file():
-            raise ValueError(f"{run} is not a run: it has no {file.name}")
+            raise UserError(f"{run} is not a run: it has no {file.name}")
     config = flatten(directory.settings())
     measured = [line for line in directory.read_metrics() if line.get("step_ratio_p99") is not None]
-    other = ValueError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
+    other = UserError(f"{run} was not trained with optim=adamw2 optim.tau=1e9, which measures but caps nothing")
     if config.get("optim.name") != "adamw2" or not measured:
         raise other
     for name in ("optim.tau", "schedule.warmup_epochs"):
         if not isinstance(config.get(name), int | float):
-            raise ValueError(f"{directory.config} is damaged ({name} is {config.get(name)}, and no number): restore it")
+            raise UserError(f"{directory.config} is damaged ({name} is {config.get(name)}, and no number): restore it")
     if config["optim.tau"] < 1e9:
         raise other
     return measured, config["schedule.warmup_epochs"]
@@ -55,11 +57,11 @@ def after_warmup(lines: list[dict[str, Any]], warmup: float) -> list[float]:
     """Return the 99th percentile over the matrices at each step after the warm-up.
 
     Raises:
-        ValueError: if the run ended before the end of its warm-up.
+        UserError: if the run ended before the end of its warm-up.
     """
     after = [line["step_ratio_p99"] for line in lines if line["epoch"] > warmup]
     if not after:
-        raise ValueError("the run has no steps after its warm-up: train longer")
+        raise UserError("the run has no steps after its warm-up: train longer")
     return after
 
 
@@ -106,30 +108,25 @@ def percent(text: str) -> float:
     raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
 
 
-def main() -> int:
-    escape_unknown_letters()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--percentile", type=percent, default=99.0, help="of the steps after the warm-up")
     parser.add_argument("--plot", type=Path, default=Path("tau.png"))
     args = parser.parse_args()
-    try:
-        runs = {str(run): readings(run) for run in args.runs}
-        found = {name: after_warmup(*run) for name, run in runs.items()}
-        draw(runs, args.plot)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"| run | median step | {args.percentile:g} % of the steps below |\n| --- | --- | --- |")
+    runs = {str(run): readings(run) for run in args.runs}
+    found = {name: after_warmup(*run) for name, run in runs.items()}
+    draw(runs, args.plot)
+    print(head("run", "median step", f"{args.percentile:g} % of the steps below"))
     highs = {name: float(np.percentile(ratios, args.percentile)) for name, ratios in found.items()}
     for name, ratios in found.items():
-        print(f"| {name} | {np.median(ratios):.4f} | {highs[name]:.4f} |")
+        print(row(name, f"{np.median(ratios):.4f}", f"{highs[name]:.4f}"))
     tau = rounded_up(max(highs.values()))
     print(f"\nτ = {tau:.3g} would have capped more than 1 % of the matrices:")
     for name, ratios in found.items():
         print(f"  {name}: in {sum(ratio > tau for ratio in ratios)} of {len(ratios)} steps that were read")
     print(f"drawn in {args.plot}")
-    return 0
 
 
 if __name__ == "__main__":

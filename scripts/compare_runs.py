@@ -12,7 +12,6 @@ whether it is on track. --write-reference makes such a curve from finished runs 
 the recipe find it in conf/experiment/ and conf/recipe/, and say after each validation whether they are on track.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -24,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.reference import Reference, unlike
-from engine.terminal import escape_unknown_letters
+from scripts.common.command_line import command, parser_of
 from scripts.common.course import Course, write_reference
 from scripts.common.pictures import plt, save
+from scripts.common.tables import head, row
 
 MOST_SHOWN = 5  # differences in an error message
 # The keys that each kind of line must have.
@@ -61,15 +61,13 @@ def read(folder: Path) -> Run:
     """Read a run's metrics.
 
     Raises:
-        ValueError: if the folder is not a run, has no training metrics yet, or a line of its metrics is damaged.
+        UserError: if the folder is not a run, has no training metrics yet, or a line of its metrics is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run: it has no metrics.jsonl")
+        raise UserError(f"{folder} is not a run: it has no metrics.jsonl")
     lines: dict[str, list[dict[str, Any]]] = {split: [] for split in NEEDED}
-    *texts, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    if _is_json(rest):  # otherwise the rest is empty or an incomplete line
-        texts.append(rest)
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
@@ -77,21 +75,15 @@ def read(folder: Path) -> Run:
             for key in NEEDED[split]:
                 float(line[key] or 0)  # null stands for a number that is not finite
         except (ValueError, TypeError, KeyError):
-            raise ValueError(
+            if number == len(texts):  # what follows the last line break is empty or an incomplete line
+                break
+            raise UserError(
                 f"line {number} of {path} is not a line of metrics: it lacks a split with its numbers"
             ) from None
         lines[split].append(line)
     if not lines["train"]:
-        raise ValueError(f"{folder} has no training steps in its metrics.jsonl yet")
+        raise UserError(f"{folder} has no training steps in its metrics.jsonl yet")
     return Run(folder.resolve(), lines["train"], lines["val"])
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def names(runs: list[Run]) -> list[str]:
@@ -105,14 +97,13 @@ def names(runs: list[Run]) -> list[str]:
 
 def table(runs: list[Run]) -> str:
     """Return a Markdown table: for each run the last step, its loss, the last accuracy and the best."""
-    rows = ["| run | steps | training loss | top-1, % | best top-1, % |", "| --- | --- | --- | --- | --- |"]
+    rows = [head("run", "steps", "training loss", "top-1, %", "best top-1, %")]
     for name, run in zip(names(runs), runs, strict=True):
         accuracies = [line["top1"] for line in run.val]
         last = accuracies[-1] if accuracies else None
         best = max((value for value in accuracies if value is not None), default=None)
         end = run.train[-1]
-        loss = _number(end["loss"], 4)
-        rows.append(f"| {name} | {end['step']} | {loss} | {_number(last, 2)} | {_number(best, 2)} |")
+        rows.append(row(name, end["step"], _number(end["loss"], 4), _number(last, 2), _number(best, 2)))
     return "\n".join(rows)
 
 
@@ -133,20 +124,17 @@ def beside(course: Course, reference: Reference) -> str:
             f"{', '.join(found[:MOST_SHOWN])}{more}; compare it with another run, without --reference"
         )
     verdict = reference.verdict(course.curve)
-    rows = [
-        "| epoch | top-1, % | reference | difference | training loss | reference | difference |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    compared = ("reference", "difference")
+    rows = [head("epoch", "top-1, %", *compared, "training loss", *compared)]
     for epoch in reference.shared_epochs(course.curve):
-        top1 = _pair(course.curve.top1[epoch], reference.top1(epoch), 2)
-        rows.append(f"| {epoch} | {top1} | {_pair(course.curve.loss[epoch], reference.loss(epoch), 4)} |")
+        top1 = _beside(course.curve.top1[epoch], reference.top1(epoch), 2)
+        rows.append(row(epoch, *top1, *_beside(course.curve.loss[epoch], reference.loss(epoch), 4)))
     return "\n".join([*rows, "", verdict])
 
 
-def _pair(value: float | None, expected: float | None, digits: int) -> str:
-    difference = None if value is None or expected is None else value - expected
-    signed = "–" if difference is None else f"{difference:+.{digits}f}"
-    return f"{_number(value, digits)} | {_number(expected, digits)} | {signed}"
+def _beside(value: float | None, expected: float | None, digits: int) -> tuple[str, str, str]:
+    signed = "–" if value is None or expected is None else f"{value - expected:+.{digits}f}"
+    return _number(value, digits), _number(expected, digits), signed
 
 
 def draw(runs: list[Run], path: Path, reference: Reference | None = None) -> None:
@@ -183,9 +171,9 @@ def _curve(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float
     return [line["step"] for line in lines], [math.nan if line[key] is None else line[key] for line in lines]
 
 
-def main() -> int:
-    escape_unknown_letters()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument(
         "--plot", type=Path, default=Path("compare.png"), help="picture to write (default: %(default)s)"
@@ -194,25 +182,19 @@ def main() -> int:
     kind.add_argument("--reference", type=Path, metavar="FILE", help="say whether the runs follow this curve")
     kind.add_argument("--write-reference", type=Path, metavar="FILE", help="write the curve of these finished runs")
     args = parser.parse_args()
-    try:
-        args.runs = with_metrics(args.runs)
-        runs = [read(folder) for folder in args.runs]
-        if args.write_reference:
-            write_reference(args.write_reference, [Course.of(folder) for folder in args.runs])
-            print(f"the reference is in {args.write_reference}")
-            return 0
-        print(table(runs))
-        reference = Reference.read(args.reference) if args.reference else None
-        if reference is not None:
-            for name, folder in zip(names(runs), args.runs, strict=True):
-                print(f"\n{name} beside {reference.path}:\n\n{beside(Course.of(folder), reference)}")
-        draw(runs, args.plot, reference)
-    except (OSError, ValueError) as error:
-        # This includes a plot file that cannot be written, and a file ending that matplotlib does not know.
-        print(f"error: {error}".splitlines()[0], file=sys.stderr)
-        return 2
+    args.runs = with_metrics(args.runs)
+    runs = [read(folder) for folder in args.runs]
+    if args.write_reference:
+        write_reference(args.write_reference, [Course.of(folder) for folder in args.runs])
+        print(f"the reference is in {args.write_reference}")
+        return
+    print(table(runs))
+    reference = Reference.read(args.reference) if args.reference else None
+    if reference is not None:
+        for name, folder in zip(names(runs), args.runs, strict=True):
+            print(f"\n{name} beside {reference.path}:\n\n{beside(Course.of(folder), reference)}")
+    draw(runs, args.plot, reference)
     print(f"\ndrawn in {args.plot}")
-    return 0
 
 
 if __name__ == "__main__":

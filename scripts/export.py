@@ -31,8 +31,8 @@ import models
 from engine.checkpoints.checkpoint_file import checked, is_ours, lacking
 from engine.checkpoints.hub import TrainedModel, push
 from engine.checkpoints.saved_model import model_settings
-from engine.errors import USER_ERRORS, UserError
-from scripts.common.arguments import positive
+from engine.errors import UserError
+from scripts.common.command_line import command, parser_of, positive
 
 TOLERANCE = 1e-4  # relative to the largest logit; float32 results differ if operations run in another order
 ROOM = 16 * 2**20  # bytes for the graphs of operations
@@ -179,7 +179,7 @@ def hand_over(args: argparse.Namespace) -> tuple[nn.Module, int, Path]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where the files of the run's model are written")
     parser.add_argument("--checkpoint", default="last.pt", help="file in RUN/checkpoints; default: last.pt")
@@ -207,19 +207,16 @@ def parse() -> argparse.Namespace:
     return args
 
 
+@command
 def main() -> int:
     args = parse()
-    try:
-        if args.run is not None:
-            model, side, path = hand_over(args)
-        else:
-            make_folder(args.out, "--out")
-            model, side = model_to_export(args.model, args.weights, args.num_classes, args.img_size)
-            refuse_full_disk(args.out, model, "--out")
-            path = args.out / args.model
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.run is not None:
+        model, side, path = hand_over(args)
+    else:
+        make_folder(args.out, "--out")
+        model, side = model_to_export(args.model, args.weights, args.num_classes, args.img_size)
+        refuse_full_disk(args.out, model, "--out")
+        path = args.out / args.model
     found = export(model, side, path)
     for kind, value in found.items():
         print(f"{kind:12}  largest difference {value:.1e} of the largest logit")
@@ -228,11 +225,7 @@ def main() -> int:
         return 1
     print(f"written      {path}.pt2 and .onnx" + (f", and what timm loads, in {args.to}" if args.run else ""))
     if args.push_to_hub:
-        try:
-            print(f"uploaded     {push(args.to, args.push_to_hub)}")
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        print(f"uploaded     {push(args.to, args.push_to_hub)}")
     return 0
 
 

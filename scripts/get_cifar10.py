@@ -7,7 +7,6 @@ The archive is that of the University of Toronto (Krizhevsky, "Learning Multiple
 2009). torchvision downloads it and checks its hash. The images are encoded with quality 95 and full colour resolution.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,17 +15,22 @@ from urllib.error import URLError
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.errors import UserError
+from scripts.common.command_line import command, parser_of
+
 ENCODER = {"quality": 95, "subsampling": 0}
 SPLITS = {"train": True, "val": False}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="new or empty folder")
     folder = parser.parse_args().folder
     if folder.is_dir() and any(folder.iterdir()):
-        print(f"error: {folder} is not empty: name a new folder", file=sys.stderr)
-        return 2
+        raise UserError(f"{folder} is not empty: name a new folder")
     try:
         write(folder)
     except (OSError, RuntimeError) as error:  # no network, a full disk; another hash
@@ -34,10 +38,8 @@ def main() -> int:
             said = f"downloaded from {CIFAR10.url} ({error.reason}): run this where that address can be reached"
         else:
             said = f"written to {folder}: {error}"
-        print(f"error: CIFAR-10 cannot be {said}", file=sys.stderr)
-        return 2
+        raise UserError(f"CIFAR-10 cannot be {said}") from error
     print(f"written: {folder}; train with CIFAR10_DIR={folder} and data=cifar10")
-    return 0
 
 
 def write(folder: Path) -> None:

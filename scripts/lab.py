@@ -36,7 +36,7 @@ from engine.device import default_workers
 from engine.errors import UserError
 from engine.options.config import TrainConfig
 from engine.options.rules import declared
-from engine.terminal import escape_unknown_letters
+from scripts.common.command_line import command
 from scripts.studies.at_init import verdicts_at_init
 from scripts.studies.claims import Verdict, judge
 from scripts.studies.crash_map import draw_crash_map
@@ -158,8 +158,8 @@ def title(path: Path) -> str:
         return f"cannot be read: {error}"
 
 
+@command
 def main() -> int:
-    escape_unknown_letters()
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         for path in sorted(STUDIES.glob("*.yaml")):
@@ -185,9 +185,6 @@ def main() -> int:
         for verdict in report(study, results, at_init):
             print(f"{verdict.verdict:14} {verdict.claim}: {verdict.evidence}")
         print(f"written: {folder / 'README.md'}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (Stopped, KeyboardInterrupt):
         print("stopped: the same command goes on", file=sys.stderr)
         return 130

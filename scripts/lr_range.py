@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.errors import UserError
 from engine.run_dir import RunDirectory
-from engine.terminal import escape_unknown_letters
+from scripts.common.command_line import command
 from scripts.studies.study import PROJECT
 from scripts.studies.training import NOT_FINITE, why_it_ended
 
@@ -188,34 +188,28 @@ def steps_and_options(typed: list[str]) -> tuple[int, list[str]]:
     return int(number), [word for word in typed if word not in own]
 
 
+@command
 def main() -> int:
-    escape_unknown_letters()
     typed = sys.argv[1:]
     if not typed or {"-h", "--help"} & set(typed):
         print(__doc__)
         return 0
-    try:
-        steps, options = steps_and_options(typed)
-        signals: list[int] = []  # only noted: an exception while a training is being started would leave it behind
-        for ending in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                signal.signal(ending, lambda number, _: signals.append(number))
-        with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
-            trainer = Trainer(options, steps, Path(folder), signals)
-            recipe = trainer(None)
-            print(f"{_shown(recipe)}  (the recipe's)", flush=True)
+    steps, options = steps_and_options(typed)
+    signals: list[int] = []  # only noted: an exception while a training is being started would leave it behind
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup sets SIGHUP
+            signal.signal(ending, lambda number, _: signals.append(number))
+    with tempfile.TemporaryDirectory(prefix="lr_range-") as folder:
+        trainer = Trainer(options, steps, Path(folder), signals)
+        recipe = trainer(None)
+        print(f"{_shown(recipe)}  (the recipe's)", flush=True)
 
-            def train(rate: float) -> Trial:
-                trial = trainer(rate)
-                print(_shown(trial), flush=True)
-                return trial
+        def train(rate: float) -> Trial:
+            trial = trainer(rate)
+            print(_shown(trial), flush=True)
+            return trial
 
-            good, failing, _ = search(recipe, train)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        good, failing, _ = search(recipe, train)
     print()
     if good is None:
         print(f"no rate down to {recipe.rate / FARTHEST:.1e} trains within {steps} steps")

@@ -44,6 +44,7 @@ from engine.options.recipe import implied_recipe
 from engine.options.settings import train_settings
 from models import build_model, family_of
 from scripts.bench.step_cost import milliseconds, traced
+from scripts.common.tables import head, row
 
 TRACED_BATCH = 128
 # A compiled step takes this many times its least time: 50 ms (docs/performance.md) and 26 ms (docs/measurements.md).
@@ -266,20 +267,19 @@ def print_plan(cfg: TrainConfig, machines: Machines) -> None:
         f"exchange: {gradients / 1e6:.0f} MB a step, {machines.within:g} GB/s within a machine of {machines.per_node}, "
         f"{machines.network:g} Gbit/s between machines ({EFFICIENCY:.0%} of it used), {when}\n"
     )
-    print("| GPUs | images at once | step, ms | images/s | MB/s read | hours | GPU-hours | bound by | to change |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    speeds = "step, ms", "images/s", "MB/s read", "hours", "GPU-hours"
+    print(head("GPUs", "images at once", *speeds, "bound by", "to change"))
     for gpus in machines.gpus:
         try:
             found = plan(cfg, machines, gpus, rate, gradients)
         except USER_ERRORS as error:
-            print(f"| {gpus} | {error} | | | | | | | |")
+            print(row(gpus, error, *[""] * 7))
             continue
         step, (size, times) = max(found.seconds.values()), found.micro
         speed = cfg.batch_size / step
-        print(
-            f"| {gpus} | {times} x {size} | {step * 1e3:.0f} | {speed:.0f} | {speed * machines.image_kb / 1e3:.0f} | "
-            f"{found.hours:.1f} | {found.hours * gpus:.0f} | {found.bound} | {advice(found, machines, cfg)} |"
-        )
+        numbers = [f"{n:.0f}" for n in (step * 1e3, speed, speed * machines.image_kb / 1e3)]
+        hours = f"{found.hours:.1f}", f"{found.hours * gpus:.0f}"
+        print(row(gpus, f"{times} x {size}", *numbers, *hours, found.bound, advice(found, machines, cfg)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ Exits with 1 if more than --limit percent of the time is spent waiting for data.
 waits for data and the GPU is idle counts.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.errors import UserError
 from engine.measuring.trace import TRACE, StepTimes, read_trace
+from scripts.common.command_line import command, parser_of
 
 
 def report(times: StepTimes) -> str:
@@ -28,16 +29,16 @@ def report(times: StepTimes) -> str:
     return "\n".join(lines)
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="directory of a run, or a trace")
     parser.add_argument("--limit", type=float, default=5.0, help="percent of a step that may be spent waiting for data")
     args = parser.parse_args()
     try:
         times = read_trace(args.run / TRACE if args.run.is_dir() else args.run)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     print(report(times))
     waits = times.shares["data wait"] if times.device_starved is None else times.device_starved
     if 100 * waits <= args.limit:

@@ -8,7 +8,6 @@ process. So a replay gives exactly the same numbers if it uses as many processes
 The replay is a separate run in RUN/crashes/step_*/replay. It does not change the original run.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,13 +19,14 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.credentials import refuse_secrets
-from engine.errors import USER_ERRORS, RunStopped, UserError
+from engine.errors import RunStopped, UserError
 from engine.options.config import TrainConfig
 from engine.options.plain import flatten
 from engine.options.renamed import translated
 from engine.run_dir import RunDirectory
 from engine.training_run import train
 from models import FAMILIES
+from scripts.common.command_line import command, parser_of
 
 NEEDED = {"step", "checkpoint_step", "processes", "family", "config", "steps"}  # keys of a record
 
@@ -143,16 +143,14 @@ def replay(run: Path, step: int | None) -> None:
         print(f"drawn in                  {os.path.relpath(again.plots / 'stability.png')}")
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="directory of a run")
     parser.add_argument("--step", type=int, help="of the record; default: the newest")
     args = parser.parse_args()
     try:
         replay(args.run, args.step)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except RunStopped as stopped:
         where = args.run / "crashes/step_*/replay"
         print(f"error: the replay stopped before the crash: delete {where} to replay again", file=sys.stderr)

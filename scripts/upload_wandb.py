@@ -8,7 +8,6 @@ serves a run that was trained without W&B, or whose offline files are incomplete
 To send the offline files of a run that has them, ``wandb sync`` is enough.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
 from engine.errors import UserError, reason
 from engine.run_dir import RunDirectory
+from scripts.common.command_line import command, parser_of
 
 PICTURES = ("batch", "val_batch", "stability")
 LONGEST_END = 600.0  # seconds that a server may take for what it has not taken yet when everything is logged
@@ -74,8 +74,9 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
     return str(Path(run.dir).parent if run.offline else run.url)
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--project", help="default: that of the run's options")
     parser.add_argument("--entity", help="user or team")
@@ -83,17 +84,13 @@ def main() -> None:
     parser.add_argument("--offline", action="store_true", help="write files for 'wandb sync' into RUN/uploaded/wandb")
     args = parser.parse_args()
     directory = RunDirectory(args.run)
-    try:
-        options = directory.settings().get("logger", {}) if directory.config.is_file() else {}
-        settings = {name: getattr(args, name) or options.get(name) for name in ("project", "entity", "group")}
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = args.run / "uploaded" if args.offline else Path(scratch)
-            mode = {"mode": "offline" if args.offline else "online", "dir": str(folder)}
-            print(f"uploaded {args.run} to {upload(directory, settings | mode)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    options = directory.settings().get("logger", {}) if directory.config.is_file() else {}
+    settings = {name: getattr(args, name) or options.get(name) for name in ("project", "entity", "group")}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.run / "uploaded" if args.offline else Path(scratch)
+        mode = {"mode": "offline" if args.offline else "online", "dir": str(folder)}
+        print(f"uploaded {args.run} to {upload(directory, settings | mode)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,8 @@ from cycler import cycler
 from matplotlib import pyplot as plt  # imported after choosing a backend that needs no display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from engine.errors import UserError
+
 __all__ = ["look", "plain_numbers", "plt", "save"]
 
 # Colour-blind people tell these colours apart (Okabe and Ito, "Color Universal Design", 2008). Six dashes and seven
@@ -33,6 +35,15 @@ def plain_numbers(axis: Any, values: Sequence[float]) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure into a file, and free its memory."""
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    """Write a figure into a file, and free its memory.
+
+    Raises:
+        UserError: if matplotlib does not know the ending of the file's name.
+        OSError: if the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=110)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}".splitlines()[0]) from error
+    finally:
+        plt.close(figure)

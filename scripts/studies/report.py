@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 
+from scripts.common.tables import head, row
 from scripts.studies.claims import Verdict
 from scripts.studies.results import Results, Row, top1
 from scripts.studies.study import PROJECT, Study
@@ -42,12 +43,11 @@ def write_report(
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
-    lines = ["| claim | verdict | evidence | rule |", "| --- | --- | --- | --- |"]
-    rows = [f"| {v.claim} | **{v.verdict}** | {v.evidence} | {v.rule} |" for v in verdicts]
+    rows = [row(v.claim, f"**{v.verdict}**", v.evidence, v.rule) for v in verdicts]
     note = (
         "Evidence is the mean over the seeds and its bootstrap interval, which is too narrow where there are few seeds."
     )
-    return "\n".join([*lines, *rows, "", note])
+    return "\n".join([head("claim", "verdict", "evidence", "rule"), *rows, "", note])
 
 
 def _machine(rows: Sequence[Row]) -> str:
@@ -64,12 +64,11 @@ def _grid(study: Study, rows: Sequence[Row]) -> str:
     """Mean top-1 at each place of the grid. The last axis goes across."""
     down, across = study.down, study.across
     labels, wide = list(study.axes[across]), widths(study, rows)
-    heads = [*down, *(f"{across} {label}" for label in labels), *(["octaves"] if wide else [])]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    lines = [head(*down, *(f"{across} {label}" for label in labels), *(["octaves"] if wide else []))]
     for place in study.lines():
-        chosen = [row for row in rows if tuple(row[axis] for axis in down) == place]
-        shown = [_shown([row for row in chosen if row[across] == label]) for label in labels]
-        lines.append(f"| {' | '.join([*place, *shown, *([str(wide.get(place, ''))] if wide else [])])} |")
+        chosen = [each for each in rows if tuple(each[axis] for axis in down) == place]
+        shown = [_shown([each for each in chosen if each[across] == label]) for label in labels]
+        lines.append(row(*place, *shown, *([wide.get(place, "")] if wide else [])))
     note = (
         "Top-1 in percent: mean ± standard deviation (number of seeds; crashed ones). A run whose loss was not finite "
         "counts as 0. An empty place was not run."
