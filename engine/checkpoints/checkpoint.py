@@ -181,9 +181,10 @@ class Checkpoints:
         """Load the newest checkpoint that can be read; None if there are no checkpoints.
 
         Raises:
-            UserError: if there are checkpoints but none can be read.
+            UserError: if there are checkpoints but none can be read, or one cannot be opened. That one is not damaged:
+                the run would go on from an earlier one, and its next save would replace it.
         """
-        candidates = [path for path in (self.last, *self._older(), self.best) if path.is_file()]
+        candidates = [path for path in (self.last, *self._older(), self.best) if _can_open(path)]
         for path in candidates:
             try:
                 state = load_checkpoint(path)
@@ -207,6 +208,24 @@ class Checkpoints:
         for newer in (older for older in self._older() if older.name > path.name):
             newer.unlink()
         os.replace(path, self.last)
+
+
+def _can_open(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        UserError: if there is one but the system does not open it, such as one of another user.
+    """
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be opened ({error.strerror}): allow reading and run the same command again, or move the "
+            "file away to continue from an earlier checkpoint"
+        ) from error
+    return True
 
 
 def _link(source: Path, target: Path) -> None:

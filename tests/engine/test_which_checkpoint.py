@@ -71,6 +71,22 @@ def test_the_newest_are_kept_and_a_damaged_one_takes_no_place(tmp_path: Path) ->
         Checkpoints(tmp_path, keep=2).load_last()
 
 
+def test_a_checkpoint_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+    """It may be sound, and the next save would replace it."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(STATE | {"step": step}, is_best=False)
+    checkpoints.wait()
+    sound = (tmp_path / "last.pt").rename(tmp_path / "sound")
+    (tmp_path / "last.pt").symlink_to("last.pt")  # which nobody can open, not even root
+    message = r"last\.pt cannot be opened \(Too many levels of symbolic links\): allow reading"
+    with pytest.raises(UserError, match=message):
+        Checkpoints(tmp_path, keep=1).load_last()
+    sound.rename(tmp_path / "last.pt")
+    state = Checkpoints(tmp_path, keep=1).load_last()
+    assert state is not None and state["step"] == 2
+
+
 def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk, ``torch.save`` may raise a ``RuntimeError``."""
 
