@@ -61,7 +61,8 @@ class RunDirectory:
         try:
             for folder in (self.checkpoints, self.plots):
                 folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
+            for folder in (self.path, self.checkpoints):
+                tempfile.TemporaryFile(dir=folder).close()
             for file in (self.log, self.lock, self.metrics, self.stability, self.config):
                 if file.exists() and not os.access(file, os.W_OK):
                     raise PermissionError(EACCES, f"{file.name}: {os.strerror(EACCES)}")

@@ -101,3 +101,9 @@ def test_what_is_no_line_of_metrics_or_readings_is_left_out(directory: RunDirect
     for file, line in zip((directory.metrics, directory.stability), good, strict=True):
         file.write_text(f"{text}\n{line}\n{text}\n")
     assert (len(directory.read_metrics()), len(directory.read_stability())) == (1, 1)
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to("/proc/self")  # where nobody can write, not even root
+    with pytest.raises(UserError, match=rf"^output_dir={tmp_path} cannot be written \(.*\): set output_dir to another"):
+        RunDirectory(tmp_path).refuse_unwritable()
