@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine.credentials import masked
 from engine.terminal import escape_unknown_letters, printable
+from engine.warn_on_failure import warn_on_failure
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,16 @@ def log_to(path: Path | None, speaks: bool) -> None:
     console.setLevel(logging.INFO if speaks else logging.ERROR)
     console.setFormatter(Lines("%(message)s"))
     handlers: list[logging.Handler] = [console]
-    if path is not None and speaks:
-        file = LogFile(path, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
     for package in ("engine", "data", "models", "optim", "stability"):
         logger = logging.getLogger(package)
         logger.handlers = handlers
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
+    if path is not None and speaks:
+        with warn_on_failure(f"{path} cannot be written"):
+            file = LogFile(path, encoding="utf-8", errors="backslashreplace")
+            file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
+            handlers.append(file)  # of all these loggers
 
 
 def log_from(package: str) -> None:

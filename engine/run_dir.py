@@ -144,19 +144,20 @@ class RunDirectory:
             self.cut_metrics(step, validated)
             write_settings(settings, self.config)
         except OSError as error:
-            raise UserError(
-                f"{error.filename or self.path} cannot be written ({error.strerror}): free space or allow writing, "
-                "and run the same command again"
-            ) from error
+            raise _unwritable(error.filename or self.path, error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the directory while the context is active, so that no other run uses it.
 
         Raises:
-            UserError: if another process trains in this directory.
+            UserError: if another process trains in this directory, or the lock's file cannot be opened.
         """
-        with open(self.lock, "w", encoding="utf-8") as file:
+        try:
+            opened = open(self.lock, "w", encoding="utf-8")  # noqa: SIM115  (the next statement closes it)
+        except OSError as error:
+            raise _unwritable(self.lock, error) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -193,6 +194,12 @@ class RunDirectory:
     def read_stability(self) -> list[dict[str, Any]]:
         """Return the lines of ``stability.jsonl``, each a reading of all layers."""
         return [line for line in _read_lines(self.stability) if isinstance(line.get("layers"), dict)]
+
+
+def _unwritable(file: str | Path, error: OSError) -> UserError:
+    return UserError(
+        f"{file} cannot be written ({error.strerror}): free space or allow writing, and run the same command again"
+    )
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

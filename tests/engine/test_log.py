@@ -38,3 +38,13 @@ def test_the_callback_of_another_package_is_heard_too(tmp_path, capsys):
     logging.getLogger("somebody.callbacks").info("lowest loss")
     assert "lowest loss" in capsys.readouterr().out
     assert "lowest loss" in (tmp_path / "train.log").read_text()
+
+
+def test_a_log_that_cannot_be_opened_is_a_warning(tmp_path, capsys):
+    path = tmp_path / "train.log"
+    path.symlink_to("train.log")
+    log_to(path, speaks=True)
+    logging.getLogger("data").info("on")
+    log_to(None, speaks=True)
+    reason = "Too many levels of symbolic links"
+    assert capsys.readouterr().out == f"{path} cannot be written ({reason}): the run continues without it\non\n"

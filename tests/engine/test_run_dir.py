@@ -107,3 +107,10 @@ def test_a_folder_of_checkpoints_that_cannot_be_written_is_found_before_training
     (tmp_path / "checkpoints").symlink_to("/proc/self")  # where nobody can write, not even root
     with pytest.raises(UserError, match=rf"^output_dir={tmp_path} cannot be written \(.*\): set output_dir to another"):
         RunDirectory(tmp_path).refuse_unwritable()
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line(directory: RunDirectory) -> None:
+    directory.lock.symlink_to(".lock")
+    message = r"\.lock cannot be written \(Too many levels of symbolic links\): free space or allow writing"
+    with pytest.raises(UserError, match=message), directory.locked():
+        pass
