@@ -3,9 +3,9 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,17 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written.
         """
-        with self._failing_in_one_line(self.last_step):
-            if is_best:  # first: without last.validation a resume validates again, and finds that it is the best
-                self._mark_best()
-            self._write({"of": checksum(self.last)} | found)
-            os.replace(self.scratch, self.validation)
-            _sync_folder(self.folder)
+        self._carry_out(self.last_step, lambda: self._put_validation(found, is_best))
+
+    def _put_validation(self, found: dict[str, Any], is_best: bool) -> None:
+        if is_best:  # first: without last.validation a resume validates again, and finds that it is the best
+            self._mark_best()
+        self._write({"of": checksum(self.last)} | found)
+        os.replace(self.scratch, self.validation)
+        _sync_folder(self.folder)
 
     def _save(self, state: dict[str, Any], is_best: bool) -> None:
-        with self._failing_in_one_line(state["step"]):
-            try:
-                self._put(state, is_best)
-            except FileNotFoundError:  # someone has deleted the folder meanwhile: it is made anew
-                self.last_step = None
-                self._put(state, is_best)
+        self._carry_out(state["step"], lambda: self._put(state, is_best))
         self._prune()
 
     def _put(self, state: dict[str, Any], is_best: bool) -> None:
@@ -117,10 +114,19 @@ class Checkpoints:
             self._mark_best()
         _sync_folder(self.folder)
 
-    @contextmanager
-    def _failing_in_one_line(self, step: int | None) -> Iterator[None]:
+    def _carry_out(self, step: int | None, write: Callable[[], None]) -> None:
+        """Write files. If that fails, begin anew once: a network's disk may have failed for a moment.
+
+        Raises:
+            UserError: if it fails again.
+        """
         try:
-            yield
+            try:
+                write()
+            except (OSError, RuntimeError):
+                if not self.last.exists():  # it has its older name already, or someone has deleted the folder
+                    self.last_step = None
+                write()
         except (OSError, RuntimeError) as error:
             with suppress(OSError):  # this fails, too, if the disk is read-only
                 self.scratch.unlink()

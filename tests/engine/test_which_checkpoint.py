@@ -105,6 +105,32 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeypa
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
 
 
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_disk_that_fails_for_a_moment_costs_no_checkpoint(
+    name: str, which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the calls fails once, as on a disk of a network: those of two saves and of a validation."""
+    real, calls = getattr(os, name), []
+
+    def call(*given: object) -> None:
+        calls.append(given)
+        if len(calls) == which + 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        real(*given)
+
+    monkeypatch.setattr(os, name, call)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(STATE | {"step": 1}, is_best=True)
+    checkpoints.save(STATE | {"step": 2}, is_best=False)
+    checkpoints.wait()
+    checkpoints.add_validation({"validated": 2}, is_best=True)
+    found = {path.name: load_checkpoint(path)["step"] for path in tmp_path.glob("*.pt")}
+    assert found == {"step_00000001.pt": 1, "last.pt": 2, "best.pt": 2}
+    assert load_checkpoint(tmp_path / "last.pt")["validated"] == 2
+    assert len(calls) > 6, "one of six has failed"
+
+
 def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(source: Path, target: Path) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
