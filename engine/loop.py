@@ -87,18 +87,17 @@ class TrainLoop:
             RunStopped: if a loss or gradient was not finite, the process was asked to stop, or another one is missing.
             UserError: if a checkpoint cannot be saved.
         """
-        try:
-            with self.stop.listening():  # also while an error ends the run: a signal must not end the save
-                try:
-                    self._train_and_wait()
-                except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
-                    raise
-                except Exception as error:
-                    if instead := self._end_early(error):
-                        raise instead from error
-                    raise
-        finally:
-            self.callbacks.on_end()
+        with self.stop.listening():  # until all is done: a signal must not end the last save, nor what callbacks finish
+            try:
+                self._train_and_wait()
+            except (RunStopped, UserError):  # the state is saved already, is not finite, or cannot be saved
+                raise
+            except Exception as error:
+                if instead := self._end_early(error):
+                    raise instead from error
+                raise
+            finally:
+                self.callbacks.on_end()
         return self.last_scores
 
     def _train_and_wait(self) -> None:
