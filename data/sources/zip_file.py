@@ -164,11 +164,16 @@ def _header(descriptor: int, info: zipfile.ZipInfo, file: Path) -> Header | str:
         if len(local) < LOCAL_HEADER or not local.startswith(b"PK\3\4"):
             raise DataError(f"{file} is damaged at {info.filename}: copy or download it again")
         begin = info.header_offset + LOCAL_HEADER + sum(struct.unpack_from("<HH", local, LOCAL_HEADER - 4))
-        if info.compress_type == zipfile.ZIP_STORED:
+        is_stored = info.compress_type == zipfile.ZIP_STORED
+        # A damaged directory may say any size, also one that fills the memory.
+        reaches_beyond = begin + info.compress_size > os.fstat(descriptor).st_size
+        if reaches_beyond or (is_stored and info.compress_size != info.file_size):
+            return "cannot be read (the zip file is damaged: the image cannot have the size that it says)"
+        if is_stored:
             return read_header_at(descriptor, begin, info.file_size)
         stored = os.pread(descriptor, info.compress_size, begin)
         found = read_header(BytesIO(_inflated(stored, info.file_size, most=BEGINNING)))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the second: a place that no file has
         return f"cannot be read ({error})"
     return found._replace(offset=begin, length=info.file_size) if isinstance(found, Header) else found
 

@@ -135,6 +135,39 @@ def larger_than_it_says(root: Path) -> None:
     (root / "train.zip").write_bytes(content.replace(size, struct.pack("<I", len(tiny_image()))))
 
 
+def _with_stored_size(root: Path, size: int, method: int) -> None:
+    """Add an image whose entry in the zip file's directory has another size of what is stored."""
+    add(root, "a/odd.jpg", tiny_image(), method)
+    content = bytearray((root / "train.zip").read_bytes())
+    entry = content.rindex(b"PK\1\2")
+    content[entry + 20 : entry + 24] = struct.pack("<I", size)
+    (root / "train.zip").write_bytes(content)
+
+
+def stored_beyond_the_end(root: Path) -> None:
+    _with_stored_size(root, 2**32 - 2, zipfile.ZIP_STORED)
+
+
+def deflated_beyond_the_end(root: Path) -> None:
+    _with_stored_size(root, 2**32 - 2, zipfile.ZIP_DEFLATED)
+
+
+def stored_in_part(root: Path) -> None:
+    _with_stored_size(root, 300, zipfile.ZIP_STORED)
+
+
+def at_no_place(root: Path) -> None:
+    """The directory's entry says in the form of large files that the image begins at the last byte of 2**64."""
+    add(root, "a/odd.jpg", tiny_image())
+    content = bytearray((root / "train.zip").read_bytes())
+    entry, end = content.rindex(b"PK\1\2"), content.rindex(b"PK\5\6")
+    content[entry + 30 : entry + 32] = struct.pack("<H", 12)
+    content[entry + 42 : entry + 46] = struct.pack("<I", 2**32 - 1)
+    content[end:end] = struct.pack("<HHQ", 1, 8, 2**64 - 1)
+    content[end + 24 : end + 28] = struct.pack("<I", end + 12 - struct.unpack_from("<I", content, end + 28)[0])
+    (root / "train.zip").write_bytes(content)
+
+
 def map_names_another(root: Path) -> None:
     (root / "train_map.txt").write_text("gone.jpg\t3\n")
 
@@ -167,6 +200,11 @@ REFUSALS = {
     no_image: r"train\.zip/a/odd\.jpg is not a JPEG or PNG image: repair it where the zip file is made, or leave",
     larger_than_any_image: r"train\.zip/a/odd\.jpg has 1 GiB, too many for an image: repair it where the zip file is",
     larger_than_it_says: r"train\.zip/a/odd\.jpg cannot be read \(the zip file is damaged: the image has another",
+    **dict.fromkeys(
+        (stored_beyond_the_end, deflated_beyond_the_end, stored_in_part),
+        r"train\.zip/a/odd\.jpg cannot be read \(the zip file is damaged: the image cannot have the size that it says",
+    ),
+    at_no_place: r"train\.zip/a/odd\.jpg cannot be read \(",
     other_method: r"train\.zip: a/odd\.jpg is encrypted or compressed in another way than deflate: write it again with",
     map_names_another: r"train_map\.txt, line 1: the zip file beside it does not hold gone\.jpg: copy both again$",
     map_with_an_endless_number: r"train_map\.txt, line 1: 'gone\.jpg\s9+' is not 'path<tab>class number': repair it$",
