@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from data.errors import DataError, in_one_line
 NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps any file name unchanged
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 END = bytes(tarfile.BLOCKSIZE)  # a tar file ends with blocks of zeros
+LONGEST = 2**20  # bytes of a header: of a long name, or of attributes
+
+
+class _Headers(BufferedReader):
+    """A tar file of which only headers are read. A damaged one may say that it has more bytes than there is memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LONGEST:
+            raise tarfile.ReadError(f"a header has more than {LONGEST} bytes")
+        return super().read(size)
 
 
 def members(
@@ -23,7 +34,7 @@ def members(
         DataError: if the file cannot be read, is no tar file, or ends too early.
     """
     try:
-        with open(path, "rb", buffering=4096) as file:  # only headers are read: a larger buffer would read the images
+        with _Headers(FileIO(path), 4096) as file:  # a larger buffer would read the images
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", **NAMES) as tar:
                 for member in tar:
@@ -36,7 +47,7 @@ def members(
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != END:
                     raise tarfile.ReadError("its end is missing")
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (OSError, tarfile.TarError, ValueError, RecursionError) as error:  # the last: headers of headers of headers
         if path.is_file() and path.open("rb").read(2) == GZIP:
             raise DataError(f"{path} is compressed: unpack it with gzip, and name the result .tar") from error
         raise DataError(f"{path} is damaged or cut short ({in_one_line(error)}): {remedy}") from error

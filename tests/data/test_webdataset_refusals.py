@@ -70,13 +70,36 @@ def cut_short(root: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:1000])
 
 
+def header_with_size(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a member that says any size; GNU's form for sizes that need more than eleven octal digits."""
+    info = tarfile.TarInfo("y.jpg")
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (size % 2**96 | 2**95).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def with_a_long_name_of_a_terabyte(root: Path) -> None:
+    tar = root / "imagenet1k-train-0002.tar"
+    tar.write_bytes(header_with_size(2**40, tarfile.GNUTYPE_LONGNAME) + tar.read_bytes())
+
+
+def with_attributes_of_all_bytes(root: Path) -> None:
+    tar = root / "imagenet1k-train-0002.tar"
+    tar.write_bytes(header_with_size(2**70, tarfile.XHDTYPE) + tar.read_bytes())
+
+
+def with_headers_of_headers(root: Path) -> None:
+    tar = root / "imagenet1k-train-0002.tar"
+    tar.write_bytes((header_with_size(2, tarfile.GNUTYPE_LONGNAME) + b"y".ljust(512, b"\0")) * 2000 + tar.read_bytes())
+
+
 def with_a_member_of_negative_size(root: Path) -> None:
     """The next member would be the same one again, and tarfile of Python 3.11.7 reads it for ever (CVE-2025-8194)."""
     tar = write_tar(root / "imagenet1k-train-0002.tar", x=sample(1))
-    header = bytearray(tarfile.TarInfo("y.jpg").tobuf(tarfile.GNU_FORMAT))
-    header[124:136] = (2**96 - 512).to_bytes(12, "big")  # -512
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
+    header = header_with_size(-512)
     with tarfile.open(tar) as file:
         end = file.getmembers()[-1].offset_data + tarfile.BLOCKSIZE
     tar.write_bytes(tar.read_bytes()[:end] + header + bytes(10_240))
@@ -156,6 +179,9 @@ REFUSALS = {
     a_number_twice: r"train-0001\.tar and imagenet1k-train-1\.tar have the same number: keep one of them$",
     a_number_with_a_count: r"train-0001\.tar and imagenet1k-train-0001-of-0003\.tar have the same number: keep one",
     cut_short: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
+    with_a_long_name_of_a_terabyte: r"train-0002\.tar is damaged or cut short \(a header has more than \d+ bytes\)",
+    with_attributes_of_all_bytes: r"train-0002\.tar is damaged or cut short \(a header has more than \d+ bytes\): copy",
+    with_headers_of_headers: r"train-0002\.tar is damaged or cut short \(maximum recursion depth exceeded.*\): copy",
     with_a_member_of_negative_size: r"train-0002\.tar is damaged or cut short \(a member has a negative size\): copy",
     compressed: r"train-0002\.tar is compressed: unpack it with gzip, and name the result \.tar$",
     no_tar: r"train-0002\.tar is damaged or cut short \(.*\): copy or download it again$",
