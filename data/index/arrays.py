@@ -25,7 +25,7 @@ LOCAL_HEADER = 30  # bytes before a zip member's name; the lengths of its name a
 PADDING = 0xD935  # id of the extra field that the tool zipalign pads with
 # What a damaged file, or one that was made by hand, makes zipfile and numpy raise.
 UNREADABLE = (
-    *(OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError),
+    *(OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError, MemoryError),
     *(struct.error, zlib.error, zipfile.BadZipFile, TokenError),
 )
 
@@ -84,9 +84,12 @@ class ArrayFile:
         with open(path, "rb") as file:
             self.identity = _identity(os.fstat(file.fileno()))
             with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                for member in members:
+                    if member.compress_type != zipfile.ZIP_STORED:  # first: a few bytes may be hours of zeros to check
+                        raise ValueError(f"{member.filename} is compressed")
                 if verify and (damaged := archive.testzip()):
                     raise ValueError(f"{damaged} is damaged")
-                members = archive.infolist()
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.arrays = {member.filename.removesuffix(".npy"): _array(content, member) for member in members}
 
@@ -103,8 +106,6 @@ def _identity(found: os.stat_result) -> Identity:
 
 
 def _array(content: mmap.mmap, member: zipfile.ZipInfo) -> NDArray:
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
     name, extra = struct.unpack_from("<HH", content, member.header_offset + LOCAL_HEADER - 4)
     content.seek(member.header_offset + LOCAL_HEADER + name + extra)
     if npy.read_magic(content) != (1, 0):

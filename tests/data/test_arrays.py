@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,22 @@ def test_a_changed_byte_is_noticed(file: Path, place: float) -> None:
 def test_compressed_files_are_refused(file: Path) -> None:
     np.savez_compressed(file, long=ARRAYS["long"])
     with pytest.raises(ValueError, match="compressed"):
+        ArrayFile(file)
+
+
+def test_what_is_compressed_is_not_inflated(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes may be hours of zeros."""
+    np.savez_compressed(file, long=np.zeros(2**20))
+    monkeypatch.setattr("zipfile.ZipFile.testzip", lambda archive: pytest.fail("the content was read"))
+    with pytest.raises(ValueError, match="compressed"):
+        ArrayFile(file)
+
+
+@pytest.mark.parametrize("header", [b"-" * 9000 + b"1", b"(" * 9000, b"1+" * 4000 + b"1", b"{'shape': (" + b"9" * 5000])
+def test_a_header_that_python_cannot_read_is_refused(file: Path, header: bytes) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("version.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UNREADABLE):
         ArrayFile(file)
 
 
