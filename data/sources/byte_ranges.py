@@ -43,7 +43,7 @@ def refuse_strange_ranges(index: ImageIndex) -> None:
     sizes = whole_numbers(extra, "shard_sizes", len(extra["shard_sizes"]))
     numbers = whole_numbers(extra, "shard_numbers", count, len(sizes) - 1)
     lengths = whole_numbers(extra, "stored_lengths", count) if "stored_lengths" in extra else index.lengths
-    if (whole_numbers(extra, "shard_offsets", count) + lengths > sizes[numbers]).any():
+    if (whole_numbers(extra, "shard_offsets", count) > sizes[numbers] - lengths).any():  # a sum might be too large
         raise ValueError("its images lie beyond the ends of their files")
 
 

@@ -38,6 +38,7 @@ def odd_forms(array: NDArray) -> Iterator[NDArray]:
     yield np.array([[1, 2], [3, 4]])
     yield np.full(array.shape, -5)
     yield np.full(array.shape, 2**40)
+    yield np.full(array.shape, 2**63 - 1)
     yield np.full(array.shape, np.nan)
     yield array[:-1] if array.ndim else np.array([3, 3])
     yield np.concatenate([array, array]) if array.ndim else np.array(1j)
