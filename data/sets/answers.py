@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, in_one_line
-from data.sets.labels import IMAGENET_CLASSES, timm_metadata, wnids
+from data.sets.labels import IMAGENET_CLASSES, are_integers, timm_metadata, wnids
 from data.sources import Source
 
 NO_ANSWER = -1
@@ -76,7 +76,7 @@ def _label(word: str, file: str) -> int:
     known = wnids()
     if word in known:
         return known.index(word)
-    if not word.isdecimal():
+    if not are_integers([word]):
         raise DataError(f"sets.labels={file}: '{word}' is not a WordNet id of ImageNet or a number from 0 to 999")
     if int(word) >= IMAGENET_CLASSES:
         raise DataError(

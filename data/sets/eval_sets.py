@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.index import ImageIndex
 from data.sets.answers import listed_answers, read_list, real_answers
 from data.sets.dataset import is_prepared, open_split
-from data.sets.labels import IMAGENET_CLASSES, wnids
+from data.sets.labels import IMAGENET_CLASSES, are_integers, wnids
 from data.sources import Source, accepted, source_kind
 from data.sources.folder import FolderSource
 from data.sources.walking import unreadable_folder
@@ -227,7 +227,7 @@ def _refuse_other_classes(name: str, folder: Path, found: Sequence[str]) -> None
     """Raise if a class folder is not named as one of the set's classes."""
     described = SETS[name]
     known = wnids(described.classes)
-    numbers = len(known) == IMAGENET_CLASSES and all(map(str.isdecimal, found))
+    numbers = len(known) == IMAGENET_CLASSES and are_integers(found)
     unknown = [f for f in found if (int(f) >= IMAGENET_CLASSES if numbers else f not in known)]
     if unknown:
         kind = f"WordNet ids{' or 0 to 999' if len(known) == IMAGENET_CLASSES else ''}"

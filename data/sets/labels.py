@@ -1,7 +1,7 @@
 """From names of class folders to the labels a model predicts."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 IMAGENET = "imagenet-1k"  # timm's name for it
+MOST_DIGITS = 255  # as the name of a folder may have; Python refuses to convert thousands
 
 
 def class_labels(
@@ -43,8 +44,8 @@ def class_labels(
         DataError: if a folder has no label in the model.
     """
     if trained_on is not None:
-        by_value = _are_integers(trained_on) and _are_integers(classes)
-        if by_value or not (_are_integers(classes) and set(classes).isdisjoint(trained_on)):
+        by_value = are_integers(trained_on) and are_integers(classes)
+        if by_value or not (are_integers(classes) and set(classes).isdisjoint(trained_on)):
             return _by_training(classes, trained_on, int if by_value else str)
     labels = _by_name(classes, num_classes, trained_on is None)
     if len(set(labels.tolist())) != len(classes):
@@ -56,8 +57,9 @@ def class_labels(
     return labels
 
 
-def _are_integers(names: Sequence[str]) -> bool:
-    return all(map(str.isdecimal, names))
+def are_integers(names: Iterable[str]) -> bool:
+    """Whether all names are whole numbers. An archive may hold names of any length, and endless ones are none."""
+    return all(name.isdecimal() and len(name) <= MOST_DIGITS for name in names)
 
 
 def _by_training(
@@ -71,7 +73,7 @@ def _by_training(
 
 
 def _by_name(classes: Sequence[str], num_classes: int | None, may_rank: bool) -> NDArray[np.int64]:
-    if _are_integers(classes):
+    if are_integers(classes):
         return _by_value(classes, num_classes, may_rank)
     if num_classes == len(classes) != IMAGENET_CLASSES:
         return np.arange(len(classes))

@@ -197,6 +197,7 @@ def test_a_list_may_give_names_or_numbers(sets, tmp_path):
         (["1000"] * COUNT, "development kit are in another order"),
         (["n00000001"] * COUNT, "'n00000001' is not a WordNet id of ImageNet or a number"),
         (["-1"] * COUNT, "'-1' is not a WordNet id"),
+        (["9" * 5000] * COUNT, "9' is not a WordNet id"),
         (["a b c"] * COUNT, "write one label on each line"),
         (["0"] * (COUNT - 1) + ["a 0"], "write one label on each line"),
         (["ILSVRC2012_val_00000001.JPEG 0"], "has no label for ILSVRC2012_val_00000002.JPEG"),

@@ -156,5 +156,12 @@ def test_a_model_of_imagenet_has_its_names_even_where_the_folders_are_few() -> N
     assert class_names(3, {0: "cat", 2: "dog"}) == ["cat", "1", "dog"]
 
 
+@pytest.mark.parametrize("known", [{}, {"trained_on": ["0", "1"]}])
+def test_endless_numbers_are_names(known: dict[str, list[str]]) -> None:
+    """An index that came with the images may hold them, and Python refuses to convert them."""
+    with pytest.raises(DataError, match=r"'9{5000}'"):
+        class_labels(["0", "9" * 5000], 1, **known)
+
+
 def test_labels_without_a_folder_count() -> None:
     assert label_space(["0", "7"], np.array([0, 7])) == 8
