@@ -119,7 +119,7 @@ class Reference:
             ) from None
         except OSError as error:
             raise UserError(f"{path} cannot be read ({reason(error)}): name a reference file") from error
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise UserError(
                 f"{path} is not a reference, or damaged: restore it, or write it again with --write-reference"
             ) from None

@@ -12,9 +12,10 @@ from errno import EACCES
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError
 
 from data.backends import BACKENDS
 from engine.errors import UserError, reason
@@ -118,12 +119,14 @@ class RunDirectory:
                 f"{self.path} has no config.yaml, which says what the run trained: name the folder of a run"
             )
         try:
+            if any(isinstance(token, AliasToken) for token in yaml.scan(self.config.read_text(encoding="utf-8"))):
+                raise ValueError("it has aliases, with which a few lines fill the memory")
             found: Any = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
             if not isinstance(found, dict):
                 raise ValueError("it holds no options by name")
             if wrong := [name for name, value in found.items() if name in GROUPS and not isinstance(value, dict)]:
                 raise ValueError(f"{wrong[0]} is {found[wrong[0]]}, and no group of options")
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{self.config} is damaged ({reason(error)}): restore it, or name another run") from error
         return translated(found)
 
@@ -207,7 +210,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):  # no JSON, or numbers or brackets without end
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)

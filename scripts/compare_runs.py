@@ -74,7 +74,7 @@ def read(folder: Path) -> Run:
             split = line["split"]
             for key in NEEDED[split]:
                 float(line[key] or 0)  # null stands for a number that is not finite
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number == len(texts):  # what follows the last line break is empty or an incomplete line
                 break
             raise UserError(

@@ -58,7 +58,7 @@ def read_record(place: Path) -> dict[str, Any]:
     path = place / "record.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not record.keys() >= NEEDED:
         raise UserError(f"{path} is damaged: choose another record with --step, or run the training again")

@@ -45,7 +45,7 @@ def read_trace(path: Path) -> StepTimes:
         events = [
             event for event in json.loads(path.read_text(encoding="utf-8"))["traceEvents"] if event.get("ph") == "X"
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a trace: train with profile=true first") from error
     marks = [event for event in events if event.get("cat") == "user_annotation"]
     steps = [_interval(event) for event in marks if event["name"].startswith("ProfilerStep")]

@@ -46,7 +46,7 @@ class Course:
             last = validated[-1]
             setting = setting_of(config, round(last["step"] / last["epoch"]), last["images"])
             return cls(folder, config["seed"], setting, curve)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ArithmeticError):  # the last: epochs or steps that cannot be
             raise UserError(
                 f"{directory.config} or {directory.metrics.name} beside it is damaged: restore it, or name another run"
             ) from None

@@ -83,7 +83,7 @@ def test_without_a_step_the_newest_record_is_replayed(tmp_path):
     assert find_record(tmp_path, None).name == "step_00000010"
 
 
-@pytest.mark.parametrize("content", ["", '{"step": 2, "ste', "[]", '{"step": 2}', "\0"])
+@pytest.mark.parametrize("content", ["", '{"step": 2, "ste', "[]", '{"step": 2}', "\0", "[" * 100_000])
 def test_a_damaged_record_is_called_that(content, tmp_path):
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(UserError, match=r"record.json is damaged: choose another record"):

@@ -13,8 +13,11 @@ from scripts import choose_tau, upload_wandb
 from tests.runs import cached_settings
 
 OPTIONS = ("experiment=quickstart", "optim=adamw2")
-NO_YAML = ["a: *x", "\0", "? [a]\n: b\n", "a: ${b}", "a: [", "\t"]
+NO_YAML = ["a: *x", "\0", "? [a]\n: b\n", "a: ${b}", "a: [", "\t", "a: " + "[" * 2000]
 NO_OPTIONS = ["5", "true", "[1, 2]", "- a\n- b\n"]
+
+
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{10 * f'*a{i - 1},'}]\n" for i in range(1, 10))  # 10**9 times x
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def refusal(directory: RunDirectory) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("text", [*NO_YAML, *NO_OPTIONS])
+@pytest.mark.parametrize("text", [*NO_YAML, *NO_OPTIONS, LAUGHS])
 def test_a_file_without_options_is_one_line_and_the_checkpoint_is_what_counts(
     directory: RunDirectory, text: str
 ) -> None:
@@ -93,9 +96,11 @@ def test_an_upload_names_what_it_cannot_read(
     assert said.startswith(f"error: {directory.config} is damaged (") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "5", "[1]", "{}", '{"step": "x"}', '{"step": 3}', '{"step": 3, "split": 4, "layers": []}']
-)
+ENDLESS = ["[" * 100_000, '{"step": ' + "9" * 5000 + "}"]
+NO_LINES = ["{", "5", "[1]", "{}", '{"step": "x"}', '{"step": 3}', '{"step": 3, "split": 4, "layers": []}', *ENDLESS]
+
+
+@pytest.mark.parametrize("text", NO_LINES)
 def test_what_is_no_line_of_metrics_or_readings_is_left_out(directory: RunDirectory, text: str) -> None:
     good = ['{"split": "train", "step": 1}', '{"step": 1, "layers": {}}']
     for file, line in zip((directory.metrics, directory.stability), good, strict=True):

@@ -208,6 +208,10 @@ def test_a_run_that_has_no_reference_is_refused_in_one_line(reference, tmp_path,
     )
     (fresh / "metrics.jsonl").write_text(lines[0] + '{"split": "val", "step": 10, "top1": 60}\n')
     assert "is damaged: restore it" in refused(monkeypatch, capsys, fresh, "--reference", reference)
+    (fresh / "metrics.jsonl").write_text(
+        lines[0] + '{"split": "val", "step": 10, "top1": 60, "epoch": 0, "images": 1}\n'
+    )
+    assert "is damaged: restore it" in refused(monkeypatch, capsys, fresh, "--reference", reference)
     (fresh / "config.yaml").unlink()
     assert "has no config.yaml" in refused(monkeypatch, capsys, fresh, "--reference", reference)
 
@@ -218,6 +222,8 @@ def test_a_run_that_has_no_reference_is_refused_in_one_line(reference, tmp_path,
         (None, "there is no reference"),
         ("{", "is not a reference, or damaged"),
         ("[1]", "is not a reference, or damaged"),
+        ("[" * 100_000, "is not a reference, or damaged"),
+        ('{"setting": {"epochs": 1}, "runs": [{"top1": {"1": 1' + "0" * 400 + "}}]}", "is not a reference, or damaged"),
         ('{"setting": {"epochs": 3}, "runs": []}', "is not a reference, or damaged"),
         (
             '{"setting": {"epochs": 3}, "runs": [{"top1": {"1": 5}, "loss": {"1": 2}}]}',
