@@ -19,7 +19,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.callbacks.logger_lines import best_top1, lines_so_far, tagged
+from engine.credentials import refuse_secrets
 from engine.errors import UserError, reason
+from engine.options.plain import flatten
 from engine.run_dir import RunDirectory
 from scripts.common.command_line import command, parser_of
 
@@ -46,6 +48,7 @@ def upload(directory: RunDirectory, settings: dict[str, Any]) -> str:
     if not directory.config.is_file():
         raise UserError(f"{directory.path} has lost its config.yaml: start the run once more, which writes it again")
     config = directory.settings()
+    refuse_secrets(flatten(config).items())  # somebody may have written one, or ${oc.env:NAME}, into config.yaml
     try:
         os.makedirs(settings["dir"], exist_ok=True)
     except OSError as error:

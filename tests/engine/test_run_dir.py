@@ -96,6 +96,19 @@ def test_an_upload_names_what_it_cannot_read(
     assert said.startswith(f"error: {directory.config} is damaged (") and said.count("\n") == 1
 
 
+def test_an_upload_sends_no_secret(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_S0me-secret")
+    written(directory, name="${oc.env:HF_TOKEN}")
+    monkeypatch.setattr("sys.argv", ["upload_wandb.py", str(directory.path), "--offline"])
+    with pytest.raises(SystemExit):
+        upload_wandb.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: name holds the secret of the environment variable HF_TOKEN: ")
+    assert said.count("\n") == 1 and "hf_S0me-secret" not in said
+
+
 ENDLESS = ["[" * 100_000, '{"step": ' + "9" * 5000 + "}"]
 NO_LINES = ["{", "5", "[1]", "{}", '{"step": "x"}', '{"step": 3}', '{"step": 3, "split": 4, "layers": []}', *ENDLESS]
 
