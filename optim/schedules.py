@@ -70,7 +70,7 @@ class Schedule(Scheduler):
             case "constant":
                 return peak
             case "step":
-                drops = t // max(round(self.cfg.step_epochs * self.per_epoch), 1)
+                drops = t / self.per_epoch // self.cfg.step_epochs
                 return max(self.low, peak * self.cfg.step_factor**drops)
             case "inverse_sqrt":  # Xiong et al., section 3.2, shifted so that it starts at its peak
                 scale = max(self.cfg.timescale_epochs * self.per_epoch, 1.0)

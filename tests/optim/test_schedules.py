@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from torch import nn
 
 import optim
@@ -68,6 +68,17 @@ def test_swin_s_rate_is_that_of_its_released_loop():
         theirs.step_update(step)
         expected.append(group["lr"])
     assert rates_of("swin_tiny_paper") == pytest.approx(expected, rel=1e-12)
+
+
+def test_drops_after_a_part_of_an_epoch_come_when_timm_s_do():
+    """EfficientNet's schedule in timm is --sched step --decay-epochs 2.4 --decay-rate .97."""
+    optimizer = optim.build_optimizer(optim.OptimConfig(name="adamw", lr=1e-3), nn.Linear(2, 2), 512)
+    theirs = StepLRScheduler(optimizer, decay_t=2.4, decay_rate=0.97)
+    found = scheduler(ScheduleConfig(name="step", step_epochs=2.4, step_factor=0.97, t_in_epochs=True), 100, low=0)
+    for epoch in range(100):
+        theirs.step(epoch)
+        rate = optimizer.param_groups[0]["lr"]
+        assert [found(epoch * STEPS + step) for step in range(STEPS)] == pytest.approx([rate] * STEPS, rel=1e-12), epoch
 
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
