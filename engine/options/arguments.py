@@ -53,6 +53,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     parser: Any = get_args_parser()
     parser.error = _refuse_flag
+    parser.allow_abbrev = False  # timm's --experiment NAME would be short for Hydra's --experimental-rerun FILE
     options = list(parser.parse_intermixed_args(arguments).overrides)
     flags, left = [], list(options)
     for argument in arguments:

@@ -8,6 +8,7 @@ OUR_NAMES = {
     "bce_loss": "loss",
     "checkpoint_hist": "checkpoint.keep",
     "clip_grad": "optim.clip",
+    "config": "experiment",
     "crop_pct": "data.crop_ratio",
     "data_dir": "data.root",
     "data_path": "data.root",

@@ -112,6 +112,14 @@ def test_flags_may_stand_anywhere():
         split(["--cfg", "x"])
 
 
+@pytest.mark.parametrize(("flag", "ours"), [("--experiment", "experiment"), ("--config", "experiment")])
+def test_a_flag_of_timm_is_not_the_beginning_of_one_of_hydra(flag, ours, tmp_path):
+    """Hydra has --experimental-rerun FILE, which runs the options in a pickled file, and three flags --config-…."""
+    for typed in ([flag, str(tmp_path)], [f"{flag}={tmp_path}"]):
+        with pytest.raises(UserError, match=rf"no flag {flag}.*: options are typed without dashes, {ours}="):
+            split(typed)
+
+
 def test_values_that_were_typed():
     arguments = [as_typed(argument, TEXT) for argument in ("name=1.10", "optim.betas=[1", "+epochs=3")]
     assert parsed_by_name(arguments) == {"name": "1.10", "epochs": 3}
