@@ -112,7 +112,10 @@ def _resized_embeddings(model: nn.Module, own: dict[str, Tensor], weights: dict[
     grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
     names = _differing(own, weights, "pos_embed", dim=1) if grid is not None else []
-    return {name: resample_abs_pos_embed(weights[name], list(grid), num_prefix_tokens=prefix) for name in names}
+    how: dict[str, Any] = {"num_prefix_tokens": prefix}
+    if "flexivit" in getattr(model, "pretrained_cfg", {}).get("architecture", ""):  # as it was trained, and as in timm
+        how |= {"interpolation": "bilinear", "antialias": False}
+    return {name: resample_abs_pos_embed(weights[name], list(grid), **how) for name in names}
 
 
 def _differing(own: dict[str, Tensor], weights: dict[str, Tensor], ending: str, dim: int) -> list[str]:

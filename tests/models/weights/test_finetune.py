@@ -38,6 +38,7 @@ def test_matching_weights_load_without_a_notice(tmp_path):
     [
         ("lipsformer_swin_mini", {}, {"img_size": 56, "window_size": 14, "in_chans": 1}),
         ("deit_tiny", {"depth": 1, "img_size": 32}, {"depth": 1, "img_size": 48, "num_classes": 7}),
+        ("flexivit_small", {"depth": 1, "img_size": 48}, {"depth": 1, "img_size": 80}),
     ],
 )
 def test_timm_adapts_a_file_as_start_from_does(name, old, new, tmp_path):
