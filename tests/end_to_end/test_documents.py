@@ -11,12 +11,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib import pyplot as plt
+from timm import create_model
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
 
 from engine.options.config import EvalConfig, TrainConfig, config_groups
 from engine.options.rules import declared
 from engine.options.timm_names import OUR_NAMES
-from tests.runs import PROJECT, settings
+from models import ModelError, load_weights, read_weights
+from optim import build_optimizer, build_schedule
+from tests.runs import PROJECT, same_tensors, settings
 
 LIFE = (PROJECT / "docs/life_of_an_image.md").read_text()
 DEBUGGING = (PROJECT / "docs/debugging.md").read_text()
@@ -75,6 +82,49 @@ def test_the_names_of_timm_that_errors_translate_are_those_of_the_page() -> None
         said = [column for names, column in rows if re.search(rf"-{name.replace('_', '-')}\b(?!-)", names)]
         assert any(re.search(rf"`{re.escape(ours)}\b", column) for column in said), (name, said)
         assert name not in known
+
+
+def timm_commands() -> list[TrainConfig]:
+    """The settings of the commands in docs/timm.md."""
+    lines = shell_lines(re.sub(r"^```.*?^```", "", (PROJECT / "docs/timm.md").read_text(), flags=re.M | re.S))
+    return [settings(*line[line.index("train.py") + 1 :]) for line in lines]
+
+
+def test_timm_s_defaults_are_those_that_its_page_types_out() -> None:
+    """The learning rates are those of timm's schedule, with what ``train.py`` passes to it."""
+    (cfg,) = (cfg for cfg in timm_commands() if cfg.model.name == "convnext_tiny")
+    theirs = create_optimizer_v2(nn.Linear(2, 2), "sgd", lr=0.1 * cfg.batch_size / 256, weight_decay=2e-5, momentum=0.9)
+    schedule, epochs = create_scheduler_v2(theirs, num_epochs=300, warmup_epochs=5, warmup_lr=1e-5)
+    optimizer = build_optimizer(cfg.optim, nn.Linear(2, 2), cfg.batch_size)
+    ours = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, cfg.epochs, 1)
+    assert epochs == cfg.epochs and isinstance(optimizer, type(theirs))
+    for epoch in range(epochs):
+        schedule.step(epoch)
+        ours.step_update(epoch)
+        groups = zip(
+            *(sorted(o.param_groups, key=lambda g: g["weight_decay"]) for o in (optimizer, theirs)), strict=True
+        )
+        for mine, group in groups:
+            for key in ("lr", "weight_decay", "momentum", "nesterov"):
+                assert mine[key] == pytest.approx(group[key], rel=1e-12), (epoch, key)
+
+
+def test_timm_renames_released_weights_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Swin's files a stage ends with the merging, and in timm the next stage begins with it."""
+    monkeypatch.chdir(tmp_path)
+    model = create_model("swin_tiny_patch4_window7_224")
+    theirs = {
+        re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", name).replace("head.fc", "head"): value
+        for name, value in model.state_dict().items()
+    }
+    torch.save({"model": theirs}, "theirs.pth")
+    with pytest.raises(ModelError, match=r"theirs\.pth holds weights of another model"):
+        load_weights(model, "theirs.pth")
+    (code,) = re.findall(r"^```python\n(.*?)^```", (PROJECT / "docs/timm.md").read_text(), re.M | re.S)
+    exec(code, {})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_weights(create_model("swin_tiny_patch4_window7_224"), "renamed.pth")
+    assert same_tensors(read_weights("renamed.pth"), before)
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (PROJECT / "docs").glob("*.md")))
