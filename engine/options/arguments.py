@@ -21,6 +21,8 @@ from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from engine.errors import UserError
+from engine.options.config import ENTRIES
+from engine.options.rules import declared
 from engine.options.timm_names import OUR_NAMES
 
 # Text that Hydra cannot parse is used as typed. UNCLEAR lists the exceptions, where the user may have meant something
@@ -70,8 +72,14 @@ def _refuse_flag(message: str) -> NoReturn:
         raise UserError(f"{message}: --hydra-help lists all flags")
     name, _, value = unknown[1].lstrip("-").partition("=")
     name = name.replace("-", "_")
-    hint = f"options are typed without dashes, {OUR_NAMES.get(name, name)}={value or '…'}; --hydra-help lists the flags"
+    hint = f"options are typed without dashes, {_full_name(name)}={value or '…'}; --hydra-help lists the flags"
     raise UserError(f"there is no flag {unknown[1]}: {hint}")
+
+
+def _full_name(name: str) -> str:
+    """Our option for the name of a flag: timm's word translated, and the group in front if only one group has it."""
+    found = [key for key in declared(ENTRIES["train"]) if key.rpartition(".")[2] == name]
+    return OUR_NAMES.get(name, found[0] if len(found) == 1 else name)
 
 
 def as_typed(argument: str, text: Collection[str]) -> str:

@@ -103,9 +103,11 @@ def test_flags_may_stand_anywhere():
     with pytest.raises(UserError, match=r"no flag --clip-grad: options are typed without dashes, optim.clip=…;"):
         split(["--clip-grad", "1.0"])
     with pytest.raises(
-        UserError, match=r"no flag --layer-decay=0.7: options are typed without dashes, layer_decay=0.7;"
+        UserError, match=r"no flag --layer-decay=0.7: options are typed without dashes, optim.layer_decay=0.7;"
     ):
         split(["--layer-decay=0.7"])
+    with pytest.raises(UserError, match=r"no flag --batch-size: options are typed without dashes, batch_size=…"):
+        split(["--batch-size", "128"])  # eval.batch_size is another one
     with pytest.raises(UserError, match=r"no flag --model: options are typed without dashes, model=…"):
         split(["--model", "deit_small"])
     with pytest.raises(UserError, match=r"invalid choice: 'x'"):
