@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,7 +23,7 @@ from engine.similar import nearest
 from models import FAMILIES
 
 KINDS = {"Integer": "a whole number", "Float": "a number"}
-GLOBAL = {"recipe", "experiment", "logger"}  # the files of these groups set options of all groups
+GLOBAL = {"recipe", "experiment", "logger", "sweep"}  # the files of these groups set options of all groups
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
 
 
@@ -64,8 +65,8 @@ def explain(error: BaseException, entry: str, arguments: Sequence[str]) -> str:
         return f"{match[1]} has a value already: type {match[1]}=… once, without a + in front"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", message):
         return _unknown_key(match[1] or match[2], message, command)
-    if match := re.search(r"Could not find '(.+)/([^']*)'", message):
-        return _unknown_file(match[1], match[2])
+    if match := re.search(r"Could not find '(.+/.*)'", message):
+        return _unknown_file(match[1], command)
     if match := re.search(r"In '(.+)': Could not load 'schema/model/([^']*)'", message):
         return f"conf/{match[1]}.yaml: there is no family {match[2]}: {nearest(match[2], list(FAMILIES))}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
@@ -132,12 +133,19 @@ def _unreadable(argument: str, command: Command) -> str:
     return f"{argument} cannot be read: type {in_shell(key, [value])}"
 
 
-def _unknown_file(group: str, name: str) -> str:
-    """Say what to type if a group, such as ``model``, has no file of this name."""
+def _unknown_file(file: str, command: Command) -> str:
+    """Say what to type if a group has no such file, such as ``model/deit_smal``. A name may hold slashes, too."""
+    groups = config_groups() | texts_by_name(command.arguments).keys()
+    found = [each for each in groups if file.startswith(f"{each}/")]
+    group = max(found, key=len, default=file.partition("/")[0])
+    name = file.removeprefix(f"{group}/")
+    if group == "data" and "/" in name:
+        return f"data={name} is unknown: type data.root={name}, and data=folder if its images are not ImageNet's"
     if group == "model" and is_model(name):
-        file = f"conf/model/{name}.yaml"
-        return f"model={name} has no file {file}: type model=timm model.name={name}, or write that file"
-    return f"{group}={name} is unknown: {nearest(name, sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
+        own = f"conf/model/{name}.yaml"
+        return f"model={name} has no file {own}: type model=timm model.name={name}, or write that file"
+    known = {path.stem for folder in _folders(command) for path in (folder / group).glob("*.yaml")}
+    return f"{group}={name} is unknown: {nearest(name, sorted(known))}"
 
 
 def _several_values(argument: str, command: Command) -> str:
@@ -192,13 +200,17 @@ def _file_without_package(message: str, command: Command) -> str | None:
 def _chosen_files(command: Command) -> Iterator[tuple[str, str, str]]:
     """Yield the config files that the user chose with ``GROUP=NAME``: path as people know it, group, content."""
     typed = texts_by_name(command.arguments)
-    own = config_folder(list(command.arguments))
-    folders = [CONF, *([own] if own is not None else [])]
     for group in typed.keys() & config_groups():
-        for folder in folders:
+        for folder in _folders(command):
             file = folder / group / f"{typed[group]}.yaml"
             if file.is_file():
                 yield (str(file.relative_to(CONF.parent) if folder is CONF else file), group, file.read_text("utf-8"))
+
+
+def _folders(command: Command) -> list[Path]:
+    """Return the folders of config files: ``conf/`` and the user's own."""
+    own = config_folder(list(command.arguments))
+    return [CONF, *([own] if own is not None else [])]
 
 
 def _all_keys(command: Command) -> set[str]:

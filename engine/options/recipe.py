@@ -73,17 +73,21 @@ def general_recipes() -> list[str]:
 
 
 def all_recipes() -> list[str]:
-    """Return the names of all recipes, sorted."""
-    return sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    """Return the names of all recipes, sorted, with those of the user's ``--config-dir``."""
+    return sorted({path.stem for folder in _folders() for path in (folder / "recipe").glob("*.yaml")})
 
 
 def recipe_file(name: str) -> Path | None:
     """Return the YAML file of ``recipe/NAME`` or ``experiment/NAME``. It also searches the user's ``--config-dir``."""
-    folders = [CONF]
-    if HydraConfig.initialized():
-        sources = HydraConfig.get().runtime.config_sources
-        folders = [Path(source.path) for source in sources if source.schema == "file"]
-    return next((file for folder in folders if (file := folder / f"{name}.yaml").is_file()), None)
+    return next((file for folder in _folders() if (file := folder / f"{name}.yaml").is_file()), None)
+
+
+def _folders() -> list[Path]:
+    """Return the folders that Hydra composes from: ``conf/`` and the user's own."""
+    if not HydraConfig.initialized():
+        return [CONF]
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def described(cfg: TrainConfig) -> str:

@@ -92,6 +92,8 @@ MISTAKES = [
     (["name=a${foo"], r"name=a\$\{foo cannot be read: '\$\{' stands for the value of another option"),
     (["data.root=1.10,b"], r"""=1.10,b has several values: add -m .* or type 'data.root="1.10,b"' for one"""),
     (["optim.betas=0.9,0.98"], r"add -m to run each of them, or type 'optim.betas=\[0.9,0.98\]' for a list"),
+    (["data=/path/to/imagenet"], r"data=/path/to/imagenet is unknown: type data\.root=/path/to/imagenet, and data=fol"),
+    (["experiment=conf/quickstart"], r"experiment=conf/quickstart is unknown: did you mean quickstart\?$"),
     (["model=resnet50"], r"no file conf/model/resnet50.yaml: type model=timm model.name=resnet50, or write that file"),
     (["logger=wandb,tensorboard"], r"add -m to run each of them, or type 'logger=\[wandb,tensorboard\]' for a list"),
     ([""], r"'' cannot be read: type OPTION=VALUE"),
@@ -180,7 +182,15 @@ def test_a_mistake_in_a_model_s_file(file, message, fails, tmp_path):
     assert re.search(message, fails(f"--config-dir={tmp_path}", "model=mine", "recipe=plain", "data=synthetic"))
 
 
-@pytest.mark.parametrize("group", ["recipe", "experiment", "logger"])
+@pytest.mark.parametrize("group", ["recipe", "experiment", "sweep"])
+def test_files_of_the_user_s_own_are_suggested(group, fails, tmp_path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "warmer.yaml").write_text("# @package _global_\n")
+    said = fails("--config-dir", str(tmp_path), "model=deit_tiny", f"{group}=warmr", "data=synthetic")
+    assert f"{group}=warmr is unknown: did you mean warmer?" in said
+
+
+@pytest.mark.parametrize("group", ["recipe", "experiment", "logger", "sweep"])
 def test_a_file_that_must_set_options_of_all_groups_but_does_not_say_so(group, fails, tmp_path):
     (tmp_path / group).mkdir()
     (tmp_path / group / "mine.yaml").write_text("epochs: 3\noptim:\n  lr: 1e-3\n")
