@@ -77,6 +77,9 @@ def explain(error: BaseException, entry: str, arguments: Sequence[str]) -> str:
         return f"{_key_in(message)}: '{match[1]}' is not true or false"
     if "is not a ListConfig" in message:
         return f"{_key_in(message)} takes a list of values in brackets{_as_list(message)}"
+    if re.search(r"is not a subclass of \w+(Config|Options)\b|Cannot assign \w+ to Dict", message):
+        group = _key_in(message).partition("=")[0]
+        return f"{group} is a group of options: type {group}.NAME=…, --help lists them"
     if re.search(r"NoneType'? is not a subclass", message):
         return f"{_key_in(message).partition('[')[0]} cannot contain null"
     if match := re.search(r"Cannot convert '(?:list|dict)' to string", message):
@@ -166,6 +169,9 @@ def _several_values(argument: str, command: Command) -> str:
 def _unknown_key(key: str, message: str, command: Command) -> str:
     if full := re.search(r"full_key: (\S+)", message):
         key = full[1]
+    typed = texts_by_name(command.arguments)
+    if key not in typed:  # Hydra names the group that does not exist, such as wandb of wandb.mode
+        key = next((name for name in typed if name.startswith(f"{key}.")), key)
     if key in RENAMED:
         return f"{key} has a new name: type {RENAMED[key]}=…"
     if key == "study":
@@ -178,7 +184,20 @@ def _unknown_key(key: str, message: str, command: Command) -> str:
         return f"{file} sets '{key}', which is no option: correct it or remove it there"
     if (leaf := key.rpartition(".")[2]) in OUR_NAMES:
         return f"there is no option '{key}': timm's {leaf} is {OUR_NAMES[leaf]} here, see docs/timm.md"
-    return f"there is no option '{key}': {nearest(key, sorted(_all_keys(command)))}"
+    known = sorted(_all_keys(command))
+    for other in ENTRIES.keys() - {command.entry}:
+        if key.partition(".")[0] in _names(other) - _names(command.entry):
+            return (
+                f"'{key}' is an option of {other}.py, not of {command.entry}.py: {nearest(key, known, 'leave it out')}"
+            )
+    return f"there is no option '{key}': {nearest(key, known)}"
+
+
+def _names(entry: str) -> set[str]:
+    """Return the first parts of the names of all options of ``"train"`` or ``"eval"``, and the groups of train.py."""
+    return {name.partition(".")[0] for name in declared(ENTRIES[entry])} | (
+        config_groups() if entry == "train" else set()
+    )
 
 
 def _file_with(key: str, command: Command) -> str | None:
@@ -191,6 +210,8 @@ def _file_with(key: str, command: Command) -> str | None:
 
 def _file_without_package(message: str, command: Command) -> str | None:
     """Return the chosen file that must set options of all groups, but does not say so; None if there is none."""
+    if command.entry == "eval":  # which has none of these groups
+        return None
     wrong = GLOBAL & set(re.findall(r"(?:full_key: |Key '|Could not override ')(\w+)", message))
     return next(
         (name for name, group, text in _chosen_files(command) if group in wrong and "@package" not in text), None

@@ -92,6 +92,10 @@ MISTAKES = [
     (["name=a${foo"], r"name=a\$\{foo cannot be read: '\$\{' stands for the value of another option"),
     (["data.root=1.10,b"], r"""=1.10,b has several values: add -m .* or type 'data.root="1.10,b"' for one"""),
     (["optim.betas=0.9,0.98"], r"add -m to run each of them, or type 'optim.betas=\[0.9,0.98\]' for a list"),
+    (["wandb.mode=online"], r"no option 'wandb\.mode': did you mean logger\.mode\?$"),
+    (["train.epochs=3"], r"no option 'train\.epochs': did you mean epochs\?$"),
+    (["benchmark=true"], r"'benchmark' is an option of eval\.py, not of train\.py: leave it out$"),
+    (["monitor=false"], r"monitor is a group of options: type monitor\.NAME=…, --help lists them$"),
     (["data=/path/to/imagenet"], r"data=/path/to/imagenet is unknown: type data\.root=/path/to/imagenet, and data=fol"),
     (["experiment=conf/quickstart"], r"experiment=conf/quickstart is unknown: did you mean quickstart\?$"),
     (["model=resnet50"], r"no file conf/model/resnet50.yaml: type model=timm model.name=resnet50, or write that file"),
@@ -224,8 +228,10 @@ def test_a_gpu_that_is_not_there(fails):
         ([], r"no checkpoint: add checkpoint=PATH"),
         (["checkpoint=none.pt"], r"no checkpoint none.pt"),
         (["checkpoint=x", "split=val"], r"no option 'split': did you mean data.split"),
+        (["checkpoint=x", "logger=none"], r"'logger' is an option of train\.py, not of eval\.py: leave it out$"),
+        (["checkpoint=x", "batch_size=64"], r"not of eval\.py: did you mean eval\.batch_size\?$"),
     ],
-    ids=["nothing", "missing", "key"],
+    ids=["nothing", "missing", "key", "group of train.py", "option of train.py"],
 )
 def test_mistakes_of_eval_get_one_line(overrides, message, fails):
     assert re.search(message, fails(*overrides, entry="eval"))
