@@ -2,41 +2,26 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from engine.callbacks.progress import Progress
+from engine.errors import RunStopped
 from engine.run_dir import RunDirectory
 from engine.step import TrainStep
 from tests.runs import NEVER_SAVED, SMALL, checkpoint, metrics, train_here
 
-# A run that is asked to stop in its third step, and once more while its callbacks finish. SLURM and torchrun both ask.
-ASKED_TWICE = """
-import os, runpy, signal, sys
-from engine.callbacks.progress import Progress
-from engine.step import TrainStep
-take, end = TrainStep.take, Progress.on_end
-def asked_in_step_3(self, step, batches):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return take(self, step, batches)
-def asked_at_the_end(self):
-    os.kill(os.getpid(), signal.SIGTERM)
-    end(self)
-TrainStep.take, Progress.on_end = asked_in_step_3, asked_at_the_end
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
-
-def test_a_second_signal_while_callbacks_finish_does_not_end_the_run(small_images, here):
-    options = (*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
-    command = [sys.executable, "-c", ASKED_TWICE, str(PROJECT / "train.py"), *options]
-    done = subprocess.run(
-        command, cwd=here, env=environment(PYTHONPATH=str(PROJECT)), capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 143, done.stderr
-    assert "error: stopped by a signal after step 3, which is saved: run the same command again" in done.stderr
-    assert checkpoint(here / "outputs/a")["step"] == 3
+@contextmanager
+def listened_to(number: int) -> Iterator[None]:
+    """A signal that no run listens to fails the test, and does not end this process."""
+    before = signal.signal(number, lambda *_: pytest.fail("the run does not listen to the signal"))
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,16 +42,31 @@ def test_a_signal_during_the_last_save_does_not_end_it(number, small_images, her
 
     monkeypatch.setattr(TrainStep, "take", fail_in_step_4)
     monkeypatch.setattr(os, "fsync", interrupted)
-    # What would end a process must not end this one.
-    before = signal.signal(number, lambda *_: pytest.fail("the run does not listen to the signal"))
-    try:
-        with pytest.raises(OSError, match="a disk is gone"):
-            train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
-    finally:
-        signal.signal(number, before)
+    with listened_to(number), pytest.raises(OSError, match="a disk is gone"):
+        train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
     assert not due, "the signal came"
     assert checkpoint(here / "outputs/a")["step"] == 3
     assert [line["step"] for line in metrics(here / "outputs/a", "train")] == [1, 2, 3]
+
+
+def test_a_second_signal_while_callbacks_finish_does_not_end_the_run(small_images, here, monkeypatch):
+    """SLURM asks a run to stop, and then torchrun asks once more."""
+    take, end = TrainStep.take, Progress.on_end
+
+    def asked_in_step_3(self, step, batches):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, step, batches)
+
+    def asked_at_the_end(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(self)
+
+    monkeypatch.setattr(TrainStep, "take", asked_in_step_3)
+    monkeypatch.setattr(Progress, "on_end", asked_at_the_end)
+    with listened_to(signal.SIGTERM), pytest.raises(RunStopped, match="by a signal after step 3, which is saved"):
+        train_here(*SMALL, *NEVER_SAVED, f"data.root={small_images}", "name=a", "max_steps=9")
+    assert checkpoint(here / "outputs/a")["step"] == 3
 
 
 def test_bytes_in_the_metrics_that_are_no_line_are_skipped(tmp_path):
