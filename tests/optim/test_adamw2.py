@@ -1,6 +1,7 @@
 """AdamW² equals AdamW where nothing is capped."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,17 @@ INF = float("inf")
 
 
 def beside_torch_s(steps: int, tau: float, dtype: torch.dtype, **kernel: bool) -> tuple[nn.Module, nn.Module]:
-    """The small model after steps of AdamW², and after the same steps of torch's AdamW."""
+    """The small model after steps of AdamW² and of torch's AdamW. One group has options of its own."""
+
+    def groups(model: nn.Module) -> list[dict[str, Any]]:
+        first, *others = param_groups(model, 0.05, 5e-4)
+        return [first | {"betas": (0.8, 0.95), "eps": 1e-4}, *others]
+
     ours = small_model().to(dtype)
     theirs = copy.deepcopy(ours)
     options = {"lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.05, "eps": 1e-8}
-    a = AdamW2(param_groups(ours, 0.05, 5e-4), tau=tau, **options)
-    b = torch.optim.AdamW(param_groups(theirs, 0.05, 5e-4), **options, **kernel)
+    a = AdamW2(groups(ours), tau=tau, **options)
+    b = torch.optim.AdamW(groups(theirs), **options, **kernel)
     step_alike(steps, (ours, a), (theirs, b))
     return ours, theirs
 
