@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from optim import build_optimizer, build_schedule
 from tests.devices import on_devices
 from tests.dispatches import Dispatches, NoHostCopies
 from tests.plans import image_index
-from tests.runs import ALL_AUGMENTATION, SMALL, settings
+from tests.runs import ALL_AUGMENTATION, SMALL, cached_settings
 
 CLASSES, SIDE = 10, 28
 ALONE, CPU = World(0, 1, 0, 1), torch.device("cpu")
@@ -35,7 +36,7 @@ OPTIMIZERS = ("adamw", "adamw2", "sgd", "radam", "lion", "lamb", "muon", "adamuo
 
 def new_step(*options: str, world: World = ALONE, device: torch.device = CPU) -> TrainStep:
     """A new run's step."""
-    cfg = settings(*options, "data.root=unused", f"device={device.type}")
+    cfg = deepcopy(cached_settings(*options, "data.root=unused", f"device={device.type}"))
     model = build_model(cfg.model, CLASSES, cfg.data.crop).to(device)
     optimizer = build_optimizer(cfg.optim, model, cfg.batch_size)
     schedule = build_schedule(cfg.schedule, cfg.optim, optimizer, cfg.batch_size, 100, 10)
