@@ -102,11 +102,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image folder of the embedded set, two folders below its ``XDG_CACHE_HOME``. Tests must not change it."""
+def embedded(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The image folder of the embedded set, two folders below its ``XDG_CACHE_HOME``. Tests must not change it.
+
+    The processes of pytest-xdist share it: the first one unpacks it, and the others wait.
+    """
     config = OmegaConf.load("conf/data/fashion_mnist.yaml")
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if hasattr(pytestconfig, "workerinput") else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
         return unpacked(Path(config.archive), config.archive_sha256)
 
 
