@@ -21,6 +21,12 @@ def safe_text(text: str) -> str:
     return printable(masked(text))
 
 
+def print_error(message: object) -> None:
+    """Print an error as one line, as :func:`safe_text` says. Its names may be those in another person's files."""
+    with suppress(OSError, ValueError):  # stderr may be closed; the exit status still reports the error
+        print("error:", safe_text(str(message)).replace("\n", "\\x0a"), file=sys.stderr, flush=True)
+
+
 class Lines(logging.Formatter):
     """Formats messages, and shows them as :func:`safe_text` says."""
 

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from data import are_threads_abandoned
 from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_host_memory, lacks_memory
-from engine.log import discard, flush_streams, log_to, safe_text
+from engine.log import discard, flush_streams, log_to, print_error
 from engine.options.arguments import as_typed, split
 from engine.options.config import CONF, register
 from engine.options.explain import explain, first_line
@@ -137,7 +137,7 @@ class _Jobs:
             # would then start the next run at different times.
             if not is_sweep or is_mistake or was_asked_to_stop or "RANK" in os.environ:
                 _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
-            _print_error(message)
+            print_error(message)
             self.failed.append(" ".join(swept))
 
 
@@ -184,11 +184,6 @@ def _line_and_status(error: Exception, entry: str) -> tuple[str, int]:
     return str(error) if isinstance(error, USER_ERRORS) else explain(error, entry, sys.argv[1:]), 2
 
 
-def _print_error(message: str) -> None:
-    with suppress(OSError, ValueError):  # stderr may be closed; the exit status still reports the error
-        print(f"error: {safe_text(message)}", file=sys.stderr, flush=True)
-
-
 def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     """Print one line on each machine and exit. The other processes of the machine wait while the first one prints.
 
@@ -199,7 +194,7 @@ def _fail(message: str, exit_code: int, patience: float = PATIENCE) -> NoReturn:
     if rank != "0":
         time.sleep(patience)  # torchrun ends this process meanwhile, unless only this process has the error
         who = f" (process {os.environ.get('RANK', rank)})"
-    _print_error(f"{message}{who}")
+    print_error(f"{message}{who}")
     flush_streams()
     # A normal exit would wait for these threads, and for exchanges with processes that are missing.
     if are_threads_abandoned() or torch.distributed.is_initialized():

@@ -42,9 +42,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
 
 
 def _failed(message: str, status: int) -> int:
-    from engine.log import safe_text
+    from engine.log import print_error
 
-    print(f"error: {safe_text(message)}", file=sys.stderr)
+    print_error(message)
     return status
 
 

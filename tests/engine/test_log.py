@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.log import log_from, log_to
+from engine.log import log_from, log_to, print_error
 
 
 # What Python opens in the locale POSIX, with PYTHONIOENCODING=ascii, and in a locale of UTF-8.
@@ -30,6 +30,11 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path, capsys):
     said = "the class a\\x1b[2J\\x9b31m\\x0db\nis empty\n"
     assert capsys.readouterr().out == said
     assert (tmp_path / "train.log").read_text().endswith(said)
+
+
+def test_an_error_is_one_line_whatever_a_file_is_named(capsys):
+    print_error("a\nerror: b\x1b[2J is empty: delete it")
+    assert capsys.readouterr().err == "error: a\\x0aerror: b\\x1b[2J is empty: delete it\n"
 
 
 def test_the_callback_of_another_package_is_heard_too(tmp_path, capsys):

@@ -128,6 +128,15 @@ def test_points_in_a_name_stay(tmp_path, monkeypatch):
     assert written == ["net.a1_in1k.pt2"]
 
 
+def test_a_name_in_weights_of_others_cannot_command_the_terminal(tmp_path, monkeypatch, capsys):
+    torch.save({"w\x1b[2J\nerror: b": torch.zeros(1)}, tmp_path / "w.pt")
+    command = ["export.py", "--model", "lipsformer_swin_mini", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--weights", str(tmp_path / "w.pt")])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert r"(w\x1b[2J\x0aerror: b)" in said and "\x1b" not in said and said.count("\n") == 1
+
+
 def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["export.py", "--model", "none", "--out", str(tmp_path / "file/x")])
