@@ -216,7 +216,7 @@ def machines_of(typed: Sequence[str]) -> Machines:
     merged = OmegaConf.merge(OmegaConf.structured(Machines), OmegaConf.from_dotlist(listed))
     machines = cast(Machines, OmegaConf.to_object(merged))
     values = [*machines.gpus, *vars(machines).values()]
-    if not machines.gpus or any(value <= 0 for value in values if isinstance(value, int | float)):
+    if not machines.gpus or any(not value > 0 for value in values if isinstance(value, int | float)):
         raise UserError("the numbers of gpus=…, network=… and the others must be above 0")
     return machines
 

@@ -150,6 +150,7 @@ def test_another_set_is_planned_by_its_number_of_images(tmp_path: Path):
         ),
         (["model=deit_tiny", "amp=fp32"], "there is no estimate for amp=fp32: set images_per_second"),
         (["model=deit_tiny", "gpus=0"], "must be above 0"),
+        (["model=deit_tiny", "images_per_second=nan"], "must be above 0"),
         (["model=deit_tiny", "gpus=many"], "'many' is not a whole number"),
         (["model=deit_tinny"], "model=deit_tinny is unknown: did you mean deit_tiny"),
         (["model=deit_tiny", "epochss=3"], "there is no option 'epochss': did you mean epochs?"),
