@@ -38,9 +38,11 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure into a file, and free its memory.
 
     Raises:
-        UserError: if matplotlib does not know the ending of the file's name.
+        UserError: if the file's name has no ending, or one that matplotlib does not know.
         OSError: if the file cannot be written.
     """
+    if not path.suffix:  # matplotlib would add one to the name
+        raise UserError(f"{path} must end in .png, .pdf or .svg: the ending is the kind of the picture")
     try:
         figure.savefig(path, dpi=110)
     except ValueError as error:

@@ -118,7 +118,7 @@ def test_what_is_no_run_is_refused_in_one_line(content, complaint, tmp_path, mon
     assert said.startswith("error: ") and complaint in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["nowhere/both.png", "both.docx"])
+@pytest.mark.parametrize("name", ["nowhere/both.png", "both.docx", "both"])
 def test_a_picture_that_cannot_be_written_is_refused_in_one_line(name, tmp_path, monkeypatch, capsys):
     assert compared(monkeypatch, a_run(tmp_path / "a", LINES), "--plot", tmp_path / name) == 2
     said = capsys.readouterr().err
