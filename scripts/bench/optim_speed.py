@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--gradients", choices=["real", "random"], default="real")
     parser.add_argument("--tau", type=float, default=AdamW2([nn.Parameter(torch.ones(1, 1))]).defaults["tau"])
     args = parser.parse_args()
+    if not args.tau > 0:
+        parser.error(f"--tau {args.tau:g} is not above 0")
     device = tuned_device()
     where = device_name(device)
     for name in args.models:

@@ -97,6 +97,7 @@ def test_ctrl_c_ends_the_trainings_of_the_language_models(tmp_path: Path) -> Non
         ("bench.exchange_speed", "test_vit --processes 1,0", NO_NUMBER),
         ("bench.trace_step", "test_vit --operations -1", "'-1' is not a whole number of 0 or more"),
         ("bench.model_speed", "--model test_vit", "test_vit is no LipsFormer"),
+        ("bench.optim_speed", "--tau nan", "--tau nan is not above 0"),
         ("bench.model_speed", "--turns 0", NO_NUMBER),
         ("bench.depthwise_speed", "--batch-size 0", NO_NUMBER),
         ("bench.augment_speed", "--root /nowhere", NO_FOLDER),
