@@ -9,7 +9,7 @@ python eval.py model=deit_small benchmark=true
 # Data workers import this file, too. So modules that only the main process needs are imported inside the functions.
 
 
-def task(composed, choices, overrides, swept) -> None:
+def task(composed, choices, overrides, swept):
     from engine.checkpoints.saved_model import open_trained
     from engine.evaluation.benchmark import measure_speed
     from engine.evaluation.evaluate import evaluate_checkpoint
@@ -20,10 +20,8 @@ def task(composed, choices, overrides, swept) -> None:
     resolve_paths(composed)
     trained = open_trained(composed.checkpoint, not composed.benchmark, "model" in texts_by_name(overrides))
     settings = eval_settings(composed, trained, overrides, swept)
-    if settings.benchmark:
-        measure_speed(settings, trained)
-    else:
-        evaluate_checkpoint(settings, trained)
+    evaluate = measure_speed if settings.benchmark else evaluate_checkpoint
+    return lambda: evaluate(settings, trained)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ python train.py --help
 # Data workers import this file, too. So modules that only the main process needs are imported inside the functions.
 
 
-def task(composed, choices, overrides, swept) -> None:
+def task(composed, choices, overrides, swept):
     from engine.options.settings import train_settings
     from engine.training_run import train
 
-    train(train_settings(composed, choices, overrides, swept))
+    settings = train_settings(composed, choices, overrides, swept)
+    return lambda: train(settings)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ Options of train.py (model, recipe, batch_size, epochs, …) describe the run. T
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -236,10 +236,12 @@ def main() -> None:
     mine = [typed for typed in sys.argv[1:] if typed.partition("=")[0] in own]
     sys.argv[1:] = ["data.root=.", *(typed for typed in sys.argv[1:] if typed not in mine)]
 
-    def task(composed: DictConfig, choices: dict[str, Any], overrides: list[str], swept: list[str]) -> None:
+    def task(
+        composed: DictConfig, choices: dict[str, Any], overrides: list[str], swept: list[str]
+    ) -> Callable[[], None]:
         cfg = train_settings(composed, choices, overrides, swept)
         _refuse_unknown_size(cfg.data.name, mine)
-        print_plan(cfg, machines_of(mine))
+        return lambda: print_plan(cfg, machines_of(mine))
 
     launch("train", task, implied_recipe)
 

@@ -5,6 +5,7 @@ Any other error shows its traceback.
 
 import faulthandler
 import io
+import logging
 import os
 import sys
 import time
@@ -43,16 +44,17 @@ SET_IN_ONE_OF_MANY = {"SLURM_ARRAY_TASK_ID", "WANDB_SWEEP_ID"}
 # For each entry script: short forms, and the options they stand for.
 SHORT_FORMS = {"train": {"checkpoint": "checkpoint.start"}}
 
-Task = Callable[[DictConfig, dict[str, Any], list[str], list[str]], None]
+Task = Callable[[DictConfig, dict[str, Any], list[str], list[str]], Callable[[], None]]
 
 
 def launch(entry: str, task: Task, implied: Callable[[list[str]], list[str]] | None = None) -> None:
-    """Compose the config from the command line and call ``task`` with it. A user's mistake exits with status 2.
+    """Compose the config from the command line and run ``task`` with it. A user's mistake exits with status 2.
 
     Args:
         entry: ``"train"`` or ``"eval"``.
         task: called with the composed config, the chosen file of each group, the options of this job, and those options
-            that differ from the other jobs of a sweep or job array.
+            that differ from the other jobs of a sweep or job array. It refuses mistakes in them, and returns what
+            runs the job. In a sweep it is called for all jobs before the first one runs.
         implied: returns further arguments that follow from the typed ones.
     """
     register()
@@ -77,6 +79,9 @@ def launch(entry: str, task: Task, implied: Callable[[list[str]], list[str]] | N
         if {"--help", "-h"} & set(flags):
             _help(main, entry)
         main()
+        if jobs.are_several:
+            jobs.are_checked = True
+            main()
         if jobs.failed:
             _fail(f"{len(jobs.failed)} of the runs failed: {'; '.join(jobs.failed)}", 1)
         flush_streams()
@@ -105,6 +110,8 @@ class _Jobs:
         task: see :func:`launch`.
         typed: the options of the command, as Hydra gets them.
         have_begun: whether Hydra has composed the config of the first job.
+        are_several: whether it is a sweep.
+        are_checked: whether the options of all runs of a sweep are known to be right.
         failed: for each run of a sweep that failed, the options that tell it from the others.
     """
 
@@ -112,14 +119,18 @@ class _Jobs:
     task: Task
     typed: list[str] = field(default_factory=list)
     have_begun: bool = False
+    are_several: bool = False
+    are_checked: bool = False
     failed: list[str] = field(default_factory=list)
 
     def run(self, cfg: DictConfig) -> None:
-        """Run one job. Mistakes are caught here: if one left the job, Hydra would print lines of its own."""
+        """Run one job, or check it. Mistakes are caught here: if one left it, Hydra would print lines of its own."""
         self.have_begun = True
         job = HydraConfig.get()
         options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
-        is_sweep = job.mode == RunMode.MULTIRUN
+        is_sweep = self.are_several = job.mode == RunMode.MULTIRUN
+        is_check = is_sweep and not self.are_checked
+        logging.disable(logging.WARNING if is_check else logging.NOTSET)  # the run itself says it
         try:
             if is_sweep and "WANDB_SWEEP_ID" in os.environ:
                 raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
@@ -127,7 +138,9 @@ class _Jobs:
         except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)
         try:
-            self.task(cfg, dict(job.runtime.choices), options, swept)
+            run = self.task(cfg, dict(job.runtime.choices), options, swept)
+            if not is_check:
+                run()
         except Exception as error:
             if not isinstance(error, EXPLAINED) and not lacks_memory(error) and not lacks_host_memory(error):
                 raise

@@ -17,10 +17,11 @@ def launched(monkeypatch, entry: str, *typed: str) -> list[Any]:
 
     def task(composed, choices, overrides, swept):
         if entry == "train":
-            found.append(train_settings(composed, choices, overrides, swept))
+            settings = train_settings(composed, choices, overrides, swept)
         else:
             resolve_paths(composed)
-            found.append(eval_settings(composed, None, overrides, swept))
+            settings = eval_settings(composed, None, overrides, swept)
+        return lambda: found.append(settings)
 
     monkeypatch.setattr(sys, "argv", [f"{entry}.py", *typed])
     cli.launch(entry, task)
@@ -75,6 +76,13 @@ def test_a_sweep_gives_each_run_its_own_directory_and_weights(small_images, tmp_
     assert len(runs) == 2 and runs[0].name.endswith("seed_1") and runs[1].name.endswith("seed_2"), runs
     one, two = (checkpoint(run)["model"]["head.weight"] for run in runs)
     assert (one - two).abs().max() > 0.01, "the seed also draws the initial weights, which hardly change here"
+
+
+def test_a_mistake_in_the_last_run_of_a_sweep_is_found_before_the_first_one_trains(small_images, tmp_path):
+    typed = ("--multirun", *SMALL, f"data.root={small_images}", "max_steps=1", "seed=1,2", "optim.lr=1e-3,-1")
+    out = run_here("train.py", *typed, cwd=tmp_path)
+    assert (out.returncode, out.stderr) == (2, "error: optim.lr=-1.0 must be more than 0\n")
+    assert not list(tmp_path.glob("outputs/[!.]*"))
 
 
 def test_a_sweep_of_conf_starts_its_grid(here, monkeypatch):
