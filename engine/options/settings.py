@@ -33,6 +33,7 @@ def train_settings(
         UserError: naming the first invalid option.
         ModelError: if no model has the chosen name.
     """
+    _refuse_ending(choices)
     set_recipe(composed, choices)
     set_name(composed, choices, swept)
     resolve_paths(composed)
@@ -84,6 +85,13 @@ def eval_settings(
     assert isinstance(settings, EvalConfig)
     refuse_unknown(settings.model.name)
     return settings
+
+
+def _refuse_ending(choices: dict[str, Any]) -> None:
+    """Refuse ``experiment=quickstart.yaml``, which Hydra reads: the run would have another name and no reference."""
+    for group, name in choices.items():
+        if isinstance(name, str) and name.endswith(".yaml"):
+            raise UserError(f"{group}={name} has an ending: type {group}={name.removesuffix('.yaml')}")
 
 
 def _refuse_no_family(settings: RunConfig) -> None:

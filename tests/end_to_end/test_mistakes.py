@@ -97,6 +97,7 @@ MISTAKES = [
     (["benchmark=true"], r"'benchmark' is an option of eval\.py, not of train\.py: leave it out$"),
     (["monitor=false"], r"monitor is a group of options: type monitor\.NAME=…, --help lists them$"),
     (["data=/path/to/imagenet"], r"data=/path/to/imagenet is unknown: type data\.root=/path/to/imagenet, and data=fol"),
+    (["experiment=quickstart.yaml"], r"experiment=quickstart\.yaml has an ending: type experiment=quickstart$"),
     (["experiment=conf/quickstart"], r"experiment=conf/quickstart is unknown: did you mean quickstart\?$"),
     (["model=resnet50"], r"no file conf/model/resnet50.yaml: type model=timm model.name=resnet50, or write that file"),
     (["logger=wandb,tensorboard"], r"add -m to run each of them, or type 'logger=\[wandb,tensorboard\]' for a list"),
