@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 
 import hydra
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -79,6 +80,9 @@ def launch(entry: str, task: Task, implied: Callable[[list[str]], list[str]] | N
         if {"--help", "-h"} & set(flags):
             _help(main, entry)
         main()
+        given = get_args_parser().parse_args(flags)
+        if not (jobs.have_begun or given.cfg or given.info or given.hydra_help or given.shell_completion):
+            raise UserError("the sweep has no runs: its glob(…), range(…) or list holds no value")
         if jobs.are_several:
             jobs.are_checked = True
             main()

@@ -110,6 +110,7 @@ MISTAKES = [
     (["--epochs=3"], r"no flag --epochs=3: options are typed without dashes, epochs=3"),
     (["-cd", "nowhere"], r"config directory '\S*nowhere' not found"),
     (["hydra/launcher=joblib"], r"hydra/launcher=joblib is unknown"),
+    (["-m", "model=glob(nothing*)"], r"the sweep has no runs: its glob\(…\), range\(…\) or list holds no value$"),
     (["-m", "seed=1,1"], r"the sweep over seed contains 1 twice"),
     (["seed=1,2", "-m", "output_dir=x"], r"output_dir=x would be the directory of every run"),
     (["-m", "seed=1,2", "hydra.sweeper.max_batch_size=0"], r"AssertionError"),
