@@ -29,13 +29,14 @@ def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 def read_run(folder: Path) -> dict:
-    """What a run wrote: id, project, entity and group, config keys, history by key, summary by key."""
+    """What a run wrote: id, project, entity, group, tags and notes, config keys, history by key, summary by key."""
     (path,) = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1:]
     found: dict = {"id": None, "config": set(), "history": {}, "summary": {}}
     for record in records(path):
         if record.HasField("run"):
             found["id"], found["group"] = record.run.run_id, record.run.run_group
             found["project"], found["entity"] = record.run.project, record.run.entity
+            found["tags"], found["notes"] = list(record.run.tags), record.run.notes
             found["config"] |= {item.key for item in record.run.config.update}
         for item in record.history.item:
             found["history"].setdefault(item.key or "/".join(item.nested_key), []).append(item.value_json)

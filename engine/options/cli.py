@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
@@ -134,7 +134,6 @@ class _Jobs:
         options = cast(list[str], OmegaConf.to_container(job.overrides.task))  # interpolations stay
         is_sweep = self.are_several = job.mode == RunMode.MULTIRUN
         is_check = is_sweep and not self.are_checked
-        logging.disable(logging.WARNING if is_check else logging.NOTSET)  # the run itself says it
         try:
             if is_sweep and "WANDB_SWEEP_ID" in os.environ:
                 raise UserError("a run of a sweep of W&B cannot be a sweep itself: leave out -m and sweep=…")
@@ -142,7 +141,8 @@ class _Jobs:
         except UserError as error:  # a mistake in the sweep itself: start none of its jobs
             _fail(str(error), 2)
         try:
-            run = self.task(cfg, dict(job.runtime.choices), options, swept)
+            with _silent_log() if is_check else nullcontext():  # the run itself says it
+                run = self.task(cfg, dict(job.runtime.choices), options, swept)
             if not is_check:
                 run()
         except Exception as error:
@@ -156,6 +156,15 @@ class _Jobs:
                 _fail(message, exit_code, patience=1.0 if isinstance(error, RunStopped) else PATIENCE)
             print_error(message)
             self.failed.append(" ".join(swept))
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _help(main: Callable[[], None], entry: str) -> NoReturn:

@@ -49,7 +49,7 @@ class LoggerConfig:
 
     # auto: online if WANDB_API_KEY is set
     mode: str = field(default="offline", metadata={"choices": ("offline", "online", "auto")})
-    project: str = "coldstart"
+    project: str = "${oc.env:WANDB_PROJECT,coldstart}"  # W&B's own variable, if it is set
     entity: str | None = None
     group: str | None = None
 

@@ -30,8 +30,11 @@ def logged(small_images, tmp_path_factory) -> Iterator[tuple[Path, Path]]:
     root = tmp_path_factory.mktemp("logged")
     options = (*[o for o in SMALL if o != "logger=none"], f"data.root={small_images}", "name=a")
     common = (*options, "logger=[wandb,tensorboard]", "amp=fp16", "monitor.every=2")
-    common = (*common, "logger.project=p", "logger.entity=e", "logger.group=g")
+    common = (*common, "logger.entity=e", "logger.group=g")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_PROJECT", "p")
+        patch.setenv("WANDB_TAGS", "t,u")
+        patch.setenv("WANDB_NOTES", "n")
         patch.delenv("WANDB_API_KEY", raising=False)
         # The service may start slowly while other tests run.
         patch.setattr("engine.callbacks.wandb_logger.PATIENCE", 100.0)
@@ -46,6 +49,7 @@ def test_an_offline_run_holds_what_the_metrics_file_holds(logged):
     found = read_run(first)
     assert {"optim", "model", "data", "batch_size"} <= found["config"]
     assert (found["project"], found["entity"], found["group"]) == ("p", "e", "g")
+    assert (found["tags"], found["notes"]) == (["t", "u"], "n")
     history = found["history"]
     written = [line["loss"] for line in metrics(first, "train")]
     assert [float(v) for v in history["train/loss"]] == pytest.approx(written)
