@@ -78,7 +78,7 @@ def _named(auto: str, side: int) -> Policy:
     if kind in AUTO_AUGMENT:
         _refuse_parts(auto, parts, AUTO_PART, "such as mstd0.5")
         return AutoAugment(auto)
-    known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *AUTO_AUGMENT))
+    known = ", ".join(("rand-m9-mstd0.5-inc1 with timm's options", "trivial", *AUTO_AUGMENT, "null"))
     raise DataError(f"augment.auto_augment={auto} is unknown: choose {known}")
 
 

@@ -29,10 +29,10 @@ from engine.credentials import refuse_secrets
 from engine.errors import USER_ERRORS, RunStopped, UserError, lacks_host_memory, lacks_memory
 from engine.log import discard, flush_streams, log_to, print_error
 from engine.options.arguments import as_typed, split
-from engine.options.config import CONF, register
+from engine.options.config import CONF, ENTRIES, register
 from engine.options.explain import explain, first_line
 from engine.options.names import swept_options
-from engine.options.rules import text_options
+from engine.options.rules import declared, text_options
 from engine.processes.signals import raise_on_ctrl_c
 
 PATIENCE = 30.0  # seconds that other processes wait while the first one prints its error
@@ -183,6 +183,10 @@ def prepared(options: list[str], entry: str, implied: Callable[[list[str]], list
     """Prepare options for Hydra: expand short forms, quote text and add implied options."""
     parts = (option.lstrip("+").partition("=") for option in options)
     refuse_secrets((key, value) for key, _, value in parts)
+    for option in options:  # without it, an option would have the default of the code and not that of conf/
+        key = option.removeprefix("~").partition("=")[0]
+        if option.startswith("~") and key in declared(ENTRIES[entry]):
+            raise UserError(f"{option} would remove an option: type {key}=… to change it")
     text = text_options(entry)
     options = [as_typed(_in_full(option, SHORT_FORMS.get(entry, {})), text) for option in options]
     return options + (implied(options) if implied else [])

@@ -22,6 +22,7 @@ from engine.options.timm_names import OUR_NAMES
 from engine.similar import nearest
 from models import FAMILIES
 
+NONE_IN_WORDS = {"none", "false", "off", "no"}
 KINDS = {"Integer": "a whole number", "Float": "a number"}
 GLOBAL = {"recipe", "experiment", "logger", "sweep"}  # the files of these groups set options of all groups
 NEW_KEYS = ("model.kwargs.", "callbacks.")  # groups that a user fills
@@ -70,7 +71,8 @@ def explain(error: BaseException, entry: str, arguments: Sequence[str]) -> str:
     if match := re.search(r"In '(.+)': Could not load 'schema/model/([^']*)'", message):
         return f"conf/{match[1]}.yaml: there is no family {match[2]}: {nearest(match[2], list(FAMILIES))}"
     if match := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", message):
-        return f"{_key_in(message)}: '{match[1]}' is not {KINDS.get(match[2], match[2].lower())}"
+        key, kind = _key_in(message), KINDS.get(match[2], match[2].lower())
+        return f"{key}: '{match[1]}' is not {kind}{_or_null(key, match[1], command)}"
     if match := re.search(r"Value '(.*?)' .*is incompatible with type hint 'Optional\[Union", message):
         return f"{_key_in(message)}: '{match[1]}' is neither a whole number nor a word that --help lists"
     if match := re.search(r"Value '(.*?)' is not a valid bool", message):
@@ -96,6 +98,12 @@ def _key_in(message: str) -> str:
     key = re.search(r"full_key: (\S+)|field '(\S+)'", message)
     typed = re.search(r"Error merging override ([^\s=]+=?[^\s=]*)", message)
     return (key[1] or key[2]) if key else typed[1] if typed else "an option"
+
+
+def _or_null(key: str, value: str, command: Command) -> str:
+    """Say how to type that there is none, if the user typed it in another language."""
+    option = declared(ENTRIES[command.entry]).get(key)
+    return f": type {key}=null" if value.lower() in NONE_IN_WORDS and option and option.may_be_null else ""
 
 
 def _as_text(message: str) -> str:

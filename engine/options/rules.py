@@ -7,7 +7,8 @@ The rules of one option are in the ``metadata`` of its field. Rules that involve
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from engine.errors import UserError
 from engine.options.config import ENTRIES, RunConfig, config_groups
@@ -76,10 +77,12 @@ class Option:
 
     Attributes:
         is_text: whether its type is ``str`` or ``str | None``.
+        may_be_null: whether its type includes None.
         rules: the rules from the metadata of its field, and of the groups around it.
     """
 
     is_text: bool
+    may_be_null: bool
     rules: Rules
 
 
@@ -102,7 +105,7 @@ def declared(kind: Any, may_change: bool = False) -> dict[str, Option]:
             for group in _with_subclasses(hint):
                 found |= {f"{field.name}.{key}": option for key, option in declared(group, rules.may_change).items()}
         else:
-            found[field.name] = Option(hint in (str, str | None), rules)
+            found[field.name] = Option(hint in (str, str | None), NoneType in get_args(hint), rules)
     return found
 
 

@@ -174,6 +174,7 @@ def test_colour_jitter_comes_where_timm_has_it(auto: str | None, jitter: float, 
     ("auto", "said"),
     [
         ("augmix-m5", "augment.auto_augment=augmix-m5 is unknown: choose rand-m9-mstd0.5-inc1"),
+        ("none", "v0r, null"),
         ("randm9", "is unknown"),
         ("", "is unknown"),
         ("rand-m9.5", "'m9.5' is unknown"),

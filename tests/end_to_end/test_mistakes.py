@@ -157,6 +157,11 @@ FURTHER_MISTAKES = [
     (["seed=18446744073709551616"], r"seed=18446744073709551616 must be 18446744073709551615 or less"),
     (["epochs=9223372036854775808"], r"epochs=9223372036854775808 must be 9223372036854775807 or less"),
     (["schedule.warmup_epochs=inf"], r"schedule.warmup_epochs=inf must be finite"),
+    (["optim.clip=none"], r"optim\.clip: 'none' is not a number: type optim\.clip=null$"),
+    (["ema=false"], r"ema: 'False' is not a number: type ema=null$"),
+    (["epochs=none"], r"epochs: 'none' is not a whole number$"),
+    (["~optim.lr"], r"~optim\.lr would remove an option: type optim\.lr=… to change it$"),
+    (["~epochs=9"], r"~epochs=9 would remove an option"),
     (["optim.betas=[0.9,nan]"], r"optim.betas=.* is not a number"),
 ]
 
