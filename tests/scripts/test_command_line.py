@@ -25,7 +25,14 @@ END = "\nsys.exit(main())"
 def started(body: str, **options: int) -> subprocess.Popen[str]:
     """A script with this ``main``."""
     program = [sys.executable, "-c", BEGIN + body + END]
-    return subprocess.Popen(program, cwd=PROJECT, env=environment(), text=True, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        program, cwd=PROJECT, env=environment(), text=True, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c, **options
+    )
+
+
+def hear_ctrl_c() -> None:
+    """The tests themselves may run in the background, where a shell lets processes ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fails(error: Exception) -> Callable[[], int]:
@@ -75,8 +82,9 @@ def test_ctrl_c_ends_the_trainings_of_the_language_models(tmp_path: Path) -> Non
     (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 50)
     typed = ["--text", str(tmp_path / "text.txt"), "--to", str(tmp_path), "--at-once", "1"]
     program = [sys.executable, str(PROJECT / "scripts/language.py"), *typed]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(
-        program, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        program, env=environment(), text=True, start_new_session=True, preexec_fn=hear_ctrl_c, **pipes
     )
     assert "Pre-LN, AdamW, 0.001, 0: " in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
