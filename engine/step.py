@@ -82,7 +82,7 @@ class TrainStep:
         self.loss = training_loss(cfg)
         self.watch_update: UpdateWatcher = lambda step, images: nullcontext()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # Such as running statistics, and a copy from before the current step. Only those that checkpoints hold.
+        # The buffers that checkpoints hold, such as running statistics, and a copy from before the current step.
         self.buffers = [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
         self.buffers_before = [torch.empty_like(value) for value in self.buffers]
         self.stage = "between steps"  # | "gradients" | "update"

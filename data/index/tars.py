@@ -47,7 +47,7 @@ def members(
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != END:
                     raise tarfile.ReadError("its end is missing")
-    except (OSError, tarfile.TarError, ValueError, RecursionError) as error:  # the last: headers of headers of headers
+    except (OSError, tarfile.TarError, ValueError, RecursionError) as error:  # the last: headers without end
         if path.is_file() and path.open("rb").read(2) == GZIP:
             raise DataError(f"{path} is compressed: unpack it with gzip, and name the result .tar") from error
         raise DataError(f"{path} is damaged or cut short ({in_one_line(error)}): {remedy}") from error

@@ -187,18 +187,21 @@ class Checkpoints:
         """Load the newest checkpoint that can be read; None if there are no checkpoints.
 
         Raises:
-            UserError: if there are checkpoints but none can be read, or one cannot be opened. That one is not damaged:
-                the run would go on from an earlier one, and its next save would replace it.
+            UserError: if there are checkpoints but none can be read, or one that is newer than all readable ones cannot
+                be opened. That one may be sound, and the next save would replace it.
         """
-        candidates = [path for path in (self.last, *self._older(), self.best) if _can_open(path)]
-        for path in candidates:
+        has_any = False
+        for path in (self.last, *self._older(), self.best):
+            if not _can_open(path):
+                continue
+            has_any = True
             try:
                 state = load_checkpoint(path)
                 self.last_step = state["step"] if path == self.last else None
                 return state
             except UserError as error:
                 log.warning("%s; trying the previous one", error)
-        if candidates:
+        if has_any:
             raise UserError(
                 f"none of the checkpoints in {self.folder} can be read: set another name=… to start a new run"
             )

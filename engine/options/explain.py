@@ -101,7 +101,7 @@ def _key_in(message: str) -> str:
 
 
 def _or_null(key: str, value: str, command: Command) -> str:
-    """Say how to type that there is none, if the user typed it in another language."""
+    """Say to type null, if the user typed a word for "none" and the option may be null."""
     option = declared(ENTRIES[command.entry]).get(key)
     return f": type {key}=null" if value.lower() in NONE_IN_WORDS and option and option.may_be_null else ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.terminal import escape_unknown_letters
 
-# What imports torch is imported inside the functions: check_machine.py must do without.
+# check_machine.py must run where torch is missing. So what imports torch is imported inside the functions.
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int]:
